@@ -1,0 +1,27 @@
+// Work sharing on the CPU.
+#pragma once
+
+#include <omp.h>
+
+#include <cstdint>
+
+// Compile a function for several instruction sets and choose among them at load time.
+#define TRQAM_SIMD_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+
+namespace trqam {
+
+// Calls work(begin, end) on contiguous shares of [0, rows), one per thread.
+template <typename Work>
+void parallel_rows(int64_t rows, int threads, const Work& work) {
+    if (threads <= 1) {
+        work(int64_t{0}, rows);
+        return;
+    }
+#pragma omp parallel num_threads(threads)
+    {
+        const int64_t team = omp_get_num_threads(), rank = omp_get_thread_num();
+        work(rows * rank / team, rows * (rank + 1) / team);
+    }
+}
+
+}  // namespace trqam

@@ -1,0 +1,31 @@
+"""Ops of TRQAM: rollout, lean adjoint, adjoint-matching loss and path KL.
+
+Every op takes data with a leading axis of independent runs, `[S, B, D]`, its noise as an argument,
+and a `backend`. The reference in plain PyTorch is the specification of each.
+"""
+
+from trqam_fast.kernels.adjoint_matching import adjoint_matching
+from trqam_fast.kernels.dispatch import BACKENDS, Backend, BackendError
+from trqam_fast.kernels.lean_adjoint import lean_adjoint
+from trqam_fast.kernels.mlp import MLPWeights, mlp
+from trqam_fast.kernels.path_kl import path_kl
+from trqam_fast.kernels.schedule import diffusion_squared
+from trqam_fast.kernels.sde_rollout import Rollout, ode_rollout, sde_rollout
+from trqam_fast.kernels.velocity import Velocity, velocity_along
+
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "BackendError",
+    "MLPWeights",
+    "Rollout",
+    "Velocity",
+    "adjoint_matching",
+    "diffusion_squared",
+    "lean_adjoint",
+    "mlp",
+    "ode_rollout",
+    "path_kl",
+    "sde_rollout",
+    "velocity_along",
+]

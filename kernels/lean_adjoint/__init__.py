@@ -1,0 +1,64 @@
+"""Backward sweep of the lean adjoint through the base field."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from trqam_fast.kernels.dispatch import check_same, check_tensor, choose_backend
+from trqam_fast.kernels.lean_adjoint import ops, reference
+from trqam_fast.kernels.velocity import Velocity, callable_problem, check_velocity
+
+
+def lean_adjoint(
+    base_velocity: Velocity,
+    observations: Tensor,
+    trajectory: Tensor,
+    terminal_adjoint: Tensor,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """Carry the critic's action gradient back along sampled chains.
+
+    For k = K-1..0, with h = 1/K and the base field at time t_k + h::
+
+        a_k = a_{k+1} + h (d/dX [2 v_base(s, X_k, t_k + h) - X_k / (t_k + h)])^T a_{k+1}
+
+    Source: TRQAM section "Lean adjoint sweep" (docs/algorithm.md).
+
+    Args:
+        base_velocity: `MLPWeights` on `[s, x, t]`, or a callable v(s, x, t) that `torch.func.vjp`
+            can differentiate and that treats its B rows independently.
+        observations: `[S, B, O]`, float32 or float64.
+        trajectory: X_0..X_K, `[S, K + 1, B, D]`; X_K itself is not used.
+        terminal_adjoint: a_K, `[S, B, D]`.
+        backend: ``auto``, ``reference`` or ``cpp`` (packed weights only).
+
+    Returns:
+        a_0..a_{K-1}, `[S, K, B, D]`: regression targets. The ``cpp`` backend's backward pass
+        raises; the reference is differentiable by autograd.
+
+    Raises:
+        TypeError: an argument is no tensor, or of an unsupported dtype.
+        ValueError: shapes, dtypes or devices do not fit.
+        BackendError: the backend asked for cannot run.
+    """
+    op = "lean_adjoint"
+    check_tensor(op, "observations", observations, (None, None, None))
+    runs, batch, _ = observations.shape
+    check_tensor(op, "terminal_adjoint", terminal_adjoint, (runs, batch, None))
+    dim = terminal_adjoint.shape[-1]
+    check_tensor(op, "trajectory", trajectory, (runs, None, batch, dim))
+    if trajectory.shape[1] < 2:
+        raise ValueError(f"{op}: trajectory has {trajectory.shape[1]} points; K + 1 must be >= 2")
+    check_same(
+        op, observations=observations, trajectory=trajectory, terminal_adjoint=terminal_adjoint
+    )
+    check_velocity(op, "base_velocity", base_velocity, observations, dim)
+    match choose_backend(op, backend, callable_problem(base_velocity)):
+        case "reference":
+            return reference.lean_adjoint(base_velocity, observations, trajectory, terminal_adjoint)
+        case _:
+            return ops.lean_adjoint(base_velocity, observations, trajectory, terminal_adjoint)
+
+
+__all__ = ["lean_adjoint"]

@@ -1,0 +1,28 @@
+"""Stacked MLP in plain PyTorch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from trqam_fast.kernels.mlp import MLPWeights
+
+NORM_EPS = 1e-6
+
+
+def mlp(weights: MLPWeights, inputs: Tensor) -> Tensor:
+    """Apply the MLPs to `inputs` `[S, N, in]`; see `trqam_fast.kernels.mlp.mlp`."""
+    y = inputs if len(weights.lead) == 1 else inputs.unsqueeze(1)
+    last = len(weights.kernels) - 1
+    for layer, (kernel, bias) in enumerate(zip(weights.kernels, weights.biases, strict=True)):
+        y = y @ kernel + bias.unsqueeze(-2)
+        if layer < last:
+            y = F.gelu(y, approximate="tanh")
+            if weights.norm_scales:
+                y = F.layer_norm(y, y.shape[-1:], eps=NORM_EPS)
+                y = y * weights.norm_scales[layer].unsqueeze(-2)
+                y = y + weights.norm_biases[layer].unsqueeze(-2)
+    return y

@@ -1,0 +1,65 @@
+"""Path-space KL between the fine-tuned and the base process."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from trqam_fast.kernels.dispatch import (
+    check_horizon,
+    check_same,
+    check_tensor,
+    choose_backend,
+    extension_problem,
+)
+from trqam_fast.kernels.path_kl import ops, reference
+
+
+def path_kl(
+    velocity: Tensor,
+    base_velocity: Tensor,
+    *,
+    horizon: int = 1,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    """Path KL of trajectories sampled from the fine-tuned process.
+
+    In nats per action step::
+
+        D_b = sum_k (2 h / g_k^2) ||v_ft(s, X_k, t_k) - v_base(s, X_k, t_k)||^2 / horizon
+
+    By Girsanov's theorem its expectation is KL(P^u || P^base) of the discretised chain divided by
+    the horizon. Source: TRQAM section "Path KL" (docs/algorithm.md).
+
+    Args:
+        velocity: v_ft along the trajectories, `[S, K, B, D]`, float32 or float64.
+        base_velocity: v_base at the same points, same shape, dtype and device.
+        horizon: Action steps in a chunk; 1 without chunking.
+        reduction: ``mean`` over the batch, or ``none``.
+        backend: ``auto``, ``reference`` or ``cpp``.
+
+    Returns:
+        `[S]` for ``mean``, `[S, B]` for ``none``; differentiable once in both velocities.
+
+    Raises:
+        TypeError: an argument is no tensor, or of an unsupported dtype.
+        ValueError: shapes, dtypes or devices do not fit; unknown `reduction`; `horizon` below 1.
+        BackendError: the backend asked for cannot run.
+    """
+    op = "path_kl"
+    check_tensor(op, "velocity", velocity, (None, None, None, None))
+    check_tensor(op, "base_velocity", base_velocity, tuple(velocity.shape))
+    check_same(op, velocity=velocity, base_velocity=base_velocity)
+    check_horizon(op, horizon)
+    if reduction not in ("mean", "none"):
+        raise ValueError(f"{op}: reduction is {reduction!r}; choose 'mean' or 'none'")
+    match choose_backend(op, backend, extension_problem(velocity.device)):
+        case "reference":
+            per_trajectory = reference.path_kl(velocity, base_velocity, horizon)
+            return per_trajectory.mean(-1) if reduction == "mean" else per_trajectory
+        case _:
+            per_trajectory, mean = ops.path_kl(velocity, base_velocity, horizon)
+            return mean if reduction == "mean" else per_trajectory
+
+
+__all__ = ["path_kl"]

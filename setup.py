@@ -1,0 +1,146 @@
+"""Builds ``trqam_fast._C`` from ``csrc/`` with pybind11 and ninja.
+
+Metadata lives in pyproject.toml; this file only knows how to compile. ``TRQAM_CUDA`` chooses the
+CUDA part: ``auto`` (the default) adds it where a working nvcc is found, ``1`` demands it, ``0``
+leaves it out.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import ninja
+from pybind11.setup_helpers import Pybind11Extension
+from setuptools import setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+CUDA_ARCHITECTURES = ("80", "90", "100")
+
+
+def nvcc_toolkit(nvcc: str) -> Path:
+    """Toolkit folder of `nvcc`, which may be a wrapper script, from its own dry run."""
+    dryrun = subprocess.run(
+        [nvcc, "--dryrun", "-c", "probe.cu"], capture_output=True, text=True, check=False
+    )
+    top = re.search(r"^#\$ TOP=(.+)$", dryrun.stderr, re.MULTILINE)
+    return Path(top.group(1).strip()) if top else Path(nvcc).resolve().parent.parent
+
+
+def nvcc_flags(nvcc: str) -> list[str]:
+    """Code generation flags for those of our architectures that `nvcc` knows."""
+    listing = subprocess.run(
+        [nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    known = [arch for arch in CUDA_ARCHITECTURES if f"sm_{arch}" in listing]
+    if not known:
+        raise RuntimeError(f"{nvcc} knows none of sm_80, sm_90 and sm_100")
+    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in known]
+    return [*flags, f"-gencode=arch=compute_{known[-1]},code=compute_{known[-1]}"]
+
+
+class NinjaBuild(build_ext):
+    """Compile every source as one ninja edge: parallel, and rebuilt only when it changed."""
+
+    def build_extension(self, ext: Pybind11Extension) -> None:
+        request = os.environ.get("TRQAM_CUDA", "auto")
+        if request not in ("auto", "0", "1"):
+            raise SystemExit(f"TRQAM_CUDA is {request!r}; use auto, 0 or 1")
+        nvcc = shutil.which("nvcc") if request != "0" else None
+        if request == "1" and nvcc is None:
+            raise SystemExit("TRQAM_CUDA=1, but no nvcc is on the PATH: install the CUDA toolkit")
+        try:
+            self.run_ninja(ext, nvcc)
+        except (subprocess.CalledProcessError, RuntimeError) as error:
+            if nvcc is None or request == "1":
+                raise
+            print(f"trqam_fast: the CUDA part failed ({error}); building the CPU part alone")
+            self.run_ninja(ext, None)
+
+    def run_ninja(self, ext: Pybind11Extension, nvcc: str | None) -> None:
+        output = Path(self.get_ext_fullpath(ext.name)).resolve()
+        output.parent.mkdir(parents=True, exist_ok=True)
+        build = Path(self.build_temp).resolve() / ("cuda" if nvcc else "cpu")
+        build.mkdir(parents=True, exist_ok=True)
+        includes = [*ext.include_dirs, *self.compiler.include_dirs]
+        cxx = [*self.compiler.compiler_so_cxx, *ext.extra_compile_args]
+        cxx += [f"-I{path}" for path in includes]
+        link = [*self.compiler.linker_so_cxx]
+        libraries = ["-fopenmp"]
+        sources = [Path(source) for source in ext.sources]
+        rules = []
+        if nvcc:
+            toolkit = nvcc_toolkit(nvcc)
+            cxx += ["-DTRQAM_WITH_CUDA"]
+            compile_cu = [
+                nvcc,
+                "-O3",
+                "-std=c++17",
+                "--compiler-options",
+                "-fPIC,-fvisibility=hidden",
+            ]
+            compile_cu += nvcc_flags(nvcc)
+            library_dir = next(
+                (
+                    path
+                    for path in (toolkit / "lib64", toolkit / "targets/x86_64-linux/lib")
+                    if (path / "libcudart_static.a").exists()
+                ),
+                None,
+            )
+            if library_dir is None:
+                raise RuntimeError(f"no libcudart_static.a in the CUDA toolkit {toolkit}")
+            libraries += [str(library_dir / "libcudart_static.a"), "-lrt", "-ldl", "-lpthread"]
+            sources += sorted((ROOT / "csrc").glob("*.cu"))
+            rules += [
+                "rule cu",
+                f"  command = {quote(compile_cu)} -MMD -MF $out.d -c $in -o $out",
+                "  depfile = $out.d",
+                "  deps = gcc",
+            ]
+        rules += [
+            "rule cxx",
+            f"  command = {quote(cxx)} -MMD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "rule link",
+            f"  command = {quote(link)} $in {quote(libraries)} -o $out",
+        ]
+        objects, edges = [], []
+        for source in sources:
+            target = f"{source.name}.o"
+            rule = "cu" if source.suffix == ".cu" else "cxx"
+            edges.append(f"build {target}: {rule} {escape(source.resolve())}")
+            objects.append(target)
+        edges.append(f"build {escape(output)}: link {' '.join(objects)}")
+        (build / "build.ninja").write_text("\n".join([*rules, *edges]) + "\n")
+        subprocess.run([Path(ninja.BIN_DIR) / "ninja", "-C", build], check=True)
+
+
+def quote(words: list[str]) -> str:
+    """Words as one shell command line inside a ninja file."""
+    return subprocess.list2cmdline(words).replace("$", "$$")
+
+
+def escape(path: Path) -> str:
+    """A path inside a ninja build line."""
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+if sys.platform != "linux":
+    raise SystemExit(f"trqam_fast builds on Linux x86-64 only, not on {sys.platform}")
+
+setup(
+    ext_modules=[
+        Pybind11Extension(
+            "trqam_fast._C",
+            sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("*.cpp")),
+            cxx_std=17,
+            extra_compile_args=["-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"],
+        )
+    ],
+    cmdclass={"build_ext": NinjaBuild},
+)

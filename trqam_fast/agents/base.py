@@ -1,0 +1,243 @@
+"""What every agent has: batches, noise, the flat optimiser, acting."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from trqam_fast.agents.config import AgentConfig
+from trqam_fast.kernels import MLPWeights, mlp, ode_rollout
+from trqam_fast.networks import MLPShape, ParameterBlock
+
+MAX_GRAD_NORM = 1.0
+
+
+class Batch(NamedTuple):
+    """Sampled sequences, reduced to what an update needs (index H-1 of the sampler).
+
+    Attributes:
+        observations: s, `[S, B, O]`.
+        actions: `[S, B, H, A]`, in [-1, 1].
+        rewards: Discounted sum R, `[S, B]`.
+        masks: m, 0 where the task was solved, `[S, B]`.
+        valid: 1 where step H-1 lies in the trajectory of s, `[S, B]`.
+        next_observations: s', `[S, B, O]`.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    masks: Tensor
+    valid: Tensor
+    next_observations: Tensor
+
+
+class Noise(NamedTuple):
+    """Every random number of one update; standard normal but for `bc_t`, uniform on [0, 1].
+
+    Attributes:
+        bc_x0: `[S, B, D]`.
+        bc_t: `[S, B, 1]`.
+        next_action: `[S, B, N, D]`, N candidates; None for behaviour cloning.
+        sde_x0: `[S, B, D]`; None for behaviour cloning.
+        sde_eps: `[S, K - 1, B, D]`; None for behaviour cloning.
+    """
+
+    bc_x0: Tensor
+    bc_t: Tensor
+    next_action: Tensor | None = None
+    sde_x0: Tensor | None = None
+    sde_eps: Tensor | None = None
+
+
+class Terms(NamedTuple):
+    """Losses of one update and what led to them.
+
+    Attributes:
+        metrics: Scalars of each run by name, `[S]`.
+        path_kl: Path KL of each run, `[S]`, or None.
+        trajectory: X_0..X_K, `[S, K + 1, B, D]`, or None.
+        adjoint: a_0..a_{K-1}, `[S, K, B, D]`, or None.
+        next_actions: a', `[S, B, D]`, or None.
+    """
+
+    metrics: dict[str, Tensor]
+    path_kl: Tensor | None = None
+    trajectory: Tensor | None = None
+    adjoint: Tensor | None = None
+    next_actions: Tensor | None = None
+
+
+class Agent:
+    """S independent runs: packed parameters, one Adam, and the policy.
+
+    Subclasses define `loss`, which returns the summed loss of each run, and `acting_field`.
+    """
+
+    acting_field = "actor_slow"
+    """Network that acts."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        obs_dim: int,
+        act_dim: int,
+        shapes: dict[str, MLPShape],
+        seeds: list[int],
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        backend: str = "auto",
+    ) -> None:
+        self.config, self.backend = config, backend
+        self.obs_dim, self.act_dim = obs_dim, act_dim
+        self.dim = act_dim * config.chunk_length
+        self.runs, self.dtype, self.device = len(seeds), dtype, torch.device(device)
+        self.online = ParameterBlock(shapes, self.runs, dtype=dtype, device=device, trainable=True)
+        self.online.initialise([torch.Generator().manual_seed(seed) for seed in seeds])
+        self.optimizer = torch.optim.Adam([self.online.flat], lr=config.lr, fused=True)
+
+    @staticmethod
+    def field_shape(config: AgentConfig, obs_dim: int, act_dim: int) -> MLPShape:
+        """Architecture of a velocity field on [s, x, t]."""
+        dim = act_dim * config.chunk_length
+        return MLPShape(obs_dim + dim + 1, config.actor_hidden_dims, dim, config.actor_layer_norm)
+
+    @staticmethod
+    def critic_shape(config: AgentConfig, obs_dim: int, act_dim: int) -> MLPShape:
+        """Architecture of the critic ensemble on [s, a]."""
+        dim = act_dim * config.chunk_length
+        return MLPShape(
+            obs_dim + dim, config.value_hidden_dims, 1, config.value_layer_norm, config.num_qs
+        )
+
+    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Terms]:
+        """Return the loss summed over runs, whose gradients are independent, and its terms."""
+        raise NotImplementedError
+
+    def gradients(self, batch: Batch, noise: Noise) -> tuple[Tensor, Terms]:
+        """Return the unclipped gradient of every run, `[S, P]`, and the terms of the loss."""
+        total, terms = self.loss(batch, noise)
+        gradients = torch.autograd.grad(total, self.online.leaves, allow_unused=True)
+        return self.online.flatten_gradients(gradients), terms
+
+    @torch.no_grad()
+    def apply(self, gradient: Tensor, terms: Terms) -> None:
+        """Clip each run's gradient, move the targets, take the optimiser step, update the dual."""
+        norm = torch.linalg.vector_norm(gradient, dim=1)
+        terms.metrics["grad_norm"] = norm
+        if self.config.clip_grad:
+            gradient.mul_((MAX_GRAD_NORM / norm.clamp(min=MAX_GRAD_NORM)).unsqueeze(1))
+        self.move_targets()
+        self.online.flat.grad = gradient
+        self.optimizer.step()
+        self.dual_update(terms)
+
+    def update(self, batch: Batch, noise: Noise) -> Terms:
+        """Do one update of every run; nothing is read back to the host."""
+        gradient, terms = self.gradients(batch, noise)
+        self.apply(gradient, terms)
+        return terms
+
+    def move_targets(self) -> None:
+        """Move Polyak targets, if there are any."""
+
+    def dual_update(self, terms: Terms) -> None:
+        """Update dual variables, if there are any."""
+
+    def draw_noise(self, generators: list[torch.Generator]) -> Noise:
+        """Draw the noise of one update; run s uses `generators[s]` alone."""
+        raise NotImplementedError
+
+    def _draw(self, generators: list[torch.Generator], normals: int) -> tuple[Tensor, Tensor]:
+        """Return `[S, normals]` standard normals and `[S, B]` uniforms."""
+        options = {"dtype": self.dtype, "device": self.device}
+        normal = torch.empty(self.runs, normals, **options)
+        uniform = torch.empty(self.runs, self.config.batch_size, **options)
+        for run, generator in enumerate(generators):
+            normal[run].normal_(generator=generator)
+            uniform[run].uniform_(generator=generator)
+        return normal, uniform
+
+    def cloning_loss(self, batch: Batch, noise: Noise) -> Tensor:
+        """Flow-matching loss of the cloned field for each run, `[S]`.
+
+        mean_b [ mean_d (v_bc(s, x_t, t) - (a - x_0))^2 * valid ] with x_t = (1 - t) x_0 + t a.
+        """
+        actions = self.policy_actions(batch)
+        x_t = torch.lerp(noise.bc_x0, actions, noise.bc_t)
+        inputs = torch.cat([batch.observations, x_t, noise.bc_t], dim=-1)
+        velocity = mlp(self.online.networks["actor_slow"], inputs, backend=self.backend)
+        error = (velocity - (actions - noise.bc_x0)).square().mean(-1)
+        return (error * batch.valid).mean(-1)
+
+    def policy_actions(self, batch: Batch) -> Tensor:
+        """Actions in the policy's layout, `[S, B, D]`: all H of a chunk, or the first."""
+        if self.config.action_chunking:
+            return batch.actions.flatten(-2)
+        return batch.actions[..., 0, :]
+
+    def critic_values(self, critic: MLPWeights, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q_e(s, a) `[S, E, N]` for `[S, N, O]` and `[S, N, D]`."""
+        inputs = torch.cat([observations, actions], dim=-1)
+        return mlp(critic, inputs, backend=self.backend).squeeze(-1)
+
+    def choose_candidate(self, observations: Tensor, candidates: Tensor) -> Tensor:
+        """Clip candidates `[S, n, N, D]` and keep the one the critics like best, `[S, n, D]`."""
+        candidates = candidates.clamp(-1.0, 1.0)
+        runs, rows, count, dim = candidates.shape
+        if count == 1:
+            return candidates[:, :, 0]
+        values = self.critic_values(
+            self.online.networks["critic"].detach(),
+            observations.repeat_interleave(count, dim=1),
+            candidates.flatten(1, 2),
+        )
+        best = values.mean(1).view(runs, rows, count).argmax(-1)
+        index = best.view(runs, rows, 1, 1).expand(-1, -1, 1, dim)
+        return candidates.gather(2, index).squeeze(2)
+
+    @torch.no_grad()
+    def act(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """Sample actions: the flow's ODE, clip, best of N.
+
+        Args:
+            observations: `[S, n, O]`.
+            noise: `[S, n, N, D]`, standard normal.
+
+        Returns:
+            `[S, n, D]` in [-1, 1]; with chunking D holds H actions one after another.
+        """
+        count = noise.shape[2]
+        rows = observations.repeat_interleave(count, dim=1) if count > 1 else observations
+        x = ode_rollout(
+            self.online.networks[self.acting_field].detach(),
+            rows,
+            noise.flatten(1, 2),
+            self.config.flow_steps,
+            backend=self.backend,
+        )
+        return self.choose_candidate(observations, x.view_as(noise))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values that restore the agent, each with the run axis first."""
+        state = {"online": self.online.flat.clone()}
+        moments = self.optimizer.state.get(self.online.flat, {})
+        for name in ("exp_avg", "exp_avg_sq"):
+            state[name] = moments[name].clone() if moments else torch.zeros_like(state["online"])
+        state["step"] = torch.full(
+            (self.runs,), float(moments["step"]) if moments else 0.0, dtype=torch.float64
+        )
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.online.flat.copy_(state["online"])
+        self.optimizer.state[self.online.flat] = {
+            "step": torch.tensor(float(state["step"].max()), device=self.device),
+            "exp_avg": state["exp_avg"].to(self.online.flat, copy=True),
+            "exp_avg_sq": state["exp_avg_sq"].to(self.online.flat, copy=True),
+        }

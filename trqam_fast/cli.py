@@ -1,0 +1,24 @@
+"""Exit statuses and one-sentence errors, the same for every command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from trqam_fast.errors import FAILURE, RunError, UsageError
+from trqam_fast.kernels import BackendError
+
+
+def run_command(main: Callable[[], int]) -> int:
+    """Run `main`; print expected errors as one sentence and return the exit status."""
+    try:
+        return main()
+    except (UsageError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.status
+    except BackendError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return UsageError.status
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return FAILURE

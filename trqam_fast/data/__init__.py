@@ -1,0 +1,1 @@
+"""Data: OGBench datasets, generated datasets, the sequence sampler."""

@@ -1,0 +1,17 @@
+"""Errors that a command reports in one sentence, without a traceback."""
+
+from __future__ import annotations
+
+USAGE, FAILURE = 2, 1
+
+
+class UsageError(ValueError):
+    """A flag, file or combination that cannot work; commands exit with status 2."""
+
+    status = USAGE
+
+
+class RunError(RuntimeError):
+    """Something failed while running; commands exit with status 1."""
+
+    status = FAILURE

@@ -1,0 +1,129 @@
+"""Packed parameters of the velocity fields and critics of S independent runs.
+
+All networks of a `ParameterBlock` live in one `[S, P]` tensor, so that the optimiser, the
+per-run gradient norm and the Polyak targets are a handful of operations whatever the number of
+layers. Every layer's tensor is a view of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trqam_fast.kernels import MLPWeights
+
+
+@dataclass(frozen=True)
+class MLPShape:
+    """Architecture of one network of a run.
+
+    Attributes:
+        in_features: Input width.
+        hidden_dims: Widths of the hidden layers, at least one.
+        out_features: Output width.
+        layer_norm: LayerNorm after every hidden activation.
+        ensemble: Number of critics, or None for a single network without ensemble axis.
+    """
+
+    in_features: int
+    hidden_dims: tuple[int, ...]
+    out_features: int
+    layer_norm: bool = False
+    ensemble: int | None = None
+
+    @property
+    def tensor_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes without the run axis, ordered as `MLPWeights.tensors`."""
+        lead = () if self.ensemble is None else (self.ensemble,)
+        widths = (self.in_features, *self.hidden_dims, self.out_features)
+        kernels = [(*lead, a, b) for a, b in zip(widths, widths[1:], strict=False)]
+        biases = [(*lead, width) for width in widths[1:]]
+        norms = [(*lead, width) for width in self.hidden_dims] if self.layer_norm else []
+        return [*kernels, *biases, *norms, *norms]
+
+    @property
+    def size(self) -> int:
+        """Number of parameters of one run."""
+        return sum(math.prod(shape) for shape in self.tensor_shapes)
+
+    def group(self, tensors: list[Tensor]) -> MLPWeights:
+        """Arrange tensors, ordered as `tensor_shapes`, as `MLPWeights`."""
+        layers = len(self.hidden_dims) + 1
+        norms = len(self.hidden_dims) if self.layer_norm else 0
+        ends = [layers, 2 * layers, 2 * layers + norms, 2 * layers + 2 * norms]
+        starts = [0, *ends[:-1]]
+        return MLPWeights(*(tuple(tensors[a:b]) for a, b in zip(starts, ends, strict=True)))
+
+
+class ParameterBlock:
+    """Named networks of S runs in one `[S, P]` tensor.
+
+    Attributes:
+        flat: All parameters, `[S, P]`, contiguous.
+        shapes: Architecture by name, in storage order.
+        networks: `MLPWeights` by name; their tensors are views of `flat`.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, MLPShape],
+        runs: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        trainable: bool = False,
+    ) -> None:
+        self.shapes = dict(shapes)
+        size = sum(shape.size for shape in self.shapes.values())
+        self.flat = torch.zeros(runs, size, dtype=dtype, device=device)
+        self.networks: dict[str, MLPWeights] = {}
+        self.spans: dict[str, tuple[int, int]] = {}
+        offset = 0
+        for name, shape in self.shapes.items():
+            tensors = []
+            start = offset
+            for tensor_shape in shape.tensor_shapes:
+                count = math.prod(tensor_shape)
+                view = self.flat[:, offset : offset + count].view(runs, *tensor_shape).detach()
+                tensors.append(view.requires_grad_(trainable))
+                offset += count
+            self.networks[name] = shape.group(tensors)
+            self.spans[name] = (start, offset)
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """All tensors in storage order."""
+        return [tensor for network in self.networks.values() for tensor in network.tensors]
+
+    def span(self, name: str) -> Tensor:
+        """Return the part of `flat` that holds network `name`, `[S, p]`."""
+        start, end = self.spans[name]
+        return self.flat[:, start:end]
+
+    @torch.no_grad()
+    def initialise(self, generators: list[torch.Generator]) -> None:
+        """Xavier-uniform kernels, zero biases, unit norm scales; one CPU generator per run."""
+        for run, generator in enumerate(generators):
+            for network in self.networks.values():
+                for kernel in network.kernels:
+                    fan_in, fan_out = kernel.shape[-2:]
+                    bound = math.sqrt(6.0 / (fan_in + fan_out))
+                    values = torch.rand(kernel.shape[1:], generator=generator, dtype=torch.float64)
+                    kernel[run].copy_((2.0 * values - 1.0) * bound)
+                for bias in (*network.biases, *network.norm_biases):
+                    bias[run].zero_()
+                for scale in network.norm_scales:
+                    scale[run].fill_(1.0)
+
+    @torch.no_grad()
+    def flatten_gradients(self, gradients: tuple[Tensor | None, ...]) -> Tensor:
+        """Return gradients of `leaves` (None is zero) as one tensor like `flat`."""
+        parts = [
+            torch.zeros_like(leaf) if gradient is None else gradient
+            for leaf, gradient in zip(self.leaves, gradients, strict=True)
+        ]
+        return torch.cat([part.flatten(1) for part in parts], dim=1)

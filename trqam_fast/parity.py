@@ -1,0 +1,289 @@
+"""Replay a recorded run of the authors' implementation and report every deviation.
+
+python -m trqam_fast.parity tests/data/trqam_chunked.npz
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import zipfile
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from trqam_fast.agents import Agent, AgentConfig, Batch, BCAgent, Noise, Terms, TRQAMAgent
+from trqam_fast.cli import run_command
+from trqam_fast.errors import UsageError
+from trqam_fast.kernels import Backend, MLPWeights
+
+TOLERANCES = {"float64": 1e-10, "float32": 1e-3}
+UNSUPPORTED = {"edit_scale": 0.0, "fql_alpha": 0.0, "residual": False}
+
+
+@dataclass(frozen=True)
+class ParityArgs:
+    """Replay a recorded run and print the worst deviation of everything it recorded.
+
+    A deviation is max|ours - recorded| / max(1, max|recorded|) over a tensor. The exit status is
+    1 if any deviation exceeds the tolerance.
+    """
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """Recorded run, an npz file."""
+    backend: Backend = "auto"
+    """Implementation of the ops."""
+    device: str = "cpu"
+    """Torch device."""
+    dtype: Literal["float64", "float32"] = "float64"
+    """Floating-point type of the replay."""
+    tolerance: float | None = None
+    """Largest deviation allowed; by default 1e-10 in float64 and 1e-3 in float32."""
+
+
+class Recording:
+    """A recorded run: initial and final weights, batches, noise, outputs."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                self.arrays = {name: archive[name] for name in archive.files}
+            self.meta = json.loads(str(self.arrays.pop("meta")))
+        except FileNotFoundError:
+            raise UsageError(f"{path} does not exist; give the path of a recorded run") from None
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise UsageError(f"{path} is not a recorded run ({error}); give an npz file") from None
+        recorded = self.meta["config"]
+        for name, neutral in UNSUPPORTED.items():
+            if recorded.get(name, neutral) != neutral:
+                raise UsageError(
+                    f"{path}: {name} is {recorded[name]}, a variant of QAM that is not part of "
+                    f"this package; record a run with {name} = {neutral}"
+                )
+        known = {field.name for field in fields(AgentConfig)}
+        values = {name: value for name, value in recorded.items() if name in known}
+        for name in ("actor_hidden_dims", "value_hidden_dims"):
+            values[name] = tuple(values[name])
+        self.config = AgentConfig(**values)
+        self.cloning_only = bool(recorded.get("bc_only", False))
+
+    def group(self, prefix: str) -> dict[str, np.ndarray]:
+        """Arrays whose name starts with `prefix`, by the rest of their name."""
+        return {
+            name[len(prefix) :]: array
+            for name, array in self.arrays.items()
+            if name.startswith(prefix)
+        }
+
+
+def tensors_by_name(network: str, weights: MLPWeights) -> dict[str, Tensor]:
+    """Our tensors under the recording's names, each still with the run axis."""
+    module = "value_net" if "critic" in network else "mlp"
+    named = {}
+    for layer, (kernel, bias) in enumerate(zip(weights.kernels, weights.biases, strict=True)):
+        named[f"{network}/{module}/Dense_{layer}/kernel"] = kernel
+        named[f"{network}/{module}/Dense_{layer}/bias"] = bias
+    for layer, (scale, bias) in enumerate(
+        zip(weights.norm_scales, weights.norm_biases, strict=True)
+    ):
+        named[f"{network}/{module}/LayerNorm_{layer}/scale"] = scale
+        named[f"{network}/{module}/LayerNorm_{layer}/bias"] = bias
+    return named
+
+
+def agent_tensors(agent: Agent) -> dict[str, Tensor]:
+    """All weights of `agent` under the recording's names."""
+    named = {}
+    for network, weights in agent.online.networks.items():
+        named |= tensors_by_name(network, weights)
+    if isinstance(agent, TRQAMAgent):
+        for network, weights in agent.target.networks.items():
+            named |= tensors_by_name(f"target_{network}", weights)
+    return named
+
+
+def make_agent(recording: Recording, args: ParityArgs) -> Agent:
+    """Build the agent of a recording with its initial weights and dual variables."""
+    meta = recording.meta
+    options: dict[str, Any] = {
+        "dtype": getattr(torch, args.dtype),
+        "device": args.device,
+        "backend": args.backend,
+    }
+    if recording.cloning_only:
+        agent: Agent = BCAgent(recording.config, meta["obs_dim"], meta["act_dim"], [0], **options)
+    else:
+        agent = TRQAMAgent(
+            recording.config, meta["obs_dim"], meta["act_dim"], [0], algo=meta["algo"], **options
+        )
+    initial = recording.group("init/")
+    with torch.no_grad():
+        for name, tensor in agent_tensors(agent).items():
+            if name not in initial:
+                raise UsageError(f"{args.file}: init/{name} is missing; the recording is damaged")
+            if tuple(initial[name].shape) != tuple(tensor.shape[1:]):
+                raise UsageError(
+                    f"{args.file}: init/{name} has shape {list(initial[name].shape)}; the "
+                    f"recording's config implies {list(tensor.shape[1:])}"
+                )
+            tensor[0].copy_(torch.from_numpy(initial[name]))
+        if isinstance(agent, TRQAMAgent) and meta["init_lam"] is not None:
+            agent.lam.fill_(meta["init_lam"])
+            agent.kl_ema.fill_(meta["init_kl_ema"])
+    return agent
+
+
+def load_update(recording: Recording, index: int, agent: Agent) -> tuple[Batch, Noise]:
+    """Batch and noise of one recorded update, with the run axis added."""
+
+    def tensors(prefix: str) -> dict[str, Tensor]:
+        return {
+            name: torch.from_numpy(array).to(agent.device, agent.dtype).unsqueeze(0)
+            for name, array in recording.group(f"update{index}/{prefix}/").items()
+        }
+
+    batch, noise = tensors("batch"), tensors("noise")
+    return (
+        Batch(
+            batch["observations"],
+            batch["actions"],
+            batch["rewards"][..., -1],
+            batch["masks"][..., -1],
+            batch["valid"][..., -1],
+            batch["next_observations"][..., -1, :],
+        ),
+        Noise(
+            noise["bc_x0"],
+            noise["bc_t"],
+            noise.get("next_action"),
+            noise.get("sde_x0"),
+            noise["sde_eps"][:, :-1] if "sde_eps" in noise else None,
+        ),
+    )
+
+
+class Deviations:
+    """Worst deviation by name."""
+
+    def __init__(self) -> None:
+        self.worst: dict[str, float] = {}
+
+    def add(self, name: str, ours: Tensor | float, recorded: np.ndarray | float) -> None:
+        """Compare one quantity; NaN counts as infinitely far."""
+        if isinstance(ours, Tensor):
+            ours = ours.detach().double().cpu().numpy()
+        ours, recorded = np.asarray(ours), np.asarray(recorded, dtype=np.float64)
+        if ours.shape != recorded.shape:
+            deviation = float("inf")
+        else:
+            scale = max(1.0, float(np.abs(recorded).max(initial=0.0)))
+            deviation = float(np.abs(ours - recorded).max(initial=0.0)) / scale
+        if not np.isfinite(deviation):
+            deviation = float("inf")
+        self.worst[name] = max(self.worst.get(name, 0.0), deviation)
+
+
+def compare_scalars(
+    deviations: Deviations, agent: Agent, terms: Terms, gradient: Tensor, info: dict[str, float]
+) -> None:
+    """Compare every scalar that the authors log for one update."""
+    metrics = {name: value[0] for name, value in terms.metrics.items()}
+    names = {
+        "actor/flow_loss": "bc_loss",
+        "actor/adj_loss": "adjoint_loss",
+        "actor/fast_loss": "adjoint_loss",
+        "actor/path_kl": "path_kl",
+        "actor/adj_mean": "adjoint_mean",
+        "actor/adj_std": "adjoint_std",
+        "actor/adj_max": "adjoint_max",
+        "critic/critic_loss": "critic_loss",
+        "critic/q_mean": "q_mean",
+        "critic/q_max": "q_max",
+        "critic/q_min": "q_min",
+        "lam_raw": "lam",
+        "kl_ema_raw": "kl_ema",
+        "dual/kl_ema": "kl_ema",
+        "dual/kl_estimate": "path_kl",
+    }
+    config = agent.config
+    for recorded, ours in names.items():
+        if recorded in info and ours in metrics:
+            deviations.add(recorded, metrics[ours], info[recorded])
+    if "dual/lambda" in info:
+        effective = config.lam_scale * metrics["lam"]
+        limit = config.kl_clip_coef * config.kl_budget
+        deviations.add("dual/lambda", effective, info["dual/lambda"])
+        deviations.add(
+            "dual/sigma_scale", effective.clamp(min=1e-8).rsqrt(), info["dual/sigma_scale"]
+        )
+        deviations.add(
+            "dual/kl_estimate_clipped",
+            metrics["path_kl"].clamp(max=limit),
+            info["dual/kl_estimate_clipped"],
+        )
+        clipped = (metrics["path_kl"] > limit).double()
+        deviations.add("dual/kl_clipped", clipped, info["dual/kl_clipped"])
+    # The authors log the sum of the tensors' norms, and their extremes include the targets' zeros.
+    parts = gradient.split([leaf[0].numel() for leaf in agent.online.leaves], dim=1)
+    deviations.add("grad/norm", sum(part.norm() for part in parts), info["grad/norm"])
+    deviations.add("grad/max", gradient.max().clamp(min=0.0), info["grad/max"])
+    deviations.add("grad/min", gradient.min().clamp(max=0.0), info["grad/min"])
+
+
+def replay(args: ParityArgs) -> dict[str, float]:
+    """Replay the recording and return the worst deviation of every recorded quantity."""
+    recording = Recording(args.file)
+    agent = make_agent(recording, args)
+    deviations = Deviations()
+    for index, info in enumerate(recording.meta["infos"]):
+        batch, noise = load_update(recording, index, agent)
+        gradient, terms = agent.gradients(batch, noise)
+        recorded = recording.group(f"update{index}/out/")
+        ours = {
+            "xs": None if terms.trajectory is None else terms.trajectory[0, :-1],
+            "adjs": None if terms.adjoint is None else terms.adjoint[0],
+            "next_actions": None if terms.next_actions is None else terms.next_actions[0],
+        }
+        for name, value in ours.items():
+            if name in recorded and value is not None:
+                deviations.add(f"out/{name}", value, recorded[name])
+        leaf_sizes = [leaf[0].numel() for leaf in agent.online.leaves]
+        unclipped = gradient.clone()
+        agent.apply(gradient, terms)
+        compare_scalars(deviations, agent, terms, unclipped, info)
+        gradients = recording.group(f"update{index}/grad/")
+        parts = unclipped[0].split(leaf_sizes)
+        online = {id(leaf): part for leaf, part in zip(agent.online.leaves, parts, strict=True)}
+        for name, tensor in agent_tensors(agent).items():
+            if name in gradients and id(tensor) in online:
+                part = online[id(tensor)].view(tensor.shape[1:])
+                deviations.add(f"grad/{name}", part, gradients[name])
+    final = recording.group("final/")
+    for name, tensor in agent_tensors(agent).items():
+        deviations.add(f"final/{name}", tensor[0], final[name])
+    return deviations.worst
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Replay, print the table, return the exit status."""
+    args = tyro.cli(ParityArgs, args=argv, prog="python -m trqam_fast.parity")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--device is {args.device}, but torch sees no GPU; use --device cpu")
+    tolerance = TOLERANCES[args.dtype] if args.tolerance is None else args.tolerance
+    worst = replay(args)
+    width = max(len(name) for name in worst)
+    for name, deviation in sorted(worst.items(), key=lambda item: -item[1]):
+        print(f"{name:{width}}  {deviation:9.2e}{'' if deviation <= tolerance else '  TOO LARGE'}")
+    failures = sum(deviation > tolerance for deviation in worst.values())
+    verdict = f"{failures} above" if failures else "all within"
+    print(f"{len(worst)} quantities, {verdict} {tolerance:g}; worst {max(worst.values()):.2e}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
