@@ -184,42 +184,49 @@ class Agent:
         inputs = torch.cat([observations, actions], dim=-1)
         return mlp(critic, inputs, backend=self.backend).squeeze(-1)
 
-    def choose_candidate(self, observations: Tensor, candidates: Tensor) -> Tensor:
+    def choose_candidate(
+        self, critic: MLPWeights | None, observations: Tensor, candidates: Tensor
+    ) -> Tensor:
         """Clip candidates `[S, n, N, D]` and keep the one the critics like best, `[S, n, D]`."""
         candidates = candidates.clamp(-1.0, 1.0)
         runs, rows, count, dim = candidates.shape
-        if count == 1:
+        if count == 1 or critic is None:
             return candidates[:, :, 0]
         values = self.critic_values(
-            self.online.networks["critic"].detach(),
-            observations.repeat_interleave(count, dim=1),
-            candidates.flatten(1, 2),
+            critic, observations.repeat_interleave(count, dim=1), candidates.flatten(1, 2)
         )
         best = values.mean(1).view(runs, rows, count).argmax(-1)
         index = best.view(runs, rows, 1, 1).expand(-1, -1, 1, dim)
         return candidates.gather(2, index).squeeze(2)
 
     @torch.no_grad()
-    def act(self, observations: Tensor, noise: Tensor) -> Tensor:
+    def act(self, observations: Tensor, noise: Tensor, run: int | None = None) -> Tensor:
         """Sample actions: the flow's ODE, clip, best of N.
 
         Args:
-            observations: `[S, n, O]`.
-            noise: `[S, n, N, D]`, standard normal.
+            observations: `[S, n, O]`, or `[1, n, O]` with `run`.
+            noise: `[S, n, N, D]`, standard normal; likewise.
+            run: Act with the policy of this run alone.
 
         Returns:
-            `[S, n, D]` in [-1, 1]; with chunking D holds H actions one after another.
+            `[S, n, D]` or `[1, n, D]` in [-1, 1]; with chunking D holds H actions in order.
         """
+        networks = {name: network.detach() for name, network in self.online.networks.items()}
+        if run is not None:
+            networks = {
+                name: network.map(lambda tensor: tensor[run : run + 1])
+                for name, network in networks.items()
+            }
         count = noise.shape[2]
         rows = observations.repeat_interleave(count, dim=1) if count > 1 else observations
         x = ode_rollout(
-            self.online.networks[self.acting_field].detach(),
+            networks[self.acting_field],
             rows,
             noise.flatten(1, 2),
             self.config.flow_steps,
             backend=self.backend,
         )
-        return self.choose_candidate(observations, x.view_as(noise))
+        return self.choose_candidate(networks.get("critic"), observations, x.view_as(noise))
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values that restore the agent, each with the run axis first."""

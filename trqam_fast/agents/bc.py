@@ -28,7 +28,3 @@ class BCAgent(Agent):
         batch = self.config.batch_size
         normal, uniform = self._draw(generators, batch * self.dim)
         return Noise(normal.view(self.runs, batch, self.dim), uniform.unsqueeze(-1))
-
-    def choose_candidate(self, observations: Tensor, candidates: Tensor) -> Tensor:
-        """Clip and keep the first candidate: there is no critic to rank them."""
-        return candidates[:, :, 0].clamp(-1.0, 1.0)

@@ -91,7 +91,9 @@ class TRQAMAgent(Agent):
         )
         with torch.no_grad():
             next_actions = self.choose_candidate(
-                batch.next_observations, rollout.ode_x.view_as(candidates)
+                networks["critic"].detach(),
+                batch.next_observations,
+                rollout.ode_x.view_as(candidates),
             )
             target_q = self.target_values(batch, next_actions)
         q = self.critic_values(networks["critic"], batch.observations, self.policy_actions(batch))

@@ -1,0 +1,46 @@
+"""Metrics of the updates since the last row of the log, kept on the device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class History:
+    """Metrics of up to `interval` updates of S runs.
+
+    `add` stays on the device; `collect` reads back what is new, once per log row or checkpoint.
+
+    Attributes:
+        names: Names of the M metrics.
+        values: What was read back since the last `clear`, `[n, S, M]`, float64 on the host.
+    """
+
+    def __init__(self, interval: int) -> None:
+        self.interval = interval
+        self.names: list[str] = []
+        self.values = torch.empty(0, 0, 0, dtype=torch.float64)
+        self._buffer: Tensor | None = None
+        self._count = 0
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        """Store the metrics of one update, each `[S]`."""
+        if self._buffer is None:
+            self.names = list(metrics)
+            first = next(iter(metrics.values()))
+            self._buffer = first.new_empty(self.interval, first.shape[0], len(metrics))
+        torch.stack(list(metrics.values()), dim=-1, out=self._buffer[self._count])
+        self._count += 1
+
+    def collect(self) -> Tensor:
+        """Read back the metrics added since the last call, append them to `values`, return them."""
+        if self._buffer is None:
+            return self.values[:0]
+        new = self._buffer[: self._count].double().cpu()
+        self._count = 0
+        self.values = torch.cat([self.values, new]) if self.values.numel() else new
+        return new
+
+    def clear(self) -> None:
+        """Begin the next interval."""
+        self.values = self.values[:0]

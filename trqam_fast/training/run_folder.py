@@ -1,0 +1,191 @@
+"""A run's folder: configuration, versions, CSV logs, checkpoints, summary, curves."""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trqam_fast import __version__
+from trqam_fast.errors import RunError, UsageError
+from trqam_fast.kernels.dispatch import load_extension
+
+RUNS_DIR = Path("runs")
+PACKAGES = ("torch", "triton", "numpy", "ogbench", "mujoco", "gymnasium")
+
+
+class CsvLog:
+    """A CSV file that is flushed after every row, with columns fixed by its first row."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.columns: list[str] | None = None
+        if path.exists():
+            with open(path, newline="") as file:
+                self.columns = next(csv.reader(file), None)
+
+    def write(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Append rows; a column that a row lacks stays empty."""
+        if not rows:
+            return
+        new = self.columns is None
+        if self.columns is None:
+            self.columns = list(rows[0])
+        with open(self.path, "a", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, restval="", lineterminator="\n")
+            if new:
+                writer.writeheader()
+            writer.writerows(rows)
+
+    def read(self) -> list[dict[str, str]]:
+        """Return all rows."""
+        if not self.path.exists():
+            return []
+        with open(self.path, newline="") as file:
+            return list(csv.DictReader(file))
+
+    def truncate(self, step: int) -> None:
+        """Drop the rows after `step`, which a resumed run writes again."""
+        rows = [row for row in self.read() if int(row["step"]) <= step]
+        temporary = self.path.with_suffix(".partial")
+        with open(temporary, "w", newline="") as file:
+            if self.columns is not None:
+                writer = csv.DictWriter(file, self.columns, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+        os.replace(temporary, self.path)
+        if not rows:
+            self.path.unlink()
+            self.columns = None
+
+
+class RunFolder:
+    """Paths and files of one run."""
+
+    METRICS = (
+        "stage", "step", "seed", "critic_loss", "bc_loss", "adjoint_loss", "path_kl", "lam",
+        "kl_ema", "q_mean", "q_min", "q_max", "adjoint_mean", "adjoint_std", "adjoint_max",
+        "grad_norm", "updates_per_second",
+    )  # fmt: skip
+    EVAL = ("step", "success", "stage", "seed", "episodes", "return", "length")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.metrics = CsvLog(path / "metrics.csv")
+        self.eval = CsvLog(path / "eval.csv")
+        self.metrics.columns = self.metrics.columns or list(self.METRICS)
+        self.eval.columns = self.eval.columns or list(self.EVAL)
+
+    @staticmethod
+    def default_path(env_name: str, algo: str) -> Path:
+        """Return runs/<env>/<algo>/<time>, a folder that does not exist yet."""
+        return RUNS_DIR / env_name / algo / time.strftime("%Y%m%d-%H%M%S")
+
+    @staticmethod
+    def newest(env_name: str, algo: str) -> Path:
+        """Return the newest run of a task and algorithm.
+
+        Raises:
+            UsageError: there is none.
+        """
+        parent = RUNS_DIR / env_name / algo
+        runs = sorted(path.parent for path in parent.glob("*/config.json"))
+        if not runs:
+            raise UsageError(f"--resume found no run in {parent}; name one with --run-dir")
+        return runs[-1]
+
+    @property
+    def exists(self) -> bool:
+        """Whether the folder holds a run."""
+        return (self.path / "config.json").exists()
+
+    def create(self, config: dict[str, Any], overwrite: bool) -> None:
+        """Make the folder and write config.json and versions.json.
+
+        Raises:
+            UsageError: the folder already holds a run, or other files.
+            RunError: it cannot be written.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"--run-dir {self.path} is a file; name a folder")
+        if self.exists and not overwrite:
+            raise UsageError(
+                f"--run-dir {self.path} already holds a run; continue it with --resume, replace "
+                "it with --overwrite, or name another folder"
+            )
+        try:
+            if self.exists:
+                for name in ("metrics.csv", "eval.csv", "summary.json", "curves.png"):
+                    (self.path / name).unlink(missing_ok=True)
+                shutil.rmtree(self.checkpoints, ignore_errors=True)
+            elif self.path.exists() and any(self.path.iterdir()):
+                raise UsageError(
+                    f"--run-dir {self.path} holds other files; name an empty or new folder"
+                )
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.write_json("config.json", config)
+            self.write_json("versions.json", versions())
+        except OSError as error:
+            raise RunError(f"cannot write to --run-dir {self.path}: {error}") from None
+        self.__init__(self.path)
+
+    def write_json(self, name: str, values: dict[str, Any]) -> None:
+        """Write a JSON file by way of a temporary name."""
+        temporary = self.path / f"{name}.partial"
+        temporary.write_text(json.dumps(values, indent=2) + "\n")
+        os.replace(temporary, self.path / name)
+
+    def read_config(self) -> dict[str, Any]:
+        """Return config.json.
+
+        Raises:
+            UsageError: it is missing or damaged.
+        """
+        try:
+            return json.loads((self.path / "config.json").read_text())
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"--run-dir {self.path} holds no run to resume ({error}); start one without "
+                "--resume"
+            ) from None
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that a run's numbers depend on."""
+    found = {"trqam_fast": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    module, _ = load_extension()
+    found["extension"] = (
+        "not built" if module is None else ("CPU and CUDA" if module.with_cuda else "CPU")
+    )
+    found["platform"] = platform.platform()
+    found["cpu"] = cpu_model()
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    found["threads"] = str(torch.get_num_threads())
+    return found
+
+
+def cpu_model() -> str:
+    """Name of the processor."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        return platform.processor()
+    return platform.processor()
