@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include "adjoint_matching.h"
+#include "gelu.h"
 #include "path_kl.h"
 
 namespace py = pybind11;
@@ -101,6 +102,24 @@ void adjoint_matching_forward(bool cuda, uintptr_t velocity, uintptr_t base_velo
 #endif
 }
 
+template <typename T>
+void gelu_forward(uintptr_t z, uintptr_t out, int64_t groups, int64_t count, int64_t z_stride,
+                  int64_t out_stride, int threads) {
+    const T* from = pointer<const T>(z, "z");
+    T* to = pointer<T>(out, "out");
+    py::gil_scoped_release release;
+    trqam::gelu_forward(from, to, groups, count, z_stride, out_stride, threads);
+}
+
+template <typename T>
+void gelu_backward(uintptr_t z, uintptr_t grad, int64_t groups, int64_t count, int64_t z_stride,
+                   int64_t grad_stride, int threads) {
+    const T* from = pointer<const T>(z, "z");
+    T* to = pointer<T>(grad, "grad");
+    py::gil_scoped_release release;
+    trqam::gelu_backward(from, to, groups, count, z_stride, grad_stride, threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -116,4 +135,8 @@ PYBIND11_MODULE(_C, module) {
     module.def("path_kl_backward_float64", &path_kl_backward<double>);
     module.def("adjoint_matching_forward_float32", &adjoint_matching_forward<float>);
     module.def("adjoint_matching_forward_float64", &adjoint_matching_forward<double>);
+    module.def("gelu_forward_float32", &gelu_forward<float>);
+    module.def("gelu_forward_float64", &gelu_forward<double>);
+    module.def("gelu_backward_float32", &gelu_backward<float>);
+    module.def("gelu_backward_float64", &gelu_backward<double>);
 }

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trqam_fast.kernels.mlp import reference
+from trqam_fast.kernels.mlp.activation import gelu_, gelu_pullback
 
 if TYPE_CHECKING:
     from trqam_fast.kernels.mlp import MLPWeights
@@ -67,7 +68,7 @@ def forward(weights: MLPWeights, tape: Tape, begin: int, end: int) -> Tensor:
     last = len(weights.kernels) - 1
     for layer in range(last):
         y = rows(tape.out[layer])
-        _aten.gelu.out(rows(tape.pre[layer]), approximate="tanh", out=y)
+        gelu_(rows(tape.pre[layer]), y)
         if weights.norm_scales:
             width = y.shape[-1:]
             normal, mean, rstd = _aten.native_layer_norm(y, width, None, None, reference.NORM_EPS)
@@ -110,8 +111,11 @@ def backward(
             gradients[layers + layer + 1] = grad.sum(1)
         grad = torch.bmm(grad, weights.kernels[layer + 1].transpose(1, 2))
         if weights.norm_scales:
-            activation = _aten.gelu(pre, approximate="tanh")
-            mean, rstd = tape.mean[layer][:, begin:end], tape.rstd[layer][:, begin:end]
+            activation = torch.empty_like(pre, memory_format=torch.contiguous_format)
+            gelu_(pre, activation)
+            # ATen reads the statistics as if they were contiguous, which a slice of rows is not.
+            mean = tape.mean[layer][:, begin:end].contiguous()
+            rstd = tape.rstd[layer][:, begin:end].contiguous()
             if gradients is not None:
                 normal = (activation - mean) * rstd
                 gradients[2 * layers + layer] = (grad * normal).sum(1)
@@ -121,7 +125,7 @@ def backward(
                 grad, activation, activation.shape[-1:], mean, rstd, None, None,
                 [True, False, False],
             )[0]  # fmt: skip
-        grad = _aten.gelu_backward(grad, pre, approximate="tanh")
+        grad = gelu_pullback(pre, grad)
     if gradients is not None:
         gradients[layers] = grad.sum(1)
     return grad

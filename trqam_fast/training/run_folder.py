@@ -24,22 +24,14 @@ PACKAGES = ("torch", "triton", "numpy", "ogbench", "mujoco", "gymnasium")
 
 
 class CsvLog:
-    """A CSV file that is flushed after every row, with columns fixed by its first row."""
+    """A CSV file with fixed columns, written row by row."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.columns: list[str] | None = None
-        if path.exists():
-            with open(path, newline="") as file:
-                self.columns = next(csv.reader(file), None)
+    def __init__(self, path: Path, columns: tuple[str, ...]) -> None:
+        self.path, self.columns = path, columns
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
         """Append rows; a column that a row lacks stays empty."""
-        if not rows:
-            return
-        new = self.columns is None
-        if self.columns is None:
-            self.columns = list(rows[0])
+        new = not self.path.exists()
         with open(self.path, "a", newline="") as file:
             writer = csv.DictWriter(file, self.columns, restval="", lineterminator="\n")
             if new:
@@ -47,7 +39,7 @@ class CsvLog:
             writer.writerows(rows)
 
     def read(self) -> list[dict[str, str]]:
-        """Return all rows."""
+        """Return all rows; none if the file is not there yet."""
         if not self.path.exists():
             return []
         with open(self.path, newline="") as file:
@@ -56,16 +48,12 @@ class CsvLog:
     def truncate(self, step: int) -> None:
         """Drop the rows after `step`, which a resumed run writes again."""
         rows = [row for row in self.read() if int(row["step"]) <= step]
-        temporary = self.path.with_suffix(".partial")
+        temporary = self.path.with_name(self.path.name + ".partial")
         with open(temporary, "w", newline="") as file:
-            if self.columns is not None:
-                writer = csv.DictWriter(file, self.columns, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
+            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
         os.replace(temporary, self.path)
-        if not rows:
-            self.path.unlink()
-            self.columns = None
 
 
 class RunFolder:
@@ -81,10 +69,8 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
-        self.metrics = CsvLog(path / "metrics.csv")
-        self.eval = CsvLog(path / "eval.csv")
-        self.metrics.columns = self.metrics.columns or list(self.METRICS)
-        self.eval.columns = self.eval.columns or list(self.EVAL)
+        self.metrics = CsvLog(path / "metrics.csv", self.METRICS)
+        self.eval = CsvLog(path / "eval.csv", self.EVAL)
 
     @staticmethod
     def default_path(env_name: str, algo: str) -> Path:
@@ -137,7 +123,6 @@ class RunFolder:
             self.write_json("versions.json", versions())
         except OSError as error:
             raise RunError(f"cannot write to --run-dir {self.path}: {error}") from None
-        self.__init__(self.path)
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write a JSON file by way of a temporary name."""
