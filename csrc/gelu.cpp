@@ -54,8 +54,9 @@ inline double exponential(double x) { return std::exp(x); }
         _Pragma("omp simd") for (int64_t i = 0; i < count; ++i) {                            \
             const T u = a * (z[i] + c * z[i] * z[i] * z[i]);                                 \
             const T slope = a * (T(1) + T(3) * c * z[i] * z[i]);                             \
-            const T s = T(1) / (T(1) + exponential(T(-2) * u));                              \
-            grad[i] *= s + T(2) * z[i] * s * (T(1) - s) * slope;                             \
+            const T e = exponential(T(-2) * u);                                              \
+            const T s = T(1) / (T(1) + e);                                                   \
+            grad[i] *= s + T(2) * z[i] * (e * s) * s * slope; /* e s = 1 - s, uncancelled */ \
         }                                                                                    \
     }
 

@@ -1,0 +1,104 @@
+"""Small fields, data and error budgets shared by the tests."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from trqam_fast.kernels import MLPWeights
+from trqam_fast.networks import MLPShape, ParameterBlock
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64).to(dtype)
+
+
+def make_mlp(
+    in_features: int,
+    out_features: int,
+    hidden: tuple[int, ...] = (16, 24),
+    *,
+    runs: int = 1,
+    layer_norm: bool = False,
+    ensemble: int | None = None,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+) -> MLPWeights:
+    """Random weights, biases and norm parameters included, as contiguous leaves."""
+    shape = MLPShape(in_features, hidden, out_features, layer_norm, ensemble)
+    block = ParameterBlock({"net": shape}, runs, dtype=torch.float64)
+    block.initialise([generator(seed + run) for run in range(runs)])
+    noise = draw(*block.flat.shape, seed=seed + 100)
+    block.flat.add_(0.1 * noise)
+    return block.networks["net"].map(lambda t: t.clone().to(dtype).requires_grad_())
+
+
+def make_field(obs: int, dim: int, **options) -> MLPWeights:
+    return make_mlp(obs + dim + 1, dim, **options)
+
+
+def cast(weights: MLPWeights, dtype: torch.dtype) -> MLPWeights:
+    return weights.map(lambda t: t.detach().to(dtype).requires_grad_())
+
+
+def gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], seed: int = 9) -> list[Tensor]:
+    """Gradients of <outputs, fixed random cotangents>."""
+    total = sum(
+        (output * draw(*output.shape, seed=seed + i, dtype=output.dtype)).sum()
+        for i, output in enumerate(outputs)
+        if output.requires_grad
+    )
+    return list(torch.autograd.grad(total, inputs))
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    """Largest error relative to the scale of the exact tensor."""
+    difference = (found.detach().double() - exact.detach()).abs().max()
+    return float(difference / exact.detach().abs().max().clamp(min=1e-30))
+
+
+def mean_error(found: Tensor, exact: Tensor) -> float:
+    """Mean error relative to the scale of the exact tensor."""
+    difference = (found.detach().double() - exact.detach()).abs().mean()
+    return float(difference / exact.detach().abs().max().clamp(min=1e-30))
+
+
+def assert_within_budget(
+    found: Sequence[Tensor], plain: Sequence[Tensor], exact: Sequence[Tensor]
+) -> None:
+    """float32 results may err at most twice as much as the same arithmetic in plain PyTorch.
+
+    Errors are means over a tensor: single elements of ill-conditioned rows err by chance. Where
+    plain PyTorch happens to hit the rounded result, one unit in the last place is left.
+    """
+    for index, (ours, theirs, truth) in enumerate(zip(found, plain, exact, strict=True)):
+        budget = max(2.0 * mean_error(theirs, truth), 1.2e-7)
+        assert mean_error(ours, truth) <= budget, (index, mean_error(ours, truth), budget)
+
+
+def assert_equal64(
+    found: Sequence[Tensor], exact: Sequence[Tensor], tolerance: float = 1e-12
+) -> None:
+    for index, (ours, truth) in enumerate(zip(found, exact, strict=True)):
+        assert ours.shape == truth.shape, index
+        assert error(ours, truth) <= tolerance, (index, error(ours, truth))
+
+
+@contextlib.contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Fill every uninitialised tensor with NaN."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    try:
+        assert torch.empty(4).isnan().all()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

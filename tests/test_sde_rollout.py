@@ -1,0 +1,184 @@
+import pytest
+import torch
+from torch import nn
+
+from tests.helpers import (
+    assert_equal64,
+    assert_within_budget,
+    cast,
+    draw,
+    gradients,
+    make_field,
+    poisoned_memory,
+)
+from trqam_fast.kernels import BackendError, ode_rollout, sde_rollout, velocity_along
+from trqam_fast.kernels.velocity import as_function
+
+CASES = [
+    dict(runs=1, batch=63, obs=6, dim=5, steps=10, hidden=(16, 24), layer_norm=False),
+    dict(runs=3, batch=1, obs=2, dim=1, steps=2, hidden=(8,), layer_norm=True),
+    dict(runs=2, batch=63, obs=3, dim=2, steps=4, hidden=(8, 12, 16), layer_norm=True),
+]
+
+
+def make(runs, batch, obs, dim, steps, hidden, layer_norm):
+    options = dict(runs=runs, hidden=hidden, layer_norm=layer_norm)
+    fields = [make_field(obs, dim, seed=s, **options) for s in (1, 50)]
+    data = [
+        draw(runs, batch, obs, seed=2),
+        draw(runs, batch, dim, seed=3),
+        draw(runs, steps - 1, batch, dim, seed=4),
+    ]
+    return fields, data
+
+
+def run(backend, fields, data):
+    rollout = sde_rollout(*fields, *data, backend=backend)
+    assert not rollout.trajectory.requires_grad
+    return [rollout.trajectory, rollout.velocity, *gradients([rollout.velocity], fields[0].tensors)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_cpp_equals_reference_in_float64(case):
+    fields, data = make(**case)
+    assert_equal64(run("cpp", fields, data), run("reference", fields, data))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_cpp_within_float32_budget(case):
+    fields, data = make(**case)
+    results = []
+    for backend, dtype in (
+        ("cpp", torch.float32),
+        ("reference", torch.float32),
+        ("reference", torch.float64),
+    ):
+        results.append(run(backend, [cast(f, dtype) for f in fields], [t.to(dtype) for t in data]))
+    assert_within_budget(*results)
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_follows_the_equation(backend):
+    """One chain, step by step, from the text of the algorithm."""
+    (field, base), (s, x, eps) = make(**CASES[0])
+    steps, h = 10, 0.1
+    v, u = as_function(field), as_function(base)
+    rollout = sde_rollout(field, base, s, x, eps, backend=backend)
+    for k in range(steps):
+        t = torch.full_like(x[..., :1], k / steps)
+        assert_equal64([rollout.trajectory[:, k], rollout.velocity[:, k]], [x, v(s, x, t)])
+        g = (2 * (1 - k * h + h) / (k * h + h)) ** 0.5
+        if k < steps - 1:
+            x = x + h * (2 * v(s, x, t) - x / (k * h + h)) + h**0.5 * g * eps[:, k]
+        else:
+            x = x + h * u(s, x, t)
+    assert_equal64([rollout.trajectory[:, -1]], [x])
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_ode_rows_share_the_call(backend):
+    (field, base), data = make(**CASES[2])
+    s, x = draw(2, 11, 3, seed=7), draw(2, 11, 2, seed=8)
+    rollout = sde_rollout(field, base, *data, ode_observations=s, ode_x0=x, backend=backend)
+    expected = x
+    for k in range(4):
+        t = torch.full_like(x[..., :1], k / 4)
+        expected = expected + 0.25 * as_function(field)(s, expected, t)
+    assert_equal64([rollout.ode_x], [expected])
+    assert_equal64([ode_rollout(field, s, x, 4, backend=backend)], [expected])
+    assert not rollout.ode_x.requires_grad
+
+
+def test_velocity_along_trajectories():
+    (field, _), (s, _, _) = make(**CASES[2])
+    points = draw(2, 5, 63, 2, seed=5)[:, :-1]
+    expected = [
+        as_function(field)(s, points[:, k], torch.full_like(points[:, 0, :, :1], k / 4))
+        for k in range(4)
+    ]
+    for backend in ("cpp", "reference"):
+        found = velocity_along(field, s, points, backend=backend)
+        assert_equal64([found], [torch.stack(expected, 1)])
+
+
+def test_every_output_element_is_written():
+    fields, data = make(**CASES[2])
+    with poisoned_memory():
+        assert all(out.isfinite().all() for out in run("cpp", fields, data))
+
+
+def test_runs_are_independent():
+    fields, data = make(**CASES[2])
+    together = run("cpp", fields, data)
+    for s in range(2):
+        alone = run(
+            "cpp",
+            [f.map(lambda t, s=s: t.detach()[s : s + 1].requires_grad_()) for f in fields],
+            [t[s : s + 1] for t in data],
+        )
+        assert_equal64([t[s : s + 1] for t in together[:2]], alone[:2])
+
+
+class Module(nn.Module):
+    """A field with parameters of its own, as a large policy's action head would be."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(6, 2, dtype=torch.float64)
+
+    def forward(self, s, x, t):
+        return self.net(torch.cat([s, x, t], -1)).tanh()
+
+
+def test_callable_field_trains_its_own_parameters():
+    torch.manual_seed(0)
+    module, (_, data) = Module(), make(**CASES[2])
+    rollout = sde_rollout(module, module, *data)
+    x = rollout.trajectory
+    rows = [module(data[0], x[:, k], torch.full_like(x[:, 0, :, :1], k / 4)) for k in range(4)]
+    expected = torch.stack(rows, 1)
+    parameters = list(module.parameters())
+    assert_equal64(
+        [rollout.velocity, *gradients([rollout.velocity], parameters)],
+        [expected, *gradients([expected], parameters)],
+    )
+    with pytest.raises(BackendError, match="MLPWeights"):
+        sde_rollout(module, module, *data, backend="cpp")
+
+
+def test_gradient_of_the_noise_is_refused():
+    fields, data = make(**CASES[2])
+    data[2].requires_grad_()
+    rollout = sde_rollout(*fields, *data, backend="cpp")
+    with pytest.raises(RuntimeError, match="no gradient with respect to noise"):
+        rollout.velocity.sum().backward()
+
+
+def test_double_backward_raises():
+    fields, data = make(**CASES[2])
+    rollout = sde_rollout(*fields, *data, backend="cpp")
+    (grad, *_) = torch.autograd.grad(
+        rollout.velocity.square().sum(), fields[0].tensors, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="once_differentiable|does not require grad"):
+        grad.sum().backward()
+
+
+def test_bad_input():
+    (field, base), (s, x, eps) = make(**CASES[2])
+    with pytest.raises(ValueError, match="noise has no step"):
+        sde_rollout(field, base, s, x, eps[:, :0])
+    with pytest.raises(ValueError, match="x0 has shape"):
+        sde_rollout(field, base, s, x[:, 1:], eps)
+    with pytest.raises(ValueError, match=r"leading axes \[2\]; expected \[1\]"):
+        sde_rollout(field, base, s[:1], x[:1], eps[:1])
+    with pytest.raises(ValueError, match=r"velocity.kernels\[0\] has shape"):
+        sde_rollout(field, base, s[..., 1:], x, eps)
+    with pytest.raises(ValueError, match="go together"):
+        sde_rollout(field, base, s, x, eps, ode_x0=x)
+    with pytest.raises(TypeError, match="velocity is a int"):
+        sde_rollout(3, base, s, x, eps)
+    with pytest.raises(ValueError, match="flow_steps is 0"):
+        ode_rollout(field, s, x, 0)
+    with pytest.raises(BackendError, match="triton"):
+        sde_rollout(field, base, s, x, eps, backend="triton")
