@@ -1,0 +1,241 @@
+import math
+
+import pytest
+import torch
+
+from tests.helpers import assert_equal64, draw
+from trqam_fast.agents import AgentConfig, Batch, BCAgent, Terms, TRQAMAgent
+from trqam_fast.errors import UsageError
+
+OBS, ACT = 3, 2
+SMALL = dict(
+    batch_size=16,
+    actor_hidden_dims=(16, 16),
+    value_hidden_dims=(16, 12),
+    num_qs=3,
+    horizon_length=2,
+    action_chunking=True,
+    flow_steps=4,
+    lr=1e-3,
+)
+
+
+def make_batch(seed, runs=1, config=None, dtype=torch.float64):
+    b, h = config.batch_size, config.horizon_length
+    return Batch(
+        draw(runs, b, OBS, seed=seed, dtype=dtype),
+        draw(runs, b, h, ACT, seed=seed + 1, dtype=dtype).clamp(-1, 1),
+        -draw(runs, b, seed=seed + 2, dtype=dtype).abs(),
+        (draw(runs, b, seed=seed + 3, dtype=dtype) > -1).to(dtype),
+        (draw(runs, b, seed=seed + 4, dtype=dtype) > -1).to(dtype),
+        draw(runs, b, OBS, seed=seed + 5, dtype=dtype),
+    )
+
+
+def train(agent, seeds, updates, batches=None):
+    generators = [torch.Generator().manual_seed(100 + seed) for seed in seeds]
+    for u in range(updates):
+        rows = [make_batch(1000 * seed + 10 * u, config=agent.config) for seed in seeds]
+        batch = Batch(*(torch.cat(parts) for parts in zip(*rows, strict=True)))
+        if batches is not None:
+            batch = batches(u, batch)
+        terms = agent.update(batch, agent.draw_noise(generators))
+    return terms
+
+
+def make(config, seeds, kind=TRQAMAgent, **options):
+    return kind(config, OBS, ACT, list(seeds), dtype=torch.float64, **options)
+
+
+@pytest.mark.parametrize("algo", ["trqam", "qam", "bc"])
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("best_of_n", [1, 3])
+def test_three_runs_equal_three_separate_runs(algo, layer_norm, best_of_n):
+    config = AgentConfig(**SMALL, actor_layer_norm=layer_norm, best_of_n=best_of_n)
+
+    def build(seeds):
+        if algo == "bc":
+            return make(config, seeds, BCAgent)
+        return make(config, seeds, algo=algo)
+
+    together = build([0, 1, 2])
+    terms = train(together, [0, 1, 2], 5)
+    for run in range(3):
+        alone = build([run])
+        own = train(alone, [run], 5)
+        state, expected = together.state_dict(), alone.state_dict()
+        assert_equal64([state[k][run : run + 1] for k in state], list(expected.values()))
+        assert_equal64(
+            [value[run : run + 1] for value in terms.metrics.values()], list(own.metrics.values())
+        )
+        s, z = draw(1, 5, OBS, seed=run), draw(1, 5, best_of_n, together.dim, seed=run)
+        assert_equal64([together.act(s, z, run=run)], [alone.act(s, z)])
+
+
+def test_a_diverging_run_does_not_touch_the_others():
+    config = AgentConfig(**SMALL, best_of_n=2)
+
+    def poison(u, batch):
+        if u == 2:
+            batch.rewards[1, 0] = math.nan
+        return batch
+
+    together = make(config, [0, 1, 2])
+    terms = train(together, [0, 1, 2], 6, poison)
+    assert not together.online.flat[1].isfinite().all()
+    assert terms.metrics["critic_loss"].isfinite().tolist() == [True, False, True]
+    for run in (0, 2):
+        alone = make(config, [run])
+        train(alone, [run], 6)
+        state, expected = together.state_dict(), alone.state_dict()
+        assert_equal64([state[k][run : run + 1] for k in state], list(expected.values()))
+
+
+@pytest.mark.parametrize("chunking", [False, True])
+def test_backends_agree_over_many_updates(chunking):
+    config = AgentConfig(**{**SMALL, "action_chunking": chunking}, best_of_n=2)
+    agents = [make(config, [0], backend=backend) for backend in ("reference", "cpp")]
+    for agent in agents:
+        train(agent, [0], 20)
+    states = [agent.state_dict() for agent in agents]
+    assert_equal64(list(states[1].values()), list(states[0].values()), tolerance=1e-9)
+
+
+def test_optimiser_is_adam_with_one_clipped_norm_per_run():
+    """Three steps against torch.optim.Adam and clip_grad_norm_ on each run's tensors."""
+    config = AgentConfig(**SMALL)
+    agent = make(config, [0, 1])
+    shadow = [
+        [leaf[run].detach().clone().requires_grad_() for leaf in agent.online.leaves]
+        for run in range(2)
+    ]
+    optimisers = [torch.optim.Adam(tensors, lr=config.lr) for tensors in shadow]
+    generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+    for u in range(3):
+        batch, noise = make_batch(u, 2, config), agent.draw_noise(generators)
+        gradient, terms = agent.gradients(batch, noise)
+        sizes = [leaf[0].numel() for leaf in agent.online.leaves]
+        for run in range(2):
+            for tensor, part in zip(shadow[run], gradient[run].split(sizes), strict=True):
+                tensor.grad = part.clone().view_as(tensor)
+            # clip_grad_norm_ adds 1e-6 to the norm; the algorithm does not.
+            norm = torch.cat([t.grad.flatten() for t in shadow[run]]).norm()
+            for tensor in shadow[run]:
+                tensor.grad.div_(norm.clamp(min=1.0))
+            optimisers[run].step()
+        agent.apply(gradient, terms)
+    for run in range(2):
+        expected = torch.cat([t.detach().flatten() for t in shadow[run]])
+        assert_equal64([agent.online.flat[run]], [expected])
+
+
+def test_targets_move_toward_the_parameters_before_the_step():
+    config = AgentConfig(**SMALL, tau=0.3)
+    agent = make(config, [0])
+    train(agent, [0], 2)
+    before, target = agent._online_of_target.clone(), agent.target.flat.clone()
+    train(agent, [0], 1)
+    assert_equal64([agent.target.flat], [0.3 * before + 0.7 * target])
+
+
+def test_dual_update_clips_smooths_and_projects():
+    config = AgentConfig(**SMALL, kl_budget=0.5, eta_lambda=0.2, kl_ema_coef=0.25, lambda_max=1.005)
+    agent = make(config, [0, 1, 2])
+    agent.lam.copy_(torch.tensor([1.0, 0.02, 1.0], dtype=torch.float64))
+    agent.kl_ema.copy_(torch.tensor([0.4, 0.0, 0.4], dtype=torch.float64))
+    terms = Terms({}, path_kl=torch.tensor([0.6, 0.0, 99.0], dtype=torch.float64))
+    agent.dual_update(terms)
+    ema = [0.75 * 0.4 + 0.25 * 0.6, 0.0, 0.75 * 0.4 + 0.25 * 1.0]
+    lam = [1.0 + 0.2 * (ema[0] - 0.5), 0.01, min(1.0 + 0.2 * (ema[2] - 0.5), 1.005)]
+    assert_equal64([agent.kl_ema], [torch.tensor(ema, dtype=torch.float64)])
+    assert_equal64([agent.lam], [torch.tensor(lam, dtype=torch.float64)])
+
+
+def test_loading_a_cloned_field_sets_both_fields_and_the_base():
+    config = AgentConfig(**SMALL)
+    cloned = make(config, [3, 4], BCAgent)
+    train(cloned, [3, 4], 2)
+    agent = make(config, [0, 1])
+    agent.load_pretrained(cloned.online.flat)
+    for block, name in (
+        (agent.online, "actor_fast"),
+        (agent.online, "actor_slow"),
+        (agent.target, "actor_slow"),
+    ):
+        assert torch.equal(block.span(name), cloned.online.flat)
+    assert torch.equal(agent.target.span("critic"), agent.online.span("critic"))
+
+
+def test_initialisation():
+    config = AgentConfig(**{**SMALL, "value_hidden_dims": (400, 300)}, actor_layer_norm=True)
+    agent = make(config, [0, 1])
+    critic = agent.online.networks["critic"]
+    kernel = critic.kernels[1]
+    bound = math.sqrt(6 / 700)
+    assert float(kernel.detach().abs().max()) <= bound
+    assert abs(float(kernel.detach().std()) - bound / math.sqrt(3)) < 1e-3
+    assert not torch.equal(kernel[0, 0], kernel[0, 1])  # every critic has its own
+    assert not torch.equal(kernel[0], kernel[1])  # every run has its own
+    assert all(not bias.any() for bias in (*critic.biases, *critic.norm_biases))
+    assert all((scale == 1).all() for scale in critic.norm_scales)
+    assert torch.equal(agent.target.flat, agent._online_of_target)
+    assert torch.equal(make(config, [1]).online.flat[0], agent.online.flat[1])
+
+
+def test_best_of_n_takes_the_candidate_the_online_critics_like():
+    config = AgentConfig(**SMALL, best_of_n=4)
+    agent = make(config, [0])
+    s, z = draw(1, 6, OBS), draw(1, 6, 4, agent.dim, seed=1)
+    one = make(AgentConfig(**SMALL), [0])
+    candidates = torch.stack([one.act(s, z[:, :, n : n + 1]) for n in range(4)], 2)
+    critic = agent.online.networks["critic"].detach()
+    values = torch.stack(
+        [agent.critic_values(critic, s, candidates[:, :, n]).mean(1) for n in range(4)], 2
+    )
+    best = values.argmax(2)
+    expected = torch.stack([candidates[0, b, best[0, b]] for b in range(6)]).unsqueeze(0)
+    assert_equal64([agent.act(s, z)], [expected])
+    assert float(expected.abs().max()) <= 1
+
+
+@pytest.mark.parametrize("kind", [TRQAMAgent, BCAgent])
+def test_state_dict_continues_exactly(kind):
+    config = AgentConfig(**SMALL)
+    agent = make(config, [0, 1], kind)
+    train(agent, [0, 1], 3)
+    other = make(config, [5, 6], kind)
+    other.load_state_dict(agent.state_dict())
+    train(agent, [0, 1], 3)
+    train(other, [0, 1], 3)
+    for (name, a), b in zip(agent.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_qam_has_no_dual_update_and_scales_the_terminal_adjoint():
+    batch = make_batch(0, config=AgentConfig(**SMALL))
+    adjoints = []
+    for inv_temp in (1.0, 7.0):
+        agent = make(AgentConfig(**SMALL, inv_temp=inv_temp), [0], algo="qam")
+        noise = agent.draw_noise([torch.Generator().manual_seed(0)])
+        terms = agent.update(batch, noise)
+        assert agent.lam.tolist() == [1.0] and agent.kl_ema.tolist() == [0.0]
+        adjoints.append(terms.adjoint)
+    assert_equal64([adjoints[1]], [7.0 * adjoints[0]])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"horizon_length": 0}, "--horizon-length is 0; use 1 or more"),
+        ({"kl_budget": 0.0}, "--kl-budget is 0.0; use a positive number"),
+        ({"kl_budget": -1.0}, "--kl-budget is -1.0"),
+        ({"flow_steps": 1}, "--flow-steps is 1; use 2 or more"),
+        ({"lambda_max": 0.001}, "--lambda-max is 0.001; use lambda_min or more"),
+        ({"actor_hidden_dims": ()}, "--actor-hidden-dims is"),
+        ({"discount": 1.5}, "--discount is 1.5"),
+        ({"lr": math.nan}, "--lr is nan"),
+    ],
+)
+def test_impossible_values(values, message):
+    with pytest.raises(UsageError, match=message.replace("(", r"\(")):
+        AgentConfig(**values)
