@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import sys
 
+import torch
+
 from trqam_fast.cli import run_command
 from trqam_fast.data.names import parse_task
 from trqam_fast.errors import UsageError
@@ -15,7 +17,7 @@ from trqam_fast.training.run_folder import RunFolder
 
 # What may differ between a run and its continuation without changing its mathematics.
 RESUMABLE = {
-    "preset", "device", "backend", "dataset_dir", "generated_dir", "offline_steps", "log_interval",
+    "preset", "device", "backend", "threads", "dataset_dir", "generated_dir", "offline_steps", "log_interval",
     "eval_interval", "eval_episodes", "eval_envs", "save_interval", "keep", "run_dir", "resume",
     "overwrite",
 }  # fmt: skip
@@ -57,6 +59,8 @@ def prepare(argv: list[str]) -> tuple[TrainConfig, RunFolder]:
 def main(argv: list[str] | None = None) -> int:
     """Train and return the exit status."""
     config, folder = prepare(sys.argv[1:] if argv is None else argv)
+    if config.threads > 0:
+        torch.set_num_threads(config.threads)
     return Trainer(config, folder).run()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -11,6 +12,11 @@ import ogbench  # noqa: F401  (registers the environments)
 from tqdm import tqdm
 
 EPISODE_STEPS = 1000
+# Goals are uniform over the part of a cell that the point can reach, and count as reached within
+# 0.5. With the environment's own values (1.0 and 1.0) the corners of dead ends, where tasks have
+# their goals, would hold no data, and policies get stuck there.
+GOAL_SPREAD = 1.3
+ARRIVAL_RADIUS = 0.5
 
 
 @contextlib.contextmanager
@@ -30,8 +36,8 @@ def generate(
     """Roll out a noisy expert that walks from goal to goal.
 
     At each step the action is the unit vector toward the oracle's next cell (toward the goal
-    itself inside the goal's cell) plus Gaussian noise, clipped to [-1, 1]. A reached goal is
-    replaced by a new one, uniform over the free cells, so trajectories have a fixed length.
+    itself inside the goal's cell) plus Gaussian noise, clipped to [-1, 1]. A goal that is reached
+    is replaced by a new one, uniform over the free space, so trajectories have a fixed length.
 
     Args:
         env_id: A goal-conditioned maze, e.g. ``pointmaze-medium-v0``.
@@ -59,9 +65,10 @@ def generate(
     for episode in tqdm(range(episodes), desc="generate", unit="episode", disable=not progress):
         rng = np.random.default_rng([seed, episode])
         with global_seed(int(rng.integers(2**32))):
-            start, goal = (cells[i] for i in rng.integers(len(cells), size=2))
-            task = {"init_ij": start, "goal_ij": goal}
+            start = cells[rng.integers(len(cells))]
+            task = {"init_ij": start, "goal_ij": start}
             observation, _ = env.reset(seed=int(rng.integers(2**31)), options={"task_info": task})
+            maze.set_goal(goal_xy=draw_goal(maze, cells, rng))
             for step in range(EPISODE_STEPS + 1):
                 xy, goal_xy = maze.get_xy(), maze.cur_goal_xy
                 key = (maze.xy_to_ij(xy), maze.xy_to_ij(goal_xy))
@@ -75,13 +82,18 @@ def generate(
                 rows["terminals"].append(step == EPISODE_STEPS)
                 rows["qpos"].append(maze.data.qpos.copy())
                 rows["qvel"].append(maze.data.qvel.copy())
-                observation, _, _, _, info = env.step(action)
-                if info["success"]:
-                    cell = cells[rng.integers(len(cells))]
-                    maze.set_goal(goal_xy=maze.add_noise(maze.ij_to_xy(cell)))
+                observation, *_ = env.step(action)
+                if np.linalg.norm(maze.get_xy() - goal_xy) < ARRIVAL_RADIUS:
+                    maze.set_goal(goal_xy=draw_goal(maze, cells, rng))
     env.close()
     dtypes = {"terminals": np.bool_}
     return {
         name: np.asarray(values, dtype=dtypes.get(name, np.float32))
         for name, values in rows.items()
     }
+
+
+def draw_goal(maze: Any, cells: list[tuple[int, int]], rng: np.random.Generator) -> np.ndarray:
+    """Draw a point uniformly from the free space."""
+    centre = maze.ij_to_xy(cells[rng.integers(len(cells))])
+    return np.asarray(centre) + rng.uniform(-GOAL_SPREAD, GOAL_SPREAD, size=2)

@@ -39,6 +39,8 @@ class TrainConfig:
     """Torch device, e.g. cpu or cuda."""
     backend: Backend = "auto"
     """Implementation of the ops; auto takes the fastest one that works."""
+    threads: int = 0
+    """CPU threads; 0 leaves the number to torch. Narrow networks run fastest with one."""
 
     dataset_dir: Path = OFFICIAL_DIR
     """Folder of the official OGBench files."""
@@ -81,7 +83,7 @@ class TrainConfig:
     """Hyperparameters of the algorithm."""
 
     def __post_init__(self) -> None:
-        for name in ("bc_steps", "offline_steps", "eval_interval"):
+        for name in ("bc_steps", "offline_steps", "eval_interval", "threads"):
             self._require(name, getattr(self, name) >= 0, "use zero or more")
         for name in ("log_interval", "eval_episodes", "eval_envs", "save_interval", "keep"):
             self._require(name, getattr(self, name) >= 1, "use 1 or more")

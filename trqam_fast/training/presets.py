@@ -17,6 +17,7 @@ PAPER = TrainConfig(preset="paper")
 DEFAULT = TrainConfig(
     preset="default",
     generated=True,
+    threads=1,
     bc_steps=3_000,
     offline_steps=10_000,
     log_interval=250,

@@ -1,0 +1,78 @@
+"""Sizes and inputs shared by the benchmarks; see README.md, "Benchmarks"."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from trqam_fast.kernels import MLPWeights
+from trqam_fast.networks import MLPShape, ParameterBlock
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+BACKENDS = ["reference", "cpp"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sizes of one benchmark case."""
+
+    name: str
+    width: int
+    depth: int
+    batch: int
+    ensemble: int
+    obs_dim: int
+    act_dim: int
+    horizon: int
+    flow_steps: int = 10
+
+    @property
+    def dim(self) -> int:
+        return self.act_dim * self.horizon
+
+
+SIZES = [
+    Size("small", 128, 3, 128, 2, 2, 2, 1),
+    Size("paper", 512, 4, 256, 10, 28, 5, 5),
+]
+
+
+@pytest.fixture(params=SIZES, ids=lambda size: size.name)
+def size(request) -> Size:
+    return request.param
+
+
+@pytest.fixture(params=DEVICES)
+def device(request) -> str:
+    return request.param
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request) -> str:
+    return request.param
+
+
+def draw(*shape: int, device: str, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device)
+
+
+def make_field(size: Size, device: str, seed: int = 0) -> MLPWeights:
+    shape = MLPShape(size.obs_dim + size.dim + 1, (size.width,) * size.depth, size.dim)
+    block = ParameterBlock({"field": shape}, 1, device=device, trainable=True)
+    block.initialise([torch.Generator().manual_seed(seed)])
+    return block.networks["field"]
+
+
+def synchronised(function, device: str):
+    """`function` with the device idle again when it returns."""
+
+    def call():
+        result = function()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return result
+
+    return call

@@ -1,0 +1,297 @@
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from trqam_fast import train
+from trqam_fast.agents import AgentConfig
+from trqam_fast.cli import run_command
+from trqam_fast.data.sources import Recipe
+from trqam_fast.training import checkpoint
+from trqam_fast.training.loop import Trainer
+from trqam_fast.training.presets import DEFAULT, PRESETS, parse_config
+
+TASK = "pointmaze-medium-navigate-singletask-task1-v0"
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("generated")
+    Recipe("pointmaze-medium-navigate-v0", 3000, 0.5, 0).ensure(folder, progress=False)
+    return folder
+
+
+@pytest.fixture
+def flags(generated):
+    return [
+        "--preset", "smoke", "--generated-dir", str(generated), "--generated-transitions", "3000",
+        "--generated-noise", "0.5", "--bc-steps", "20", "--offline-steps", "20",
+        "--log-interval", "5", "--eval-interval", "10", "--save-interval", "5",
+        "--eval-episodes", "2", "--eval-envs", "2", "--batch-size", "8",
+        "--actor-hidden-dims", "16", "16", "--value-hidden-dims", "16", "16",
+    ]  # fmt: skip
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def run(flags, folder, *more) -> int:
+    return run_command(lambda: train.main([*flags, "--run-dir", str(folder), *more]))
+
+
+def test_run_folder(flags, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert run(flags, folder, "--seeds", "3", "5") == 0
+    printed = capsys.readouterr().out
+    assert "pretrained" in printed and "updates/s" in printed and str(folder) in printed
+
+    config = json.loads((folder / "config.json").read_text())
+    assert config["env_name"] == TASK and config["seeds"] == [3, 5] and config["kl_budget"] > 0
+    versions = json.loads((folder / "versions.json").read_text())
+    assert versions["torch"] == torch.__version__ and versions["ogbench"]
+
+    metrics = rows(folder / "metrics.csv")
+    assert [(r["stage"], r["step"], r["seed"]) for r in metrics[::4]] == [
+        ("pretrain", "5", "3"), ("pretrain", "15", "3"), ("finetune", "25", "3"),
+        ("finetune", "35", "3"),
+    ]  # fmt: skip
+    finetune = [r for r in metrics if r["stage"] == "finetune"]
+    for name in ("critic_loss", "bc_loss", "adjoint_loss", "path_kl", "lam", "kl_ema", "q_mean",
+                 "grad_norm", "updates_per_second"):  # fmt: skip
+        assert all(float(r[name]) == float(r[name]) for r in finetune), name
+
+    evaluations = rows(folder / "eval.csv")
+    assert [(r["step"], r["seed"]) for r in evaluations] == [
+        (step, seed) for step in ("20", "30", "40") for seed in ("3", "5")
+    ]
+    assert all(0 <= float(r["success"]) <= 1 for r in evaluations)
+
+    summary = json.loads((folder / "summary.json").read_text())
+    assert 0 <= summary["pretrained_success"] <= 1 and 0 <= summary["final_success"] <= 1
+    assert set(summary["seconds"]) == {"data", "pretrain", "finetune", "evaluate"}
+    assert all(value > 0 for value in summary["seconds"].values())
+    assert [p.name for p in sorted((folder / "checkpoints").iterdir())] == [
+        f"step_{step:09d}.pt" for step in (20, 30, 35, 40)
+    ]
+    assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_seeds_together_equal_seeds_apart(flags, tmp_path):
+    assert run(flags, tmp_path / "both", "--seeds", "3", "5") == 0
+    assert run(flags, tmp_path / "one", "--seeds", "5") == 0
+    both = checkpoint.load(tmp_path / "both/checkpoints/step_000000040.pt")["agent"]
+    one = checkpoint.load(tmp_path / "one/checkpoints/step_000000040.pt")["agent"]
+    for name, tensor in one.items():
+        torch.testing.assert_close(both[name][1:], tensor, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("stop", [7, 20, 33])
+def test_resume_ends_where_the_uninterrupted_run_ends(flags, tmp_path, stop, monkeypatch):
+    assert run(flags, tmp_path / "whole") == 0
+
+    class Killed(Exception):
+        pass
+
+    update = train.Trainer.check_finite
+
+    def interrupt(self, history, step):
+        update(self, history, step)
+        if step >= stop:
+            raise Killed
+
+    monkeypatch.setattr(Trainer, "check_finite", interrupt)
+    with pytest.raises(Killed):
+        train.main([*flags, "--run-dir", str(tmp_path / "cut")])
+    monkeypatch.undo()
+    assert run(["--run-dir", str(tmp_path / "cut"), "--resume"], tmp_path / "cut") == 0
+    for name in ("metrics.csv", "eval.csv"):
+        whole, cut = rows(tmp_path / "whole" / name), rows(tmp_path / "cut" / name)
+        for row in (*whole, *cut):
+            row.pop("updates_per_second", None)
+        assert whole == cut
+    final = "checkpoints/step_000000040.pt"
+    whole, cut = (checkpoint.load(tmp_path / d / final)["agent"] for d in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_existing_run_is_refused_resumed_or_overwritten(flags, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert run(flags, folder, "--algo", "bc") == 0
+    before = (folder / "metrics.csv").read_text()
+    assert run(flags, folder, "--algo", "bc") == 2
+    message = capsys.readouterr().err
+    assert "already holds a run" in message and "--resume" in message
+    assert (folder / "metrics.csv").read_text() == before
+    assert run(flags, folder, "--algo", "qam", "--overwrite") == 0
+    assert {r["stage"] for r in rows(folder / "metrics.csv")} == {"pretrain", "finetune"}
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("years of work")
+    assert run(flags, other, "--overwrite") == 2
+    assert (other / "thesis.tex").exists()
+
+
+def test_resume_refuses_what_changes_the_mathematics(flags, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert run(flags, folder) == 0
+    capsys.readouterr()
+    assert run([], folder, "--resume", "--kl-budget", "3", "--actor-hidden-dims", "8", "8") == 2
+    message = capsys.readouterr().err
+    assert "--kl-budget 3.0 (the run has" in message
+    assert "--actor-hidden-dims (8, 8) (the run has (16, 16))" in message
+    assert run([], folder, "--resume", "--log-interval", "10", "--offline-steps", "30") == 0
+    assert rows(folder / "eval.csv")[-1]["step"] == "50"
+    assert run([], tmp_path / "nothing", "--resume") == 2
+    assert "holds no run to resume" in capsys.readouterr().err
+
+
+def test_checkpoint_of_another_shape(flags, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert run(flags, folder) == 0
+    config = json.loads((folder / "config.json").read_text())
+    config["actor_hidden_dims"] = [8, 8]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert run([], folder, "--resume") == 2
+    message = capsys.readouterr().err
+    assert "[5, 16]" in message and "[5, 8]" in message and "--actor-hidden-dims" in message
+
+
+@pytest.mark.parametrize("damage", ["truncated", "pickle", "empty"])
+def test_damaged_checkpoint(damage, flags, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert run(flags, folder) == 0
+    path = sorted((folder / "checkpoints").glob("*.pt"))[-1]
+    witness = tmp_path / "executed"
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:1000])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    else:
+
+        class Malicious:
+            def __reduce__(self):
+                return (Path.touch, (witness,))
+
+        torch.save(Malicious(), path)
+    capsys.readouterr()
+    assert run([], folder, "--resume") == 2
+    assert f"{path} is not a readable checkpoint" in capsys.readouterr().err
+    assert not witness.exists()
+
+
+def test_non_finite_loss_stops_that_run_alone(flags, tmp_path, capsys, monkeypatch):
+    """The other seed ends as if alone; the diverged one keeps its last good weights."""
+    from trqam_fast.agents import TRQAMAgent
+
+    folder, update = tmp_path / "run", TRQAMAgent.update
+    count = 0
+
+    def poisoned(self, batch, noise):
+        nonlocal count
+        count += 1
+        if count == 13:
+            batch.rewards[0] = float("inf")
+        return update(self, batch, noise)
+
+    monkeypatch.setattr(TRQAMAgent, "update", poisoned)
+    assert run(flags, folder, "--seeds", "3", "5", "--keep", "9") == 1
+    captured = capsys.readouterr()
+    assert "seed 3: critic_loss is not finite at step 33" in captured.err
+    monkeypatch.undo()
+    last = checkpoint.load(folder / "checkpoints/step_000000040.pt")["agent"]
+    good = checkpoint.load(folder / "checkpoints/step_000000030.pt")["agent"]
+    for name in last:
+        assert torch.equal(last[name][0], good[name][0]), name
+    assert run(flags, tmp_path / "alone", "--seeds", "5") == 0
+    alone = checkpoint.load(tmp_path / "alone/checkpoints/step_000000040.pt")["agent"]
+    torch.testing.assert_close(last["online"][1], alone["online"][0], atol=1e-4, rtol=1e-3)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["final_success_by_seed"][0] is None
+    assert summary["failures"] == {"3": "critic_loss is not finite at step 33"}
+    assert {r["seed"] for r in rows(folder / "metrics.csv") if r["step"] == "40"} == {"5"}
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (["--env-name", "pointmaze-medum-navigate-singletask-task1-v0"], "nearest: pointmaze-med"),
+        (["--horizon-length", "0"], "--horizon-length is 0; use 1 or more"),
+        (["--kl-budget", "0"], "--kl-budget is 0.0; use a positive number"),
+        (["--flow-steps", "1"], "--flow-steps is 1; use 2 or more"),
+        (["--device", "cuda"], "torch sees no GPU"),
+        (["--device", "tpu"], "--device is 'tpu'"),
+        (["--seeds", "1", "1"], "name every seed only once"),
+        (["--preset", "huge"], "--preset is 'huge'; choose one of default, smoke, paper"),
+        (["--backend", "triton"], "backend 'triton'"),
+        (["--resume", "--overwrite"], "exclude each other"),
+        (["--log-interval", "0"], "--log-interval is 0; use 1 or more"),
+        (["--env-name", "cube-double-play-singletask-v0"], "cannot be generated"),
+    ],
+)
+def test_bad_flags(bad, message, flags, tmp_path, capsys):
+    if "--device" in bad and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert run([*flags, *bad], tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_missing_dataset(tmp_path, capsys):
+    flags = ["--env-name", "cube-double-play-singletask-v0", "--dataset-dir", str(tmp_path)]
+    assert run(flags, tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert 'ogbench.download_datasets(["cube-double-play-v0"]' in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_flag_leaves_status_two_and_no_traceback(tmp_path):
+    command = [sys.executable, "-m", "trqam_fast.train", "--no-such-flag", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_explains_every_flag(capsys):
+    with pytest.raises(SystemExit) as status:
+        parse_config(["--help"])
+    assert status.value.code == 0
+    text = capsys.readouterr().out
+    for flag in ("--env-name", "--kl-budget", "--lam-scale", "--inv-temp", "--use-target-grad",
+                 "--actor-hidden-dims", "--seeds", "--resume"):  # fmt: skip
+        assert flag in text
+    assert "Path-KL budget" in text
+
+
+def test_presets():
+    assert parse_config([]) == DEFAULT
+    assert parse_config(["--preset", "smoke"]) == PRESETS["smoke"]
+    other = parse_config(["--env-name", "cube-double-play-singletask-v0"])
+    assert other.preset == "paper" and other.agent == AgentConfig()
+    changed = parse_config(["--lr", "0.5", "--seeds", "0", "1"])
+    assert changed.agent.lr == 0.5 and changed.seeds == (0, 1)
+    assert changed.agent.kl_budget == DEFAULT.agent.kl_budget
+
+
+def test_failed_write_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "a.pt"
+    checkpoint.save(path, {"x": 1})
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    from trqam_fast.errors import RunError
+
+    with pytest.raises(RunError, match="No space left on device"):
+        checkpoint.save(path, {"x": 2})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
