@@ -40,7 +40,15 @@ SIZES = [
 ]
 
 
-@pytest.fixture(params=SIZES, ids=lambda size: size.name)
+QUICK = {"small"}
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(size, id=size.name, marks=[pytest.mark.quick] if size.name in QUICK else [])
+        for size in SIZES
+    ]
+)
 def size(request) -> Size:
     return request.param
 

@@ -79,6 +79,14 @@ def choose_backend(op: str, backend: str, cpp_problem: str | None) -> str:
     raise ValueError(f"{op}: backend is {backend!r}; choose one of {', '.join(BACKENDS)}")
 
 
+def check_backend(backend: str, device: torch.device) -> None:
+    """Raise `BackendError` unless every op can run with `backend` on `device`."""
+    for op in ("sde_rollout", "lean_adjoint"):
+        choose_backend(op, backend, None)
+    for op in ("adjoint_matching", "path_kl"):
+        choose_backend(op, backend, extension_problem(device))
+
+
 def check_tensor(op: str, name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
     """Raise unless `tensor` is floating point and has `shape` (None matches any size).
 

@@ -31,7 +31,7 @@ def flags(generated):
         "--preset", "smoke", "--generated-dir", str(generated), "--generated-transitions", "3000",
         "--generated-noise", "0.5", "--bc-steps", "20", "--offline-steps", "20",
         "--log-interval", "5", "--eval-interval", "10", "--save-interval", "5",
-        "--eval-episodes", "2", "--eval-envs", "2", "--batch-size", "8",
+        "--eval-episodes", "1", "--eval-envs", "1", "--batch-size", "8",
         "--actor-hidden-dims", "16", "16", "--value-hidden-dims", "16", "16",
     ]  # fmt: skip
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 USAGE, FAILURE = 2, 1
 
 
-class UsageError(ValueError):
+class UsageError(Exception):
     """A flag, file or combination that cannot work; commands exit with status 2."""
 
     status = USAGE
 
 
-class RunError(RuntimeError):
+class RunError(Exception):
     """Something failed while running; commands exit with status 1."""
 
     status = FAILURE

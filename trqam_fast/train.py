@@ -9,7 +9,9 @@ import torch
 
 from trqam_fast.cli import run_command
 from trqam_fast.data.names import parse_task
+from trqam_fast.data.sources import official_file
 from trqam_fast.errors import UsageError
+from trqam_fast.kernels.dispatch import check_backend
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.loop import Trainer
 from trqam_fast.training.presets import parse_config
@@ -17,10 +19,23 @@ from trqam_fast.training.run_folder import RunFolder
 
 # What may differ between a run and its continuation without changing its mathematics.
 RESUMABLE = {
-    "preset", "device", "backend", "threads", "dataset_dir", "generated_dir", "offline_steps", "log_interval",
-    "eval_interval", "eval_episodes", "eval_envs", "save_interval", "keep", "run_dir", "resume",
-    "overwrite",
+    "preset", "device", "backend", "threads", "dataset_dir", "generated_dir", "offline_steps",
+    "log_interval", "eval_interval", "eval_episodes", "eval_envs", "save_interval", "keep",
+    "run_dir", "resume", "overwrite",
 }  # fmt: skip
+
+
+def check_possible(config: TrainConfig) -> None:
+    """Find out what cannot work before a folder is made.
+
+    Raises:
+        UsageError: unknown task, or no data for it.
+        BackendError: the backend asked for cannot run.
+    """
+    task = parse_task(config.env_name)
+    if config.recipe is None:
+        official_file(task, config.dataset_dir)
+    check_backend(config.backend, torch.device(config.device))
 
 
 def prepare(argv: list[str]) -> tuple[TrainConfig, RunFolder]:
@@ -29,7 +44,7 @@ def prepare(argv: list[str]) -> tuple[TrainConfig, RunFolder]:
     A resumed run takes its configuration from its folder; flags on the command line override it.
     """
     config = parse_config(argv)
-    parse_task(config.env_name)
+    check_possible(config)
     if not config.resume:
         path = config.run_dir or RunFolder.default_path(config.env_name, config.algo)
         folder = RunFolder(path)

@@ -11,7 +11,8 @@ import torch
 import tyro
 
 from trqam_fast.agents import AgentConfig, Algorithm
-from trqam_fast.data.sources import GENERATED_DIR, OFFICIAL_DIR
+from trqam_fast.data.names import parse_task
+from trqam_fast.data.sources import GENERATED_DIR, OFFICIAL_DIR, Recipe
 from trqam_fast.errors import UsageError
 from trqam_fast.kernels import Backend
 
@@ -113,6 +114,14 @@ class TrainConfig:
             value = getattr(self, name)
             shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
             raise UsageError(f"--{name.replace('_', '-')} is {shown}; {remedy}")
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """How to generate the data, or None for the official file."""
+        if not self.generated:
+            return None
+        name = parse_task(self.env_name).dataset_name
+        return Recipe(name, self.generated_transitions, self.generated_noise, seed=0)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by flag name, the agent's hyperparameters among them."""

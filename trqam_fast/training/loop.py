@@ -15,8 +15,7 @@ from tqdm import tqdm
 
 from trqam_fast.agents import Agent, BCAgent, TRQAMAgent
 from trqam_fast.data.dataset import Dataset
-from trqam_fast.data.names import parse_task
-from trqam_fast.data.sources import Recipe, load_task
+from trqam_fast.data.sources import load_task
 from trqam_fast.evaluation import Evaluator
 from trqam_fast.training import checkpoint
 from trqam_fast.training.config import TrainConfig
@@ -91,18 +90,10 @@ class Trainer:
     def load_dataset(self) -> Dataset:
         """Load the task's transitions, generating them first if the configuration says so."""
         config = self.config
-        recipe = None
-        if config.generated:
-            recipe = Recipe(
-                parse_task(config.env_name).dataset_name,
-                config.generated_transitions,
-                config.generated_noise,
-                seed=0,
-            )
         dataset, path = load_task(
             config.env_name,
             dataset_dir=config.dataset_dir,
-            recipe=recipe,
+            recipe=config.recipe,
             generated_dir=config.generated_dir,
             sparse=config.sparse,
             device=config.device,

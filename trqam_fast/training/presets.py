@@ -54,14 +54,13 @@ PRESETS = {"default": DEFAULT, "smoke": SMOKE, "paper": PAPER}
 
 
 def flag_value(argv: list[str], flag: str) -> str | None:
-    """Return the value of `flag` in `argv`, given as ``--flag value`` or ``--flag=value``."""
-    for position, word in enumerate(argv):
+    """Return the last value of `flag` in `argv`, given as ``--flag value`` or ``--flag=value``."""
+    found = None
+    for word, following in zip(argv, [*argv[1:], None], strict=True):
         name, separator, value = word.partition("=")
         if name.replace("_", "-") == flag:
-            if separator:
-                return value
-            return argv[position + 1] if position + 1 < len(argv) else None
-    return None
+            found = value if separator else following
+    return found
 
 
 def parse_config(argv: list[str], base: TrainConfig | None = None) -> TrainConfig:

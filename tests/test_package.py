@@ -1,0 +1,109 @@
+"""Build, imports, optional parts."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NVCC = shutil.which("nvcc")
+
+UPDATE = """
+import torch
+from trqam_fast.agents import AgentConfig, Batch, TRQAMAgent
+from trqam_fast.kernels import BackendError, path_kl
+
+config = AgentConfig(batch_size=4, actor_hidden_dims=(8,), value_hidden_dims=(8,), num_qs=2)
+agent = TRQAMAgent(config, 3, 2, [0])
+batch = Batch(torch.zeros(1, 4, 3), torch.zeros(1, 4, 1, 2), torch.zeros(1, 4), torch.ones(1, 4),
+              torch.ones(1, 4), torch.zeros(1, 4, 3))
+terms = agent.update(batch, agent.draw_noise([torch.Generator()]))
+assert all(value.isfinite().all() for value in terms.metrics.values())
+"""
+
+
+def python(code: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, **options
+    )
+
+
+def test_trains_without_triton(tmp_path):
+    done = python(f"import sys\nsys.modules['triton'] = None\n{UPDATE}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_trains_without_the_extension(tmp_path):
+    code = f"""
+import sys
+sys.modules['trqam_fast._C'] = None
+{UPDATE}
+try:
+    path_kl(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), backend="cpp")
+except BackendError as error:
+    assert "pip install -e ." in str(error)
+else:
+    raise AssertionError
+"""
+    done = python(code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_doctor_reports_a_missing_extension(tmp_path):
+    code = """
+import sys
+sys.modules['trqam_fast._C'] = None
+from trqam_fast import doctor
+sys.exit(doctor.main([]))
+"""
+    done = python(code, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("problem: ") == 1 and "pip install -e ." in done.stderr
+
+
+def test_doctor_finds_no_problem(capsys):
+    from trqam_fast import doctor
+
+    assert doctor.main([]) == 0
+    printed = capsys.readouterr().out
+    for op in ("mlp", "sde_rollout", "lean_adjoint", "adjoint_matching", "path_kl"):
+        for backend in ("reference", "cpp"):
+            assert any(op in x and backend in x and "ok" in x for x in printed.splitlines())
+
+
+def test_doctor_notices_a_wrong_op(capsys, monkeypatch):
+    from trqam_fast import doctor
+    from trqam_fast.kernels.path_kl import ops
+
+    monkeypatch.setattr(ops, "path_kl", lambda v, u, h: (v.sum((1, 3)), v.sum((1, 2, 3))))
+    assert doctor.main([]) == 1
+    assert "path_kl with backend cpp on cpu deviates" in capsys.readouterr().err
+
+
+def test_torch_is_not_needed_to_build():
+    tomllib = pytest.importorskip("tomllib", reason="tomllib needs Python 3.11")
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        project = tomllib.load(file)
+    assert not any(name.startswith("torch") for name in project["build-system"]["requires"])
+    packages = set(project["tool"]["setuptools"]["packages"])
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for folder in ("trqam_fast", "kernels")
+        for path in (ROOT / folder).rglob("__init__.py")
+    }
+    mapped = {f"trqam_fast.{name}" if name.split(".")[0] == "kernels" else name for name in found}
+    assert packages == mapped
+
+
+@pytest.mark.skipif(NVCC is None, reason="needs nvcc, from the CUDA toolkit")
+@pytest.mark.parametrize("architecture", ["80", "90", "100"])
+@pytest.mark.parametrize("source", sorted(path.name for path in (ROOT / "csrc").glob("*.cu")))
+def test_cuda_sources_compile(source, architecture, tmp_path):
+    command = [NVCC, "-std=c++17", "-cubin", f"-arch=sm_{architecture}", "-Werror=all-warnings"]
+    command += ["--resource-usage", str(ROOT / "csrc" / source), "-o", str(tmp_path / "out.cubin")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    spills = [line for line in done.stderr.splitlines() if "spill" in line]
+    assert spills and all("0 bytes spill stores, 0 bytes spill loads" in x for x in spills)
