@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 EPISODE_STEPS = 1000
 # Goals are uniform over the part of a cell that the point can reach, and count as reached within
-# 0.5. With the environment's own values (1.0 and 1.0) the corners of dead ends, where tasks have
+# 0.25. With the environment's own values (1.0 and 1.0) the corners of dead ends, where tasks have
 # their goals, would hold no data, and policies get stuck there.
 GOAL_SPREAD = 1.3
-ARRIVAL_RADIUS = 0.5
+ARRIVAL_RADIUS = 0.25
 
 
 @contextlib.contextmanager
