@@ -29,24 +29,24 @@ def load_extension() -> tuple[ModuleType | None, str]:
         return None, str(error)
 
 
-_EXTENSION, _EXTENSION_ERROR = load_extension()
+EXTENSION, EXTENSION_ERROR = load_extension()
 
 
 def extension() -> ModuleType:
     """Return the compiled extension; raise `BackendError` if it is missing."""
-    if _EXTENSION is None:
+    if EXTENSION is None:
         raise BackendError(
-            f"the extension trqam_fast._C does not import ({_EXTENSION_ERROR}); "
+            f"the extension trqam_fast._C does not import ({EXTENSION_ERROR}); "
             "build it with 'pip install -e .'"
         )
-    return _EXTENSION
+    return EXTENSION
 
 
 def extension_problem(device: torch.device) -> str | None:
     """Return why the compiled extension cannot work on `device`, or None if it can."""
-    if _EXTENSION is None:
-        return f"trqam_fast._C does not import ({_EXTENSION_ERROR}); run 'pip install -e .'"
-    if device.type == "cuda" and not _EXTENSION.with_cuda:
+    if EXTENSION is None:
+        return f"trqam_fast._C does not import ({EXTENSION_ERROR}); run 'pip install -e .'"
+    if device.type == "cuda" and not EXTENSION.with_cuda:
         return "trqam_fast._C was built without CUDA; reinstall with TRQAM_CUDA=1 and nvcc"
     if device.type not in ("cpu", "cuda"):
         return f"it has no code for {device.type} tensors"
@@ -79,11 +79,13 @@ def choose_backend(op: str, backend: str, cpp_problem: str | None) -> str:
     raise ValueError(f"{op}: backend is {backend!r}; choose one of {', '.join(BACKENDS)}")
 
 
+EXTENSION_OPS = ("adjoint_matching", "path_kl")
+"""Ops whose ``cpp`` backend is compiled; those of the network passes run on ATen's kernels."""
+
+
 def check_backend(backend: str, device: torch.device) -> None:
     """Raise `BackendError` unless every op can run with `backend` on `device`."""
-    for op in ("sde_rollout", "lean_adjoint"):
-        choose_backend(op, backend, None)
-    for op in ("adjoint_matching", "path_kl"):
+    for op in EXTENSION_OPS:
         choose_backend(op, backend, extension_problem(device))
 
 
@@ -123,11 +125,21 @@ def check_horizon(op: str, horizon: int) -> None:
         raise ValueError(f"{op}: horizon is {horizon}; it must be at least 1")
 
 
-def launch_queue(tensor: Tensor) -> tuple[bool, int]:
-    """Return (is on CUDA, stream address or number of threads) for a call into the extension."""
-    if tensor.is_cuda:
-        return True, torch.cuda.current_stream(tensor.device).cuda_stream
-    return False, torch.get_num_threads()
+def call_extension(name: str, like: Tensor, *arguments: int) -> None:
+    """Call a function of the extension in the precision, on the device and stream of `like`.
+
+    Args:
+        name: Function name without its precision.
+        like: A tensor of the call; on the CPU torch's number of threads is used.
+        arguments: Addresses and sizes, in the order of csrc/bindings.cpp.
+    """
+    precision = "float64" if like.dtype == torch.float64 else "float32"
+    call = getattr(extension(), f"{name}_{precision}")
+    if not like.is_cuda:
+        call(False, *arguments, torch.get_num_threads())
+        return
+    with torch.cuda.device(like.device):
+        call(True, *arguments, torch.cuda.current_stream().cuda_stream)
 
 
 def refuse_gradient(op: str, **inputs: bool) -> None:

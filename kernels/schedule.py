@@ -18,6 +18,6 @@ def diffusion_squared(
 
     Computed in float64 and rounded once, so that every backend uses the same numbers.
     """
-    t = torch.arange(flow_steps, dtype=torch.float64) / flow_steps
+    t = torch.arange(flow_steps, dtype=torch.float64, device=device) / flow_steps
     h = 1.0 / flow_steps
-    return (2.0 * (1.0 - t + h) / (t + h)).to(device=device, dtype=dtype)
+    return (2.0 * (1.0 - t + h) / (t + h)).to(dtype)

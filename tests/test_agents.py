@@ -239,3 +239,133 @@ def test_qam_has_no_dual_update_and_scales_the_terminal_adjoint():
 def test_impossible_values(values, message):
     with pytest.raises(UsageError, match=message.replace("(", r"\(")):
         AgentConfig(**values)
+
+
+def plain_mlp(weights, x):
+    last = len(weights.kernels) - 1
+    for layer in range(last + 1):
+        x = x @ weights.kernels[layer][0] + weights.biases[layer][0].unsqueeze(-2)
+        if layer < last:
+            x = torch.nn.functional.gelu(x, approximate="tanh")
+            if weights.norm_scales:
+                x = torch.nn.functional.layer_norm(x, x.shape[-1:], eps=1e-6)
+                x = x * weights.norm_scales[layer][0].unsqueeze(-2)
+                x = x + weights.norm_biases[layer][0].unsqueeze(-2)
+    return x
+
+
+def plain_gradient(agent, batch, noise):
+    """Gradient and path KL of one run's update, written from the equations with autograd alone."""
+    c, steps, h = agent.config, agent.config.flow_steps, 1 / agent.config.flow_steps
+    fast, slow, critic = (agent.online.networks[n] for n in ("actor_fast", "actor_slow", "critic"))
+    target = agent.target.networks["critic"]
+    base = agent.target.networks["actor_slow"] if c.target_actor else slow.detach()
+    s, s_next = batch.observations[0], batch.next_observations[0]
+    a = batch.actions[0].flatten(-2) if c.action_chunking else batch.actions[0][:, 0]
+
+    def q(weights, s, x):
+        return plain_mlp(weights, torch.cat([s, x], -1)).squeeze(-1)
+
+    def v(weights, s, x, t):
+        return plain_mlp(weights, torch.cat([s, x, torch.zeros_like(x[..., :1]) + t], -1))
+
+    with torch.no_grad():
+        x = noise.next_action[0]
+        candidates = s_next[:, None].expand(-1, x.shape[1], -1)
+        for k in range(steps):
+            x = x + h * v(fast, candidates, x, k / steps)
+        x = x.clamp(-1, 1)
+        values = torch.stack([q(critic, s_next, x[:, i]).mean(0) for i in range(x.shape[1])], 1)
+        next_q = q(target, s_next, x[torch.arange(len(x)), values.argmax(1)])
+        pessimistic = next_q.mean(0) - c.rho * next_q.std(0, correction=0)
+        y = batch.rewards[0] + c.discount**c.horizon_length * batch.masks[0] * pessimistic
+    loss = ((q(critic, s, a) - y) ** 2 * batch.valid[0]).mean()
+    x0, t = noise.bc_x0[0], noise.bc_t[0]
+    cloned = v(slow, s, (1 - t) * x0 + t * a, t)
+    loss = loss + (((cloned - (a - x0)) ** 2).mean(-1) * batch.valid[0]).mean()
+
+    points = [noise.sde_x0[0]]
+    with torch.no_grad():
+        for k in range(steps - 1):
+            x, t = points[-1], k / steps
+            g = math.sqrt(2 * (1 - t + h) / (t + h))
+            drift = 2 * v(fast, s, x, t) - x / (t + h)
+            points.append(x + h * drift + math.sqrt(h) * g * noise.sde_eps[0, k])
+        points.append(points[-1] + h * v(base, s, points[-1], (steps - 1) / steps))
+    x = points[-1].clone().requires_grad_()
+    judge = target if c.use_target_grad else critic.detach()
+    value = q(judge, s, x.clamp(-1, 1) if c.clip_adj else x).mean(0).sum()
+    adjoint = -torch.autograd.grad(value, x)[0]
+    lam = max(c.lam_scale * float(agent.lam[0]), 1e-8)
+    if agent.algo == "qam":
+        adjoint, lam = adjoint * c.inv_temp, 1.0
+    kl = 0.0
+    for k in range(steps - 1, -1, -1):
+        t = k / steps
+        x = points[k].clone().requires_grad_()
+        drift = 2 * v(base, s, x, t + h) - x / (t + h)
+        adjoint = adjoint + h * torch.autograd.grad(drift, x, adjoint)[0]
+        g_squared = 2 * (1 - t + h) / (t + h)
+        sigma = math.sqrt(g_squared / lam)
+        delta = v(fast, s, points[k], t) - v(base, s, points[k], t).detach()
+        loss = loss + (2 * delta / sigma + sigma * adjoint.detach()).square().sum(-1).mean()
+        kl = kl + float((2 * h / g_squared * delta.detach().square().sum(-1)).mean())
+    leaves = agent.online.leaves
+    parts = torch.autograd.grad(loss, leaves)
+    return torch.cat([part.flatten() for part in parts]), kl / c.chunk_length
+
+
+@pytest.mark.parametrize("case", range(16))
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_update_against_plain_autograd(case, backend):
+    """Random settings: every flag on and off, uneven widths and depths, K, E, N, H."""
+    picker = torch.Generator().manual_seed(case)
+
+    def pick(*options):
+        return options[int(torch.randint(len(options), (1,), generator=picker))]
+
+    config = AgentConfig(
+        batch_size=pick(1, 5, 9),
+        actor_hidden_dims=pick((7,), (12, 5), (6, 9, 11)),
+        value_hidden_dims=pick((5,), (8, 13), (9, 4, 6, 5)),
+        actor_layer_norm=pick(True, False),
+        value_layer_norm=pick(True, False),
+        num_qs=pick(1, 2, 5),
+        rho=pick(0.0, 0.5, 1.3),
+        horizon_length=pick(1, 2, 4),
+        action_chunking=pick(True, False),
+        flow_steps=pick(2, 3, 7),
+        best_of_n=pick(1, 3),
+        clip_adj=pick(True, False),
+        clip_grad=pick(True, False),
+        target_actor=pick(True, False),
+        use_target_grad=pick(True, False),
+        kl_budget=pick(0.1, 3.0),
+        inv_temp=pick(0.3, 10.0),
+        tau=pick(0.3, 1.0),
+        lr=1e-2,
+    )
+    obs, act = pick(1, 4), pick(1, 3)
+    agent = TRQAMAgent(
+        config, obs, act, [case], algo=pick("trqam", "qam"), dtype=torch.float64, backend=backend
+    )
+    agent.online.flat.add_(draw(*agent.online.flat.shape, seed=case), alpha=0.3)
+    agent.target.flat.add_(draw(*agent.target.flat.shape, seed=case + 1), alpha=0.2)
+    generator = torch.Generator().manual_seed(case)
+    rows, h = config.batch_size, config.horizon_length
+    for update in range(3):
+        seed = 100 * case + 10 * update
+        batch = Batch(
+            draw(1, rows, obs, seed=seed),
+            draw(1, rows, h, act, seed=seed + 1).clamp(-1, 1),
+            draw(1, rows, seed=seed + 2),
+            (draw(1, rows, seed=seed + 3) > 0).double(),
+            (draw(1, rows, seed=seed + 4) > 0).double(),
+            draw(1, rows, obs, seed=seed + 5),
+        )
+        noise = agent.draw_noise([generator])
+        expected, kl = plain_gradient(agent, batch, noise)
+        gradient, terms = agent.gradients(batch, noise)
+        assert_equal64([gradient[0]], [expected], tolerance=1e-11)
+        assert float(terms.path_kl[0]) == pytest.approx(kl, rel=1e-11)
+        agent.apply(gradient, terms)

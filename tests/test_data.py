@@ -137,7 +137,7 @@ def test_ogbench_reads_the_generated_file(tmp_path):
     import ogbench
 
     path = Recipe("pointmaze-medium-navigate-v0", 1000, 0.5, 0).ensure(tmp_path, progress=False)
-    assert path.name == "pointmaze-medium-navigate-v0-generated-1000-noise0.5-seed0.npz"
+    assert path.name == "pointmaze-medium-navigate-v0-generated1-1000-noise0.5-seed0.npz"
     path.with_name(path.name.replace(".npz", "-val.npz")).symlink_to(path)
     _, train, _ = ogbench.make_env_and_datasets(TASK, dataset_path=str(path))
     ours, found = load_task(
@@ -159,6 +159,8 @@ def test_generated_data_stay_away_from_official_names():
     assert recipe.file_name != "pointmaze-medium-navigate-v0.npz"
     with pytest.raises(UsageError, match="cube-double-play-v0 cannot be generated"):
         Recipe("cube-double-play-v0", 1000, 0.5, 0)
+    with pytest.raises(UsageError, match="noise nan"):
+        Recipe("pointmaze-medium-navigate-v0", 1000, float("nan"), 0)
 
 
 def test_sparse_reward(tmp_path):

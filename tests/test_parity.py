@@ -36,6 +36,39 @@ def test_replay_in_float32(name):
     assert mean["cpp"] <= 2 * mean["reference"]
 
 
+def test_behaviour_cloning_stage(tmp_path):
+    """A bc_only recording: the cloned field's gradient is that of the full update, and one Adam
+    step on its own clipped norm follows; everything else stays."""
+    with np.load(DATA / "trqam_chunked.npz") as archive:
+        arrays = {key: archive[key] for key in archive.files}
+    meta = json.loads(str(arrays["meta"]))
+    names = [key for key in arrays if key.startswith("update0/grad/actor_slow/")]
+    squares = sum(np.square(arrays[name]).sum() for name in names)
+    scale = 1 / max(1.0, np.sqrt(squares))
+    for key in [key for key in arrays if key.startswith("final/")]:
+        arrays[key] = arrays[key.replace("final/", "init/")]
+    for name in names:
+        gradient = arrays[name] * scale
+        step = meta["config"]["lr"] * gradient / (np.abs(gradient) + 1e-8)
+        arrays[name.replace("update0/grad/", "final/")] = (
+            arrays[name.replace("update0/grad/", "init/")] - step
+        )
+    extremes = [f([f(arrays[name]) for name in names] + [0.0]) for f in (np.max, np.min)]
+    meta["config"]["bc_only"] = True
+    meta["infos"] = [
+        {
+            "actor/flow_loss": meta["infos"][0]["actor/flow_loss"],
+            "actor/fast_loss": 0.0,
+            "grad/norm": float(sum(np.linalg.norm(arrays[name]) for name in names)),
+            "grad/max": float(extremes[0]),
+            "grad/min": float(extremes[1]),
+        }
+    ]
+    arrays["meta"] = np.array(json.dumps(meta))
+    np.savez(tmp_path / "bc.npz", **arrays)
+    assert parity.main([str(tmp_path / "bc.npz")]) == 0
+
+
 def rewrite(source: str, target: Path, change) -> Path:
     with np.load(DATA / f"{source}.npz") as archive:
         arrays = {key: archive[key] for key in archive.files}
@@ -71,7 +104,12 @@ def test_a_changed_recording_fails(change, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "does not exist"), (b"not an archive", "is not a recorded run")],
+    [
+        (None, "does not exist"),
+        (b"", "is not a recorded run"),
+        (b"not an archive", "is not a recorded run"),
+        (b"\x93NUMPY" + bytes(20), "is not a recorded run"),
+    ],
 )
 def test_unreadable_file(content, message, tmp_path, capsys):
     path = tmp_path / "run.npz"
@@ -94,3 +132,17 @@ def test_unsupported_variant_and_damage(tmp_path, capsys):
     )
     assert run_command(lambda: parity.main([str(path)])) == 2
     assert "init/critic/value_net/Dense_0/kernel is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["update1/noise/sde_eps", "final/actor_fast/mlp/Dense_0/bias"])
+def test_missing_array(name, tmp_path, capsys):
+    path = rewrite("trqam_chunked", tmp_path / "a.npz", lambda a, m: a.pop(name))
+    assert run_command(lambda: parity.main([str(path)])) == 2
+    assert f"{name} is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["tpu", "meta", "cuda:99"])
+def test_unusable_device(device, capsys):
+    path = str(DATA / "trqam_chunked.npz")
+    assert run_command(lambda: parity.main([path, "--device", device])) == 2
+    assert f"--device is {device}" in capsys.readouterr().err.replace("'", "")

@@ -67,7 +67,7 @@ def test_minimiser_of_the_loss(backend):
     v = (u - sigma_squared * a / 2).requires_grad_()
     loss, _ = adjoint_matching(v, u, a, lam, backend=backend)
     (grad,) = torch.autograd.grad(loss.sum(), v)
-    assert float(loss.max()) < 1e-25
+    assert float(loss.detach().max()) < 1e-25
     assert float(grad.abs().max()) < 1e-13
 
 
@@ -219,11 +219,26 @@ def test_controller_keeps_the_path_kl_at_its_budget():
 
 
 def test_raising_lambda_shrinks_the_path_kl():
-    """The minimiser's path KL falls like 1 / lambda^2."""
-    u, a = draw(1, 5, 50, 3), draw(1, 5, 50, 3, seed=1)
-    values = []
-    for lam in (0.5, 1.0, 2.0):
-        v = u - diffusion_squared(5).view(1, 5, 1, 1) / lam * a / 2
-        values.append(float(path_kl(v, u)))
-    assert values[0] / values[1] == pytest.approx(4)
-    assert values[1] / values[2] == pytest.approx(4)
+    """Three runs that differ in a fixed lambda alone."""
+    config = AgentConfig(
+        batch_size=64,
+        actor_hidden_dims=(32, 32),
+        value_hidden_dims=(32, 32),
+        num_qs=2,
+        flow_steps=5,
+        lr=1e-3,
+        eta_lambda=0.0,
+        tau=0.02,
+    )
+    agent = TRQAMAgent(config, 1, 2, [0, 1, 2])
+    agent.online.flat.copy_(agent.online.flat[:1].clone().expand(3, -1))
+    agent.copy_targets()
+    agent.lam.copy_(torch.tensor([0.3, 1.0, 5.0]))
+    data, kl = torch.Generator().manual_seed(7), []
+    for update in range(500):
+        generators = [torch.Generator().manual_seed(update)] * 3
+        batch = Batch(*(t[:1].expand(3, *t.shape[1:]) for t in make_bandit(config, 1, data)))
+        terms = agent.update(batch, agent.draw_noise(generators))
+        kl.append(terms.path_kl)
+    low, middle, high = torch.stack(kl[-100:]).mean(0).tolist()
+    assert low > 1.3 * middle > 1.69 * high > 0

@@ -91,7 +91,7 @@ def test_seeds_together_equal_seeds_apart(flags, tmp_path):
         torch.testing.assert_close(both[name][1:], tensor, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("stop", [7, 20, 33])
+@pytest.mark.parametrize("stop", [7, 20, 21, 33])
 def test_resume_ends_where_the_uninterrupted_run_ends(flags, tmp_path, stop, monkeypatch):
     assert run(flags, tmp_path / "whole") == 0
 
@@ -115,6 +115,10 @@ def test_resume_ends_where_the_uninterrupted_run_ends(flags, tmp_path, stop, mon
         for row in (*whole, *cut):
             row.pop("updates_per_second", None)
         assert whole == cut
+    # Resuming a finished run changes nothing.
+    before = (tmp_path / "cut/eval.csv").read_text()
+    assert run(["--run-dir", str(tmp_path / "cut"), "--resume"], tmp_path / "cut") == 0
+    assert (tmp_path / "cut/eval.csv").read_text() == before
     final = "checkpoints/step_000000040.pt"
     whole, cut = (checkpoint.load(tmp_path / d / final)["agent"] for d in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
@@ -130,6 +134,7 @@ def test_existing_run_is_refused_resumed_or_overwritten(flags, tmp_path, capsys)
     assert (folder / "metrics.csv").read_text() == before
     assert run(flags, folder, "--algo", "qam", "--overwrite") == 0
     assert {r["stage"] for r in rows(folder / "metrics.csv")} == {"pretrain", "finetune"}
+    assert run([], folder, "--resume") == 0  # --overwrite is not remembered
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("years of work")
@@ -225,7 +230,9 @@ def test_non_finite_loss_stops_that_run_alone(flags, tmp_path, capsys, monkeypat
         (["--kl-budget", "0"], "--kl-budget is 0.0; use a positive number"),
         (["--flow-steps", "1"], "--flow-steps is 1; use 2 or more"),
         (["--device", "cuda"], "torch sees no GPU"),
-        (["--device", "tpu"], "--device is 'tpu'"),
+        (["--device", "tpu"], "--device is 'tpu'; use cpu, cuda or cuda:N"),
+        (["--device", "meta"], "--device is 'meta'; use cpu, cuda or cuda:N"),
+        (["--seeds", "99999999999999999999"], "use seeds from 0 to 2^63 - 1"),
         (["--seeds", "1", "1"], "name every seed only once"),
         (["--preset", "huge"], "--preset is 'huge'; choose one of default, smoke, paper"),
         (["--backend", "triton"], "backend 'triton'"),
@@ -241,6 +248,58 @@ def test_bad_flags(bad, message, flags, tmp_path, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_overwrite_keeps_the_old_run_when_the_new_one_cannot_start(flags, tmp_path, generated):
+    folder, broken = tmp_path / "run", tmp_path / "broken"
+    assert run(flags, folder, "--algo", "bc") == 0
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    broken.mkdir()
+    (source,) = generated.glob("*.npz")
+    (broken / source.name).write_bytes(source.read_bytes()[:5000])
+    assert run(flags, folder, "--overwrite", "--generated-dir", str(broken)) == 2
+    assert run(flags, folder, "--overwrite", "--horizon-length", "5000") == 2
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_failed_start_leaves_no_folder(flags, tmp_path, capsys):
+    assert run(flags, tmp_path / "run", "--horizon-length", "5000") == 2
+    assert "3000 transitions, fewer than --horizon-length 5000" in capsys.readouterr().err
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    assert run(flags, tmp_path / "run", "--generated-dir", str(blocked)) == 1
+    assert "cannot write" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_half_written_row_is_dropped_on_resume(flags, tmp_path):
+    folder = tmp_path / "run"
+    assert run(flags, folder, "--algo", "bc") == 0
+    with open(folder / "metrics.csv", "a") as file:
+        file.write("pretrain,2")
+    assert run([], folder, "--resume") == 0
+    assert rows(folder / "metrics.csv")[-1]["step"] == "20"
+
+
+def test_divergence_in_pretraining_leaves_finite_weights(flags, tmp_path, monkeypatch):
+    from trqam_fast.agents import BCAgent
+
+    update, count = BCAgent.update, 0
+
+    def poisoned(self, batch, noise):
+        nonlocal count
+        count += 1
+        if count == 13:
+            batch.actions[0] = float("nan")
+        return update(self, batch, noise)
+
+    monkeypatch.setattr(BCAgent, "update", poisoned)
+    assert run(flags, tmp_path / "run", "--seeds", "3", "5") == 1
+    for path in (tmp_path / "run/checkpoints").glob("*.pt"):
+        assert checkpoint.load(path)["agent"]["online"].isfinite().all(), path.name
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["failures"] == {"3": "bc_loss is not finite at step 13"}
+    assert summary["final_success_by_seed"][1] is not None
 
 
 def test_missing_dataset(tmp_path, capsys):

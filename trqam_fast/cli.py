@@ -16,6 +16,9 @@ def run_command(main: Callable[[], int]) -> int:
     except (UsageError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.status
+    except OSError as error:
+        print(f"error: {error}; what was saved before is untouched", file=sys.stderr)
+        return FAILURE
     except BackendError as error:
         print(f"error: {error}", file=sys.stderr)
         return UsageError.status

@@ -21,7 +21,7 @@ from trqam_fast.kernels import (
     path_kl,
     sde_rollout,
 )
-from trqam_fast.kernels.dispatch import extension_problem, load_extension
+from trqam_fast.kernels.dispatch import EXTENSION_OPS, extension_problem, load_extension
 from trqam_fast.networks import MLPShape, ParameterBlock
 from trqam_fast.training.run_folder import versions
 
@@ -105,8 +105,7 @@ def check_ops(device: str) -> list[str]:
     problems = []
     for op in cases(torch.float64, "cpu"):
         for backend in ("reference", "cpp"):
-            needs_extension = op in ("adjoint_matching", "path_kl")
-            reason = extension_problem(torch.device(device)) if needs_extension else None
+            reason = extension_problem(torch.device(device)) if op in EXTENSION_OPS else None
             if backend == "cpp" and reason is not None:
                 print(f"  {op:17} {backend:10} {device:5} not available: {reason}")
                 continue
@@ -144,6 +143,7 @@ def main(argv: list[str] | None = None) -> int:
         problems.append(f"the extension does not import ({reason}); run 'pip install -e .'")
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     print(f"devices\n  {', '.join(devices)}")
+    print(f"  CUDA of torch: {torch.version.cuda or 'none, a CPU build'}")
     print("ops, float32 against the float64 reference")
     for device in devices:
         problems += check_ops(device)

@@ -13,7 +13,6 @@ import torch
 
 from trqam_fast.agents import Agent
 from trqam_fast.data.names import parse_task
-from trqam_fast.data.pointmaze import global_seed
 
 
 class EpisodeResult(NamedTuple):
@@ -35,17 +34,21 @@ class _Slot:
         """Begin an episode whose random numbers follow from (seed, episode) alone."""
         self.episode = episode
         self.rng = np.random.default_rng([seed, episode])
-        with global_seed(int(self.rng.integers(2**32))):
-            # The spaces sample in reset of some environments, from a generator of their own.
-            self.env.action_space.seed(int(self.rng.integers(2**31)))
-            self.observation, _ = self.env.reset(seed=int(self.rng.integers(2**31)))
+        np.random.seed(int(self.rng.integers(2**32)))
+        # The spaces sample in reset of some environments, from a generator of their own.
+        self.env.action_space.seed(int(self.rng.integers(2**31)))
+        self.observation, _ = self.env.reset(seed=int(self.rng.integers(2**31)))
+        self.global_state = np.random.get_state()
         self.queue.clear()
         self.total, self.length = 0.0, 0
 
     def step(self) -> EpisodeResult | None:
         """Take the next queued action; return the result when the episode has ended."""
         action = np.clip(self.queue.popleft(), -1.0, 1.0)
+        # Some mazes draw from numpy's global generator, so every episode has its own state of it.
+        np.random.set_state(self.global_state)
         self.observation, reward, terminated, truncated, info = self.env.step(action)
+        self.global_state = np.random.get_state()
         self.total += float(reward)
         self.length += 1
         if not (terminated or truncated):

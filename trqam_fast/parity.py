@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import zipfile
+import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,10 +20,15 @@ from torch import Tensor
 
 from trqam_fast.agents import Agent, AgentConfig, Batch, BCAgent, Noise, Terms, TRQAMAgent
 from trqam_fast.cli import run_command
+from trqam_fast.devices import check_device
 from trqam_fast.errors import UsageError
 from trqam_fast.kernels import Backend, MLPWeights
 
 TOLERANCES = {"float64": 1e-10, "float32": 1e-3}
+READ_ERRORS = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, EOFError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 UNSUPPORTED = {"edit_scale": 0.0, "fql_alpha": 0.0, "residual": False}
 
 
@@ -56,8 +62,9 @@ class Recording:
             self.meta = json.loads(str(self.arrays.pop("meta")))
         except FileNotFoundError:
             raise UsageError(f"{path} does not exist; give the path of a recorded run") from None
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except READ_ERRORS as error:
             raise UsageError(f"{path} is not a recorded run ({error}); give an npz file") from None
+        self.path = path
         recorded = self.meta["config"]
         for name, neutral in UNSUPPORTED.items():
             if recorded.get(name, neutral) != neutral:
@@ -71,6 +78,21 @@ class Recording:
             values[name] = tuple(values[name])
         self.config = AgentConfig(**values)
         self.cloning_only = bool(recorded.get("bc_only", False))
+        if self.cloning_only and self.meta["algo"] != "trqam":
+            raise UsageError(
+                f"{path}: bc_only with {self.meta['algo']} trains the critic as well in the "
+                "authors' code, a variant that is not part of this package; record it with trqam"
+            )
+
+    def require(self, name: str) -> np.ndarray:
+        """Return an array.
+
+        Raises:
+            UsageError: the recording lacks it.
+        """
+        if name not in self.arrays:
+            raise UsageError(f"{self.path}: {name} is missing; the recording is damaged")
+        return self.arrays[name]
 
     def group(self, prefix: str) -> dict[str, np.ndarray]:
         """Arrays whose name starts with `prefix`, by the rest of their name."""
@@ -121,17 +143,15 @@ def make_agent(recording: Recording, args: ParityArgs) -> Agent:
         agent = TRQAMAgent(
             recording.config, meta["obs_dim"], meta["act_dim"], [0], algo=meta["algo"], **options
         )
-    initial = recording.group("init/")
     with torch.no_grad():
         for name, tensor in agent_tensors(agent).items():
-            if name not in initial:
-                raise UsageError(f"{args.file}: init/{name} is missing; the recording is damaged")
-            if tuple(initial[name].shape) != tuple(tensor.shape[1:]):
+            initial = recording.require(f"init/{name}")
+            if tuple(initial.shape) != tuple(tensor.shape[1:]):
                 raise UsageError(
-                    f"{args.file}: init/{name} has shape {list(initial[name].shape)}; the "
-                    f"recording's config implies {list(tensor.shape[1:])}"
+                    f"{args.file}: init/{name} has shape {list(initial.shape)}; the recording's "
+                    f"config implies {list(tensor.shape[1:])}"
                 )
-            tensor[0].copy_(torch.from_numpy(initial[name]))
+            tensor[0].copy_(torch.from_numpy(initial))
         if isinstance(agent, TRQAMAgent) and meta["init_lam"] is not None:
             agent.lam.fill_(meta["init_lam"])
             agent.kl_ema.fill_(meta["init_kl_ema"])
@@ -141,30 +161,26 @@ def make_agent(recording: Recording, args: ParityArgs) -> Agent:
 def load_update(recording: Recording, index: int, agent: Agent) -> tuple[Batch, Noise]:
     """Batch and noise of one recorded update, with the run axis added."""
 
-    def tensors(prefix: str) -> dict[str, Tensor]:
-        return {
-            name: torch.from_numpy(array).to(agent.device, agent.dtype).unsqueeze(0)
-            for name, array in recording.group(f"update{index}/{prefix}/").items()
-        }
+    def tensor(name: str) -> Tensor:
+        array = recording.require(f"update{index}/{name}")
+        return torch.from_numpy(array).to(agent.device, agent.dtype).unsqueeze(0)
 
-    batch, noise = tensors("batch"), tensors("noise")
-    return (
-        Batch(
-            batch["observations"],
-            batch["actions"],
-            batch["rewards"][..., -1],
-            batch["masks"][..., -1],
-            batch["valid"][..., -1],
-            batch["next_observations"][..., -1, :],
-        ),
-        Noise(
-            noise["bc_x0"],
-            noise["bc_t"],
-            noise.get("next_action"),
-            noise.get("sde_x0"),
-            noise["sde_eps"][:, :-1] if "sde_eps" in noise else None,
-        ),
+    batch = Batch(
+        tensor("batch/observations"),
+        tensor("batch/actions"),
+        tensor("batch/rewards")[..., -1],
+        tensor("batch/masks")[..., -1],
+        tensor("batch/valid")[..., -1],
+        tensor("batch/next_observations")[..., -1, :],
     )
+    noise = Noise(tensor("noise/bc_x0"), tensor("noise/bc_t"))
+    if isinstance(agent, TRQAMAgent):
+        noise = noise._replace(
+            next_action=tensor("noise/next_action"),
+            sde_x0=tensor("noise/sde_x0"),
+            sde_eps=tensor("noise/sde_eps")[:, :-1],
+        )
+    return batch, noise
 
 
 class Deviations:
@@ -263,17 +279,15 @@ def replay(args: ParityArgs) -> dict[str, float]:
             if name in gradients and id(tensor) in online:
                 part = online[id(tensor)].view(tensor.shape[1:])
                 deviations.add(f"grad/{name}", part, gradients[name])
-    final = recording.group("final/")
     for name, tensor in agent_tensors(agent).items():
-        deviations.add(f"final/{name}", tensor[0], final[name])
+        deviations.add(f"final/{name}", tensor[0], recording.require(f"final/{name}"))
     return deviations.worst
 
 
 def main(argv: list[str] | None = None) -> int:
     """Replay, print the table, return the exit status."""
     args = tyro.cli(ParityArgs, args=argv, prog="python -m trqam_fast.parity")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"--device is {args.device}, but torch sees no GPU; use --device cpu")
+    check_device(args.device)
     tolerance = TOLERANCES[args.dtype] if args.tolerance is None else args.tolerance
     worst = replay(args)
     width = max(len(name) for name in worst)

@@ -8,8 +8,6 @@ import sys
 import torch
 
 from trqam_fast.cli import run_command
-from trqam_fast.data.names import parse_task
-from trqam_fast.data.sources import official_file
 from trqam_fast.errors import UsageError
 from trqam_fast.kernels.dispatch import check_backend
 from trqam_fast.training.config import TrainConfig
@@ -19,42 +17,25 @@ from trqam_fast.training.run_folder import RunFolder
 
 # What may differ between a run and its continuation without changing its mathematics.
 RESUMABLE = {
-    "preset", "device", "backend", "threads", "dataset_dir", "generated_dir", "offline_steps",
+    "preset", "backend", "threads", "dataset_dir", "generated_dir", "offline_steps",
     "log_interval", "eval_interval", "eval_episodes", "eval_envs", "save_interval", "keep",
-    "run_dir", "resume", "overwrite",
+    "run_dir",
 }  # fmt: skip
 
 
-def check_possible(config: TrainConfig) -> None:
-    """Find out what cannot work before a folder is made.
+def resolve(argv: list[str]) -> TrainConfig:
+    """Parse the flags; those of a resumed run override the configuration in its folder.
 
     Raises:
-        UsageError: unknown task, or no data for it.
-        BackendError: the backend asked for cannot run.
-    """
-    task = parse_task(config.env_name)
-    if config.recipe is None:
-        official_file(task, config.dataset_dir)
-    check_backend(config.backend, torch.device(config.device))
-
-
-def prepare(argv: list[str]) -> tuple[TrainConfig, RunFolder]:
-    """Parse the flags and make, or find, the run folder.
-
-    A resumed run takes its configuration from its folder; flags on the command line override it.
+        UsageError: impossible values, or a continuation that would be another run.
     """
     config = parse_config(argv)
-    check_possible(config)
     if not config.resume:
         path = config.run_dir or RunFolder.default_path(config.env_name, config.algo)
-        folder = RunFolder(path)
-        config = dataclasses.replace(config, run_dir=path)
-        folder.create(config.to_dict(), config.overwrite)
-        return config, folder
+        return dataclasses.replace(config, run_dir=path)
     folder = RunFolder(config.run_dir or RunFolder.newest(config.env_name, config.algo))
-    stored = folder.read_config()
     try:
-        base = TrainConfig.from_dict(stored)
+        base = TrainConfig.from_dict(folder.read_config())
     except (KeyError, TypeError) as error:
         raise UsageError(
             f"{folder.path}/config.json is of another version ({error}); start a new run"
@@ -68,15 +49,23 @@ def prepare(argv: list[str]) -> tuple[TrainConfig, RunFolder]:
             for name in changed
         )
         raise UsageError(f"cannot resume {folder.path} with {differences}; drop these flags")
-    return config, folder
+    return config
 
 
 def main(argv: list[str] | None = None) -> int:
     """Train and return the exit status."""
-    config, folder = prepare(sys.argv[1:] if argv is None else argv)
+    config = resolve(sys.argv[1:] if argv is None else argv)
     if config.threads > 0:
         torch.set_num_threads(config.threads)
-    return Trainer(config, folder).run()
+    check_backend(config.backend, torch.device(config.device))
+    folder = RunFolder(config.run_dir)
+    if not config.resume:
+        folder.check_free(config.overwrite)
+    trainer = Trainer(config, folder)
+    trainer.load_data()
+    if not config.resume:
+        folder.create(config.to_dict())
+    return trainer.run()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trqam_fast.kernels.dispatch import extension, launch_queue, refuse_gradient
+from trqam_fast.kernels.dispatch import call_extension, refuse_gradient
 
 _library = torch.library.Library("trqam_fast", "FRAGMENT")
 _library.define(
@@ -29,16 +29,11 @@ def _forward(velocity, base_velocity, adjoint, lam, horizon, with_gradient):
     loss, path_kl = velocity.new_empty(runs), velocity.new_empty(runs)
     scratch = velocity.new_empty(2 * runs * batch, dtype=torch.float64)
     gradient = torch.empty_like(velocity) if with_gradient else velocity.new_empty(0)
-    cuda, queue = launch_queue(velocity)
-    call = (
-        extension().adjoint_matching_forward_float64
-        if velocity.dtype == torch.float64
-        else extension().adjoint_matching_forward_float32
-    )
-    call(
-        cuda, velocity.data_ptr(), base_velocity.data_ptr(), adjoint.data_ptr(), lam.data_ptr(),
-        scratch.data_ptr(), loss.data_ptr(), path_kl.data_ptr(),
-        gradient.data_ptr() if with_gradient else 0, runs, steps, batch, dim, horizon, queue,
+    call_extension(
+        "adjoint_matching_forward", velocity, velocity.data_ptr(), base_velocity.data_ptr(),
+        adjoint.data_ptr(), lam.data_ptr(), scratch.data_ptr(), loss.data_ptr(),
+        path_kl.data_ptr(),
+        gradient.data_ptr() if with_gradient else 0, runs, steps, batch, dim, horizon,
     )  # fmt: skip
     return loss, path_kl, gradient
 

@@ -10,8 +10,6 @@ from torch import Tensor
 from trqam_fast.kernels.dispatch import check_same, check_tensor, choose_backend
 from trqam_fast.kernels.mlp import ops, reference
 
-NORM_EPS = reference.NORM_EPS
-
 
 class MLPWeights(NamedTuple):
     """Packed weights of a stack of equal MLPs; `lead` is (S,) or (S, E).
@@ -118,4 +116,4 @@ def mlp(weights: MLPWeights, inputs: Tensor, *, backend: str = "auto") -> Tensor
             return ops.mlp(weights, inputs)
 
 
-__all__ = ["NORM_EPS", "MLPWeights", "mlp"]
+__all__ = ["MLPWeights", "mlp"]

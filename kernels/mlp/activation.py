@@ -9,9 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trqam_fast.kernels.dispatch import load_extension
+from trqam_fast.kernels.dispatch import EXTENSION
 
-_EXTENSION, _ = load_extension()
 _aten = torch.ops.aten
 
 
@@ -22,11 +21,11 @@ def _in_blocks(tensor: Tensor) -> bool:
 
 def gelu_(pre: Tensor, out: Tensor) -> None:
     """Write gelu(pre) to `out`, both `[G, N, W]`, float32 or float64."""
-    if _EXTENSION is None or not pre.is_cpu or not (_in_blocks(pre) and _in_blocks(out)):
+    if EXTENSION is None or not pre.is_cpu or not (_in_blocks(pre) and _in_blocks(out)):
         _aten.gelu.out(pre, approximate="tanh", out=out)
         return
     double = pre.dtype == torch.float64
-    call = _EXTENSION.gelu_forward_float64 if double else _EXTENSION.gelu_forward_float32
+    call = EXTENSION.gelu_forward_float64 if double else EXTENSION.gelu_forward_float32
     groups, rows, width = pre.shape
     call(
         pre.data_ptr(), out.data_ptr(), groups, rows * width, pre.stride(0), out.stride(0),
@@ -36,10 +35,10 @@ def gelu_(pre: Tensor, out: Tensor) -> None:
 
 def gelu_pullback(pre: Tensor, grad: Tensor) -> Tensor:
     """Return `grad * gelu'(pre)`, `[G, N, W]`; `grad` may be overwritten."""
-    if _EXTENSION is None or not pre.is_cpu or not (_in_blocks(pre) and _in_blocks(grad)):
+    if EXTENSION is None or not pre.is_cpu or not (_in_blocks(pre) and _in_blocks(grad)):
         return _aten.gelu_backward(grad, pre, approximate="tanh")
     double = pre.dtype == torch.float64
-    call = _EXTENSION.gelu_backward_float64 if double else _EXTENSION.gelu_backward_float32
+    call = EXTENSION.gelu_backward_float64 if double else EXTENSION.gelu_backward_float32
     groups, rows, width = pre.shape
     call(
         pre.data_ptr(), grad.data_ptr(), groups, rows * width, pre.stride(0), grad.stride(0),

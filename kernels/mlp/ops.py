@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trqam_fast.kernels.mlp import reference
 from trqam_fast.kernels.mlp.activation import gelu_, gelu_pullback
+from trqam_fast.kernels.mlp.constants import NORM_EPS
 
 if TYPE_CHECKING:
     from trqam_fast.kernels.mlp import MLPWeights
@@ -71,7 +71,7 @@ def forward(weights: MLPWeights, tape: Tape, begin: int, end: int) -> Tensor:
         gelu_(rows(tape.pre[layer]), y)
         if weights.norm_scales:
             width = y.shape[-1:]
-            normal, mean, rstd = _aten.native_layer_norm(y, width, None, None, reference.NORM_EPS)
+            normal, mean, rstd = _aten.native_layer_norm(y, width, None, None, NORM_EPS)
             rows(tape.mean[layer]).copy_(mean)
             rows(tape.rstd[layer]).copy_(rstd)
             torch.addcmul(

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor
 
+from trqam_fast.kernels.mlp.constants import NORM_EPS
+
 if TYPE_CHECKING:
     from trqam_fast.kernels.mlp import MLPWeights
-
-NORM_EPS = 1e-6
 
 
 def mlp(weights: MLPWeights, inputs: Tensor) -> Tensor:

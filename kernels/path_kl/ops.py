@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trqam_fast.kernels.dispatch import extension, launch_queue
+from trqam_fast.kernels.dispatch import call_extension
 
 _library = torch.library.Library("trqam_fast", "FRAGMENT")
 _library.define("path_kl(Tensor velocity, Tensor base_velocity, int horizon) -> (Tensor, Tensor)")
@@ -24,12 +24,9 @@ def _forward(velocity: Tensor, base_velocity: Tensor, horizon: int) -> tuple[Ten
     runs, steps, batch, dim = velocity.shape
     per_trajectory = velocity.new_empty(runs, batch)
     mean = velocity.new_empty(runs)
-    cuda, queue = launch_queue(velocity)
-    double = velocity.dtype == torch.float64
-    call = extension().path_kl_forward_float64 if double else extension().path_kl_forward_float32
-    call(
-        cuda, velocity.data_ptr(), base_velocity.data_ptr(), per_trajectory.data_ptr(),
-        mean.data_ptr(), runs, steps, batch, dim, horizon, queue,
+    call_extension(
+        "path_kl_forward", velocity, velocity.data_ptr(), base_velocity.data_ptr(),
+        per_trajectory.data_ptr(), mean.data_ptr(), runs, steps, batch, dim, horizon,
     )  # fmt: skip
     return per_trajectory, mean
 
@@ -39,12 +36,9 @@ def _backward(velocity: Tensor, base_velocity: Tensor, grad: Tensor, horizon: in
     grad = grad.contiguous()
     runs, steps, batch, dim = velocity.shape
     grad_velocity = torch.empty_like(velocity)
-    cuda, queue = launch_queue(velocity)
-    double = velocity.dtype == torch.float64
-    call = extension().path_kl_backward_float64 if double else extension().path_kl_backward_float32
-    call(
-        cuda, velocity.data_ptr(), base_velocity.data_ptr(), grad.data_ptr(),
-        grad_velocity.data_ptr(), runs, steps, batch, dim, horizon, queue,
+    call_extension(
+        "path_kl_backward", velocity, velocity.data_ptr(), base_velocity.data_ptr(),
+        grad.data_ptr(), grad_velocity.data_ptr(), runs, steps, batch, dim, horizon,
     )  # fmt: skip
     return grad_velocity
 

@@ -1,4 +1,4 @@
-"""Hyperparameters of the agents; defaults are those of the authors' code."""
+"""Hyperparameters of the agents; defaults are those of the authors' TRQAM code."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ class AgentConfig:
         }
         for name, bound in at_least.items():
             self._require(name, getattr(self, name) >= bound, f"use {bound} or more")
-        for name in ("lr", "kl_budget", "lam_scale", "lambda_min", "inv_temp", "kl_clip_coef"):
+        for name in ("lr", "kl_budget", "lam_scale", "inv_temp", "kl_clip_coef"):
             value = getattr(self, name)
             self._require(name, value > 0 and math.isfinite(value), "use a positive number")
         for name in ("discount", "tau", "kl_ema_coef"):
             self._require(name, 0 < getattr(self, name) <= 1, "use a number in (0, 1]")
-        for name in ("rho", "eta_lambda"):
+        for name in ("rho", "eta_lambda", "lambda_min"):
             value = getattr(self, name)
             self._require(name, value >= 0 and math.isfinite(value), "use zero or more")
         self._require("lambda_max", self.lambda_max >= self.lambda_min, "use lambda_min or more")

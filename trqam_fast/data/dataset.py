@@ -82,6 +82,14 @@ class Dataset:
         """Width of an action."""
         return self.actions.shape[-1]
 
+    def check_length(self, horizon: int) -> None:
+        """Raise `UsageError` unless one sequence of `horizon` steps fits."""
+        if len(self) < horizon:
+            raise UsageError(
+                f"the dataset has {len(self)} transitions, fewer than --horizon-length {horizon}; "
+                "use more data or a shorter horizon"
+            )
+
     def sequences(self, starts: Tensor, horizon: int, discount: float) -> Sequences:
         """Read H-step sequences from `starts`; they may cross the end of a trajectory.
 
@@ -120,11 +128,7 @@ class Dataset:
         Raises:
             UsageError: the dataset is shorter than one sequence.
         """
-        if len(self) < horizon:
-            raise UsageError(
-                f"the dataset has {len(self)} transitions, fewer than --horizon-length {horizon}; "
-                "use more data or a shorter horizon"
-            )
+        self.check_length(horizon)
         device = self.observations.device
         starts = torch.stack(
             [

@@ -10,9 +10,6 @@ import ogbench  # noqa: F401  (registers the environments)
 
 from trqam_fast.errors import UsageError
 
-DATASET_KINDS = ("navigate", "stitch", "explore", "play", "noisy")
-MAZES = ("pointmaze", "antmaze", "humanoidmaze")
-
 
 @dataclass(frozen=True)
 class TaskName:

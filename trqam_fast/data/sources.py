@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 import zlib
@@ -20,6 +21,8 @@ from trqam_fast.errors import RunError, UsageError
 
 OFFICIAL_DIR = Path("~/.ogbench/data")
 GENERATED_DIR = Path("~/.trqam_fast/generated")
+GENERATOR_VERSION = 1
+"""Part of the file names; a change of what `generate` writes raises it."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,11 @@ class Recipe:
                 f"{self.dataset_name} cannot be generated, only pointmaze-*-navigate-v0 can; "
                 f"{fetch_hint(self.dataset_name, OFFICIAL_DIR)}"
             )
-        if self.transitions < 1 or self.noise < 0:
+        if self.transitions < 1 or not 0 <= self.noise < math.inf or self.seed < 0:
             raise UsageError(
-                f"{self.transitions} transitions with noise {self.noise} cannot be generated; "
-                "use at least one transition and a noise of zero or more"
+                f"{self.transitions} transitions with noise {self.noise} and seed {self.seed} "
+                "cannot be generated; use at least one transition, a finite noise of zero or more "
+                "and a seed of zero or more"
             )
 
     @property
@@ -59,8 +63,8 @@ class Recipe:
     def file_name(self) -> str:
         """File name that tells how the data were made."""
         return (
-            f"{self.dataset_name}-generated-{self.transitions}-noise{self.noise:g}"
-            f"-seed{self.seed}.npz"
+            f"{self.dataset_name}-generated{GENERATOR_VERSION}-{self.transitions}"
+            f"-noise{self.noise:g}-seed{self.seed}.npz"
         )
 
     def ensure(self, folder: Path, progress: bool = True) -> Path:
@@ -77,7 +81,8 @@ class Recipe:
                 np.savez_compressed(file, **arrays)
             os.replace(temporary, path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            if folder.is_dir():
+                temporary.unlink(missing_ok=True)
             raise RunError(f"cannot write {path}: {error}") from None
         return path
 
@@ -91,7 +96,10 @@ def can_generate(dataset_name: str) -> bool:
 def fetch_hint(dataset_name: str, folder: Path) -> str:
     """Return the command that makes or fetches a dataset."""
     if can_generate(dataset_name):
-        return f"generate it with 'python -m trqam_fast.data {dataset_name}' and pass --generated"
+        return (
+            f"generate it with 'python -m trqam_fast.data {dataset_name}' and train with "
+            "--generated, which makes it if need be"
+        )
     return (
         f"fetch it with 'python -c \"import ogbench; ogbench.download_datasets("
         f'["{dataset_name}"], "{folder}")"\''
@@ -132,7 +140,7 @@ def check_archive(path: Path, obs_dim: int, act_dim: int, extra: tuple[str, ...]
                         else np.lib.format.read_array_header_2_0
                     )
                     shapes[member.removesuffix(".npy")] = read(file)[0]
-    except (zipfile.BadZipFile, ValueError, EOFError, zlib.error) as error:
+    except (OSError, zipfile.BadZipFile, ValueError, EOFError, zlib.error) as error:
         raise UsageError(
             f"{path} is truncated or no npz file ({error}); delete it and get it again"
         ) from None
@@ -168,7 +176,7 @@ def load_arrays(path: Path, env_id: str) -> dict[str, np.ndarray]:
         check_archive(path, env.observation_space.shape[0], env.action_space.shape[0], extra)
         try:
             arrays = ogbench.load_dataset(path, add_info=True)
-        except (zipfile.BadZipFile, ValueError, EOFError, zlib.error) as error:
+        except (OSError, zipfile.BadZipFile, ValueError, EOFError, zlib.error) as error:
             raise UsageError(
                 f"{path} is truncated or damaged ({error}); delete it and get it again"
             ) from None

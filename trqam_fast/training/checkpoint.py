@@ -94,8 +94,8 @@ def newest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def prune(folder: Path, keep: int, protected: str) -> None:
-    """Delete all but the `keep` newest checkpoints and the one named `protected`."""
-    old = [path for path in sorted(folder.glob("*.pt"))[:-keep] if path.name != protected]
+def prune(folder: Path, keep: int, protected: Path) -> None:
+    """Delete all but the `keep` newest checkpoints and `protected`."""
+    old = [path for path in sorted(folder.glob("*.pt"))[:-keep] if path != protected]
     for path in old:
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Flags of the trainer and the named presets."""
+"""Flags of the trainer."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
 
 from trqam_fast.agents import AgentConfig, Algorithm
 from trqam_fast.data.names import parse_task
 from trqam_fast.data.sources import GENERATED_DIR, OFFICIAL_DIR, Recipe
+from trqam_fast.devices import check_device
 from trqam_fast.errors import UsageError
 from trqam_fast.kernels import Backend
 
@@ -53,6 +53,8 @@ class TrainConfig:
     """Transitions to generate."""
     generated_noise: float = 0.5
     """Standard deviation of the action noise in generated data."""
+    generated_seed: int = 0
+    """Seed of the generated data."""
     sparse: bool = False
     """Use reward 0 where the task is solved and -1 elsewhere."""
 
@@ -88,26 +90,15 @@ class TrainConfig:
             self._require(name, getattr(self, name) >= 0, "use zero or more")
         for name in ("log_interval", "eval_episodes", "eval_envs", "save_interval", "keep"):
             self._require(name, getattr(self, name) >= 1, "use 1 or more")
-        self._require("generated_transitions", self.generated_transitions >= 1, "use 1 or more")
-        self._require("generated_noise", self.generated_noise >= 0, "use zero or more")
         self._require("seeds", len(self.seeds) > 0, "name at least one seed")
         self._require("seeds", len(set(self.seeds)) == len(self.seeds), "name every seed only once")
-        self._require("seeds", min(self.seeds) >= 0, "use seeds of zero or more")
+        fits = min(self.seeds) >= 0 and max(self.seeds) < 2**63
+        self._require("seeds", fits, "use seeds from 0 to 2^63 - 1")
         if self.algo == "bc" and self.bc_steps == 0:
             raise UsageError("--bc-steps is 0, so --algo bc has nothing to do; use 1 or more")
         if self.resume and self.overwrite:
             raise UsageError("--resume and --overwrite exclude each other; pass one of them")
-        try:
-            device = torch.device(self.device)
-        except RuntimeError:
-            raise UsageError(
-                f"--device is {self.device!r}, which torch does not know; use cpu or cuda"
-            ) from None
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise UsageError(
-                f"--device is {self.device}, but torch sees no GPU; use --device cpu or install a "
-                "CUDA build of torch"
-            )
+        check_device(self.device)
 
     def _require(self, name: str, condition: bool, remedy: str) -> None:
         if not condition:
@@ -121,12 +112,13 @@ class TrainConfig:
         if not self.generated:
             return None
         name = parse_task(self.env_name).dataset_name
-        return Recipe(name, self.generated_transitions, self.generated_noise, seed=0)
+        return Recipe(name, self.generated_transitions, self.generated_noise, self.generated_seed)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by flag name, the agent's hyperparameters among them."""
         values = dataclasses.asdict(self)
         values |= values.pop("agent")
+        del values["resume"], values["overwrite"]
         return {
             name: str(value) if isinstance(value, Path) else value for name, value in values.items()
         }
@@ -138,6 +130,7 @@ class TrainConfig:
         for name in ("dataset_dir", "generated_dir", "run_dir"):
             if values[name] is not None:
                 values[name] = Path(values[name])
+        values |= {"resume": False, "overwrite": False}
         agent_names = {f.name for f in dataclasses.fields(AgentConfig)}
         agent = AgentConfig(**{k: v for k, v in values.items() if k in agent_names})
         own = {k: v for k, v in values.items() if k not in agent_names}

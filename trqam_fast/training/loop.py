@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ import torch
 from tqdm import tqdm
 
 from trqam_fast.agents import Agent, BCAgent, TRQAMAgent
-from trqam_fast.data.dataset import Dataset
 from trqam_fast.data.sources import load_task
 from trqam_fast.evaluation import Evaluator
 from trqam_fast.training import checkpoint
@@ -52,26 +52,42 @@ class Trainer:
         self.last_good: dict[str, Any] = {}
         self.evaluator: Evaluator | None = None
 
+    def load_data(self) -> None:
+        """Load the task's transitions, generating them first if the configuration says so.
+
+        Raises:
+            UsageError: no such task, no data for it, or not enough.
+        """
+        config = self.config
+        with self.timed("data"):
+            self.dataset, path = load_task(
+                config.env_name,
+                dataset_dir=config.dataset_dir,
+                recipe=config.recipe,
+                generated_dir=config.generated_dir,
+                sparse=config.sparse,
+                device=config.device,
+                progress=self.bars,
+            )
+        self.dataset.check_length(config.agent.horizon_length)
+        self.say(f"data: {len(self.dataset)} transitions from {path}")
+
     def run(self) -> int:
         """Run all stages; return the exit status, 1 if a seed diverged."""
         config, state = self.config, None
         if config.resume:
             state = self.load_newest()
-        with self.timed("data"):
-            self.dataset = self.load_dataset()
         field = None
         if config.bc_steps > 0 and (state is None or state["stage"] == "pretrain"):
-            agent: Agent = self.make_agent(BCAgent)
-            self.train("pretrain", agent, 0, config.bc_steps, state)
-            self.success["pretrained"] = self.evaluate("pretrain", agent, config.bc_steps)
-            field, state = agent.online.flat, None
+            self.train("pretrain", self.make_agent(BCAgent), 0, config.bc_steps, state)
+            # A run that diverged goes on (without being reported) from its last good weights.
+            field, state = self.last_good["online"], None
         if config.algo != "bc":
             agent = self.make_agent(TRQAMAgent, algo=config.algo)
             if field is not None:
                 agent.load_pretrained(field)
             last = config.bc_steps + config.offline_steps
             self.train("finetune", agent, config.bc_steps, last, state)
-            self.success["final"] = self.evaluate("finetune", agent, last)
         return self.finish()
 
     def make_agent(self, kind: type, **options) -> Any:
@@ -87,21 +103,6 @@ class Trainer:
             **options,
         )
 
-    def load_dataset(self) -> Dataset:
-        """Load the task's transitions, generating them first if the configuration says so."""
-        config = self.config
-        dataset, path = load_task(
-            config.env_name,
-            dataset_dir=config.dataset_dir,
-            recipe=config.recipe,
-            generated_dir=config.generated_dir,
-            sparse=config.sparse,
-            device=config.device,
-            progress=self.bars,
-        )
-        self.say(f"data: {len(dataset)} transitions from {path}")
-        return dataset
-
     def train(
         self, stage: str, agent: Agent, offset: int, last: int, state: dict[str, Any] | None
     ) -> None:
@@ -114,7 +115,7 @@ class Trainer:
         history = History(config.log_interval)
         step = offset
         if state is not None:
-            checkpoint.restore(agent, state, self.folder.checkpoints)
+            checkpoint.restore(agent, state, self.checkpoint_path(state["step"]))
             for generator, saved in zip(generators, state["generators"], strict=True):
                 generator.set_state(saved)
             history.values, step = state["history"], state["step"]
@@ -139,7 +140,7 @@ class Trainer:
             logging = progress % config.log_interval == 0 or done
             saving = progress % config.save_interval == 0 or done
             due = config.eval_interval > 0 and progress % config.eval_interval == 0
-            evaluating = stage == "finetune" and due and not done
+            evaluating = done or (stage == "finetune" and due)
             if not (logging or saving or evaluating):
                 continue
             self.check_finite(history, step)
@@ -149,11 +150,13 @@ class Trainer:
             if logging:
                 self.log(stage, step, history, (step - counted) / seconds, bar)
             if evaluating:
-                self.evaluate(stage, agent, step)
+                self.success[stage] = self.evaluate(stage, agent, step)
             if saving:
                 self.save(stage, agent, generators, history, step)
             clock, counted = time.perf_counter(), step
         bar.close()
+        if stage not in self.success:  # no updates asked for, or no run left
+            self.success[stage] = self.evaluate(stage, agent, step)
 
     def check_finite(self, history: History, step: int) -> None:
         """Stop the runs whose metrics left the finite numbers since the last check."""
@@ -233,9 +236,8 @@ class Trainer:
             for name, tensor in state.items():
                 tensor[run] = self.last_good[name][run]
         self.last_good = state
-        path = self.folder.checkpoints / f"step_{step:09d}.pt"
         checkpoint.save(
-            path,
+            self.checkpoint_path(step),
             {
                 "stage": stage,
                 "step": step,
@@ -249,9 +251,12 @@ class Trainer:
                 "failures": self.failures,
             },
         )
-        checkpoint.prune(
-            self.folder.checkpoints, self.config.keep, f"step_{self.config.bc_steps:09d}.pt"
-        )
+        pretrained = self.checkpoint_path(self.config.bc_steps)
+        checkpoint.prune(self.folder.checkpoints, self.config.keep, pretrained)
+
+    def checkpoint_path(self, step: int) -> Path:
+        """Return where the checkpoint of a step lies."""
+        return self.folder.checkpoints / f"step_{step:09d}.pt"
 
     def load_newest(self) -> dict[str, Any] | None:
         """Load the newest checkpoint and drop the log rows after it."""
@@ -280,8 +285,8 @@ class Trainer:
 
     def summary(self) -> dict[str, Any]:
         """Success by stage and seed, seconds, rates, failures."""
-        final = self.success.get("final", self.success.get("pretrained", []))
-        pretrained = self.success.get("pretrained", [])
+        pretrained = self.success.get("pretrain", [])
+        final = self.success.get("finetune", pretrained)
         rates = {
             stage: self.updates[stage] / self.seconds[stage]
             for stage in self.updates

@@ -57,9 +57,10 @@ PRESETS = {"default": DEFAULT, "smoke": SMOKE, "paper": PAPER}
 def flag_value(argv: list[str], flag: str) -> str | None:
     """Return the last value of `flag` in `argv`, given as ``--flag value`` or ``--flag=value``."""
     found = None
-    for word, following in zip(argv, [*argv[1:], None], strict=True):
+    for position, word in enumerate(argv):
         name, separator, value = word.partition("=")
         if name.replace("_", "-") == flag:
+            following = argv[position + 1] if position + 1 < len(argv) else None
             found = value if separator else following
     return found
 

@@ -46,8 +46,8 @@ class CsvLog:
             return list(csv.DictReader(file))
 
     def truncate(self, step: int) -> None:
-        """Drop the rows after `step`, which a resumed run writes again."""
-        rows = [row for row in self.read() if int(row["step"]) <= step]
+        """Drop a half-written row and the rows after `step`: a resumed run writes them again."""
+        rows = [row for row in self.read() if None not in row.values() and int(row["step"]) <= step]
         temporary = self.path.with_name(self.path.name + ".partial")
         with open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, self.columns, lineterminator="\n")
@@ -95,13 +95,8 @@ class RunFolder:
         """Whether the folder holds a run."""
         return (self.path / "config.json").exists()
 
-    def create(self, config: dict[str, Any], overwrite: bool) -> None:
-        """Make the folder and write config.json and versions.json.
-
-        Raises:
-            UsageError: the folder already holds a run, or other files.
-            RunError: it cannot be written.
-        """
+    def check_free(self, overwrite: bool) -> None:
+        """Raise `UsageError` unless a new run may be put here."""
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"--run-dir {self.path} is a file; name a folder")
         if self.exists and not overwrite:
@@ -109,16 +104,22 @@ class RunFolder:
                 f"--run-dir {self.path} already holds a run; continue it with --resume, replace "
                 "it with --overwrite, or name another folder"
             )
+        if self.path.exists() and not self.exists and any(self.path.iterdir()):
+            raise UsageError(
+                f"--run-dir {self.path} holds other files; name an empty or new folder"
+            )
+
+    def create(self, config: dict[str, Any]) -> None:
+        """Make the folder, empty it of an older run, write config.json and versions.json.
+
+        Raises:
+            RunError: it cannot be written.
+        """
         try:
-            if self.exists:
-                for name in ("metrics.csv", "eval.csv", "summary.json", "curves.png"):
-                    (self.path / name).unlink(missing_ok=True)
-                shutil.rmtree(self.checkpoints, ignore_errors=True)
-            elif self.path.exists() and any(self.path.iterdir()):
-                raise UsageError(
-                    f"--run-dir {self.path} holds other files; name an empty or new folder"
-                )
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            for name in ("metrics.csv", "eval.csv", "summary.json", "curves.png"):
+                (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            self.checkpoints.mkdir(parents=True)
             self.write_json("config.json", config)
             self.write_json("versions.json", versions())
         except OSError as error:
