@@ -134,7 +134,7 @@ class TRQAMAgent(Agent):
         return total, Terms(metrics, path_kl, rollout.trajectory, adjoint, next_actions)
 
     def target_values(self, batch: Batch, next_actions: Tensor) -> Tensor:
-        """Y = R + gamma^H m (mean_e Q'_e(s', a') - rho std_e Q'_e(s', a')), `[S, B]`."""
+        """Targets y = R + gamma^H m (mean_e Q'_e(s', a') - rho std_e Q'_e(s', a')), `[S, B]`."""
         config = self.config
         next_q = self.critic_values(
             self.target.networks["critic"], batch.next_observations, next_actions
