@@ -75,7 +75,7 @@ def choose_backend(op: str, backend: str, cpp_problem: str | None) -> str:
                 raise BackendError(f"{op}: backend 'cpp' is not available: {cpp_problem}")
             return "cpp"
         case "triton":
-            raise BackendError(f"{op}: backend 'triton' has no kernel for this op yet; use 'auto'")
+            raise BackendError(f"{op}: backend 'triton' is not part of this release; use 'auto'")
     raise ValueError(f"{op}: backend is {backend!r}; choose one of {', '.join(BACKENDS)}")
 
 

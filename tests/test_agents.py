@@ -230,7 +230,7 @@ def test_qam_has_no_dual_update_and_scales_the_terminal_adjoint():
         ({"kl_budget": 0.0}, "--kl-budget is 0.0; use a positive number"),
         ({"kl_budget": -1.0}, "--kl-budget is -1.0"),
         ({"flow_steps": 1}, "--flow-steps is 1; use 2 or more"),
-        ({"lambda_max": 0.001}, "--lambda-max is 0.001; use lambda_min or more"),
+        ({"lambda_max": 0.001}, "--lambda-max is 0.001; use --lambda-min or more"),
         ({"actor_hidden_dims": ()}, "--actor-hidden-dims is"),
         ({"discount": 1.5}, "--discount is 1.5"),
         ({"lr": math.nan}, "--lr is nan"),

@@ -136,12 +136,20 @@ def test_every_output_element_is_written():
         assert lean_adjoint(field, *data, backend="cpp").isfinite().all()
 
 
-def test_backward_raises():
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_adjoints_are_constants(backend):
     field, data = make(**CASES[2])
+    trainable = field.map(lambda t: t.clone().requires_grad_())
+    assert not lean_adjoint(trainable, *data, backend=backend).requires_grad
     data[2].requires_grad_()
-    found = lean_adjoint(field, *data, backend="cpp")
     with pytest.raises(RuntimeError, match="no gradient with respect to terminal_adjoint"):
-        found.sum().backward()
+        lean_adjoint(field, *data, backend=backend)
+
+
+def test_trainable_callable_gets_no_gradient():
+    torch.manual_seed(0)
+    _, data = make(**CASES[2])
+    assert not lean_adjoint(Transformer(3, 2).eval(), *data).requires_grad
 
 
 def test_bad_input():

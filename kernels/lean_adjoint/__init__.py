@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from trqam_fast.kernels.dispatch import check_same, check_tensor, choose_backend
+from trqam_fast.kernels.dispatch import (
+    check_same,
+    check_tensor,
+    choose_backend,
+    refuse_gradient,
+)
 from trqam_fast.kernels.lean_adjoint import ops, reference
 from trqam_fast.kernels.velocity import Velocity, callable_problem, check_velocity
 
@@ -34,13 +40,14 @@ def lean_adjoint(
         backend: ``auto``, ``reference`` or ``cpp`` (packed weights only).
 
     Returns:
-        a_0..a_{K-1}, `[S, K, B, D]`: regression targets. The ``cpp`` backend's backward pass
-        raises; the reference is differentiable by autograd.
+        a_0..a_{K-1}, `[S, K, B, D]`: regression targets, constants to autograd. The weights of
+        the base field, or whatever a callable depends on, get no gradient from here.
 
     Raises:
         TypeError: an argument is no tensor, or of an unsupported dtype.
         ValueError: shapes, dtypes or devices do not fit.
         BackendError: the backend asked for cannot run.
+        RuntimeError: `observations`, `trajectory` or `terminal_adjoint` needs a gradient.
     """
     op = "lean_adjoint"
     check_tensor(op, "observations", observations, (None, None, None))
@@ -54,11 +61,19 @@ def lean_adjoint(
         op, observations=observations, trajectory=trajectory, terminal_adjoint=terminal_adjoint
     )
     check_velocity(op, "base_velocity", base_velocity, observations, dim)
-    match choose_backend(op, backend, callable_problem(base_velocity)):
-        case "reference":
-            return reference.lean_adjoint(base_velocity, observations, trajectory, terminal_adjoint)
-        case _:
-            return ops.lean_adjoint(base_velocity, observations, trajectory, terminal_adjoint)
+    refuse_gradient(
+        op,
+        observations=observations.requires_grad,
+        trajectory=trajectory.requires_grad,
+        terminal_adjoint=terminal_adjoint.requires_grad,
+    )
+    with torch.no_grad():
+        match choose_backend(op, backend, callable_problem(base_velocity)):
+            case "reference":
+                implementation = reference.lean_adjoint
+            case _:
+                implementation = ops.lean_adjoint
+        return implementation(base_velocity, observations, trajectory, terminal_adjoint)
 
 
 __all__ = ["lean_adjoint"]

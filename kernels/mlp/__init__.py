@@ -97,7 +97,8 @@ def mlp(weights: MLPWeights, inputs: Tensor, *, backend: str = "auto") -> Tensor
         weights: Packed weights with leading axes `[S]` or `[S, E]`.
         inputs: `[S, N, in]`, float32 or float64; the E members of an ensemble share it.
         backend: ``reference`` (autograd), ``cpp`` (hand-derived passes on ATen's kernels) or
-            ``auto``.
+            ``auto``. Inside a `torch.func` transform, as in a callable given to `lean_adjoint`,
+            take ``reference``.
 
     Returns:
         `[S, N, out]`, or `[S, E, N, out]` for an ensemble.

@@ -86,7 +86,7 @@ class AgentConfig:
         for name in ("rho", "eta_lambda", "lambda_min"):
             value = getattr(self, name)
             self._require(name, value >= 0 and math.isfinite(value), "use zero or more")
-        self._require("lambda_max", self.lambda_max >= self.lambda_min, "use lambda_min or more")
+        self._require("lambda_max", self.lambda_max >= self.lambda_min, "use --lambda-min or more")
         for name in ("actor_hidden_dims", "value_hidden_dims"):
             dims = getattr(self, name)
             self._require(

@@ -101,10 +101,9 @@ class TRQAMAgent(Agent):
         cloning_loss = self.cloning_loss(batch, noise)
 
         terminal = self.terminal_adjoint(batch.observations, rollout.trajectory[:, -1])
-        with torch.no_grad():
-            adjoint = lean_adjoint(
-                base, batch.observations, rollout.trajectory, terminal, backend=self.backend
-            )
+        adjoint = lean_adjoint(
+            base, batch.observations, rollout.trajectory, terminal, backend=self.backend
+        )
         base_velocity = velocity_along(
             base, batch.observations, rollout.trajectory[:, :-1], backend=self.backend
         )
