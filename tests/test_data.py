@@ -84,7 +84,11 @@ def test_start_indices_cover_all_of_zero_to_n_minus_h():
     starts = {tuple(row) for row in batch.observations[0].tolist()}
     assert starts == {tuple(row) for row in dataset.observations[:6].tolist()}
     with pytest.raises(UsageError, match="8 transitions, fewer than --horizon-length 9"):
-        dataset.sample([torch.Generator()], 4, 9, 0.9)
+        dataset.check_length(9)
+    dataset.terminals[4] = 1
+    with pytest.raises(UsageError, match="longest trajectory has 5 transitions"):
+        dataset.check_length(6)
+    dataset.check_length(5)
 
 
 def test_names():
@@ -157,7 +161,7 @@ def test_generated_data_stay_away_from_official_names():
     assert GENERATED_DIR != OFFICIAL_DIR
     recipe = Recipe("pointmaze-medium-navigate-v0", 1000, 0.5, 0)
     assert recipe.file_name != "pointmaze-medium-navigate-v0.npz"
-    with pytest.raises(UsageError, match="cube-double-play-v0 cannot be generated"):
+    with pytest.raises(UsageError, match="'cube-double-play-v0' cannot be generated"):
         Recipe("cube-double-play-v0", 1000, 0.5, 0)
     with pytest.raises(UsageError, match="noise nan"):
         Recipe("pointmaze-medium-navigate-v0", 1000, float("nan"), 0)

@@ -152,6 +152,7 @@ def test_resume_refuses_what_changes_the_mathematics(flags, tmp_path, capsys):
     assert "--actor-hidden-dims (8, 8) (the run has (16, 16))" in message
     assert run([], folder, "--resume", "--log-interval", "10", "--offline-steps", "30") == 0
     assert rows(folder / "eval.csv")[-1]["step"] == "50"
+    assert json.loads((folder / "config.json").read_text())["offline_steps"] == 30
     assert run([], tmp_path / "nothing", "--resume") == 2
     assert "holds no run to resume" in capsys.readouterr().err
 
@@ -167,7 +168,7 @@ def test_checkpoint_of_another_shape(flags, tmp_path, capsys):
     assert "[5, 16]" in message and "[5, 8]" in message and "--actor-hidden-dims" in message
 
 
-@pytest.mark.parametrize("damage", ["truncated", "pickle", "empty"])
+@pytest.mark.parametrize("damage", ["truncated", "pickle", "empty", "random", "keys"])
 def test_damaged_checkpoint(damage, flags, tmp_path, capsys):
     folder = tmp_path / "run"
     assert run(flags, folder) == 0
@@ -177,6 +178,10 @@ def test_damaged_checkpoint(damage, flags, tmp_path, capsys):
         path.write_bytes(path.read_bytes()[:1000])
     elif damage == "empty":
         path.write_bytes(b"")
+    elif damage == "random":
+        path.write_bytes(torch.Generator().manual_seed(0).get_state().numpy().tobytes())
+    elif damage == "keys":
+        torch.save({"format": 1}, path)
     else:
 
         class Malicious:
@@ -186,7 +191,10 @@ def test_damaged_checkpoint(damage, flags, tmp_path, capsys):
         torch.save(Malicious(), path)
     capsys.readouterr()
     assert run([], folder, "--resume") == 2
-    assert f"{path} is not a readable checkpoint" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"{path} is not a readable checkpoint" in error
+    assert "delete it to resume from step_000000035.pt" in error
+    assert len(error.strip().splitlines()) == 1
     assert not witness.exists()
 
 
@@ -270,6 +278,20 @@ def test_a_failed_start_leaves_no_folder(flags, tmp_path, capsys):
     assert run(flags, tmp_path / "run", "--generated-dir", str(blocked)) == 1
     assert "cannot write" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_interrupt_names_the_run_and_the_way_on(flags, tmp_path, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "evaluate", interrupt)
+    assert run(flags, tmp_path / "run") == 1
+    assert f"--resume --run-dir {tmp_path / 'run'}" in capsys.readouterr().err
+    # The end of the stage was saved before its evaluation began.
+    assert (tmp_path / "run/checkpoints/step_000000020.pt").exists()
+    monkeypatch.undo()
+    assert run([], tmp_path / "run", "--resume") == 0
+    assert [r["step"] for r in rows(tmp_path / "run/eval.csv")] == ["20", "30", "40"]
 
 
 def test_half_written_row_is_dropped_on_resume(flags, tmp_path):

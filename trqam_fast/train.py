@@ -8,7 +8,7 @@ import sys
 import torch
 
 from trqam_fast.cli import run_command
-from trqam_fast.errors import UsageError
+from trqam_fast.errors import RunError, UsageError
 from trqam_fast.kernels.dispatch import check_backend
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.loop import Trainer
@@ -63,9 +63,14 @@ def main(argv: list[str] | None = None) -> int:
         folder.check_free(config.overwrite)
     trainer = Trainer(config, folder)
     trainer.load_data()
-    if not config.resume:
+    if config.resume:
+        folder.write_json("config.json", config.to_dict())
+    else:
         folder.create(config.to_dict())
-    return trainer.run()
+    try:
+        return trainer.run()
+    except KeyboardInterrupt:
+        raise RunError(f"interrupted; continue with --resume --run-dir {folder.path}") from None
 
 
 if __name__ == "__main__":

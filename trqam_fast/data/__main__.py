@@ -33,7 +33,11 @@ def main(argv: list[str] | None = None) -> int:
     """Generate and print the path."""
     args = tyro.cli(GenerateArgs, args=argv, prog="python -m trqam_fast.data")
     recipe = Recipe(args.dataset, args.transitions, args.noise, args.seed)
-    print(recipe.ensure(args.generated_dir, progress=sys.stderr.isatty()))
+    path = recipe.ensure(args.generated_dir, progress=sys.stderr.isatty())
+    print(
+        f"{path}\ntrain on it with: --generated --generated-transitions {args.transitions} "
+        f"--generated-noise {args.noise:g} --generated-seed {args.seed}"
+    )
     return 0
 
 

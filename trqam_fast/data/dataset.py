@@ -83,11 +83,19 @@ class Dataset:
         return self.actions.shape[-1]
 
     def check_length(self, horizon: int) -> None:
-        """Raise `UsageError` unless one sequence of `horizon` steps fits."""
+        """Raise `UsageError` unless some trajectory holds a sequence of `horizon` steps."""
         if len(self) < horizon:
             raise UsageError(
                 f"the dataset has {len(self)} transitions, fewer than --horizon-length {horizon}; "
                 "use more data or a shorter horizon"
+            )
+        ends = self.terminals.nonzero().flatten().tolist()
+        bounds = [-1, *ends, len(self) - 1]
+        longest = max(b - a for a, b in zip(bounds, bounds[1:], strict=False))
+        if longest < horizon:
+            raise UsageError(
+                f"the longest trajectory has {longest} transitions, fewer than --horizon-length "
+                f"{horizon}; use a shorter horizon"
             )
 
     def sequences(self, starts: Tensor, horizon: int, discount: float) -> Sequences:
@@ -123,12 +131,7 @@ class Dataset:
     def sample(
         self, generators: list[torch.Generator], batch_size: int, horizon: int, discount: float
     ) -> Batch:
-        """Sample one batch for every run; run s draws from `generators[s]` alone.
-
-        Raises:
-            UsageError: the dataset is shorter than one sequence.
-        """
-        self.check_length(horizon)
+        """Sample one batch for every run; run s draws from `generators[s]` alone."""
         device = self.observations.device
         starts = torch.stack(
             [

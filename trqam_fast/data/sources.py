@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import zipfile
@@ -23,6 +24,9 @@ OFFICIAL_DIR = Path("~/.ogbench/data")
 GENERATED_DIR = Path("~/.trqam_fast/generated")
 GENERATOR_VERSION = 1
 """Part of the file names; a change of what `generate` writes raises it."""
+GENERATED_NAMES = tuple(
+    f"pointmaze-{maze}-navigate-v0" for maze in ("medium", "large", "giant", "teleport")
+)
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not can_generate(self.dataset_name):
+            near = difflib.get_close_matches(self.dataset_name, GENERATED_NAMES, n=1)
             raise UsageError(
-                f"{self.dataset_name} cannot be generated, only pointmaze-*-navigate-v0 can; "
-                f"{fetch_hint(self.dataset_name, OFFICIAL_DIR)}"
+                f"{self.dataset_name!r} cannot be generated, only {', '.join(GENERATED_NAMES)} can"
+                + (f"; did you mean {near[0]}?" if near else "; pass --no-generated")
             )
         if self.transitions < 1 or not 0 <= self.noise < math.inf or self.seed < 0:
             raise UsageError(
@@ -67,10 +72,14 @@ class Recipe:
             f"-noise{self.noise:g}-seed{self.seed}.npz"
         )
 
+    def path(self, folder: Path) -> Path:
+        """Return where the file lies in a folder of generated data."""
+        return folder.expanduser() / self.file_name
+
     def ensure(self, folder: Path, progress: bool = True) -> Path:
         """Return the generated file, making it first if it is not there yet."""
-        folder = folder.expanduser()
-        path = folder / self.file_name
+        path = self.path(folder)
+        folder = path.parent
         if path.exists():
             return path
         arrays = generate(self.env_id, self.transitions, self.noise, self.seed, progress)
@@ -89,8 +98,7 @@ class Recipe:
 
 def can_generate(dataset_name: str) -> bool:
     """Return whether this package can make the dataset without a downloaded expert."""
-    mazes = ("medium", "large", "giant", "teleport")
-    return dataset_name in {f"pointmaze-{maze}-navigate-v0" for maze in mazes}
+    return dataset_name in GENERATED_NAMES
 
 
 def fetch_hint(dataset_name: str, folder: Path) -> str:
@@ -100,10 +108,8 @@ def fetch_hint(dataset_name: str, folder: Path) -> str:
             f"generate it with 'python -m trqam_fast.data {dataset_name}' and train with "
             "--generated, which makes it if need be"
         )
-    return (
-        f"fetch it with 'python -c \"import ogbench; ogbench.download_datasets("
-        f'["{dataset_name}"], "{folder}")"\''
-    )
+    code = f'import ogbench; ogbench.download_datasets(["{dataset_name}"], "{folder}")'
+    return f"fetch it with: python -c '{code}'"
 
 
 def official_file(task: TaskName, folder: Path) -> Path:

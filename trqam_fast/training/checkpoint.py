@@ -13,6 +13,14 @@ from trqam_fast.agents import Agent
 from trqam_fast.errors import RunError, UsageError
 
 FORMAT = 1
+KEYS = {
+    "stage", "step", "agent", "shapes", "generators", "history", "success", "evaluated", "seconds",
+    "updates", "failures",
+}  # fmt: skip
+READ_ERRORS = (
+    OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError,
+    pickle.UnpicklingError,
+)  # fmt: skip
 NETWORK_FLAGS = {"actor": "--actor-hidden-dims", "critic": "--value-hidden-dims"}
 
 
@@ -24,6 +32,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     """
     temporary = path.with_name(path.name + ".partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             torch.save({"format": FORMAT, **state}, file)
             file.flush()
@@ -42,13 +51,15 @@ def load(path: Path) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if state["format"] != FORMAT or not KEYS <= set(state):
+            raise ValueError("its contents are of another version")
+    except READ_ERRORS as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
+        older = sorted(other for other in path.parent.glob("*.pt") if other < path)
+        remedy = f"resume from {older[-1].name}" if older else "start again"
         raise UsageError(
-            f"{path} is not a readable checkpoint ({reason}); use another one"
+            f"{path} is not a readable checkpoint ({reason}); delete it to {remedy}"
         ) from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise UsageError(f"{path} is not a checkpoint of this version; use another one")
     return state
 
 

@@ -26,11 +26,18 @@ def series(log: CsvLog, column: str) -> dict[str, tuple[list[int], list[float]]]
 def plot_curves(folder: RunFolder, config: TrainConfig) -> None:
     """Draw curves.png from the folder's CSV files."""
     figure, axes = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
+    lower = {
+        "trqam": [("lam", "lambda"), ("critic_loss", "critic loss")],
+        "qam": [("adjoint_loss", "adjoint-matching loss"), ("critic_loss", "critic loss")],
+        "bc": [("bc_loss", "behaviour-cloning loss"), ("grad_norm", "gradient norm")],
+    }[config.algo]
     panels = [
         (axes[0, 0], folder.eval, "success", "success rate"),
         (axes[0, 1], folder.metrics, "path_kl", "path KL per action step (nats)"),
-        (axes[1, 0], folder.metrics, "lam", "lambda"),
-        (axes[1, 1], folder.metrics, "critic_loss", "critic loss"),
+        *(
+            (axis, folder.metrics, column, label)
+            for axis, (column, label) in zip(axes[1], lower, strict=True)
+        ),
     ]
     for axis, log, column, label in panels:
         for seed, (steps, values) in series(log, column).items():
@@ -44,7 +51,7 @@ def plot_curves(folder: RunFolder, config: TrainConfig) -> None:
             config.agent.kl_budget, color="black", linewidth=1, linestyle="--", label="budget"
         )
     for axis, _, column, _ in panels:
-        if column in ("lam", "critic_loss") and axis.lines[:-1]:
+        if column not in ("success", "path_kl") and axis.lines[:-1]:
             axis.set_yscale("log")
         if len(axis.get_legend_handles_labels()[0]) > 0:
             axis.legend(fontsize=8)

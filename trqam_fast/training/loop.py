@@ -48,6 +48,7 @@ class Trainer:
         self.seconds = dict.fromkeys(("data", "pretrain", "finetune", "evaluate"), 0.0)
         self.updates = dict.fromkeys(("pretrain", "finetune"), 0)
         self.success: dict[str, list[float]] = {}
+        self.evaluated = -1
         self.failures: dict[int, str] = {}
         self.last_good: dict[str, Any] = {}
         self.evaluator: Evaluator | None = None
@@ -58,12 +59,14 @@ class Trainer:
         Raises:
             UsageError: no such task, no data for it, or not enough.
         """
-        config = self.config
+        config, recipe = self.config, self.config.recipe
+        if recipe is not None and not recipe.path(config.generated_dir).exists():
+            self.say(f"generating {recipe.transitions} transitions")
         with self.timed("data"):
             self.dataset, path = load_task(
                 config.env_name,
                 dataset_dir=config.dataset_dir,
-                recipe=config.recipe,
+                recipe=recipe,
                 generated_dir=config.generated_dir,
                 sparse=config.sparse,
                 device=config.device,
@@ -75,6 +78,7 @@ class Trainer:
     def run(self) -> int:
         """Run all stages; return the exit status, 1 if a seed diverged."""
         config, state = self.config, None
+        self.say(f"run folder: {self.folder.path}")
         if config.resume:
             state = self.load_newest()
         field = None
@@ -140,7 +144,7 @@ class Trainer:
             logging = progress % config.log_interval == 0 or done
             saving = progress % config.save_interval == 0 or done
             due = config.eval_interval > 0 and progress % config.eval_interval == 0
-            evaluating = done or (stage == "finetune" and due)
+            evaluating = stage == "finetune" and due and not done
             if not (logging or saving or evaluating):
                 continue
             self.check_finite(history, step)
@@ -155,8 +159,9 @@ class Trainer:
                 self.save(stage, agent, generators, history, step)
             clock, counted = time.perf_counter(), step
         bar.close()
-        if stage not in self.success:  # no updates asked for, or no run left
+        if stage not in self.success or self.evaluated != step:
             self.success[stage] = self.evaluate(stage, agent, step)
+            self.save(stage, agent, generators, history, step)
 
     def check_finite(self, history: History, step: int) -> None:
         """Stop the runs whose metrics left the finite numbers since the last check."""
@@ -191,8 +196,11 @@ class Trainer:
             )
         self.folder.metrics.write(rows)
         if rows:
-            shown = ("bc_loss", "critic_loss", "path_kl", "lam")
-            text = "  ".join(f"{name} {rows[0][name]}" for name in shown if name in rows[0])
+            shown = [n for n in ("bc_loss", "critic_loss", "path_kl", "lam") if n in rows[0]]
+            averages = {name: np.mean([float(row[name]) for row in rows]) for name in shown}
+            text = "  ".join(f"{name} {value:.6g}" for name, value in averages.items())
+            if len(rows) > 1:
+                text += f"  (mean of {len(rows)} seeds)"
             left = (bar.total - bar.n) / rate if self.bars else None
             self.say(
                 f"{stage} step {step}  {text}  {rate:.1f} updates/s"
@@ -220,6 +228,7 @@ class Trainer:
                     f"evaluation at step {step}, seed {seed}: success {100 * mean[0]:.0f} % over "
                     f"{len(results)} episodes, mean length {mean[2]:.0f}"
                 )
+        self.evaluated = step
         return success
 
     def save(
@@ -246,6 +255,7 @@ class Trainer:
                 "generators": [generator.get_state() for generator in generators],
                 "history": history.values,
                 "success": self.success,
+                "evaluated": self.evaluated,
                 "seconds": self.seconds,
                 "updates": self.updates,
                 "failures": self.failures,
@@ -264,11 +274,11 @@ class Trainer:
         state = None if path is None else checkpoint.load(path)
         step = -1
         if state is not None:
-            step = state["step"]
+            step, self.evaluated = state["step"], state["evaluated"]
             self.success, self.failures = state["success"], state["failures"]
             self.seconds, self.updates = state["seconds"], state["updates"]
         self.folder.metrics.truncate(step)
-        self.folder.eval.truncate(step)
+        self.folder.eval.truncate(self.evaluated)
         self.say(f"resuming from {'the start' if path is None else path}")
         return state
 

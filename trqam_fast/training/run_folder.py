@@ -47,7 +47,12 @@ class CsvLog:
 
     def truncate(self, step: int) -> None:
         """Drop a half-written row and the rows after `step`: a resumed run writes them again."""
-        rows = [row for row in self.read() if None not in row.values() and int(row["step"]) <= step]
+        rows = [
+            row
+            for row in self.read()
+            if tuple(row) == self.columns and None not in row.values()
+            if row["step"].isdigit() and int(row["step"]) <= step
+        ]
         temporary = self.path.with_name(self.path.name + ".partial")
         with open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, self.columns, lineterminator="\n")
@@ -138,7 +143,10 @@ class RunFolder:
             UsageError: it is missing or damaged.
         """
         try:
-            return json.loads((self.path / "config.json").read_text())
+            config = json.loads((self.path / "config.json").read_text())
+            if not isinstance(config, dict):
+                raise ValueError("config.json holds no flags")
+            return config
         except (OSError, ValueError) as error:
             raise UsageError(
                 f"--run-dir {self.path} holds no run to resume ({error}); start one without "
