@@ -1,6 +1,7 @@
 """Known answers from theory: docs/algorithm.md, "What theory says"."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -182,6 +183,17 @@ def test_trained_network_in_two_dimensions():
     assert float((variance / target_variance).min()) > 1.3
 
 
+BANDIT = AgentConfig(
+    batch_size=64,
+    actor_hidden_dims=(32, 32),
+    value_hidden_dims=(32, 32),
+    num_qs=2,
+    flow_steps=5,
+    lr=1e-3,
+    tau=0.02,
+)
+
+
 def make_bandit(config, runs, generator):
     """One-step episodes: a ~ N(0, 0.3^2), reward -4 (a - 0.9)^2, summed over dimensions."""
     actions = 0.3 * torch.randn(runs, config.batch_size, 1, 2, generator=generator)
@@ -195,17 +207,7 @@ def make_bandit(config, runs, generator):
 def test_controller_keeps_the_path_kl_at_its_budget():
     """Where the constraint binds, kl_ema settles at eps_KL within 10 %, for two budgets at once."""
     for budget in (0.3, 1.0):
-        config = AgentConfig(
-            batch_size=64,
-            actor_hidden_dims=(32, 32),
-            value_hidden_dims=(32, 32),
-            num_qs=2,
-            flow_steps=5,
-            lr=1e-3,
-            kl_budget=budget,
-            eta_lambda=0.02,
-            tau=0.02,
-        )
+        config = replace(BANDIT, kl_budget=budget, eta_lambda=0.02)
         agent = TRQAMAgent(config, 1, 2, [0, 1])
         generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
         data, tail = torch.Generator().manual_seed(7), []
@@ -220,16 +222,7 @@ def test_controller_keeps_the_path_kl_at_its_budget():
 
 def test_raising_lambda_shrinks_the_path_kl():
     """Three runs that differ in a fixed lambda alone."""
-    config = AgentConfig(
-        batch_size=64,
-        actor_hidden_dims=(32, 32),
-        value_hidden_dims=(32, 32),
-        num_qs=2,
-        flow_steps=5,
-        lr=1e-3,
-        eta_lambda=0.0,
-        tau=0.02,
-    )
+    config = replace(BANDIT, eta_lambda=0.0)
     agent = TRQAMAgent(config, 1, 2, [0, 1, 2])
     agent.online.flat.copy_(agent.online.flat[:1].clone().expand(3, -1))
     agent.copy_targets()
