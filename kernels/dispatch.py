@@ -35,10 +35,7 @@ EXTENSION, EXTENSION_ERROR = load_extension()
 def extension() -> ModuleType:
     """Return the compiled extension; raise `BackendError` if it is missing."""
     if EXTENSION is None:
-        raise BackendError(
-            f"the extension trqam_fast._C does not import ({EXTENSION_ERROR}); "
-            "build it with 'pip install -e .'"
-        )
+        raise BackendError(extension_problem(torch.device("cpu")))
     return EXTENSION
 
 

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers import assert_equal64, draw
 from trqam_fast.agents import AgentConfig, Batch, BCAgent, Terms, TRQAMAgent
@@ -209,6 +210,31 @@ def test_state_dict_continues_exactly(kind):
     train(other, [0, 1], 3)
     for (name, a), b in zip(agent.state_dict().items(), other.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
+
+
+class NoReadback(TorchDispatchMode):
+    """Raises where a tensor's value, or a shape that depends on one, is asked for."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero"):
+            raise AssertionError(f"{name} would synchronise with the device")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("algo", ["trqam", "qam", "bc"])
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_update_reads_nothing_back(algo, backend):
+    config = AgentConfig(**SMALL, best_of_n=2)
+    if algo == "bc":
+        agent = make(config, [0, 1], BCAgent, backend=backend)
+    else:
+        agent = make(config, [0, 1], algo=algo, backend=backend)
+    with pytest.raises(AssertionError, match="synchronise"), NoReadback():
+        agent.online.flat.sum().item()
+    train(agent, [0, 1], 1)
+    with NoReadback():
+        train(agent, [0, 1], 2)
 
 
 def test_qam_has_no_dual_update_and_scales_the_terminal_adjoint():
