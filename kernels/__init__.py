@@ -5,10 +5,11 @@ and a `backend`. The reference in plain PyTorch is the specification of each.
 """
 
 from trqam_fast.kernels.adjoint_matching import adjoint_matching
-from trqam_fast.kernels.dispatch import BACKENDS, Backend, BackendError
+from trqam_fast.kernels.dispatch import BACKENDS, PRECISIONS, Backend, BackendError, Precision
 from trqam_fast.kernels.lean_adjoint import lean_adjoint
 from trqam_fast.kernels.mlp import MLPWeights, mlp
 from trqam_fast.kernels.path_kl import path_kl
+from trqam_fast.kernels.philox import Philox, philox_normal
 from trqam_fast.kernels.schedule import diffusion_squared
 from trqam_fast.kernels.sde_rollout import Rollout, ode_rollout, sde_rollout
 from trqam_fast.kernels.velocity import Velocity, velocity_along
@@ -18,6 +19,9 @@ __all__ = [
     "Backend",
     "BackendError",
     "MLPWeights",
+    "PRECISIONS",
+    "Philox",
+    "Precision",
     "Rollout",
     "Velocity",
     "adjoint_matching",
@@ -26,6 +30,7 @@ __all__ = [
     "mlp",
     "ode_rollout",
     "path_kl",
+    "philox_normal",
     "sde_rollout",
     "velocity_along",
 ]

@@ -7,6 +7,8 @@ asked for by name either runs or raises `BackendError`; it never falls back.
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
 from types import ModuleType
 from typing import Literal, get_args
 
@@ -15,6 +17,10 @@ from torch import Tensor
 
 Backend = Literal["auto", "reference", "cpp", "triton"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
+
+Precision = Literal["ieee", "tf32", "bf16"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+"""Operands of matrix products: float32, TF32 or bfloat16; sums are always float32."""
 
 
 class BackendError(RuntimeError):
@@ -50,40 +56,77 @@ def extension_problem(device: torch.device) -> str | None:
     return None
 
 
-def choose_backend(op: str, backend: str, cpp_problem: str | None) -> str:
+def triton_problem(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return why Triton kernels cannot run on such tensors, or None if they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; run \"pip install 'trqam_fast[triton]'\""
+    if dtype != torch.float32:
+        return f"its kernels compute in float32, not {dtype}"
+    if device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    return f"its kernels need a GPU, and the tensors are on {device.type}"
+
+
+def choose_backend(
+    op: str,
+    backend: str,
+    device: torch.device,
+    *,
+    cpp: str | None,
+    triton: str | None,
+    precision: str = "ieee",
+) -> str:
     """Resolve `backend` for `op` to an implementation that can run.
 
     Args:
         op: Name of the op, for the message.
         backend: One of `BACKENDS`.
-        cpp_problem: Why the ``cpp`` implementation cannot run here; None if it can.
+        device: Device of the data; ``auto`` takes Triton on a GPU only.
+        cpp: Why the ``cpp`` implementation cannot run here; None if it can.
+        triton: Why the ``triton`` implementation cannot run here; None if it can.
+        precision: One of `PRECISIONS`; only Triton has others than ``ieee``.
 
     Raises:
-        ValueError: `backend` is not a backend's name.
-        BackendError: `backend` was asked for by name and cannot run.
+        ValueError: `backend` or `precision` is not one of the names.
+        BackendError: `backend` was asked for by name and cannot run, or lacks the precision.
     """
+    if backend not in BACKENDS:
+        raise ValueError(f"{op}: backend is {backend!r}; choose one of {', '.join(BACKENDS)}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"{op}: precision is {precision!r}; choose one of {', '.join(PRECISIONS)}")
     match backend:
+        case "auto" if device.type == "cuda" and triton is None:
+            chosen = "triton"
         case "auto":
-            return "cpp" if cpp_problem is None else "reference"
-        case "reference":
-            return "reference"
-        case "cpp":
-            if cpp_problem is not None:
-                raise BackendError(f"{op}: backend 'cpp' is not available: {cpp_problem}")
-            return "cpp"
-        case "triton":
-            raise BackendError(f"{op}: backend 'triton' is not part of this release; use 'auto'")
-    raise ValueError(f"{op}: backend is {backend!r}; choose one of {', '.join(BACKENDS)}")
+            chosen = "cpp" if cpp is None else "reference"
+        case "cpp" if cpp is not None:
+            raise BackendError(f"{op}: backend 'cpp' is not available: {cpp}")
+        case "triton" if triton is not None:
+            raise BackendError(f"{op}: backend 'triton' is not available: {triton}")
+        case _:
+            chosen = backend
+    if precision != "ieee" and chosen != "triton":
+        why = f"; Triton is not available: {triton}" if backend == "auto" else ""
+        raise BackendError(
+            f"{op}: backend '{chosen}' has no precision '{precision}'; use 'ieee'{why}"
+        )
+    return chosen
 
 
 EXTENSION_OPS = ("adjoint_matching", "path_kl")
 """Ops whose ``cpp`` backend is compiled; those of the network passes run on ATen's kernels."""
 
+TRITON_OPS = ("mlp", "sde_rollout", "lean_adjoint", "adjoint_matching")
+"""Ops that have Triton kernels: all that an update calls."""
 
-def check_backend(backend: str, device: torch.device) -> None:
-    """Raise `BackendError` unless every op can run with `backend` on `device`."""
-    for op in EXTENSION_OPS:
-        choose_backend(op, backend, extension_problem(device))
+
+def check_backend(backend: str, device: torch.device, precision: str = "ieee") -> None:
+    """Raise `BackendError` unless every op of an update can run with `backend` on `device`."""
+    problem = triton_problem(device, torch.float32)
+    choose_backend(
+        "adjoint_matching", backend, device, cpp=extension_problem(device), triton=problem
+    )
+    choose_backend("mlp", backend, device, cpp=None, triton=problem, precision=precision)
 
 
 def check_tensor(op: str, name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:

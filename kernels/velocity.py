@@ -7,11 +7,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from trqam_fast.kernels.dispatch import check_same, check_tensor, choose_backend
-from trqam_fast.kernels.mlp import MLPWeights
+from trqam_fast.kernels.dispatch import (
+    check_same,
+    check_tensor,
+    choose_backend,
+    triton_problem,
+)
+from trqam_fast.kernels.mlp import MLPWeights, size_problem
 from trqam_fast.kernels.mlp.field import first_layer, static_share
 from trqam_fast.kernels.mlp.ops import forward, make_tape
 from trqam_fast.kernels.mlp.reference import mlp as reference_mlp
+from trqam_fast.kernels.mlp.triton_ops import forward_along
 from trqam_fast.kernels.schedule import flow_times
 
 VelocityFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -39,6 +45,16 @@ def callable_problem(*fields: Velocity) -> str | None:
     return "it needs the field as MLPWeights; a callable runs with 'reference'"
 
 
+def fields_problem(observations: Tensor, *fields: Velocity) -> str | None:
+    """Return why the Triton kernels cannot run `fields`, or None if they can."""
+    problem = callable_problem(*fields) or triton_problem(observations.device, observations.dtype)
+    if problem is None:
+        problem = next(filter(None, map(size_problem, fields)), None)
+    if problem is None and len({tuple(t.shape for t in field.tensors) for field in fields}) > 1:
+        problem = "its kernels need fields of one architecture"
+    return problem
+
+
 def check_velocity(op: str, name: str, velocity: Velocity, observations: Tensor, dim: int) -> None:
     """Raise unless `velocity` is callable, or an MLP from `[O + dim + 1]` to `[dim]`."""
     if not isinstance(velocity, MLPWeights):
@@ -62,7 +78,12 @@ def check_velocity(op: str, name: str, velocity: Velocity, observations: Tensor,
 
 @torch.no_grad()
 def velocity_along(
-    velocity: Velocity, observations: Tensor, points: Tensor, *, backend: str = "auto"
+    velocity: Velocity,
+    observations: Tensor,
+    points: Tensor,
+    *,
+    backend: str = "auto",
+    precision: str = "ieee",
 ) -> Tensor:
     """Evaluate a field at (s, X_k, t_k) for all k in one batched pass, without gradients.
 
@@ -70,7 +91,8 @@ def velocity_along(
         velocity: `MLPWeights` on `[s, x, t]` or a callable v(s, x, t).
         observations: `[S, B, O]`, float32 or float64.
         points: X_0..X_{K-1}, `[S, K, B, D]`; t_k = k / K.
-        backend: ``auto``, ``reference`` or ``cpp`` (packed weights only).
+        backend: ``auto``, ``reference``, or for packed weights ``cpp`` or ``triton``.
+        precision: ``ieee``, ``tf32`` or ``bf16`` operands; the last two need Triton.
 
     Returns:
         `[S, K, B, D]`.
@@ -88,11 +110,17 @@ def velocity_along(
     dim, flow_steps = points.shape[-1], points.shape[1]
     check_velocity(op, "velocity", velocity, observations, dim)
     times = flow_times(flow_steps, dtype=points.dtype, device=points.device)
-    match choose_backend(op, backend, callable_problem(velocity)):
+    chosen = choose_backend(
+        op, backend, observations.device, cpp=callable_problem(velocity),
+        triton=fields_problem(observations, velocity), precision=precision,
+    )  # fmt: skip
+    match chosen:
         case "reference":
             rows = observations.unsqueeze(1).expand(-1, flow_steps, -1, -1).flatten(1, 2)
             time = times.view(1, -1, 1, 1).expand(runs, -1, batch, 1).flatten(1, 2)
             result = as_function(velocity)(rows, points.flatten(1, 2), time)
+        case "triton":
+            result = forward_along(velocity, observations, points, precision)
         case _:
             first = static_share(velocity, observations, times).flatten(1, 2)
             action_kernel = first_layer(velocity, observations.shape[-1]).action

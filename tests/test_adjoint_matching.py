@@ -67,7 +67,8 @@ def test_gradcheck_of_reference():
 def test_opcheck(with_gradient):
     v, u, a, lam = inputs(2, 3, 4, 2)
     torch.library.opcheck(
-        torch.ops.trqam_fast.adjoint_matching.default, (v.detach(), u, a, lam, 2, with_gradient)
+        torch.ops.trqam_fast.adjoint_matching.default,
+        (v.detach(), u, a, lam, 2, with_gradient, False),
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from trqam_fast.kernels import MLPWeights
+from trqam_fast.kernels.mlp.constants import ALIGNMENT, aligned
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class MLPShape:
 
     @property
     def size(self) -> int:
-        """Number of parameters of one run."""
-        return sum(math.prod(shape) for shape in self.tensor_shapes)
+        """Elements of one run in a block, gaps between the tensors included."""
+        return sum(aligned(math.prod(shape)) for shape in self.tensor_shapes)
 
     def group(self, tensors: list[Tensor]) -> MLPWeights:
         """Arrange tensors, ordered as `tensor_shapes`, as `MLPWeights`."""
@@ -63,7 +64,7 @@ class ParameterBlock:
     """Named networks of S runs in one `[S, P]` tensor.
 
     Attributes:
-        flat: All parameters, `[S, P]`, contiguous.
+        flat: All parameters, `[S, P]`, contiguous; gaps between tensors stay zero.
         shapes: Architecture by name, in storage order.
         networks: `MLPWeights` by name; their tensors are views of `flat`.
     """
@@ -90,7 +91,7 @@ class ParameterBlock:
                 count = math.prod(tensor_shape)
                 view = self.flat[:, offset : offset + count].view(runs, *tensor_shape).detach()
                 tensors.append(view.requires_grad_(trainable))
-                offset += count
+                offset += aligned(count)
             self.networks[name] = shape.group(tensors)
             self.spans[name] = (start, offset)
 
@@ -103,6 +104,15 @@ class ParameterBlock:
         """Return the part of `flat` that holds network `name`, `[S, p]`."""
         start, end = self.spans[name]
         return self.flat[:, start:end]
+
+    def unflatten(self, flat: Tensor) -> list[Tensor]:
+        """Return the tensors of a `[S, P]` laid out like `flat`, in the order of `leaves`."""
+        parts, offset = [], 0
+        for leaf in self.leaves:
+            count = leaf[0].numel()
+            parts.append(flat[:, offset : offset + count].view(leaf.shape))
+            offset += aligned(count)
+        return parts
 
     @torch.no_grad()
     def initialise(self, generators: list[torch.Generator]) -> None:
@@ -122,8 +132,11 @@ class ParameterBlock:
     @torch.no_grad()
     def flatten_gradients(self, gradients: tuple[Tensor | None, ...]) -> Tensor:
         """Return gradients of `leaves` (None is zero) as one tensor like `flat`."""
-        parts = [
-            torch.zeros_like(leaf) if gradient is None else gradient
-            for leaf, gradient in zip(self.leaves, gradients, strict=True)
-        ]
-        return torch.cat([part.flatten(1) for part in parts], dim=1)
+        parts = []
+        for leaf, gradient in zip(self.leaves, gradients, strict=True):
+            gradient = torch.zeros_like(leaf) if gradient is None else gradient
+            parts.append(gradient.flatten(1))
+            gap = -parts[-1].shape[1] % ALIGNMENT
+            if gap > 0:
+                parts.append(self.flat.new_zeros(self.flat.shape[0], gap))
+        return torch.cat(parts, dim=1)

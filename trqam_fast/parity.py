@@ -245,7 +245,7 @@ def compare_scalars(
         clipped = (metrics["path_kl"] > limit).double()
         deviations.add("dual/kl_clipped", clipped, info["dual/kl_clipped"])
     # The authors log the sum of the tensors' norms, and their extremes include the targets' zeros.
-    parts = gradient.split([leaf[0].numel() for leaf in agent.online.leaves], dim=1)
+    parts = agent.online.unflatten(gradient)
     deviations.add("grad/norm", sum(part.norm() for part in parts), info["grad/norm"])
     deviations.add("grad/max", gradient.max().clamp(min=0.0), info["grad/max"])
     deviations.add("grad/min", gradient.min().clamp(max=0.0), info["grad/min"])
@@ -268,17 +268,15 @@ def replay(args: ParityArgs) -> dict[str, float]:
         for name, value in ours.items():
             if name in recorded and value is not None:
                 deviations.add(f"out/{name}", value, recorded[name])
-        leaf_sizes = [leaf[0].numel() for leaf in agent.online.leaves]
         unclipped = gradient.clone()
         agent.apply(gradient, terms)
         compare_scalars(deviations, agent, terms, unclipped, info)
         gradients = recording.group(f"update{index}/grad/")
-        parts = unclipped[0].split(leaf_sizes)
+        parts = agent.online.unflatten(unclipped)
         online = {id(leaf): part for leaf, part in zip(agent.online.leaves, parts, strict=True)}
         for name, tensor in agent_tensors(agent).items():
             if name in gradients and id(tensor) in online:
-                part = online[id(tensor)].view(tensor.shape[1:])
-                deviations.add(f"grad/{name}", part, gradients[name])
+                deviations.add(f"grad/{name}", online[id(tensor)][0], gradients[name])
     for name, tensor in agent_tensors(agent).items():
         deviations.add(f"final/{name}", tensor[0], recording.require(f"final/{name}"))
     return deviations.worst

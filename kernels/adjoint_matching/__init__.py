@@ -11,6 +11,7 @@ from trqam_fast.kernels.dispatch import (
     check_tensor,
     choose_backend,
     extension_problem,
+    triton_problem,
 )
 
 
@@ -40,7 +41,7 @@ def adjoint_matching(
         lam: Effective trust-region parameter of each run, lam_scale * lambda, `[S]`; ones give
             the loss of QAM.
         horizon: Action steps in a chunk; 1 without chunking.
-        backend: ``auto``, ``reference`` or ``cpp``.
+        backend: ``auto``, ``reference``, ``cpp`` or ``triton`` (float32 on a GPU).
 
     Returns:
         (loss `[S]`, path_kl `[S]` in nats per action step). The loss is differentiable once in
@@ -59,11 +60,16 @@ def adjoint_matching(
     check_tensor(op, "lam", lam, (velocity.shape[0],))
     check_same(op, velocity=velocity, base_velocity=base_velocity, adjoint=adjoint, lam=lam)
     check_horizon(op, horizon)
-    match choose_backend(op, backend, extension_problem(velocity.device)):
+    chosen = choose_backend(
+        op, backend, velocity.device, cpp=extension_problem(velocity.device),
+        triton=triton_problem(velocity.device, velocity.dtype),
+    )  # fmt: skip
+    match chosen:
         case "reference":
             return reference.adjoint_matching(velocity, base_velocity, adjoint, lam, horizon)
         case _:
-            return ops.adjoint_matching(velocity, base_velocity, adjoint, lam, horizon)
+            fused = chosen == "triton"
+            return ops.adjoint_matching(velocity, base_velocity, adjoint, lam, horizon, fused)
 
 
 __all__ = ["adjoint_matching"]

@@ -1,4 +1,4 @@
-r"""Adjoint-matching loss by the compiled extension, registered with torch.library.
+r"""Adjoint-matching loss by the compiled extension or Triton, registered with torch.library.
 
 With r_k = 2 (v_k - u_k) / sigma_k + sigma_k a_k, one pass over the trajectory computes
 
@@ -18,13 +18,19 @@ from trqam_fast.kernels.dispatch import call_extension, refuse_gradient
 _library = torch.library.Library("trqam_fast", "FRAGMENT")
 _library.define(
     "adjoint_matching(Tensor velocity, Tensor base_velocity, Tensor adjoint, Tensor lam, "
-    "int horizon, bool with_gradient) -> (Tensor, Tensor, Tensor)"
+    "int horizon, bool with_gradient, bool triton) -> (Tensor, Tensor, Tensor)"
 )
 
 
-def _forward(velocity, base_velocity, adjoint, lam, horizon, with_gradient):
+def _forward(velocity, base_velocity, adjoint, lam, horizon, with_gradient, triton):
     velocity, base_velocity = velocity.contiguous(), base_velocity.contiguous()
     adjoint, lam = adjoint.contiguous(), lam.contiguous()
+    if triton:
+        from trqam_fast.kernels.adjoint_matching import triton as kernels
+
+        return kernels.adjoint_matching(
+            velocity, base_velocity, adjoint, lam, horizon, with_gradient
+        )
     runs, steps, batch, dim = velocity.shape
     loss, path_kl = velocity.new_empty(runs), velocity.new_empty(runs)
     scratch = velocity.new_empty(2 * runs * batch, dtype=torch.float64)
@@ -43,7 +49,7 @@ for _device in ("CPU", "CUDA"):
 
 
 @torch.library.register_fake("trqam_fast::adjoint_matching", lib=_library)
-def _(velocity, base_velocity, adjoint, lam, horizon, with_gradient):
+def _(velocity, base_velocity, adjoint, lam, horizon, with_gradient, triton):
     runs = velocity.shape[0]
     gradient = (
         torch.empty_like(velocity, memory_format=torch.contiguous_format)
@@ -57,9 +63,9 @@ class _AdjointMatching(torch.autograd.Function):
     """Loss (differentiable in the fine-tuned velocity) and path KL (a constant)."""
 
     @staticmethod
-    def forward(ctx, velocity, base_velocity, adjoint, lam, horizon):
+    def forward(ctx, velocity, base_velocity, adjoint, lam, horizon, triton):
         loss, path_kl, gradient = torch.ops.trqam_fast.adjoint_matching(
-            velocity, base_velocity, adjoint, lam, horizon, any(ctx.needs_input_grad)
+            velocity, base_velocity, adjoint, lam, horizon, any(ctx.needs_input_grad), triton
         )
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(path_kl)
@@ -75,11 +81,16 @@ class _AdjointMatching(torch.autograd.Function):
             lam=ctx.needs_input_grad[3],
         )
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_loss.view(-1, 1, 1, 1), None, None, None, None
+        return gradient * grad_loss.view(-1, 1, 1, 1), None, None, None, None, None
 
 
 def adjoint_matching(
-    velocity: Tensor, base_velocity: Tensor, adjoint: Tensor, lam: Tensor, horizon: int
+    velocity: Tensor,
+    base_velocity: Tensor,
+    adjoint: Tensor,
+    lam: Tensor,
+    horizon: int,
+    triton: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return loss and path KL, both `[S]`."""
-    return _AdjointMatching.apply(velocity, base_velocity, adjoint, lam, horizon)
+    """Return loss and path KL, both `[S]`, by the Triton kernel or by the extension."""
+    return _AdjointMatching.apply(velocity, base_velocity, adjoint, lam, horizon, triton)

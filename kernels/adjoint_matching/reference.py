@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trqam_fast.kernels.adjoint_matching.constants import MIN_LAM
 from trqam_fast.kernels.path_kl.reference import path_kl
 from trqam_fast.kernels.schedule import diffusion_squared
-
-MIN_LAM = 1e-8
 
 
 def adjoint_matching(

@@ -11,8 +11,13 @@ from trqam_fast.kernels.dispatch import (
     choose_backend,
     refuse_gradient,
 )
-from trqam_fast.kernels.lean_adjoint import ops, reference
-from trqam_fast.kernels.velocity import Velocity, callable_problem, check_velocity
+from trqam_fast.kernels.lean_adjoint import ops, reference, triton_ops
+from trqam_fast.kernels.velocity import (
+    Velocity,
+    callable_problem,
+    check_velocity,
+    fields_problem,
+)
 
 
 def lean_adjoint(
@@ -22,6 +27,7 @@ def lean_adjoint(
     terminal_adjoint: Tensor,
     *,
     backend: str = "auto",
+    precision: str = "ieee",
 ) -> Tensor:
     """Carry the critic's action gradient back along sampled chains.
 
@@ -37,7 +43,8 @@ def lean_adjoint(
         observations: `[S, B, O]`, float32 or float64.
         trajectory: X_0..X_K, `[S, K + 1, B, D]`; X_K itself is not used.
         terminal_adjoint: a_K, `[S, B, D]`.
-        backend: ``auto``, ``reference`` or ``cpp`` (packed weights only).
+        backend: ``auto``, ``reference``, or for packed weights ``cpp`` or ``triton``.
+        precision: ``ieee``, ``tf32`` or ``bf16`` operands; the last two need Triton.
 
     Returns:
         a_0..a_{K-1}, `[S, K, B, D]`: regression targets, constants to autograd. The weights of
@@ -68,12 +75,18 @@ def lean_adjoint(
         terminal_adjoint=terminal_adjoint.requires_grad,
     )
     with torch.no_grad():
-        match choose_backend(op, backend, callable_problem(base_velocity)):
+        chosen = choose_backend(
+            op, backend, observations.device, cpp=callable_problem(base_velocity),
+            triton=fields_problem(observations, base_velocity), precision=precision,
+        )  # fmt: skip
+        data = (base_velocity, observations, trajectory, terminal_adjoint)
+        match chosen:
             case "reference":
-                implementation = reference.lean_adjoint
+                return reference.lean_adjoint(*data)
+            case "triton":
+                return triton_ops.lean_adjoint(*data, precision)
             case _:
-                implementation = ops.lean_adjoint
-        return implementation(base_velocity, observations, trajectory, terminal_adjoint)
+                return ops.lean_adjoint(*data)
 
 
 __all__ = ["lean_adjoint"]

@@ -2,103 +2,30 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import torch
 from torch import Tensor
 
-from trqam_fast.kernels.dispatch import check_same, check_tensor, choose_backend
-from trqam_fast.kernels.mlp import ops, reference
+from trqam_fast.kernels.dispatch import (
+    check_same,
+    check_tensor,
+    choose_backend,
+    triton_problem,
+)
+from trqam_fast.kernels.mlp import ops, reference, triton_ops
+from trqam_fast.kernels.mlp.weights import MLPWeights, size_problem
 
 
-class MLPWeights(NamedTuple):
-    """Packed weights of a stack of equal MLPs; `lead` is (S,) or (S, E).
-
-    Hidden layer: Dense, GELU (tanh approximation), LayerNorm if `norm_scales` is not empty (after
-    the activation, eps 1e-6). Output layer: Dense alone.
-
-    Attributes:
-        kernels: One per layer, `[*lead, in, out]`.
-        biases: One per layer, `[*lead, out]`.
-        norm_scales: One per hidden layer, `[*lead, width]`, or empty.
-        norm_biases: Likewise.
-    """
-
-    kernels: tuple[Tensor, ...]
-    biases: tuple[Tensor, ...]
-    norm_scales: tuple[Tensor, ...] = ()
-    norm_biases: tuple[Tensor, ...] = ()
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors: kernels, biases, norm scales, norm biases, each in layer order."""
-        return (*self.kernels, *self.biases, *self.norm_scales, *self.norm_biases)
-
-    @property
-    def lead(self) -> torch.Size:
-        """Leading axes: (runs,) for a field, (runs, ensemble) for critics."""
-        return self.kernels[0].shape[:-2]
-
-    @property
-    def in_features(self) -> int:
-        """Input width."""
-        return self.kernels[0].shape[-2]
-
-    @property
-    def out_features(self) -> int:
-        """Output width."""
-        return self.kernels[-1].shape[-1]
-
-    def detach(self) -> MLPWeights:
-        """Return the same weights without gradients."""
-        return MLPWeights(*(tuple(tensor.detach() for tensor in group) for group in self))
-
-    def map(self, function) -> MLPWeights:
-        """Return weights with `function` applied to every tensor."""
-        return MLPWeights(*(tuple(function(tensor) for tensor in group) for group in self))
-
-    def check(self, op: str, name: str) -> None:
-        """Raise ValueError or TypeError unless the shapes form an MLP of one dtype and device."""
-        layers = len(self.kernels)
-        if layers < 2 or len(self.biases) != layers:
-            raise ValueError(
-                f"{op}: {name} has {layers} kernels and {len(self.biases)} biases; an MLP needs "
-                "one of each per layer and at least one hidden layer"
-            )
-        lead = tuple(self.lead)
-        if len(lead) not in (1, 2):
-            raise ValueError(
-                f"{op}: {name}.kernels[0] has shape {list(self.kernels[0].shape)}; expected "
-                "[runs, in, out] or [runs, ensemble, in, out]"
-            )
-        width: int | None = None
-        for layer, (kernel, bias) in enumerate(zip(self.kernels, self.biases, strict=True)):
-            check_tensor(op, f"{name}.kernels[{layer}]", kernel, (*lead, width, None))
-            width = kernel.shape[-1]
-            check_tensor(op, f"{name}.biases[{layer}]", bias, (*lead, width))
-        for group in ("norm_scales", "norm_biases"):
-            tensors = getattr(self, group)
-            if self.norm_scales and len(tensors) != layers - 1:
-                raise ValueError(
-                    f"{op}: {name}.{group} has {len(tensors)} entries; LayerNorm needs one for "
-                    f"each of the {layers - 1} hidden layers"
-                )
-            for layer, tensor in enumerate(tensors):
-                check_tensor(
-                    op, f"{name}.{group}[{layer}]", tensor, (*lead, self.kernels[layer].shape[-1])
-                )
-        check_same(op, **{f"{name}[{i}]": tensor for i, tensor in enumerate(self.tensors)})
-
-
-def mlp(weights: MLPWeights, inputs: Tensor, *, backend: str = "auto") -> Tensor:
+def mlp(
+    weights: MLPWeights, inputs: Tensor, *, backend: str = "auto", precision: str = "ieee"
+) -> Tensor:
     """Apply a stack of MLPs, differentiable in weights and inputs.
 
     Args:
         weights: Packed weights with leading axes `[S]` or `[S, E]`.
         inputs: `[S, N, in]`, float32 or float64; the E members of an ensemble share it.
-        backend: ``reference`` (autograd), ``cpp`` (hand-derived passes on ATen's kernels) or
-            ``auto``. Inside a `torch.func` transform, as in a callable given to `lean_adjoint`,
-            take ``reference``.
+        backend: ``reference`` (autograd), ``cpp`` (hand-derived passes on ATen's kernels),
+            ``triton`` (fused passes) or ``auto``. Inside a `torch.func` transform, as in a
+            callable given to `lean_adjoint`, take ``reference``.
+        precision: ``ieee``, ``tf32`` or ``bf16`` operands; the last two need Triton.
 
     Returns:
         `[S, N, out]`, or `[S, E, N, out]` for an ensemble.
@@ -110,11 +37,16 @@ def mlp(weights: MLPWeights, inputs: Tensor, *, backend: str = "auto") -> Tensor
     weights.check("mlp", "weights")
     check_tensor("mlp", "inputs", inputs, (weights.lead[0], None, weights.in_features))
     check_same("mlp", inputs=inputs, weights=weights.kernels[0])
-    match choose_backend("mlp", backend, None):
+    problem = triton_problem(inputs.device, inputs.dtype) or size_problem(weights)
+    match choose_backend(
+        "mlp", backend, inputs.device, cpp=None, triton=problem, precision=precision
+    ):
         case "reference":
             return reference.mlp(weights, inputs)
+        case "triton":
+            return triton_ops.mlp(weights, inputs, precision)
         case _:
             return ops.mlp(weights, inputs)
 
 
-__all__ = ["MLPWeights", "mlp"]
+__all__ = ["MLPWeights", "mlp", "size_problem"]

@@ -6,13 +6,12 @@ so both are computed once and only `x W_x` is left for the loop.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from trqam_fast.kernels.mlp import MLPWeights
+from trqam_fast.kernels.mlp.weights import MLPWeights
 
 
 class FirstLayer(NamedTuple):

@@ -15,7 +15,7 @@ forward, K sequential input gradients).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,9 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from trqam_fast.kernels.mlp.activation import gelu_, gelu_pullback
 from trqam_fast.kernels.mlp.constants import NORM_EPS
-
-if TYPE_CHECKING:
-    from trqam_fast.kernels.mlp import MLPWeights
+from trqam_fast.kernels.mlp.weights import MLPWeights
 
 _aten = torch.ops.aten
 

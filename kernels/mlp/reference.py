@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from trqam_fast.kernels.mlp.constants import NORM_EPS
-
-if TYPE_CHECKING:
-    from trqam_fast.kernels.mlp import MLPWeights
+from trqam_fast.kernels.mlp.weights import MLPWeights
 
 
 def mlp(weights: MLPWeights, inputs: Tensor) -> Tensor:

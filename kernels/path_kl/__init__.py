@@ -53,7 +53,11 @@ def path_kl(
     check_horizon(op, horizon)
     if reduction not in ("mean", "none"):
         raise ValueError(f"{op}: reduction is {reduction!r}; choose 'mean' or 'none'")
-    match choose_backend(op, backend, extension_problem(velocity.device)):
+    chosen = choose_backend(
+        op, backend, velocity.device, cpp=extension_problem(velocity.device),
+        triton="it has no Triton kernel; adjoint_matching's returns the path KL",
+    )  # fmt: skip
+    match chosen:
         case "reference":
             per_trajectory = reference.path_kl(velocity, base_velocity, horizon)
             return per_trajectory.mean(-1) if reduction == "mean" else per_trajectory

@@ -90,8 +90,10 @@ class Agent:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         backend: str = "auto",
+        precision: str = "ieee",
     ) -> None:
-        self.config, self.backend = config, backend
+        self.config = config
+        self.options = {"backend": backend, "precision": precision}
         self.obs_dim, self.act_dim = obs_dim, act_dim
         self.dim = act_dim * config.chunk_length
         self.runs, self.dtype, self.device = len(seeds), dtype, torch.device(device)
@@ -169,7 +171,7 @@ class Agent:
         actions = self.policy_actions(batch)
         x_t = torch.lerp(noise.bc_x0, actions, noise.bc_t)
         inputs = torch.cat([batch.observations, x_t, noise.bc_t], dim=-1)
-        velocity = mlp(self.online.networks["actor_slow"], inputs, backend=self.backend)
+        velocity = mlp(self.online.networks["actor_slow"], inputs, **self.options)
         error = (velocity - (actions - noise.bc_x0)).square().mean(-1)
         return (error * batch.valid).mean(-1)
 
@@ -182,7 +184,7 @@ class Agent:
     def critic_values(self, critic: MLPWeights, observations: Tensor, actions: Tensor) -> Tensor:
         """Q_e(s, a) `[S, E, N]` for `[S, N, O]` and `[S, N, D]`."""
         inputs = torch.cat([observations, actions], dim=-1)
-        return mlp(critic, inputs, backend=self.backend).squeeze(-1)
+        return mlp(critic, inputs, **self.options).squeeze(-1)
 
     def choose_candidate(
         self, critic: MLPWeights | None, observations: Tensor, candidates: Tensor
@@ -224,7 +226,7 @@ class Agent:
             rows,
             noise.flatten(1, 2),
             self.config.flow_steps,
-            backend=self.backend,
+            **self.options,
         )
         return self.choose_candidate(networks.get("critic"), observations, x.view_as(noise))
 

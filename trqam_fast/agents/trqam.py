@@ -87,7 +87,7 @@ class TRQAMAgent(Agent):
             noise.sde_eps,
             ode_observations=batch.next_observations.repeat_interleave(candidates.shape[2], dim=1),
             ode_x0=candidates.flatten(1, 2),
-            backend=self.backend,
+            **self.options,
         )
         with torch.no_grad():
             next_actions = self.choose_candidate(
@@ -102,10 +102,10 @@ class TRQAMAgent(Agent):
 
         terminal = self.terminal_adjoint(batch.observations, rollout.trajectory[:, -1])
         adjoint = lean_adjoint(
-            base, batch.observations, rollout.trajectory, terminal, backend=self.backend
+            base, batch.observations, rollout.trajectory, terminal, **self.options
         )
         base_velocity = velocity_along(
-            base, batch.observations, rollout.trajectory[:, :-1], backend=self.backend
+            base, batch.observations, rollout.trajectory[:, :-1], **self.options
         )
         adjoint_loss, path_kl = adjoint_matching(
             rollout.velocity,
@@ -113,7 +113,7 @@ class TRQAMAgent(Agent):
             adjoint,
             effective_lam,
             horizon=config.chunk_length,
-            backend=self.backend,
+            backend=self.options["backend"],
         )
 
         total = (critic_loss + cloning_loss + adjoint_loss).sum()

@@ -12,7 +12,7 @@ import torch
 from trqam_fast.agents import Agent
 from trqam_fast.errors import RunError, UsageError
 
-FORMAT = 1
+FORMAT = 2
 KEYS = {
     "stage", "step", "agent", "shapes", "generators", "history", "success", "evaluated", "seconds",
     "updates", "failures",

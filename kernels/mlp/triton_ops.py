@@ -1,0 +1,153 @@
+"""Triton passes of the stacked MLP, registered with torch.library and wrapped for autograd.
+
+Both passes read their inputs as two parts, `observations` `[S, B, O]` and optionally points `x`
+`[S, >= K, B, D]` at times t_k = (k + shift) / K; without `x` they are a plain MLP on the first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from trqam_fast.kernels.mlp.weights import MLPWeights
+
+_library = torch.library.Library("trqam_fast", "FRAGMENT")
+_library.define(
+    "mlp_triton_forward(Tensor[] weights, bool norm, Tensor observations, Tensor? x, int steps, "
+    "int shift, str precision, bool train) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_library.define(
+    "mlp_triton_backward(Tensor[] weights, bool norm, Tensor observations, Tensor? x, int steps, "
+    "int shift, Tensor pre, Tensor out, Tensor mean, Tensor rstd, Tensor cotangent, "
+    "str precision, bool want_inputs, bool want_weights) -> (Tensor, Tensor[])"
+)
+
+
+def group(tensors: list[Tensor], norm: bool) -> MLPWeights:
+    """Arrange a flat list, ordered as `MLPWeights.tensors`."""
+    layers = (len(tensors) + 2) // 4 if norm else len(tensors) // 2
+    hidden = layers - 1 if norm else 0
+    ends = [layers, 2 * layers, 2 * layers + hidden, 2 * layers + 2 * hidden]
+    starts = [0, *ends[:-1]]
+    return MLPWeights(*(tuple(tensors[a:b]) for a, b in zip(starts, ends, strict=True)))
+
+
+def plan_of(weights: MLPWeights, observations: Tensor, x: Tensor | None, precision: str):
+    """Return the plan of a pass that keeps its tape."""
+    from trqam_fast.kernels.mlp.network import make_plan
+
+    dim = 0 if x is None else x.shape[-1]
+    obs = observations.shape[-1]
+    return make_plan(weights, precision, obs=obs, dim=dim, time=int(dim > 0), train=True)
+
+
+def inputs_of(observations: Tensor, x: Tensor | None, steps: int, shift: int):
+    """Return the inputs with dense rows."""
+    from trqam_fast.kernels.mlp.triton import Inputs
+
+    observations = observations.contiguous()
+    if x is None:
+        return Inputs(observations, observations)
+    return Inputs(observations, x if x[0].is_contiguous() else x.contiguous(), steps, shift)
+
+
+def _forward(tensors, norm, observations, x, steps, shift, precision, train):
+    from trqam_fast.kernels.mlp.triton import forward_pass
+
+    weights = group(tensors, norm)
+    plan = dataclasses.replace(plan_of(weights, observations, x, precision), train=train)
+    inputs = inputs_of(observations, x, steps, shift)
+    result, tape = forward_pass(weights, inputs, plan, precision)
+    return result, *tape[:4]
+
+
+def _forward_fake(tensors, norm, observations, x, steps, shift, precision, train):
+    from trqam_fast.kernels.mlp.triton import empty_tape
+
+    weights = group(tensors, norm)
+    plan = dataclasses.replace(plan_of(weights, observations, x, precision), train=train)
+    runs, batch, _ = observations.shape
+    groups, rows = runs * plan.ensemble, (1 if x is None else steps) * batch
+    result = observations.new_empty(groups, rows, plan.out)
+    return result, *empty_tape(plan, groups, rows, result)[:4]
+
+
+def _backward(
+    tensors, norm, observations, x, steps, shift, pre, out, mean, rstd, cotangent, precision,
+    want_inputs, want_weights,
+):  # fmt: skip
+    from trqam_fast.kernels.mlp.tile import Tape
+    from trqam_fast.kernels.mlp.triton import backward_pass
+
+    weights = group(tensors, norm)
+    _, groups, rows, width = pre.shape
+    tape = Tape(pre, out, mean, rstd, rows, groups * rows * width, groups * rows)
+    return backward_pass(
+        weights, inputs_of(observations, x, steps, shift), tape, cotangent.contiguous(),
+        plan_of(weights, observations, x, precision), precision,
+        want_inputs=want_inputs, want_weights=want_weights,
+    )  # fmt: skip
+
+
+def _backward_fake(
+    tensors, norm, observations, x, steps, shift, pre, out, mean, rstd, cotangent, precision,
+    want_inputs, want_weights,
+):  # fmt: skip
+    groups, rows = cotangent.shape[:2]
+    features = group(tensors, norm).in_features
+    d_inputs = cotangent.new_empty(groups if want_inputs else 0, rows, features)
+    return d_inputs, [torch.empty_like(t) for t in tensors] if want_weights else []
+
+
+for _device in ("CPU", "CUDA"):
+    _library.impl("mlp_triton_forward", _forward, _device)
+    _library.impl("mlp_triton_backward", _backward, _device)
+torch.library.register_fake("trqam_fast::mlp_triton_forward", _forward_fake, lib=_library)
+torch.library.register_fake("trqam_fast::mlp_triton_backward", _backward_fake, lib=_library)
+
+
+class _TritonMLP(torch.autograd.Function):
+    """The whole stack as one node."""
+
+    @staticmethod
+    def forward(ctx, norm, precision, train, inputs, *tensors):
+        result, *tape = torch.ops.trqam_fast.mlp_triton_forward(
+            list(tensors), norm, inputs, None, 1, 0, precision, train
+        )
+        ctx.norm, ctx.precision = norm, precision
+        ctx.save_for_backward(inputs, *tape, *tensors)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, cotangent):
+        inputs, *saved = ctx.saved_tensors
+        tape, tensors = saved[:4], saved[4:]
+        want_inputs, want_weights = ctx.needs_input_grad[3], any(ctx.needs_input_grad[4:])
+        d_inputs, gradients = torch.ops.trqam_fast.mlp_triton_backward(
+            tensors, ctx.norm, inputs, None, 1, 0, *tape, cotangent, ctx.precision,
+            want_inputs, want_weights,
+        )  # fmt: skip
+        d_inputs = d_inputs.unflatten(0, (inputs.shape[0], -1)).sum(1) if want_inputs else None
+        return None, None, None, d_inputs, *(gradients or [None] * len(tensors))
+
+
+def mlp(weights: MLPWeights, inputs: Tensor, precision: str) -> Tensor:
+    """Apply the MLPs to `inputs` `[S, N, in]`; see `trqam_fast.kernels.mlp.mlp`."""
+    tensors = weights.tensors
+    train = torch.is_grad_enabled() and any(t.requires_grad for t in (inputs, *tensors))
+    result = _TritonMLP.apply(bool(weights.norm_scales), precision, train, inputs, *tensors)
+    return result.view(*weights.lead, inputs.shape[1], weights.out_features)
+
+
+def forward_along(
+    velocity: MLPWeights, observations: Tensor, points: Tensor, precision: str
+) -> Tensor:
+    """Return the field at (s, X_k, t_k), `[S, K * B, D]`, without gradients."""
+    return torch.ops.trqam_fast.mlp_triton_forward(
+        list(velocity.tensors), bool(velocity.norm_scales), observations, points,
+        points.shape[1], 0, precision, False,
+    )[0]  # fmt: skip

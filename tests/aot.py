@@ -1,0 +1,110 @@
+"""Ahead-of-time compilation of Triton kernels for GPUs that are not there.
+
+A stub driver names the architecture, and launches are turned into compilations, so that the
+launchers run as they are and every kernel is compiled exactly as a launch would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+ARCHITECTURES = (80, 90, 100)
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+"""Shared memory that one program may have, in bytes (CUDA programming guide)."""
+
+
+class StubDriver(DriverBase):
+    """Claims a GPU of one architecture; nothing can be launched on it."""
+
+    def __init__(self, architecture: int) -> None:
+        self.architecture = architecture
+
+    @classmethod
+    def is_active(cls) -> bool:
+        return True
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        return ty
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.architecture, 32)
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def get_current_device(self) -> int:
+        # Compiled kernels are cached by device, so every architecture is another one.
+        return self.architecture
+
+    def get_current_stream(self, device: int = 0) -> int:
+        return 0
+
+    def get_benchmarker(self):
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compilers report of one kernel."""
+
+    name: str
+    registers: int
+    spills: int
+    shared: int
+    matrix: str
+    """``wgmma``, ``mma.sync``, ``tcgen05`` or empty."""
+
+
+def assemble(ptx: str, architecture: int) -> tuple[int, int]:
+    """Return registers and bytes spilled (stores and loads) as ptxas reports them."""
+    target = re.search(r"\.target (sm_\w+)", ptx).group(1)
+    ptxas = knobs.nvidia.ptxas_blackwell if architecture >= 100 else knobs.nvidia.ptxas
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "kernel.ptx")
+        source.write_text(ptx)
+        command = [ptxas.path, "-v", f"--gpu-name={target}", source, "-o", Path(folder, "cubin")]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    registers = int(re.search(r"Used (\d+) registers", report).group(1))
+    spills = sum(int(size) for size in re.findall(r"(\d+) bytes spill", report))
+    return registers, spills
+
+
+def describe(name: str, kernel, architecture: int) -> Compiled:
+    """Read the compilers' reports of a compiled kernel."""
+    ptx = kernel.asm["ptx"]
+    registers, spills = assemble(ptx, architecture)
+    matrix = next((word for word in ("wgmma", "tcgen05.mma", "mma.sync") if word in ptx), "")
+    return Compiled(name, registers, spills, kernel.metadata.shared, matrix)
+
+
+@contextlib.contextmanager
+def compiling(architecture: int) -> Iterator[list[Compiled]]:
+    """Compile the kernels launched inside for `architecture`; yields their descriptions."""
+    found: list[Compiled] = []
+    launch = JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **options):
+        kernel = launch(self, *args, grid=grid, warmup=True, **options)
+        found.append(describe(self.fn.__name__, kernel, architecture))
+
+    before = driver._active
+    driver.set_active(StubDriver(architecture))
+    JITFunction.run = compile_only
+    try:
+        yield found
+    finally:
+        JITFunction.run = launch
+        driver._active = before
