@@ -21,8 +21,11 @@ from triton.backends.driver import DriverBase
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from trqam_fast.kernels import PRECISIONS, MLPWeights
+from trqam_fast.networks import MLPShape, ParameterBlock
+
 ARCHITECTURES = (80, 90, 100)
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+SHARED_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """Shared memory that one program may have, in bytes (CUDA programming guide)."""
 
 
@@ -108,3 +111,59 @@ def compiling(architecture: int) -> Iterator[list[Compiled]]:
     finally:
         JITFunction.run = launch
         driver._active = before
+
+
+def field(width: int, depth: int, layer_norm: bool, ensemble: int | None = None) -> MLPWeights:
+    """Weights of paper scale laid out like the trainer's: 28 observations, 25 actions, time."""
+    out = 25 if ensemble is None else 1
+    shape = MLPShape(54, (width,) * depth, out, layer_norm, ensemble)
+    return ParameterBlock({"net": shape}, 1).networks["net"]
+
+
+def compile_all(
+    architecture: int, precision: str, layer_norm: bool, *, width: int = 512, depth: int = 4
+) -> list[Compiled]:
+    """Compile every kernel of an update as the ops launch them."""
+    net = field(width, depth, layer_norm)
+    critic = field(width, depth, layer_norm, ensemble=2)
+    norm, weights = layer_norm, list(net.tensors)
+    s, x, points = torch.empty(1, 256, 28), torch.empty(1, 256, 25), torch.empty(1, 5, 256, 25)
+    inputs, values = torch.empty(1, 256, 54), torch.empty(2, 256, 1)
+    seed, offset = torch.zeros(1, dtype=torch.int64), torch.zeros((), dtype=torch.int64)
+    ops = torch.ops.trqam_fast
+    with compiling(architecture) as found:
+        rows = (s, x, 4, precision)
+        ops.sde_rollout_triton(weights, weights, norm, s, x, points[:, :3], None, None, *rows, True)
+        ops.sde_rollout_triton(weights, weights, norm, s, x, None, seed, offset, *rows, False)
+        ops.lean_adjoint_triton(weights, norm, s, points, x, precision)
+        ops.mlp_triton_forward(weights, norm, s, points, 4, 0, precision, False)
+        tensors = list(critic.tensors)
+        plain = (tensors, norm, inputs, None, 1, 0)
+        _, *tape = ops.mlp_triton_forward(*plain, precision, True)
+        ops.mlp_triton_backward(*plain, *tape, values, precision, True, False)
+        ops.mlp_triton_backward(*plain, *tape, values, precision, False, True)
+        ops.adjoint_matching(points, points, points, torch.ones(1), 1, True, True)
+    return found
+
+
+def main() -> None:
+    """Print the table of docs/kernels.md."""
+    print("| kernel | precision | LayerNorm | GPU | registers | shared | spills | matrix unit |")
+    print("|---|---|---|---|---|---|---|---|")
+    for precision in PRECISIONS:
+        for layer_norm in (False, True):
+            for architecture in ARCHITECTURES:
+                worst: dict[str, Compiled] = {}
+                for kernel in compile_all(architecture, precision, layer_norm):
+                    before = worst.get(kernel.name, kernel)
+                    worst[kernel.name] = max(before, kernel, key=lambda k: (k.spills, k.registers))
+                for name, k in worst.items():
+                    print(
+                        f"| `{name}` | {precision} | {'on' if layer_norm else 'off'} | "
+                        f"sm_{architecture} | {k.registers} | {k.shared / 1024:.0f} KiB | "
+                        f"{k.spills} | {k.matrix or 'none'} |"
+                    )
+
+
+if __name__ == "__main__":
+    main()

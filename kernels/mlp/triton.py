@@ -234,50 +234,64 @@ def backward_pass(
     *,
     want_inputs: bool,
     want_weights: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    """Return the gradients of the inputs `[G, K * B, in]` and of `weights.tensors`.
+) -> tuple[Tensor, ...]:
+    """Return the gradients of the inputs, of the kernels and of the vectors.
 
-    Those not wanted are empty.
+    Returns:
+        Inputs `[G, K * B, in]`; first kernels `[G, in, width]`, hidden ones
+        `[depth - 1, G, width, width]` and last ones `[G, width, out]`; sums over the rows
+        `[1 or 3, depth, G, width]`: of hidden biases, scales and shifts; output biases `[G, out]`.
+        What is not wanted is empty.
     """
     groups, rows = cotangent.shape[:2]
     width, depth = plan.width, plan.depth
-    keep = dataclasses.replace(plan, train=want_weights)
     tiles = triton.cdiv(rows, plan.block_m)
     new = cotangent.new_empty
-    parts = (3 if plan.norm else 1) if want_weights else 0
     grads = Gradients(
         new(depth if want_weights else 2, groups, rows, width, dtype=operand_dtype(plan)),
         new(groups if plan.norm else 0, rows, width),
-        new(parts, depth, tiles, groups, width),
+        new(vector_kinds(plan, want_weights), depth, tiles, groups, width),
         groups * rows * width,
         tiles * groups * width,
     )
-    d_inputs = new(groups if want_inputs else 0, rows, plan.inputs)
+    d_inputs, d_in, d_hid, d_out = empty_gradients(
+        plan, groups, rows, cotangent, want_inputs, want_weights
+    )
     block_in = min(64, triton.next_power_of_2(max(plan.inputs, 16)))
     mlp_pullback_kernel[(tiles, groups)](
-        make_network(weights, plan), tape, grads, cotangent, d_inputs, rows,
-        want_inputs, block_in, keep, **launch_options(precision),
+        make_network(weights, plan), tape, grads, cotangent, d_inputs, rows, want_inputs, block_in,
+        dataclasses.replace(plan, train=want_weights), **launch_options(precision),
     )  # fmt: skip
+    if want_weights:
+        across = width // plan.block_w
+        blocks = triton.cdiv(plan.inputs, plan.block_w) * across + (depth - 1) * across**2
+        blocks += across * triton.cdiv(plan.out, plan.block_w)
+        weight_gradient_kernel[(blocks, groups)](
+            inputs.observations, inputs.x, inputs.x.stride(0), tape, grads, cotangent, d_in,
+            d_hid, d_out, inputs.observations.shape[1], rows, inputs.steps, inputs.shift, plan,
+            **launch_options(precision),
+        )  # fmt: skip
+        d_last = cotangent.sum(1)
+    else:
+        d_last = new(0, plan.out)
+    return d_inputs, d_in, d_hid, d_out, grads.sums.sum(2), d_last
+
+
+def vector_kinds(plan: Plan, want_weights: bool) -> int:
+    """Return the kinds of vectors with gradients: hidden biases, and scales and shifts if any."""
     if not want_weights:
-        return d_inputs, []
-    d_in = new(groups, plan.inputs, width)
-    d_hid = new(depth - 1, groups, width, width)
-    d_out = new(groups, width, plan.out)
-    block = plan.block_w
-    across = width // block
-    blocks = triton.cdiv(plan.inputs, block) * across + (depth - 1) * across**2
-    blocks += across * triton.cdiv(plan.out, block)
-    weight_gradient_kernel[(blocks, groups)](
-        inputs.observations, inputs.x, inputs.x.stride(0), tape, grads, cotangent, d_in, d_hid,
-        d_out, inputs.observations.shape[1], rows, inputs.steps, inputs.shift, plan,
-        **launch_options(precision),
-    )  # fmt: skip
-    sums = grads.sums.sum(2)
-    kernels = [d_in, *d_hid, d_out]
-    vectors = [*sums[0], cotangent.sum(1), *sums[1:].flatten(0, 1)]
-    found = []
-    for tensor, gradient in zip(weights.tensors, [*kernels, *vectors], strict=True):
-        shape = tensor.shape[len(weights.lead) :]
-        gradient = gradient[(slice(None), *(slice(0, size) for size in shape))]
-        found.append(gradient.unflatten(0, weights.lead))
-    return d_inputs, found
+        return 0
+    return 3 if plan.norm else 1
+
+
+def empty_gradients(
+    plan: Plan, groups: int, rows: int, like: Tensor, want_inputs: bool, want_weights: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return uninitialised gradients of the inputs and of the three kinds of kernels."""
+    wanted = groups if want_weights else 0
+    return (
+        like.new_empty(groups if want_inputs else 0, rows, plan.inputs),
+        like.new_empty(wanted, plan.inputs, plan.width),
+        like.new_empty(plan.depth - 1, wanted, plan.width, plan.width),
+        like.new_empty(wanted, plan.width, plan.out),
+    )

@@ -22,7 +22,8 @@ _library.define(
 _library.define(
     "mlp_triton_backward(Tensor[] weights, bool norm, Tensor observations, Tensor? x, int steps, "
     "int shift, Tensor pre, Tensor out, Tensor mean, Tensor rstd, Tensor cotangent, "
-    "str precision, bool want_inputs, bool want_weights) -> (Tensor, Tensor[])"
+    "str precision, bool want_inputs, bool want_weights) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -96,10 +97,16 @@ def _backward_fake(
     tensors, norm, observations, x, steps, shift, pre, out, mean, rstd, cotangent, precision,
     want_inputs, want_weights,
 ):  # fmt: skip
+    from trqam_fast.kernels.mlp.triton import empty_gradients, vector_kinds
+
+    plan = plan_of(group(tensors, norm), observations, x, precision)
     groups, rows = cotangent.shape[:2]
-    features = group(tensors, norm).in_features
-    d_inputs = cotangent.new_empty(groups if want_inputs else 0, rows, features)
-    return d_inputs, [torch.empty_like(t) for t in tensors] if want_weights else []
+    new = cotangent.new_empty
+    return (
+        *empty_gradients(plan, groups, rows, cotangent, want_inputs, want_weights),
+        new(vector_kinds(plan, want_weights), plan.depth, groups, plan.width),
+        new(groups if want_weights else 0, plan.out),
+    )
 
 
 for _device in ("CPU", "CUDA"):
@@ -107,6 +114,20 @@ for _device in ("CPU", "CUDA"):
     _library.impl("mlp_triton_backward", _backward, _device)
 torch.library.register_fake("trqam_fast::mlp_triton_forward", _forward_fake, lib=_library)
 torch.library.register_fake("trqam_fast::mlp_triton_backward", _backward_fake, lib=_library)
+
+
+def weight_gradients(
+    weights: MLPWeights, d_in: Tensor, d_hid: Tensor, d_out: Tensor, sums: Tensor, d_last: Tensor
+) -> list[Tensor]:
+    """Cut padding and packing from the kernels' gradients: one for each of `weights.tensors`."""
+    kernels = [d_in, *d_hid.unbind(0), d_out]
+    vectors = [*sums[0].unbind(0), d_last, *sums[1:].flatten(0, 1).unbind(0)]
+    found = []
+    for tensor, gradient in zip(weights.tensors, [*kernels, *vectors], strict=True):
+        for axis, size in enumerate(tensor.shape[len(weights.lead) :], start=1):
+            gradient = gradient.narrow(axis, 0, size)
+        found.append(gradient.unflatten(0, weights.lead))
+    return found
 
 
 class _TritonMLP(torch.autograd.Function):
@@ -127,12 +148,15 @@ class _TritonMLP(torch.autograd.Function):
         inputs, *saved = ctx.saved_tensors
         tape, tensors = saved[:4], saved[4:]
         want_inputs, want_weights = ctx.needs_input_grad[3], any(ctx.needs_input_grad[4:])
-        d_inputs, gradients = torch.ops.trqam_fast.mlp_triton_backward(
+        d_inputs, *gradients = torch.ops.trqam_fast.mlp_triton_backward(
             tensors, ctx.norm, inputs, None, 1, 0, *tape, cotangent, ctx.precision,
             want_inputs, want_weights,
         )  # fmt: skip
         d_inputs = d_inputs.unflatten(0, (inputs.shape[0], -1)).sum(1) if want_inputs else None
-        return None, None, None, d_inputs, *(gradients or [None] * len(tensors))
+        found: list[Tensor | None] = [None] * len(tensors)
+        if want_weights:
+            found = [*weight_gradients(group(tensors, ctx.norm), *gradients)]
+        return None, None, None, d_inputs, *found
 
 
 def mlp(weights: MLPWeights, inputs: Tensor, precision: str) -> Tensor:

@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from trqam_fast.kernels.dispatch import refuse_gradient
 from trqam_fast.kernels.mlp import MLPWeights
-from trqam_fast.kernels.mlp.triton_ops import group
+from trqam_fast.kernels.mlp.triton_ops import group, weight_gradients
 from trqam_fast.kernels.philox import Philox
 
 _library = torch.library.Library("trqam_fast", "FRAGMENT")
@@ -87,11 +87,12 @@ class _TritonRollout(torch.autograd.Function):
         observations, trajectory, *saved = ctx.saved_tensors
         tape, tensors = saved[:4], saved[4:]
         steps = cotangent.shape[1]
-        _, gradients = torch.ops.trqam_fast.mlp_triton_backward(
+        _, *gradients = torch.ops.trqam_fast.mlp_triton_backward(
             tensors, ctx.norm, observations, trajectory, steps, 0, *tape,
             cotangent.flatten(1, 2), ctx.precision, False, True,
         )  # fmt: skip
-        return *[None] * 12, *gradients
+        weights = group(tensors, ctx.norm)
+        return *[None] * 12, *weight_gradients(weights, *gradients)
 
 
 def sde_rollout(
