@@ -99,7 +99,10 @@ class Agent:
         self.runs, self.dtype, self.device = len(seeds), dtype, torch.device(device)
         self.online = ParameterBlock(shapes, self.runs, dtype=dtype, device=device, trainable=True)
         self.online.initialise([torch.Generator().manual_seed(seed) for seed in seeds])
-        self.optimizer = torch.optim.Adam([self.online.flat], lr=config.lr, fused=True)
+        # Capturable: the step count lives on the device, so that a graph can hold the optimiser.
+        self.optimizer = torch.optim.Adam(
+            [self.online.flat], lr=config.lr, fused=True, capturable=self.device.type == "cuda"
+        )
 
     @staticmethod
     def field_shape(config: AgentConfig, obs_dim: int, act_dim: int) -> MLPShape:

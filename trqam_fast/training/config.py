@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -40,6 +40,11 @@ class TrainConfig:
     """Torch device, e.g. cpu or cuda."""
     backend: Backend = "auto"
     """Implementation of the ops; auto takes the fastest one that works."""
+    precision: Literal["auto", "ieee", "tf32", "bf16"] = "auto"
+    """Operands of matrix products in the Triton kernels; auto is tf32 there, as in the authors'
+    JAX code on a GPU, and ieee (float32) elsewhere."""
+    graph: bool = True
+    """On a GPU, replay the update as a captured graph; the numbers are the same without."""
     threads: int = 0
     """CPU threads; 0 leaves the number to torch. Narrow networks run fastest with one."""
 

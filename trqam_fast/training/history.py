@@ -9,7 +9,9 @@ from torch import Tensor
 class History:
     """Metrics of up to `interval` updates of S runs.
 
-    `add` stays on the device; `collect` reads back what is new, once per log row or checkpoint.
+    `record` works on the device alone, so it can be part of a captured graph; whoever runs updates
+    tells their number with `advance`; `collect` reads back what is new, once per log row or
+    checkpoint.
 
     Attributes:
         names: Names of the M metrics.
@@ -21,23 +23,31 @@ class History:
         self.names: list[str] = []
         self.values = torch.empty(0, 0, 0, dtype=torch.float64)
         self._buffer: Tensor | None = None
+        self._position: Tensor | None = None
         self._count = 0
 
-    def add(self, metrics: dict[str, Tensor]) -> None:
-        """Store the metrics of one update, each `[S]`."""
+    def record(self, metrics: dict[str, Tensor]) -> None:
+        """Store the metrics of one update, each `[S]`, in the next row of the buffer."""
         if self._buffer is None:
             self.names = list(metrics)
             first = next(iter(metrics.values()))
             self._buffer = first.new_empty(self.interval, first.shape[0], len(metrics))
-        torch.stack(list(metrics.values()), dim=-1, out=self._buffer[self._count])
-        self._count += 1
+            self._position = torch.zeros(1, dtype=torch.int64, device=first.device)
+        row = torch.stack(list(metrics.values()), dim=-1)
+        self._buffer.index_copy_(0, self._position, row.unsqueeze(0))
+        self._position += 1
+
+    def advance(self, updates: int) -> None:
+        """Count updates that were recorded."""
+        self._count += updates
 
     def collect(self) -> Tensor:
-        """Read back the metrics added since the last call, append them to `values`, return them."""
+        """Read back what was recorded since the last call, append it to `values`, return it."""
         if self._buffer is None:
             return self.values[:0]
         new = self._buffer[: self._count].double().cpu()
         self._count = 0
+        self._position.zero_()
         self.values = torch.cat([self.values, new]) if self.values.numel() else new
         return new
 

@@ -22,6 +22,7 @@ from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.curves import plot_curves
 from trqam_fast.training.history import History
 from trqam_fast.training.run_folder import RunFolder
+from trqam_fast.training.updater import Updater
 
 # Evaluations use seeds of their own, the same for every run, so that runs meet the same episodes.
 EVALUATION_SEED = 1_000_000
@@ -104,6 +105,7 @@ class Trainer:
             list(config.seeds),
             device=config.device,
             backend=config.backend,
+            precision="ieee" if config.precision == "auto" else config.precision,
             **options,
         )
 
@@ -114,7 +116,7 @@ class Trainer:
 
         Nothing is read back from the device but at log rows, evaluations and checkpoints.
         """
-        config, hyper = self.config, self.config.agent
+        config = self.config
         generators = make_generators(config.seeds, stage, agent.device)
         history = History(config.log_interval)
         step = offset
@@ -132,14 +134,13 @@ class Trainer:
             disable=not self.bars,
             file=sys.stderr,
         )
+        updater = Updater(agent, self.dataset, generators, history, graph=config.graph)
         clock, counted = time.perf_counter(), step
         while step < last and len(self.failures) < agent.runs:
-            batch = self.dataset.sample(
-                generators, hyper.batch_size, hyper.horizon_length, hyper.discount
-            )
-            history.add(agent.update(batch, agent.draw_noise(generators)).metrics)
-            step += 1
-            bar.update()
+            count = min(updater.stride, self.until_event(stage, step - offset), last - step)
+            updater.run(count)
+            step += count
+            bar.update(count)
             progress, done = step - offset, step == last
             logging = progress % config.log_interval == 0 or done
             saving = progress % config.save_interval == 0 or done
@@ -162,6 +163,14 @@ class Trainer:
         if stage not in self.success or self.evaluated != step:
             self.success[stage] = self.evaluate(stage, agent, step)
             self.save(stage, agent, generators, history, step)
+
+    def until_event(self, stage: str, progress: int) -> int:
+        """Return the updates until the next log row, checkpoint or evaluation of a stage."""
+        config = self.config
+        intervals = [config.log_interval, config.save_interval]
+        if stage == "finetune" and config.eval_interval > 0:
+            intervals.append(config.eval_interval)
+        return min(interval - progress % interval for interval in intervals)
 
     def check_finite(self, history: History, step: int) -> None:
         """Stop the runs whose metrics left the finite numbers since the last check."""
