@@ -51,7 +51,7 @@ def cast(weights: MLPWeights, dtype: torch.dtype) -> MLPWeights:
 def gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], seed: int = 9) -> list[Tensor]:
     """Gradients of <outputs, fixed random cotangents>."""
     total = sum(
-        (output * draw(*output.shape, seed=seed + i, dtype=output.dtype)).sum()
+        (output * draw(*output.shape, seed=seed + i).to(output)).sum()
         for i, output in enumerate(outputs)
         if output.requires_grad
     )

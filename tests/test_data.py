@@ -78,6 +78,36 @@ def test_batches_depend_on_the_seed_alone():
             assert torch.equal(a[1:2], b)
 
 
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_a_batch_is_the_last_step_of_its_sequences(horizon, monkeypatch):
+    """Episodes end and tasks are solved at random; the outcomes are computed in three parts."""
+    monkeypatch.setattr("trqam_fast.data.dataset.OUTCOMES_AT_A_TIME", 19)
+    rng = np.random.default_rng(1)
+    dataset = Dataset.from_arrays(
+        {
+            "observations": np.arange(50)[:, None],
+            "actions": rng.uniform(-1, 1, size=(50, 2)),
+            "rewards": rng.normal(size=50),
+            "masks": rng.random(50) < 0.7,
+            "terminals": rng.random(50) < 0.3,
+            "next_observations": rng.normal(size=(50, 3)),
+        }
+    )
+    generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+    for discount in (0.9, 0.5):
+        batch = dataset.sample(generators, 200, horizon, discount)
+        starts = batch.observations[..., 0].long()
+        expected = dataset.sequences(starts, horizon, discount)
+        assert torch.equal(batch.actions, expected.actions)
+        for ours, whole in (
+            (batch.rewards, expected.rewards),
+            (batch.masks, expected.masks),
+            (batch.valid, expected.valid),
+        ):
+            assert torch.equal(ours, whole[..., -1])
+        assert torch.equal(batch.next_observations, expected.next_observations[..., -1, :])
+
+
 def test_start_indices_cover_all_of_zero_to_n_minus_h():
     dataset = small_dataset(8)
     batch = dataset.sample([torch.Generator().manual_seed(0)], 4000, 3, 0.9)

@@ -81,6 +81,7 @@ class ParameterBlock:
         self.shapes = dict(shapes)
         size = sum(shape.size for shape in self.shapes.values())
         self.flat = torch.zeros(runs, size, dtype=dtype, device=device)
+        self._gap = torch.zeros(runs, ALIGNMENT, dtype=dtype, device=device)
         self.networks: dict[str, MLPWeights] = {}
         self.spans: dict[str, tuple[int, int]] = {}
         offset = 0
@@ -138,5 +139,5 @@ class ParameterBlock:
             parts.append(gradient.flatten(1))
             gap = -parts[-1].shape[1] % ALIGNMENT
             if gap > 0:
-                parts.append(self.flat.new_zeros(self.flat.shape[0], gap))
+                parts.append(self._gap[:, :gap])
         return torch.cat(parts, dim=1)

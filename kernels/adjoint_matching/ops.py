@@ -69,6 +69,7 @@ class _AdjointMatching(torch.autograd.Function):
         )
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(path_kl)
+        ctx.set_materialize_grads(False)
         return loss, path_kl
 
     @staticmethod

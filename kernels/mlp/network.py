@@ -186,12 +186,13 @@ def pack(stack: Sequence[MLPWeights], plan: Plan, dtype: torch.dtype) -> tuple[T
     for index, weights in enumerate(stack):
         kernel_parts, vector_parts = parts_of(weights)
         fill(kernels[index], kernel_parts, kernel_shapes)
-        if plan.k_major:
-            # Hidden kernels are square once padded, so their transposes take the same place.
-            packed = split(kernels[index], kernel_shapes)
-            for part, kernel in list(zip(packed, kernel_parts, strict=True))[1:-1]:
-                rows, cols = kernel.shape[-2:]
-                part.transpose(-1, -2)[..., :rows, :cols].copy_(kernel)
+        if plan.k_major and plan.depth > 1:
+            # Hidden kernels are square once padded, so their transposes take the same place, where
+            # the copy has left them untransposed.
+            first, last, _ = plan.kernel_offsets
+            square = (-1, plan.depth - 1, plan.ensemble, plan.width, plan.width)
+            hidden = kernels[index][:, first:last].view(square)
+            hidden.copy_(hidden.clone().transpose(-1, -2))
         fill(vectors[index], vector_parts, vector_shapes)
     return kernels, vectors
 

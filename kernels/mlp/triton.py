@@ -271,10 +271,8 @@ def backward_pass(
             d_hid, d_out, inputs.observations.shape[1], rows, inputs.steps, inputs.shift, plan,
             **launch_options(precision),
         )  # fmt: skip
-        d_last = cotangent.sum(1)
-    else:
-        d_last = new(0, plan.out)
-    return d_inputs, d_in, d_hid, d_out, grads.sums.sum(2), d_last
+        return d_inputs, d_in, d_hid, d_out, grads.sums.sum(2), cotangent.sum(1)
+    return d_inputs, d_in, d_hid, d_out, new(0, depth, groups, width), new(0, plan.out)
 
 
 def vector_kinds(plan: Plan, want_weights: bool) -> int:

@@ -53,6 +53,7 @@ class _SDERollout(torch.autograd.Function):
 
         ctx.group = group
         ctx.mark_non_differentiable(trajectory)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(
             observations, trajectory, times, *tensors, *tape.pre, *tape.out, *tape.mean, *tape.rstd
         )

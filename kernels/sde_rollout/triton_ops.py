@@ -75,6 +75,7 @@ class _TritonRollout(torch.autograd.Function):
         )  # fmt: skip
         ctx.norm, ctx.precision = norm, precision
         ctx.mark_non_differentiable(trajectory, ode_x)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(observations, trajectory, *tape, *tensors)
         return trajectory, velocities, ode_x
 

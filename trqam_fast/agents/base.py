@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trqam_fast.agents.config import AgentConfig
@@ -175,7 +176,7 @@ class Agent:
         x_t = torch.lerp(noise.bc_x0, actions, noise.bc_t)
         inputs = torch.cat([batch.observations, x_t, noise.bc_t], dim=-1)
         velocity = mlp(self.online.networks["actor_slow"], inputs, **self.options)
-        error = (velocity - (actions - noise.bc_x0)).square().mean(-1)
+        error = F.mse_loss(velocity, actions - noise.bc_x0, reduction="none").mean(-1)
         return (error * batch.valid).mean(-1)
 
     def policy_actions(self, batch: Batch) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trqam_fast.agents.base import Agent, Batch, Noise, Terms
@@ -97,7 +98,8 @@ class TRQAMAgent(Agent):
             )
             target_q = self.target_values(batch, next_actions)
         q = self.critic_values(networks["critic"], batch.observations, self.policy_actions(batch))
-        critic_loss = ((q - target_q.unsqueeze(1)).square() * batch.valid.unsqueeze(1)).mean((1, 2))
+        error = F.mse_loss(q, target_q.unsqueeze(1).expand_as(q), reduction="none")
+        critic_loss = (error * batch.valid.unsqueeze(1)).mean((1, 2))
         cloning_loss = self.cloning_loss(batch, noise)
 
         terminal = self.terminal_adjoint(batch.observations, rollout.trajectory[:, -1])
@@ -117,18 +119,20 @@ class TRQAMAgent(Agent):
         )
 
         total = (critic_loss + cloning_loss + adjoint_loss).sum()
-        q, size = q.detach(), terminal.abs()
+        q, size = q.detach().flatten(1), terminal.abs().flatten(1)
+        q_min, q_max = q.aminmax(dim=1)
+        size_std, size_mean = torch.std_mean(size, 1, correction=0)
         metrics = {
             "critic_loss": critic_loss.detach(),
             "bc_loss": cloning_loss.detach(),
             "adjoint_loss": adjoint_loss.detach(),
             "path_kl": path_kl,
-            "q_mean": q.mean((1, 2)),
-            "q_max": q.amax((1, 2)),
-            "q_min": q.amin((1, 2)),
-            "adjoint_mean": size.mean((1, 2)),
-            "adjoint_std": size.std((1, 2), correction=0),
-            "adjoint_max": size.amax((1, 2)),
+            "q_mean": q.mean(1),
+            "q_max": q_max,
+            "q_min": q_min,
+            "adjoint_mean": size_mean,
+            "adjoint_std": size_std,
+            "adjoint_max": size.amax(1),
         }
         return total, Terms(metrics, path_kl, rollout.trajectory, adjoint, next_actions)
 

@@ -15,7 +15,7 @@ import numpy as np
 import ogbench
 from ogbench.relabel_utils import relabel_dataset
 
-from trqam_fast.data.dataset import ACTION_LIMIT, Dataset
+from trqam_fast.data.dataset import ACTION_LIMIT, FIELDS, Dataset
 from trqam_fast.data.names import TaskName, parse_task
 from trqam_fast.data.pointmaze import generate
 from trqam_fast.errors import RunError, UsageError
@@ -189,7 +189,7 @@ def load_arrays(path: Path, env_id: str) -> dict[str, np.ndarray]:
         relabel_dataset(env_id, env, arrays)
     finally:
         env.close()
-    names = list(Dataset.__dataclass_fields__)
+    names = list(FIELDS)
     arrays = {name: arrays[name].astype(np.float32, copy=False) for name in names}
     for name, array in arrays.items():
         if not np.isfinite(array).all():

@@ -1,0 +1,95 @@
+"""How many kernels one update launches, counted where torch and Triton dispatch them.
+
+Every operation that is neither a view nor an allocation counts as one launch. It is what a GPU
+launches as long as ATen needs one kernel for an operation, which a profiler must confirm.
+"""
+
+import collections
+import os
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from tests.helpers import draw
+from trqam_fast.agents import AgentConfig, TRQAMAgent
+from trqam_fast.data.dataset import FIELDS, Dataset
+from trqam_fast.kernels.adjoint_matching import ops as adjoint_matching_ops
+from trqam_fast.kernels.lean_adjoint import triton_ops as lean_adjoint_ops
+from trqam_fast.kernels.mlp import triton_ops as mlp_ops
+from trqam_fast.kernels.sde_rollout import triton_ops as sde_rollout_ops
+from trqam_fast.training.history import History
+from trqam_fast.training.updater import Updater
+
+pytestmark = [
+    pytest.mark.interpreter,
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1"
+    ),
+]
+
+IMPLEMENTATIONS = {
+    "mlp_triton_forward": mlp_ops._forward,
+    "mlp_triton_backward": mlp_ops._backward,
+    "sde_rollout_triton": sde_rollout_ops._rollout,
+    "lean_adjoint_triton": lean_adjoint_ops._sweep,
+    "adjoint_matching": adjoint_matching_ops._forward,
+}
+ALLOCATES = ("empty", "new_empty", "empty_like", "empty_strided")
+FREE = ("detach", "lift_fresh")
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations by name, those inside this project's ops too."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = collections.Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        namespace, name, _ = str(func).split(".")
+        if namespace == "trqam_fast":
+            with self:
+                return IMPLEMENTATIONS[name](*args, **(kwargs or {}))
+        if namespace == "aten" and not func.is_view and name not in ALLOCATES + FREE:
+            self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def updates(runs):
+    """An updater with the paper's depth, ensemble and chunks, on narrow networks."""
+    config = AgentConfig(
+        batch_size=4, actor_hidden_dims=(32,) * 4, value_hidden_dims=(32,) * 4, num_qs=2,
+        flow_steps=3, horizon_length=5, action_chunking=True,
+    )  # fmt: skip
+    widths = dict(zip(FIELDS, (3, 5, None, None, None, 3), strict=True))
+    arrays = {name: draw(50, *([w] if w else []), seed=7) for name, w in widths.items()}
+    dataset = Dataset.from_arrays({**arrays, "terminals": torch.zeros(50)})
+    agent = TRQAMAgent(config, 3, 5, list(range(runs)), backend="triton")
+    generators = [torch.Generator().manual_seed(seed) for seed in range(runs)]
+    return Updater(agent, dataset, generators, History(10), graph=False)
+
+
+@pytest.mark.parametrize(("runs", "limit"), [(1, 120), (3, 126)])
+def test_an_update_launches_few_kernels(runs, limit, monkeypatch):
+    """A run more costs only its three draws of random numbers."""
+    from triton.runtime.interpreter import GridExecutor
+
+    updating = updates(runs)
+    updating.run(1)
+    launches, run = Launches(), GridExecutor.__call__
+
+    def count(self, *arguments, **options):
+        launches.counts[self.fn.__name__] += 1
+        with _disable_current_modes():
+            return run(self, *arguments, **options)
+
+    monkeypatch.setattr(GridExecutor, "__call__", count)
+    with launches:
+        updating.run(1)
+    triton = {name: n for name, n in launches.counts.items() if name.endswith("_kernel")}
+    assert triton == {
+        "sde_rollout_kernel": 1, "lean_adjoint_kernel": 1, "adjoint_matching_kernel": 1,
+        "mlp_forward_kernel": 6, "mlp_pullback_kernel": 4, "weight_gradient_kernel": 3,
+    }  # fmt: skip
+    assert launches.counts.total() <= limit, launches.counts

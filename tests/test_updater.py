@@ -1,0 +1,141 @@
+"""Updates run eagerly and as graphs."""
+
+import contextlib
+
+import pytest
+import torch
+
+from tests.helpers import draw
+from trqam_fast.agents import AgentConfig, BCAgent, TRQAMAgent
+from trqam_fast.data.dataset import Dataset
+from trqam_fast.training import updater
+from trqam_fast.training.history import History
+from trqam_fast.training.updater import UPDATES_PER_REPLAY, WARMUP, Updater
+
+CONFIG = AgentConfig(
+    batch_size=8, actor_hidden_dims=(32,), value_hidden_dims=(32,), num_qs=2, flow_steps=3,
+    horizon_length=2,
+)  # fmt: skip
+KINDS = [BCAgent, TRQAMAgent]
+
+
+def make(kind, device="cpu", graph=False, interval=100):
+    arrays = {
+        "observations": draw(50, 3, seed=1), "actions": draw(50, 2, seed=2).clamp(-1, 1),
+        "rewards": -draw(50, seed=3).abs(), "masks": torch.ones(50), "terminals": torch.zeros(50),
+        "next_observations": draw(50, 3, seed=4),
+    }  # fmt: skip
+    dataset = Dataset(**{name: value.float().to(device) for name, value in arrays.items()})
+    agent = kind(CONFIG, 3, 2, [0, 1], device=device)
+    generators = [torch.Generator(device).manual_seed(seed) for seed in (5, 6)]
+    return Updater(agent, dataset, generators, History(interval), graph=graph)
+
+
+def outcome(made):
+    made.history.collect()
+    state = made.agent.state_dict()
+    return [made.history.values, *state.values()] + [g.get_state() for g in made.generators]
+
+
+class FakeGraph:
+    """Stands in for a captured graph: a replay runs what was captured."""
+
+    def __init__(self):
+        self.captured = []
+        self.registered = []
+        made.append(self)
+
+    def register_generator_state(self, generator):
+        self.registered.append(generator)
+
+    def replay(self):
+        for function in self.captured:
+            function()
+
+
+made: list[FakeGraph] = []
+
+
+@pytest.fixture
+def graphs_on_the_cpu(monkeypatch):
+    """Capture records calls of `update` instead of doing them."""
+    made.clear()
+
+    @contextlib.contextmanager
+    def capture(graph):
+        real = Updater.update
+        monkeypatch.setattr(
+            Updater, "update", lambda self: graph.captured.append(lambda: real(self))
+        )
+        yield
+        monkeypatch.setattr(Updater, "update", real)
+
+    monkeypatch.setattr(updater.torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(updater.torch.cuda, "graph", capture)
+    monkeypatch.setattr(updater.torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(Updater, "warm_up", lambda self: self.update())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("calls", [(1,), (WARMUP + UPDATES_PER_REPLAY,), (2, 25, 1, 14, 40)])
+def test_counts_and_order_of_replays(kind, calls, graphs_on_the_cpu):
+    eager, replayed = make(kind), make(kind)
+    replayed.graph = True
+    for count in calls:
+        eager.run(count)
+        replayed.run(count)
+        assert replayed.done == eager.done
+    for ours, theirs in zip(outcome(replayed), outcome(eager), strict=True):
+        assert torch.equal(ours, theirs)
+    assert replayed.history.values.shape[0] == sum(calls)
+    assert all(graph.registered == replayed.generators for graph in made)
+    assert len(made) == len(replayed.graphs) <= 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_stays_where_it_is(kind):
+    """A graph writes to addresses: no update may replace a tensor that outlives it."""
+    updating = make(kind)
+    updating.run(WARMUP)
+
+    def addresses():
+        agent, history = updating.agent, updating.history
+        moments = agent.optimizer.state[agent.online.flat]
+        tensors = [agent.online.flat, *moments.values(), history._buffer, history._position]
+        tensors += [value for value in vars(agent).values() if isinstance(value, torch.Tensor)]
+        if kind is TRQAMAgent:
+            tensors.append(agent.target.flat)
+            assert len(tensors) >= 8
+        return [tensor.data_ptr() for tensor in tensors]
+
+    before = addresses()
+    updating.run(2)
+    updating.history.collect()
+    updating.run(2)
+    assert addresses() == before
+
+
+def test_history_refuses_nothing_and_loses_nothing():
+    history = History(3)
+    for value in range(3):
+        history.record({"a": torch.full((2,), float(value)), "b": torch.full((2,), -1.0)})
+        history.advance(1)
+    assert history.collect()[:, 0, 0].tolist() == [0.0, 1.0, 2.0]
+    history.record({"a": torch.full((2,), 3.0), "b": torch.full((2,), -1.0)})
+    history.advance(1)
+    assert history.collect()[:, 1, 0].tolist() == [3.0]
+    assert history.values[:, 0, 0].tolist() == [0.0, 1.0, 2.0, 3.0]
+    history.clear()
+    assert len(history.values) == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", KINDS)
+def test_replay_equals_eager_on_a_gpu(kind):
+    eager, replayed = make(kind, "cuda"), make(kind, "cuda", graph=True)
+    for count in (2, 25, 1, 14):
+        eager.run(count)
+        replayed.run(count)
+    assert replayed.graphs
+    for ours, theirs in zip(outcome(replayed), outcome(eager), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
