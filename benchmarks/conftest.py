@@ -12,7 +12,14 @@ from trqam_fast.kernels import MLPWeights
 from trqam_fast.networks import MLPShape, ParameterBlock
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-BACKENDS = ["reference", "cpp"]
+ON_CPU = [("reference", "ieee"), ("cpp", "ieee")]
+ON_GPU = [*ON_CPU, ("triton", "ieee"), ("triton", "tf32"), ("triton", "bf16")]
+VARIANTS = [
+    (device, backend, precision)
+    for device in DEVICES
+    for backend, precision in (ON_CPU if device == "cpu" else ON_GPU)
+]
+"""Device, backend and precision of every benchmark."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +60,22 @@ def size(request) -> Size:
     return request.param
 
 
-@pytest.fixture(params=DEVICES)
-def device(request) -> str:
-    return request.param
+@dataclass(frozen=True)
+class Variant:
+    """Where and how a benchmark runs."""
+
+    device: str
+    backend: str
+    precision: str
+
+    @property
+    def options(self) -> dict[str, str]:
+        return {"backend": self.backend, "precision": self.precision}
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request) -> str:
-    return request.param
+@pytest.fixture(params=VARIANTS, ids="-".join)
+def variant(request) -> Variant:
+    return Variant(*request.param)
 
 
 def draw(*shape: int, device: str, seed: int = 0) -> Tensor:

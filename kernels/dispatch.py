@@ -61,10 +61,10 @@ def triton_problem(device: torch.device, dtype: torch.dtype) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed; run \"pip install 'trqam_fast[triton]'\""
     if dtype != torch.float32:
-        return f"its kernels compute in float32, not {dtype}"
+        return f"its kernels compute in float32, not {str(dtype).removeprefix('torch.')}"
     if device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
         return None
-    return f"its kernels need a GPU, and the tensors are on {device.type}"
+    return f"its kernels need a GPU, and the data are on {device.type}; use 'auto'"
 
 
 def choose_backend(

@@ -68,6 +68,7 @@ def test_doctor_finds_no_problem(capsys):
 
     assert doctor.main([]) == 0
     printed = capsys.readouterr().out
+    assert printed.count("not available: its kernels need a GPU") == 4
     for op in ("mlp", "sde_rollout", "lean_adjoint", "adjoint_matching", "path_kl"):
         for backend in ("reference", "cpp"):
             assert any(op in x and backend in x and "ok" in x for x in printed.splitlines())

@@ -243,7 +243,8 @@ def test_non_finite_loss_stops_that_run_alone(flags, tmp_path, capsys, monkeypat
         (["--seeds", "99999999999999999999"], "use seeds from 0 to 2^63 - 1"),
         (["--seeds", "1", "1"], "name every seed only once"),
         (["--preset", "huge"], "--preset is 'huge'; choose one of default, smoke, paper"),
-        (["--backend", "triton"], "backend 'triton'"),
+        (["--backend", "triton"], "backend 'triton' is not available: its kernels need a GPU"),
+        (["--precision", "tf32"], "has no precision 'tf32'; use 'ieee'"),
         (["--resume", "--overwrite"], "exclude each other"),
         (["--log-interval", "0"], "--log-interval is 0; use 1 or more"),
         (["--env-name", "cube-double-play-singletask-v0"], "cannot be generated"),
@@ -255,6 +256,37 @@ def test_bad_flags(bad, message, flags, tmp_path, capsys, monkeypatch):
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "problems", "settled"),
+    [
+        (["--precision", "auto"], [], ("triton", "tf32")),
+        (["--precision", "bf16"], [], ("triton", "bf16")),
+        (["--precision", "auto"], ["mlp is off", "also wrong"], ("reference", "ieee")),
+        (["--backend", "reference"], ["not asked"], ("reference", "ieee")),
+        (["--backend", "triton", "--precision", "ieee"], ["not asked"], ("triton", "ieee")),
+    ],
+)
+def test_backend_on_a_gpu(flags, problems, settled, capsys, monkeypatch):
+    """Triton after its self-test, else the reference with one warning; what is named runs."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(
+        train, "triton_problems", lambda device, precision: asked.append(precision) or problems
+    )
+    config = train.settle_backend(parse_config(["--device", "cuda", *flags]))
+    assert (config.backend, config.precision) == settled
+    warnings = capsys.readouterr().err.splitlines()
+    if "--backend" in flags:
+        assert not asked and not warnings
+    elif problems:
+        assert warnings == [
+            "warning: the Triton kernels cannot be used on cuda: mlp is off; "
+            "training with --backend reference"
+        ]
+    else:
+        assert asked == [settled[1]] and not warnings
 
 
 def test_overwrite_keeps_the_old_run_when_the_new_one_cannot_start(flags, tmp_path, generated):

@@ -436,7 +436,7 @@ def test_limits_are_named():
     fields = [make_field(3, 2, hidden=h, dtype=torch.float32) for h in ((8,), (16,))]
     with pytest.raises(BackendError, match="one architecture"):
         sde_rollout(*fields, s, x, eps, backend="triton")
-    with pytest.raises(BackendError, match="compute in float32, not torch.float64"):
+    with pytest.raises(BackendError, match="compute in float32, not float64"):
         mlp(make_mlp(3, 2), draw(1, 2, 3), backend="triton")
     with pytest.raises(BackendError, match="up to 128 outputs, and the network has 129"):
         mlp(make_mlp(3, 129, dtype=torch.float32), s, backend="triton")

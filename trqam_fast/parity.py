@@ -22,7 +22,7 @@ from trqam_fast.agents import Agent, AgentConfig, Batch, BCAgent, Noise, Terms, 
 from trqam_fast.cli import run_command
 from trqam_fast.devices import check_device
 from trqam_fast.errors import UsageError
-from trqam_fast.kernels import Backend, MLPWeights
+from trqam_fast.kernels import Backend, MLPWeights, Precision
 
 TOLERANCES = {"float64": 1e-10, "float32": 1e-3}
 READ_ERRORS = (
@@ -43,7 +43,9 @@ class ParityArgs:
     file: Annotated[Path, tyro.conf.Positional]
     """Recorded run, an npz file."""
     backend: Backend = "auto"
-    """Implementation of the ops."""
+    """Implementation of the ops; triton needs --dtype float32."""
+    precision: Precision = "ieee"
+    """Operands of matrix products; tf32 and bf16 need triton, and a larger --tolerance."""
     device: str = "cpu"
     """Torch device."""
     dtype: Literal["float64", "float32"] = "float64"
@@ -136,6 +138,7 @@ def make_agent(recording: Recording, args: ParityArgs) -> Agent:
         "dtype": getattr(torch, args.dtype),
         "device": args.device,
         "backend": args.backend,
+        "precision": args.precision,
     }
     if recording.cloning_only:
         agent: Agent = BCAgent(recording.config, meta["obs_dim"], meta["act_dim"], [0], **options)

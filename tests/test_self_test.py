@@ -1,0 +1,56 @@
+"""The self-test of the Triton kernels, and the authors' recording replayed through them."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from trqam_fast import parity
+from trqam_fast.kernels.dispatch import PRECISIONS, TRITON_OPS
+from trqam_fast.self_test import triton_problems
+
+pytestmark = [
+    pytest.mark.interpreter,
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available(),
+        reason="needs a GPU or TRITON_INTERPRET=1",
+    ),
+]
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+
+
+def test_no_problem():
+    # The interpreter computes bfloat16 wrongly without saying so.
+    for precision in PRECISIONS[:2] if DEVICE == "cpu" else PRECISIONS:
+        assert triton_problems(DEVICE, precision) == []
+
+
+@pytest.mark.parametrize("wrong", [0.999, float("nan")])
+def test_a_wrong_kernel_is_named(wrong, monkeypatch):
+    from trqam_fast.kernels.lean_adjoint import triton
+
+    right = triton.lean_adjoint
+    monkeypatch.setattr(triton, "lean_adjoint", lambda *arguments: wrong * right(*arguments))
+    (problem,) = triton_problems(DEVICE, "ieee")
+    assert problem.startswith(f"lean_adjoint with backend triton on {DEVICE} deviates by")
+    assert problem.endswith("use --backend reference")
+
+
+def test_a_kernel_that_does_not_launch_is_named(monkeypatch):
+    from trqam_fast.kernels.mlp import triton
+
+    def refuse(*_):
+        raise RuntimeError("out of resources")
+
+    monkeypatch.setattr(triton, "forward_pass", refuse)
+    problems = triton_problems(DEVICE, "tf32")
+    assert problems[0] == f"mlp with backend triton on {DEVICE} in tf32 fails: out of resources"
+    assert len(problems) < len(TRITON_OPS)
+
+
+def test_replay_of_the_authors_run():
+    """Twelve updates of TRQAM with chunks: losses, trajectories, adjoints, gradients, weights."""
+    file = Path(__file__).parent / "data" / "trqam_chunked.npz"
+    args = parity.ParityArgs(file, backend="triton", device=DEVICE, dtype="float32")
+    assert max(parity.replay(args).values()) < 1e-4
