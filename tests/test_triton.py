@@ -5,18 +5,25 @@ The interpreter must be on before Triton is imported, so it takes a process of i
     TRITON_INTERPRET=1 pytest -m interpreter
 """
 
-import contextlib
-import os
-
 import pytest
 import torch
 
-from tests import helpers
 from tests.helpers import assert_within_budget, error, gradients, poisoned_memory
+from tests.triton_cases import (
+    DEVICE,
+    FIELDS,
+    INTERPRETED,
+    NEEDS_TRITON,
+    PRECISIONS,
+    cast,
+    counters,
+    draw,
+    make,
+    make_mlp,
+    three_ways,
+)  # fmt: skip
 from trqam_fast.agents import AgentConfig, Batch, TRQAMAgent
 from trqam_fast.kernels import (
-    BackendError,
-    Philox,
     adjoint_matching,
     lean_adjoint,
     mlp,
@@ -26,83 +33,7 @@ from trqam_fast.kernels import (
     velocity_along,
 )
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
-
-pytestmark = [
-    pytest.mark.interpreter,
-    pytest.mark.skipif(
-        not INTERPRETED and not torch.cuda.is_available(),
-        reason="needs a GPU or TRITON_INTERPRET=1",
-    ),
-]
-
-
-def draw(*shape, **options):
-    return helpers.draw(*shape, **options).to(DEVICE)
-
-
-def cast(weights, dtype):
-    return weights.map(lambda t: t.detach().to(DEVICE, dtype).requires_grad_())
-
-
-def make_mlp(*arguments, dtype=torch.float64, **options):
-    return cast(helpers.make_mlp(*arguments, **options), dtype)
-
-
-def make_field(obs, dim, **options):
-    return make_mlp(obs + dim + 1, dim, **options)
-
-
-def counters(seeds, offset):
-    return Philox(torch.tensor(seeds, device=DEVICE), torch.tensor(offset, device=DEVICE))
-
-
-# Odd batches around the tiles' 32 and 64 rows; widths that fill blocks, that do not, and that
-# differ; one to six layers; D = 1 and D beyond a block of 32.
-FIELDS = {
-    "one layer": dict(runs=1, batch=5, obs=3, dim=2, steps=3, hidden=(32,), layer_norm=False),
-    "one row": dict(runs=3, batch=1, obs=2, dim=1, steps=2, hidden=(8,), layer_norm=True),
-    "two tiles": dict(runs=1, batch=65, obs=6, dim=5, steps=3, hidden=(64, 64), layer_norm=False),
-    "uneven": dict(runs=3, batch=33, obs=3, dim=2, steps=4, hidden=(16, 40, 24), layer_norm=True),
-    "two blocks": dict(runs=1, batch=7, obs=40, dim=37, steps=2, hidden=(128, 96), layer_norm=True),
-    "small": dict(runs=2, batch=3, obs=2, dim=2, steps=2, hidden=(8, 16), layer_norm=True),
-    "six layers": dict(runs=2, batch=3, obs=1, dim=3, steps=2, hidden=(16,) * 6, layer_norm=False),
-}
-PRECISIONS = ["ieee", "tf32"]
-"""The interpreter multiplies in float32 either way; the tiles differ."""
-
-
-@contextlib.contextmanager
-def plain_products(precision):
-    """Let plain PyTorch multiply in `precision`, which only a GPU does."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
-
-
-def make(runs, batch, obs, dim, steps, hidden, layer_norm):
-    options = dict(runs=runs, hidden=hidden, layer_norm=layer_norm)
-    fields = [make_field(obs, dim, seed=s, **options) for s in (1, 50)]
-    data = [
-        draw(runs, batch, obs, seed=2),
-        draw(runs, batch, dim, seed=3),
-        draw(runs, steps - 1, batch, dim, seed=4),
-    ]
-    ode = [draw(runs, 3, obs, seed=5), draw(runs, 3, dim, seed=6)]
-    return fields, data, ode
-
-
-def three_ways(call, precision="ieee"):
-    """Triton in float32, plain PyTorch in float32, the exact result."""
-    with poisoned_memory():
-        found = call("triton", torch.float32)
-    with plain_products(precision):
-        plain = call("reference", torch.float32)
-    return found, plain, call("reference", torch.float64)
+pytestmark = NEEDS_TRITON
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -323,85 +254,6 @@ def test_a_run_that_diverged_does_not_touch_the_others():
         assert b[1].isnan().any() and torch.equal(a[[0, 2]], b[[0, 2]])
 
 
-def test_double_backward_raises():
-    (fine, base), data, _ = make(**FIELDS["one layer"])
-    fine = cast(fine, torch.float32)
-    rollout = sde_rollout(fine, cast(base, torch.float32), *(t.float() for t in data),
-                          backend="triton")  # fmt: skip
-    weight = torch.ones_like(rollout.velocity, requires_grad=True)
-    (grad,) = torch.autograd.grad(
-        (weight * rollout.velocity).sum(), fine.kernels[0], create_graph=True
-    )
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
-
-
-@pytest.mark.parametrize("needed", ["observations", "x0", "noise"])
-def test_unsupported_gradients_raise(needed):
-    (fine, base), data, _ = make(**FIELDS["one layer"])
-    data = dict(zip(("observations", "x0", "noise"), (t.float() for t in data), strict=True))
-    data[needed].requires_grad_()
-    rollout = sde_rollout(
-        cast(fine, torch.float32), cast(base, torch.float32), **data, backend="triton"
-    )
-    with pytest.raises(RuntimeError, match=f"no gradient with respect to {needed}"):
-        rollout.velocity.sum().backward()
-
-
-def operations():
-    """Arguments for opcheck of every registered op."""
-    (fine, base), (s, x, eps), (ode_s, ode_x) = make(**FIELDS["small"])
-    fine, base = (list(cast(f, torch.float32).detach().tensors) for f in (fine, base))
-    s, x, eps, ode_s, ode_x = (t.float() for t in (s, x, eps, ode_s, ode_x))
-    ops = torch.ops.trqam_fast
-    points = draw(2, 3, 3, 2).float()
-    yield ops.sde_rollout_triton, (
-        fine, base, True, s, x, eps, None, None, ode_s, ode_x, 2, "ieee", True,
-    )  # fmt: skip
-    seed, offset = counters([1, 2], 0)
-    yield ops.sde_rollout_triton, (
-        fine, base, True, s, x, None, seed, offset, None, None, 2, "tf32", False,
-    )  # fmt: skip
-    yield ops.lean_adjoint_triton, (base, True, s, points, x, "ieee")
-    yield ops.mlp_triton_forward, (fine, True, s, points, 2, 0, "ieee", False)
-    _, *tape = ops.mlp_triton_forward(fine, True, s, points, 2, 0, "ieee", True)
-    yield ops.mlp_triton_backward, (
-        fine, True, s, points, 2, 0, *tape, draw(2, 2 * 3, 2).float(), "ieee", True, True,
-    )  # fmt: skip
-    v = draw(2, 2, 3, 2).float()
-    yield ops.adjoint_matching, (v, v, v, torch.ones(2, device=DEVICE), 1, True, True)
-
-
-def test_opcheck():
-    for op, arguments in operations():
-        torch.library.opcheck(op.default, arguments)
-
-
-def test_compiles_without_graph_breaks():
-    (fine, base), data, ode = make(**FIELDS["small"])
-    fine, base = cast(fine, torch.float32), cast(base, torch.float32).detach()
-    (s, x, eps), (ode_s, ode_x) = ([t.float() for t in group] for group in (data, ode))
-    lam = torch.ones(2)
-
-    def loss(fine, s, x, eps):
-        rollout = sde_rollout(
-            fine, base, s, x, eps, ode_observations=ode_s, ode_x0=ode_x, backend="triton"
-        )
-        adjoint = lean_adjoint(base, s, rollout.trajectory, x, backend="triton")
-        along = velocity_along(base, s, rollout.trajectory[:, :-1], backend="triton")
-        value, kl = adjoint_matching(rollout.velocity, along, adjoint, lam, backend="triton")
-        cloned = mlp(fine, torch.cat([s, x, x[..., :1]], -1), backend="triton")
-        return value + cloned.square().mean((1, 2)), kl
-
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    results = []
-    for function in (compiled, loss):
-        value, kl = function(fine, s, x, eps)
-        results.append([value, kl, *torch.autograd.grad(value.sum(), fine.tensors)])
-    for ours, eager in zip(*results, strict=True):
-        assert torch.equal(ours, eager)
-
-
 def test_an_update_equals_the_reference():
     """Two updates of TRQAM with an ensemble, LayerNorm, chunks and best of two."""
     config = AgentConfig(
@@ -422,21 +274,3 @@ def test_an_update_equals_the_reference():
         agents.append((agent.online.flat, agent.target.flat, agent.lam, *terms.metrics.values()))
     for ours, theirs in zip(*agents, strict=True):
         assert error(ours, theirs.double()) < 1e-4
-
-
-def test_limits_are_named():
-    s, x, eps = draw(1, 2, 3).float(), draw(1, 2, 2).float(), draw(1, 1, 2, 2).float()
-    for hidden, match in (
-        ((1040,), "up to 1024 units, and the network has 1040"),
-        ((8,) * 7, "up to 6 hidden layers, and the network has 7"),
-    ):
-        field = make_field(3, 2, hidden=hidden, dtype=torch.float32)
-        with pytest.raises(BackendError, match=match):
-            sde_rollout(field, field, s, x, eps, backend="triton")
-    fields = [make_field(3, 2, hidden=h, dtype=torch.float32) for h in ((8,), (16,))]
-    with pytest.raises(BackendError, match="one architecture"):
-        sde_rollout(*fields, s, x, eps, backend="triton")
-    with pytest.raises(BackendError, match="compute in float32, not float64"):
-        mlp(make_mlp(3, 2), draw(1, 2, 3), backend="triton")
-    with pytest.raises(BackendError, match="up to 128 outputs, and the network has 129"):
-        mlp(make_mlp(3, 129, dtype=torch.float32), s, backend="triton")

@@ -67,8 +67,9 @@ def adjoint_matching(
     gradient = torch.empty_like(velocity) if with_gradient else velocity.new_empty(0)
     blocks = steps * triton.cdiv(batch * dim, BLOCK)
     partial = velocity.new_empty(2, runs, blocks)
-    adjoint_matching_kernel[(blocks, runs)](
-        velocity, base_velocity, adjoint, lam, gradient, partial, steps, batch, dim, horizon,
-        with_gradient, BLOCK, num_warps=4,
-    )  # fmt: skip
+    with torch.cuda.device_of(velocity):
+        adjoint_matching_kernel[(blocks, runs)](
+            velocity, base_velocity, adjoint, lam, gradient, partial, steps, batch, dim, horizon,
+            with_gradient, BLOCK, num_warps=4,
+        )  # fmt: skip
     return partial[0].sum(-1), partial[1].sum(-1), gradient

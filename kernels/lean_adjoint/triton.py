@@ -12,20 +12,15 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from trqam_fast.kernels.mlp import MLPWeights
 from trqam_fast.kernels.mlp.network import launch_options, make_network, make_plan, operand_dtype
-from trqam_fast.kernels.mlp.tile import (
-    Gradients,
-    group_of,
-    input_gradient,
-    member_of,
-    pullback,
-    zeros,
-)
+from trqam_fast.kernels.mlp.plan import Gradients
+from trqam_fast.kernels.mlp.tile import group_of, input_gradient, member_of, pullback, zeros
 from trqam_fast.kernels.mlp.triton import Inputs, forward_pass
 
 
@@ -91,8 +86,9 @@ def lean_adjoint(
     adjoints = new(runs, steps, batch, dim)
     # Read K times by every program: worth a copy in the operand's type.
     network = make_network(base_velocity, plan, operand_dtype(plan))
-    lean_adjoint_kernel[(triton.cdiv(batch, plan.block_m), runs)](
-        network, tape, grads, terminal_adjoint, adjoints, batch, steps, sweep,
-        **launch_options(precision),
-    )  # fmt: skip
+    with torch.cuda.device_of(trajectory):
+        lean_adjoint_kernel[(triton.cdiv(batch, plan.block_m), runs)](
+            network, tape, grads, terminal_adjoint, adjoints, batch, steps, sweep,
+            **launch_options(precision),
+        )  # fmt: skip
     return adjoints

@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from trqam_fast.kernels.mlp.network import launch_options, make_network, operand_dtype
+from trqam_fast.kernels.mlp.plan import Gradients, Plan, Source, Tape
 from trqam_fast.kernels.mlp.tile import (
-    Gradients,
-    Plan,
-    Source,
-    Tape,
     forward,
     group_of,
     input_gradient,
@@ -183,7 +181,7 @@ def weight_gradient_kernel(
 
 def check_size(plan: Plan, rows: int) -> None:
     """Raise ValueError if offsets within one network's rows would not fit in 32 bits."""
-    widest = max(plan.width, plan.inputs)
+    widest = max(plan.width, plan.inputs, plan.block_out)
     if rows * widest >= 2**31:
         raise ValueError(
             f"{rows} rows of {widest} columns exceed the 2^31 elements that a Triton program "
@@ -217,10 +215,11 @@ def forward_pass(
     check_size(plan, rows)
     result = inputs.observations.new_empty(groups, rows, plan.out)
     tape = empty_tape(plan, groups, rows, result)
-    mlp_forward_kernel[(triton.cdiv(rows, plan.block_m), groups)](
-        make_network(weights, plan), inputs.observations, inputs.x, inputs.x.stride(0), tape,
-        result, batch, rows, inputs.steps, inputs.shift, plan, **launch_options(precision),
-    )  # fmt: skip
+    with torch.cuda.device_of(result):
+        mlp_forward_kernel[(triton.cdiv(rows, plan.block_m), groups)](
+            make_network(weights, plan), inputs.observations, inputs.x, inputs.x.stride(0), tape,
+            result, batch, rows, inputs.steps, inputs.shift, plan, **launch_options(precision),
+        )  # fmt: skip
     return result, tape
 
 
@@ -258,19 +257,21 @@ def backward_pass(
         plan, groups, rows, cotangent, want_inputs, want_weights
     )
     block_in = min(64, triton.next_power_of_2(max(plan.inputs, 16)))
-    mlp_pullback_kernel[(tiles, groups)](
-        make_network(weights, plan), tape, grads, cotangent, d_inputs, rows, want_inputs, block_in,
-        dataclasses.replace(plan, train=want_weights), **launch_options(precision),
-    )  # fmt: skip
+    with torch.cuda.device_of(cotangent):
+        mlp_pullback_kernel[(tiles, groups)](
+            make_network(weights, plan), tape, grads, cotangent, d_inputs, rows, want_inputs,
+            block_in, dataclasses.replace(plan, train=want_weights), **launch_options(precision),
+        )  # fmt: skip
     if want_weights:
         across = width // plan.block_w
         blocks = triton.cdiv(plan.inputs, plan.block_w) * across + (depth - 1) * across**2
         blocks += across * triton.cdiv(plan.out, plan.block_w)
-        weight_gradient_kernel[(blocks, groups)](
-            inputs.observations, inputs.x, inputs.x.stride(0), tape, grads, cotangent, d_in,
-            d_hid, d_out, inputs.observations.shape[1], rows, inputs.steps, inputs.shift, plan,
-            **launch_options(precision),
-        )  # fmt: skip
+        with torch.cuda.device_of(cotangent):
+            weight_gradient_kernel[(blocks, groups)](
+                inputs.observations, inputs.x, inputs.x.stride(0), tape, grads, cotangent, d_in,
+                d_hid, d_out, inputs.observations.shape[1], rows, inputs.steps, inputs.shift, plan,
+                **launch_options(precision),
+            )  # fmt: skip
         return d_inputs, d_in, d_hid, d_out, grads.sums.sum(2), cotangent.sum(1)
     return d_inputs, d_in, d_hid, d_out, new(0, depth, groups, width), new(0, plan.out)
 

@@ -80,7 +80,7 @@ def _backward(
     tensors, norm, observations, x, steps, shift, pre, out, mean, rstd, cotangent, precision,
     want_inputs, want_weights,
 ):  # fmt: skip
-    from trqam_fast.kernels.mlp.tile import Tape
+    from trqam_fast.kernels.mlp.plan import Tape
     from trqam_fast.kernels.mlp.triton import backward_pass
 
     weights = group(tensors, norm)

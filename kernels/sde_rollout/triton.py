@@ -18,15 +18,8 @@ from torch import Tensor
 
 from trqam_fast.kernels.mlp import MLPWeights
 from trqam_fast.kernels.mlp.network import launch_options, make_plan, operand_dtype, pack
-from trqam_fast.kernels.mlp.tile import (
-    Plan,
-    Source,
-    Tape,
-    forward,
-    group_of,
-    observation_share,
-    packed_network,
-)
+from trqam_fast.kernels.mlp.plan import Network, Plan, Source, Tape
+from trqam_fast.kernels.mlp.tile import forward, group_of, observation_share
 from trqam_fast.kernels.mlp.triton import check_size, empty_tape
 from trqam_fast.kernels.philox import Philox
 
@@ -44,6 +37,22 @@ def philox_noise(seed, offset, step, element):
     first, second, _, _ = tl.philox(seed, element, zero + step, zero + offset.to(tl.int32), zero)
     radius = tl.sqrt(-2.0 * tl.log(uniform(first)))
     return radius * tl.cos(6.283185307179586 * uniform(second))
+
+
+@triton.jit
+def packed_network(kernels, vectors, P: tl.constexpr):
+    """Return the network of one run from its packed kernels and vectors."""
+    return Network(
+        kernels,
+        kernels + P.kernel_offsets[0],
+        kernels + P.kernel_offsets[1],
+        vectors,
+        vectors + P.vector_offsets[0],
+        vectors + P.vector_offsets[1],
+        vectors + P.vector_offsets[2],
+        P.kernel_offsets[2],
+        P.vector_offsets[3],
+    )
 
 
 @triton.jit(do_not_specialize=["batch", "ode_batch", "steps", "tiles"])
@@ -95,11 +104,12 @@ def sde_rollout_kernel(
     element = row[:, None] * P.dim + dims[None, :]
     tl.store(at_x + element, tl.load(start + element, mask=inside, other=0.0), mask=inside)
     size = tl.cast(steps, tl.float32)
-    share_step = tl.where(ode, 0, tl.num_programs(1) * (batch + ode_batch) * P.width)
+    rows = tl.cast(batch + ode_batch, tl.int64)
+    share_step = tl.where(ode, 0, tl.num_programs(1) * rows * P.width)
     for i in range(tl.where(ode, 1, 2)):
         net = packed_network(kernels + i * kernel_step, vectors + i * vector_step, P)
         source = Source(obs, at_x, row, row, 0.0, mask)
-        observation_share(source, net, P, share + tl.cast(i, tl.int64) * share_step)
+        observation_share(source, net, P, share + i * share_step)
     # One more pass for rows of the SDE: iteration K redoes step K - 1 with the base field.
     for i in range(tl.where(ode, steps, steps + 1)):
         tl.debug_barrier()
@@ -171,6 +181,7 @@ def rollout(
     plan = plan_of(velocity, observations, x0, precision, train)
     rows = tape_rows(batch, ode_batch, flow_steps, train)
     check_size(plan, rows)
+    check_size(plan, (flow_steps + 1) * batch)
     tape = empty_tape(plan, runs, rows, x0)
     share = x0.new_empty(2, runs, batch + ode_batch, plan.width)
     trajectory = x0.new_empty(runs, flow_steps + 1, batch, dim)
@@ -179,9 +190,10 @@ def rollout(
     tiles = triton.cdiv(batch, plan.block_m)
     kernels, vectors = pack([velocity, base], plan, operand_dtype(plan))
     eps, seed, offset = (x0, *noise) if isinstance(noise, Philox) else (noise, x0, x0)
-    sde_rollout_kernel[(tiles + triton.cdiv(ode_batch, plan.block_m), runs)](
-        kernels, vectors, tape, share, observations, x0, eps, seed, offset, trajectory,
-        velocities, ode_observations, ode_x0, ode_x, batch, ode_batch, flow_steps, tiles,
-        isinstance(noise, Philox), plan, **launch_options(precision),
-    )  # fmt: skip
+    with torch.cuda.device_of(x0):
+        sde_rollout_kernel[(tiles + triton.cdiv(ode_batch, plan.block_m), runs)](
+            kernels, vectors, tape, share, observations, x0, eps, seed, offset, trajectory,
+            velocities, ode_observations, ode_x0, ode_x, batch, ode_batch, flow_steps, tiles,
+            isinstance(noise, Philox), plan, **launch_options(precision),
+        )  # fmt: skip
     return trajectory, velocities, ode_x, tape

@@ -1,0 +1,89 @@
+"""Fields, data and devices of the tests of the Triton kernels."""
+
+import contextlib
+import os
+
+import pytest
+import torch
+
+from tests import helpers
+from tests.helpers import poisoned_memory
+from trqam_fast.kernels import Philox
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+
+NEEDS_TRITON = [
+    pytest.mark.interpreter,
+    pytest.mark.skipif(
+        not INTERPRETED and not torch.cuda.is_available(),
+        reason="needs a GPU or TRITON_INTERPRET=1",
+    ),
+]
+
+
+def draw(*shape, **options):
+    return helpers.draw(*shape, **options).to(DEVICE)
+
+
+def cast(weights, dtype):
+    return weights.map(lambda t: t.detach().to(DEVICE, dtype).requires_grad_())
+
+
+def make_mlp(*arguments, dtype=torch.float64, **options):
+    return cast(helpers.make_mlp(*arguments, **options), dtype)
+
+
+def make_field(obs, dim, **options):
+    return make_mlp(obs + dim + 1, dim, **options)
+
+
+def counters(seeds, offset):
+    return Philox(torch.tensor(seeds, device=DEVICE), torch.tensor(offset, device=DEVICE))
+
+
+# Odd batches around the tiles' 32 and 64 rows; widths that fill blocks, that do not, and that
+# differ; one to six layers; D = 1 and D beyond a block of 32.
+FIELDS = {
+    "one layer": dict(runs=1, batch=5, obs=3, dim=2, steps=3, hidden=(32,), layer_norm=False),
+    "one row": dict(runs=3, batch=1, obs=2, dim=1, steps=2, hidden=(8,), layer_norm=True),
+    "two tiles": dict(runs=1, batch=65, obs=6, dim=5, steps=3, hidden=(64, 64), layer_norm=False),
+    "uneven": dict(runs=3, batch=33, obs=3, dim=2, steps=4, hidden=(16, 40, 24), layer_norm=True),
+    "two blocks": dict(runs=1, batch=7, obs=40, dim=37, steps=2, hidden=(128, 96), layer_norm=True),
+    "small": dict(runs=2, batch=3, obs=2, dim=2, steps=2, hidden=(8, 16), layer_norm=True),
+    "six layers": dict(runs=2, batch=3, obs=1, dim=3, steps=2, hidden=(16,) * 6, layer_norm=False),
+}
+PRECISIONS = ["ieee", "tf32"]
+"""The interpreter multiplies in float32 either way; the tiles differ."""
+
+
+@contextlib.contextmanager
+def plain_products(precision):
+    """Let plain PyTorch multiply in `precision`, which only a GPU does."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def make(runs, batch, obs, dim, steps, hidden, layer_norm):
+    options = dict(runs=runs, hidden=hidden, layer_norm=layer_norm)
+    fields = [make_field(obs, dim, seed=s, **options) for s in (1, 50)]
+    data = [
+        draw(runs, batch, obs, seed=2),
+        draw(runs, batch, dim, seed=3),
+        draw(runs, steps - 1, batch, dim, seed=4),
+    ]
+    ode = [draw(runs, 3, obs, seed=5), draw(runs, 3, dim, seed=6)]
+    return fields, data, ode
+
+
+def three_ways(call, precision="ieee"):
+    """Triton in float32, plain PyTorch in float32, the exact result."""
+    with poisoned_memory():
+        found = call("triton", torch.float32)
+    with plain_products(precision):
+        plain = call("reference", torch.float32)
+    return found, plain, call("reference", torch.float64)
