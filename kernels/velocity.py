@@ -109,19 +109,20 @@ def velocity_along(
     check_same(op, observations=observations, points=points)
     dim, flow_steps = points.shape[-1], points.shape[1]
     check_velocity(op, "velocity", velocity, observations, dim)
-    times = flow_times(flow_steps, dtype=points.dtype, device=points.device)
     chosen = choose_backend(
         op, backend, observations.device, cpp=callable_problem(velocity),
         triton=fields_problem(observations, velocity), precision=precision,
     )  # fmt: skip
     match chosen:
+        case "triton":
+            result = forward_along(velocity, observations, points, precision)
         case "reference":
+            times = flow_times(flow_steps, dtype=points.dtype, device=points.device)
             rows = observations.unsqueeze(1).expand(-1, flow_steps, -1, -1).flatten(1, 2)
             time = times.view(1, -1, 1, 1).expand(runs, -1, batch, 1).flatten(1, 2)
             result = as_function(velocity)(rows, points.flatten(1, 2), time)
-        case "triton":
-            result = forward_along(velocity, observations, points, precision)
         case _:
+            times = flow_times(flow_steps, dtype=points.dtype, device=points.device)
             first = static_share(velocity, observations, times).flatten(1, 2)
             action_kernel = first_layer(velocity, observations.shape[-1]).action
             first.baddbmm_(points.reshape(runs, -1, dim), action_kernel)

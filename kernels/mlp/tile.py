@@ -166,26 +166,19 @@ def shared_product(source, net, cols, P: tl.constexpr):
 
 
 @triton.jit
-def product(a, row, mask, w, w_step, acc, P: tl.constexpr):
-    """Acc + A B: rows of `a` `[*, width]` times block pointers `w` that advance by `w_step`."""
+def product(a, row, mask, w, w_mask, w_step, acc, NARROW: tl.constexpr, P: tl.constexpr):
+    """Return acc plus rows of `a` `[*, width]` times the blocks at `w`, which advance by `w_step`.
+
+    `w_mask` counts for a `NARROW` second factor, whose other axis does not fill its block.
+    """
     a = a + row[:, None] * P.width + tl.arange(0, P.block_k)[None, :]
     for _ in range(0, P.width, P.block_k):
         left = tl.load(a, mask=mask[:, None], other=0.0)
-        right = tl.load(w).to(P.operand)
-        acc = tl.dot(left, right, acc, input_precision=P.precision)
-        a += P.block_k
-        w += w_step
-    return acc
-
-
-@triton.jit
-def masked_product(a, row, mask, w, w_mask, w_step, acc, P: tl.constexpr):
-    """Like `product`, for a `w` whose other axis is narrower than its block."""
-    a = a + row[:, None] * P.width + tl.arange(0, P.block_k)[None, :]
-    for _ in range(0, P.width, P.block_k):
-        left = tl.load(a, mask=mask[:, None], other=0.0)
-        right = tl.load(w, mask=w_mask, other=0.0).to(P.operand)
-        acc = tl.dot(left, right, acc, input_precision=P.precision)
+        if NARROW:
+            right = tl.load(w, mask=w_mask, other=0.0)
+        else:
+            right = tl.load(w)
+        acc = tl.dot(left, right.to(P.operand), acc, input_precision=P.precision)
         a += P.block_k
         w += w_step
     return acc
@@ -229,10 +222,10 @@ def layer(
             before = out_slot(tape, index - 1, P)
             if P.k_major:
                 w += cols[None, :] * P.width + ks
-                z = product(before, row, mask, w, P.block_k, z, P)
+                z = product(before, row, mask, w, True, P.block_k, z, False, P)
             else:
                 w += ks * P.width + cols[None, :]
-                z = product(before, row, mask, w, P.block_k * P.width, z, P)
+                z = product(before, row, mask, w, True, P.block_k * P.width, z, False, P)
             z += tl.load(net.b_hid + vector + cols)[None, :]
         at = row[:, None] * P.width + cols[None, :]
         if P.train or P.norm:
@@ -290,7 +283,8 @@ def forward(source, net, tape, row, SHARED: tl.constexpr, P: tl.constexpr):
     w = net.w_out + tl.arange(0, P.block_k)[:, None] * P.out + outs[None, :]
     acc = zeros(P.block_m, P.block_out)
     last = out_slot(tape, P.depth - 1, P)
-    acc = masked_product(last, row, source.mask, w, narrow[None, :], P.block_k * P.out, acc, P)
+    step = P.block_k * P.out
+    acc = product(last, row, source.mask, w, narrow[None, :], step, acc, True, P)
     return acc + tl.load(net.b_out + outs, mask=narrow, other=0.0)[None, :]
 
 
@@ -323,7 +317,7 @@ def pull_layer(
             w = net.w_hid + tl.cast(index, tl.int64) * (P.ensemble * P.width * P.width)
             w += cols[None, :] * P.width + tl.arange(0, P.block_k)[:, None]
             behind = gradient_slot(grads, index + 1, P)
-            dy = product(behind, row, mask, w, P.block_k, dy, P)
+            dy = product(behind, row, mask, w, True, P.block_k, dy, False, P)
         at = row[:, None] * P.width + cols[None, :]
         if P.norm:
             tl.store(grads.normed + at, dy, mask=mask[:, None])
@@ -393,4 +387,4 @@ def input_gradient(net, grads, row, mask, ks, wanted, acc, P: tl.constexpr):
     """Acc + the gradient of the inputs `ks` (where `wanted`), `[block_m, len(ks)]`."""
     w = net.w_in + ks[None, :] * P.width + tl.arange(0, P.block_k)[:, None]
     first = gradient_slot(grads, 0, P)
-    return masked_product(first, row, mask, w, wanted[None, :], P.block_k, acc, P)
+    return product(first, row, mask, w, wanted[None, :], P.block_k, acc, True, P)

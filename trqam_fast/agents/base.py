@@ -71,6 +71,11 @@ class Terms(NamedTuple):
     next_actions: Tensor | None = None
 
 
+def repeat_rows(rows: Tensor, count: int) -> Tensor:
+    """Return `[S, n * count, ...]` with every row of `[S, n, ...]` `count` times in a row."""
+    return rows if count == 1 else rows.repeat_interleave(count, dim=1)
+
+
 class Agent:
     """S independent runs: packed parameters, one Adam, and the policy.
 
@@ -199,7 +204,7 @@ class Agent:
         if count == 1 or critic is None:
             return candidates[:, :, 0]
         values = self.critic_values(
-            critic, observations.repeat_interleave(count, dim=1), candidates.flatten(1, 2)
+            critic, repeat_rows(observations, count), candidates.flatten(1, 2)
         )
         best = values.mean(1).view(runs, rows, count).argmax(-1)
         index = best.view(runs, rows, 1, 1).expand(-1, -1, 1, dim)
@@ -224,10 +229,9 @@ class Agent:
                 for name, network in networks.items()
             }
         count = noise.shape[2]
-        rows = observations.repeat_interleave(count, dim=1) if count > 1 else observations
         x = ode_rollout(
             networks[self.acting_field],
-            rows,
+            repeat_rows(observations, count),
             noise.flatten(1, 2),
             self.config.flow_steps,
             **self.options,

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trqam_fast.agents.base import Agent, Batch, Noise, Terms
+from trqam_fast.agents.base import Agent, Batch, Noise, Terms, repeat_rows
 from trqam_fast.agents.config import AgentConfig
 from trqam_fast.kernels import adjoint_matching, lean_adjoint, sde_rollout, velocity_along
 from trqam_fast.networks import ParameterBlock
@@ -86,7 +86,7 @@ class TRQAMAgent(Agent):
             batch.observations,
             noise.sde_x0,
             noise.sde_eps,
-            ode_observations=batch.next_observations.repeat_interleave(candidates.shape[2], dim=1),
+            ode_observations=repeat_rows(batch.next_observations, candidates.shape[2]),
             ode_x0=candidates.flatten(1, 2),
             **self.options,
         )
