@@ -38,6 +38,9 @@ def load_extension() -> tuple[ModuleType | None, str]:
 EXTENSION, EXTENSION_ERROR = load_extension()
 
 
+TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
+
+
 def extension() -> ModuleType:
     """Return the compiled extension; raise `BackendError` if it is missing."""
     if EXTENSION is None:
@@ -58,13 +61,22 @@ def extension_problem(device: torch.device) -> str | None:
 
 def triton_problem(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why Triton kernels cannot run on such tensors, or None if they can."""
-    if importlib.util.find_spec("triton") is None:
+    if not TRITON_INSTALLED:
         return "triton is not installed; run \"pip install 'trqam_fast[triton]'\""
     if dtype != torch.float32:
         return f"its kernels compute in float32, not {str(dtype).removeprefix('torch.')}"
-    if device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
+    if device.type == "cuda":
+        return gpu_problem(device)
+    if os.environ.get("TRITON_INTERPRET") == "1":
         return None
     return f"its kernels need a GPU, and the data are on {device.type}; use 'auto'"
+
+
+def gpu_problem(device: torch.device) -> str | None:
+    """Return why a GPU cannot run the Triton kernels, or None if it can."""
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0):
+        return None
+    return "its kernels need an NVIDIA GPU of compute capability 8.0 or higher"
 
 
 def choose_backend(

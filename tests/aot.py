@@ -34,6 +34,10 @@ class StubDriver(DriverBase):
 
     def __init__(self, architecture: int) -> None:
         self.architecture = architecture
+        self.utils = self
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": SHARED_LIMIT[self.architecture]}
 
     @classmethod
     def is_active(cls) -> bool:
@@ -113,22 +117,27 @@ def compiling(architecture: int) -> Iterator[list[Compiled]]:
         driver._active = before
 
 
-def field(width: int, depth: int, layer_norm: bool, ensemble: int | None = None) -> MLPWeights:
-    """Weights of paper scale laid out like the trainer's: 28 observations, 25 actions, time."""
-    out = 25 if ensemble is None else 1
-    shape = MLPShape(54, (width,) * depth, out, layer_norm, ensemble)
+def network(inputs: int, out: int, hidden: tuple[int, ...], *options) -> MLPWeights:
+    """Weights of one run, laid out like the trainer's."""
+    shape = MLPShape(inputs, hidden, out, *options)
     return ParameterBlock({"net": shape}, 1).networks["net"]
 
 
 def compile_all(
-    architecture: int, precision: str, layer_norm: bool, *, width: int = 512, depth: int = 4
+    architecture: int,
+    precision: str,
+    layer_norm: bool,
+    *,
+    width: int = 512,
+    depth: int = 4,
+    dim: int = 25,
 ) -> list[Compiled]:
     """Compile every kernel of an update as the ops launch them."""
-    net = field(width, depth, layer_norm)
-    critic = field(width, depth, layer_norm, ensemble=2)
+    net = network(29 + dim, dim, (width,) * depth, layer_norm)
+    critic = network(28 + dim, 1, (width,) * depth, layer_norm, 2)
     norm, weights = layer_norm, list(net.tensors)
-    s, x, points = torch.empty(1, 256, 28), torch.empty(1, 256, 25), torch.empty(1, 5, 256, 25)
-    inputs, values = torch.empty(1, 256, 54), torch.empty(2, 256, 1)
+    s, x, points = torch.empty(1, 256, 28), torch.empty(1, 256, dim), torch.empty(1, 5, 256, dim)
+    inputs, values = torch.empty(1, 256, 28 + dim), torch.empty(2, 256, 1)
     seed, offset = torch.zeros(1, dtype=torch.int64), torch.zeros((), dtype=torch.int64)
     ops = torch.ops.trqam_fast
     with compiling(architecture) as found:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from triton import knobs
 
-from tests.aot import ARCHITECTURES, SHARED_LIMIT, compile_all, compiling
+from tests.aot import ARCHITECTURES, SHARED_LIMIT, compile_all, compiling, network
 from trqam_fast.kernels import PRECISIONS
 
 pytestmark = [
@@ -32,9 +32,9 @@ def check(architecture, precision, **options):
         assert 0 < kernel.registers <= 255, kernel
         assert kernel.shared <= SHARED_LIMIT[architecture], kernel
         products = kernel.name != "adjoint_matching_kernel" and precision != "ieee"
-        # Blocks of narrow layers are too small for wgmma.
-        narrow = options.get("width", 512) < 64
-        expected = "mma.sync" if narrow and kernel.matrix == "mma.sync" else MATRIX[architecture]
+        # Blocks of narrow layers and of many outputs are too small for wgmma.
+        small = options.get("width", 512) < 64 or options.get("dim", 25) > 32
+        expected = "mma.sync" if small and kernel.matrix == "mma.sync" else MATRIX[architecture]
         assert kernel.matrix == (expected if products else ""), kernel
 
 
@@ -56,9 +56,37 @@ def test_other_shapes(precision, width, depth):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_many_outputs(precision):
+    """Tiles of fewer rows, which wgmma does not take."""
+    check(90, precision, layer_norm=True, dim=128, depth=2)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_gpus_with_less_shared_memory(precision):
     check(89, precision, layer_norm=True)
+
+
+def test_the_number_of_rows_compiles_nothing_anew(monkeypatch):
+    """Evaluations act for as many environments as are left."""
+    compiled = []
+    monkeypatch.setattr(
+        knobs.runtime, "jit_post_compile_hook", lambda **told: compiled.append(told["repr"])
+    )
+    net = network(6, 2, (32,), True)
+    tensors, ops = list(net.tensors), torch.ops.trqam_fast
+    with compiling(90) as launched:
+        for rows in (3, 1, 16, 65):
+            s, x = torch.empty(1, rows, 3), torch.empty(1, rows, 2)
+            none, noise = x[:, :0], torch.empty(1, 3, 0, 2)
+            ops.sde_rollout_triton(
+                tensors, tensors, True, s[:, :0], none, noise, None, None, s, x, 4, "tf32", False
+            )
+            points = torch.empty(1, 4, rows, 2)
+            ops.mlp_triton_forward(tensors, True, s, points, 4, 0, "tf32", False)
+    assert len(launched) == 8
+    assert len(compiled) <= 2, compiled
 
 
 @triton.jit

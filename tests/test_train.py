@@ -258,37 +258,6 @@ def test_bad_flags(bad, message, flags, tmp_path, capsys, monkeypatch):
     assert len(error.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    ("flags", "problems", "settled"),
-    [
-        (["--precision", "auto"], [], ("triton", "tf32")),
-        (["--precision", "bf16"], [], ("triton", "bf16")),
-        (["--precision", "auto"], ["mlp is off", "also wrong"], ("reference", "ieee")),
-        (["--backend", "reference"], ["not asked"], ("reference", "ieee")),
-        (["--backend", "triton", "--precision", "ieee"], ["not asked"], ("triton", "ieee")),
-    ],
-)
-def test_backend_on_a_gpu(flags, problems, settled, capsys, monkeypatch):
-    """Triton after its self-test, else the reference with one warning; what is named runs."""
-    asked = []
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(
-        train, "triton_problems", lambda device, precision: asked.append(precision) or problems
-    )
-    config = train.settle_backend(parse_config(["--device", "cuda", *flags]))
-    assert (config.backend, config.precision) == settled
-    warnings = capsys.readouterr().err.splitlines()
-    if "--backend" in flags:
-        assert not asked and not warnings
-    elif problems:
-        assert warnings == [
-            "warning: the Triton kernels cannot be used on cuda: mlp is off; "
-            "training with --backend reference"
-        ]
-    else:
-        assert asked == [settled[1]] and not warnings
-
-
 def test_overwrite_keeps_the_old_run_when_the_new_one_cannot_start(flags, tmp_path, generated):
     folder, broken = tmp_path / "run", tmp_path / "broken"
     assert run(flags, folder, "--algo", "bc") == 0

@@ -8,7 +8,7 @@ The interpreter must be on before Triton is imported, so it takes a process of i
 import pytest
 import torch
 
-from tests.helpers import assert_within_budget, error, gradients, poisoned_memory
+from tests.helpers import error, gradients, poisoned_memory
 from tests.triton_cases import (
     DEVICE,
     FIELDS,
@@ -16,14 +16,15 @@ from tests.triton_cases import (
     NEEDS_TRITON,
     PRECISIONS,
     cast,
+    check,
     counters,
     draw,
     make,
     make_mlp,
-    three_ways,
 )  # fmt: skip
 from trqam_fast.agents import AgentConfig, Batch, TRQAMAgent
 from trqam_fast.kernels import (
+    Philox,
     adjoint_matching,
     lean_adjoint,
     mlp,
@@ -51,7 +52,7 @@ def test_sde_rollout(name, precision):
         assert not rollout.trajectory.requires_grad and not rollout.ode_x.requires_grad
         return [*rollout, *gradients([rollout.velocity], fine.tensors)]
 
-    assert_within_budget(*three_ways(run, precision))
+    check(run, precision)
 
 
 @pytest.mark.parametrize("name", ["two tiles", "uneven"])
@@ -65,9 +66,9 @@ def test_rollout_without_gradients_keeps_no_tape(name):
     with torch.no_grad(), poisoned_memory():
         bare = sde_rollout(*arguments, *data, **rows)
         acted = ode_rollout(arguments[0], *ode, data[2].shape[1] + 1, backend="triton")
-    for ours, theirs in zip(bare, kept, strict=True):
-        assert torch.equal(ours, theirs)
-    assert torch.equal(acted, kept.ode_x)
+    # Two compilations on a GPU, which may contract products and sums differently.
+    for ours, theirs in zip((*bare, acted), (*kept, kept.ode_x), strict=True):
+        assert error(ours, theirs.double()) <= (0 if INTERPRETED else 1e-5)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -84,7 +85,7 @@ def test_lean_adjoint(name, precision):
             )
         ]  # fmt: skip
 
-    assert_within_budget(*three_ways(run, precision))
+    check(run, precision)
 
 
 @pytest.mark.parametrize("name", ["one row", "two tiles", "uneven"])
@@ -95,7 +96,7 @@ def test_velocity_along(name):
     def run(backend, dtype):
         return [velocity_along(cast(field, dtype), s.to(dtype), points.to(dtype), backend=backend)]
 
-    assert_within_budget(*three_ways(run))
+    check(run)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_mlp(case, precision):
         )
         return [result, *gradients([result], [x, *net.tensors])]
 
-    assert_within_budget(*three_ways(run, precision))
+    check(run, precision)
 
 
 def test_mlp_gradients_that_are_not_needed():
@@ -148,7 +149,7 @@ def test_adjoint_matching(shape):
         assert not kl.requires_grad
         return [loss, kl, *gradients([loss], [velocity])]
 
-    assert_within_budget(*three_ways(run))
+    check(run)
 
 
 @pytest.mark.parametrize("lam", [0.0, -1.0, float("nan")])
@@ -169,6 +170,13 @@ def test_noise_in_the_kernel_is_the_documented_noise():
     drawn = sde_rollout(*fields, s, x, noise, flow_steps=4, backend="triton")
     given = sde_rollout(*fields, s, x, eps, backend="triton")
     assert error(drawn.trajectory, given.trajectory.double()) < 1e-6
+    # Seeds need not lie side by side.
+    shared = Philox(noise.seed[:1].expand(3), noise.offset)
+    ours, theirs = (
+        sde_rollout(*fields, s, x, shared, flow_steps=4, backend=backend).trajectory
+        for backend in ("triton", "reference")
+    )
+    assert error(ours, theirs.double()) < 1e-5
     # With zero fields the noise itself can be read from the trajectory: X_2 - X_1 (1 - 1/2).
     silent = [field.map(torch.zeros_like) for field in fields]
     points = sde_rollout(*silent, s, x, noise, flow_steps=4, backend="triton").trajectory

@@ -84,7 +84,7 @@ def test_compiles_without_graph_breaks():
     (fine, base), data, ode = make(**FIELDS["small"])
     fine, base = cast(fine, torch.float32), cast(base, torch.float32).detach()
     (s, x, eps), (ode_s, ode_x) = ([t.float() for t in group] for group in (data, ode))
-    lam = torch.ones(2)
+    lam = torch.ones(2, device=DEVICE)
 
     def loss(fine, s, x, eps):
         rollout = sde_rollout(

@@ -8,6 +8,7 @@ import torch
 from tests.helpers import draw
 from trqam_fast.agents import AgentConfig, BCAgent, TRQAMAgent
 from trqam_fast.data.dataset import Dataset
+from trqam_fast.errors import RunError
 from trqam_fast.training import updater
 from trqam_fast.training.history import History
 from trqam_fast.training.updater import UPDATES_PER_REPLAY, WARMUP, Updater
@@ -48,6 +49,9 @@ class FakeGraph:
     def register_generator_state(self, generator):
         self.registered.append(generator)
 
+    def pool(self):
+        return self
+
     def replay(self):
         for function in self.captured:
             function()
@@ -62,7 +66,8 @@ def graphs_on_the_cpu(monkeypatch):
     made.clear()
 
     @contextlib.contextmanager
-    def capture(graph):
+    def capture(graph, pool):
+        assert pool is (None if len(made) == 1 else made[0])
         real = Updater.update
         monkeypatch.setattr(
             Updater, "update", lambda self: graph.captured.append(lambda: real(self))
@@ -90,6 +95,19 @@ def test_counts_and_order_of_replays(kind, calls, graphs_on_the_cpu):
     assert replayed.history.values.shape[0] == sum(calls)
     assert all(graph.registered == replayed.generators for graph in made)
     assert len(made) == len(replayed.graphs) <= 2
+
+
+def test_a_failing_capture_names_the_way_out(graphs_on_the_cpu, monkeypatch):
+    @contextlib.contextmanager
+    def refuse(graph, pool):
+        yield
+        raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
+
+    monkeypatch.setattr(updater.torch.cuda, "graph", refuse)
+    updating = make(BCAgent)
+    updating.graph = True
+    with pytest.raises(RunError, match=r"not permitted when .* capturing\); run with --no-graph"):
+        updating.run(WARMUP + 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

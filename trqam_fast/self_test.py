@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import subprocess
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,26 +28,50 @@ TOLERANCE = {"ieee": 1e-4, "tf32": 1e-2, "bf16": 1e-1}
 Call = Callable[..., list[Tensor]]
 
 
-def cases(dtype: torch.dtype, device: str) -> dict[str, Call]:
-    """Return a small call of each op: backend and precision to outputs and gradients."""
+@dataclass(frozen=True)
+class Size:
+    """Sizes of a self-test."""
+
+    runs: int
+    batch: int
+    obs: int
+    dim: int
+    hidden: tuple[int, ...]
+    layer_norm: bool
+    steps: int = 4
+
+
+SMALL = Size(2, 7, 3, 2, (16, 24), True)
+# Several tiles of rows, blocks of columns and steps of a product, as in training.
+WIDE = (Size(2, 150, 28, 25, (256,) * 3, False), Size(1, 150, 28, 25, (256,) * 3, True))
+REPEATS = 10
+"""Calls whose results must be equal: the kernels add in a fixed order, so a change is a race."""
+
+
+def cases(dtype: torch.dtype, device: str, size: Size = SMALL) -> dict[str, Call]:
+    """Return a call of each op: backend and precision to outputs and gradients."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         values = torch.randn(*shape, generator=generator, dtype=torch.float64)
         return values.to(device, dtype)
 
-    runs, steps, batch, obs, dim = 2, 4, 7, 3, 2
-    shape = MLPShape(obs + dim + 1, (16, 24), dim, layer_norm=True)
-    block = ParameterBlock({"a": shape, "b": shape}, runs, dtype=dtype, device=device)
+    runs, steps, batch, obs, dim = size.runs, size.steps, size.batch, size.obs, size.dim
+    shape = MLPShape(obs + dim + 1, size.hidden, dim, size.layer_norm)
+    critic = MLPShape(obs + dim, size.hidden, 1, layer_norm=True, ensemble=2)
+    block = ParameterBlock(
+        {"a": shape, "b": shape, "critic": critic}, runs, dtype=dtype, device=device
+    )
     block.initialise([torch.Generator().manual_seed(seed) for seed in range(runs)])
     field: MLPWeights = block.networks["a"].map(lambda tensor: tensor.requires_grad_())
+    critics = block.networks["critic"].map(lambda tensor: tensor.requires_grad_())
     base = block.networks["b"]
     observations, x0 = draw(runs, batch, obs), draw(runs, batch, dim)
     noise = draw(runs, steps - 1, batch, dim)
     points, terminal = draw(runs, steps + 1, batch, dim), draw(runs, batch, dim)
     velocity = draw(runs, steps, batch, dim).requires_grad_()
     other, adjoint, lam = draw(*velocity.shape), draw(*velocity.shape), draw(runs).abs()
-    inputs = torch.cat([observations, x0, x0[..., :1]], -1)
+    inputs = torch.cat([observations, x0], -1).requires_grad_()
 
     def with_gradients(outputs: list[Tensor], wanted: tuple[Tensor, ...]) -> list[Tensor]:
         total = sum(output.sum() for output in outputs if output.requires_grad)
@@ -65,7 +92,9 @@ def cases(dtype: torch.dtype, device: str) -> dict[str, Call]:
         return with_gradients([path_kl(velocity, other, backend=backend)], (velocity,))
 
     return {
-        "mlp": lambda **options: with_gradients([mlp(field, inputs, **options)], field.tensors),
+        "mlp": lambda **options: with_gradients(
+            [mlp(critics, inputs, **options)], (inputs, *critics.tensors)
+        ),
         "sde_rollout": rollout,
         "lean_adjoint": lambda **options: [
             lean_adjoint(base, observations, points, terminal, **options),
@@ -76,31 +105,56 @@ def cases(dtype: torch.dtype, device: str) -> dict[str, Call]:
     }
 
 
-def deviation(op: str, backend: str, device: str, precision: str = "ieee") -> float:
+def deviation(
+    op: str, backend: str, device: str, precision: str = "ieee", size: Size = SMALL
+) -> float:
     """Return the deviation of an op in float32 from the float64 reference on the CPU.
 
     It is relative to each tensor's largest element, or absolute where that is below 1; infinite if
-    the op returned something that is not finite.
+    the op returned something that is not finite, or on a GPU something else when called again.
     """
-    expected = cases(torch.float64, "cpu")[op](backend="reference")
-    found = cases(torch.float32, device)[op](backend=backend, precision=precision)
+    expected = cases(torch.float64, "cpu", size)[op](backend="reference")
+    call = cases(torch.float32, device, size)[op]
+    found = call(backend=backend, precision=precision)
     worst = 0.0
     for ours, reference in zip(found, expected, strict=True):
         scale = reference.detach().abs().max().clamp(min=1.0)
         difference = (ours.detach().cpu().double() - reference.detach()).abs() / scale
         worst = max(worst, float(difference.nan_to_num(nan=torch.inf).max()))
+    if backend == "triton" and torch.device(device).type == "cuda":
+        for _ in range(REPEATS):
+            again = call(backend=backend, precision=precision)
+            if not all(torch.equal(a, b) for a, b in zip(found, again, strict=True)):
+                return float("inf")
     return worst
+
+
+def launch_errors() -> tuple[type[Exception], ...]:
+    """Return what compiling and launching a kernel can raise."""
+    known = (
+        RuntimeError, ValueError, TypeError, LookupError, AssertionError, OSError,
+        subprocess.SubprocessError,
+    )  # fmt: skip
+    if importlib.util.find_spec("triton") is None:
+        return known
+    from triton.errors import TritonError
+
+    return (*known, TritonError)
 
 
 def problem(op: str, backend: str, device: str, precision: str = "ieee") -> tuple[str, str]:
     """Run one self-test; return the verdict to print and the problem, empty if there is none."""
     name = f"{op} with backend {backend} on {device}"
-    if precision != "ieee":
+    if precision != "ieee" and op != "adjoint_matching":
         name += f" in {precision}"
+    sizes = [SMALL]
+    if backend == "triton" and torch.device(device).type == "cuda":
+        sizes += WIDE
     try:
-        found = deviation(op, backend, device, precision)
-    except (RuntimeError, ValueError, TypeError) as failure:
-        return "FAILS", f"{name} fails: {failure}"
+        found = max(deviation(op, backend, device, precision, size) for size in sizes)
+    except launch_errors() as failure:
+        reason = (str(failure) or type(failure).__name__).splitlines()[0]
+        return "FAILS", f"{name} fails: {reason}"
     limit = TOLERANCE[precision]
     if found <= limit:
         return f"ok, deviation {found:.1e}", ""

@@ -9,8 +9,7 @@ import torch
 
 from trqam_fast.cli import run_command
 from trqam_fast.errors import RunError, UsageError
-from trqam_fast.kernels.dispatch import check_backend, triton_problem
-from trqam_fast.self_test import triton_problems
+from trqam_fast.training.backend import check_asked, settle_backend
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.loop import Trainer
 from trqam_fast.training.presets import parse_config
@@ -18,9 +17,9 @@ from trqam_fast.training.run_folder import RunFolder
 
 # What may differ between a run and its continuation without changing its mathematics.
 RESUMABLE = {
-    "preset", "backend", "graph", "threads", "dataset_dir", "generated_dir", "offline_steps",
-    "log_interval", "eval_interval", "eval_episodes", "eval_envs", "save_interval", "keep",
-    "run_dir",
+    "preset", "backend", "precision", "graph", "threads", "dataset_dir", "generated_dir",
+    "offline_steps", "log_interval", "eval_interval", "eval_episodes", "eval_envs",
+    "save_interval", "keep", "run_dir",
 }  # fmt: skip
 
 
@@ -53,44 +52,18 @@ def resolve(argv: list[str]) -> TrainConfig:
     return config
 
 
-def settle_backend(config: TrainConfig) -> TrainConfig:
-    """Replace ``auto`` by what will run, and check that it can.
-
-    On a GPU the Triton kernels must first pass their self-test; otherwise the reference trains.
-
-    Raises:
-        BackendError: the backend or the precision asked for cannot run on the device.
-    """
-    device, backend, precision = torch.device(config.device), config.backend, config.precision
-    if backend == "auto" and device.type == "cuda":
-        asked = "tf32" if precision == "auto" else precision
-        problem = triton_problem(device, torch.float32)
-        problems = [problem] if problem else triton_problems(config.device, asked)
-        backend = "triton"
-        if problems:
-            print(
-                f"warning: the Triton kernels cannot be used on {config.device}: {problems[0]}; "
-                "training with --backend reference",
-                file=sys.stderr,
-            )
-            backend, precision = "reference", "ieee"
-    if precision == "auto":
-        precision = "tf32" if backend == "triton" else "ieee"
-    check_backend(backend, device, precision)
-    return dataclasses.replace(config, backend=backend, precision=precision)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Train and return the exit status."""
     config = resolve(sys.argv[1:] if argv is None else argv)
     if config.threads > 0:
         torch.set_num_threads(config.threads)
-    config = settle_backend(config)
+    check_asked(config)
     folder = RunFolder(config.run_dir)
     if not config.resume:
         folder.check_free(config.overwrite)
     trainer = Trainer(config, folder)
     trainer.load_data()
+    trainer.config = settle_backend(config, trainer.dataset.act_dim)
     if config.resume:
         folder.write_json("config.json", config.to_dict())
     else:

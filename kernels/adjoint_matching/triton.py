@@ -64,6 +64,11 @@ def adjoint_matching(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return loss `[S]`, path KL `[S]` and the loss's gradient in `velocity`, or an empty one."""
     runs, steps, batch, dim = velocity.shape
+    if batch * dim >= 2**31:
+        raise ValueError(
+            f"adjoint_matching: velocity has {batch} x {dim} elements in a flow step; the Triton "
+            "kernel addresses fewer than 2^31, so split the batch"
+        )
     gradient = torch.empty_like(velocity) if with_gradient else velocity.new_empty(0)
     blocks = steps * triton.cdiv(batch * dim, BLOCK)
     partial = velocity.new_empty(2, runs, blocks)

@@ -32,7 +32,7 @@ def lean_adjoint_kernel(net, tape, grads, terminal, adjoints, batch, steps, P: t
     row = tl.program_id(0) * P.block_m + tl.arange(0, P.block_m)
     mask = row < batch
     net = member_of(net, run, 0, P)
-    tape = group_of(tape, run, P)
+    tape = group_of(tape, run, tl.num_programs(1), steps * batch, P)
     grads = Gradients(
         grads.pre + wide * batch * P.width,
         grads.normed + wide * batch * P.width,

@@ -11,7 +11,7 @@ from trqam_fast.kernels.dispatch import (
     triton_problem,
 )
 from trqam_fast.kernels.mlp import ops, reference, triton_ops
-from trqam_fast.kernels.mlp.weights import MLPWeights, size_problem
+from trqam_fast.kernels.mlp.weights import MLPWeights, limits_problem, size_problem
 
 
 def mlp(
@@ -49,4 +49,4 @@ def mlp(
             return ops.mlp(weights, inputs)
 
 
-__all__ = ["MLPWeights", "mlp", "size_problem"]
+__all__ = ["MLPWeights", "limits_problem", "mlp", "size_problem"]

@@ -7,6 +7,7 @@ Anything else is copied into a padded buffer first.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,13 +63,19 @@ def launch_options(precision: str) -> dict[str, int]:
     tile = TILES[precision]
     lean = False
     if not triton.knobs.runtime.interpret:
-        arch = triton.runtime.driver.active.get_current_target().arch
-        lean = arch not in (80, 87, 90, 100, 101, 103)
+        lean = has_little_shared_memory(triton.runtime.driver.active.get_current_device())
     return {
         "num_warps": WARPS,
         "num_stages": tile.lean_stages if lean else tile.stages,
         "maxnreg": MAX_REGISTERS,
     }
+
+
+@functools.cache
+def has_little_shared_memory(device: int) -> bool:
+    """Whether a program on `device` may have less than 160 KiB of shared memory."""
+    properties = triton.runtime.driver.active.utils.get_device_properties(device)
+    return properties["max_shared_mem"] < 160 * 1024
 
 
 def padded_width(widths: Sequence[int]) -> int:
@@ -91,6 +98,11 @@ def make_plan(
     widths = tuple(kernel.shape[-1] for kernel in weights.kernels[:-1])
     width = padded_width(widths)
     tile = TILES[precision]
+    block_out = triton.next_power_of_2(max(weights.out_features, 16))
+    # More than 32 outputs take the registers of as many rows; products on the plain units, whose
+    # loops the compiler unrolls, those of the columns too.
+    rows = min(tile.block_m, max(16, tile.block_m * 32 // block_out))
+    cols = 16 if precision == "ieee" and block_out > 64 else tile.block_n
     # Blocks of columns must divide the width; its lowest set bit is the largest power that does.
     divides = width & -width
     return Plan(
@@ -104,11 +116,11 @@ def make_plan(
         ensemble=weights.lead[1] if len(weights.lead) == 2 else 1,
         train=train,
         k_major=k_major,
-        block_m=tile.block_m,
-        block_n=min(tile.block_n, divides),
+        block_m=rows,
+        block_n=min(cols, divides),
         block_k=min(tile.block_k, divides),
         block_w=min(tile.block_w, divides),
-        block_out=triton.next_power_of_2(max(weights.out_features, 16)),
+        block_out=block_out,
         operand=OPERANDS[precision],
         precision="tf32" if precision == "tf32" else "ieee",
     )
@@ -189,9 +201,9 @@ def pack(stack: Sequence[MLPWeights], plan: Plan, dtype: torch.dtype) -> tuple[T
         if plan.k_major and plan.depth > 1:
             # Hidden kernels are square once padded, so their transposes take the same place, where
             # the copy has left them untransposed.
-            first, last, _ = plan.kernel_offsets
+            begin, end, _ = plan.kernel_offsets
             square = (-1, plan.depth - 1, plan.ensemble, plan.width, plan.width)
-            hidden = kernels[index][:, first:last].view(square)
+            hidden = kernels[index][:, begin:end].view(square)
             hidden.copy_(hidden.clone().transpose(-1, -2))
         fill(vectors[index], vector_parts, vector_shapes)
     return kernels, vectors

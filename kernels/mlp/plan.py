@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from trqam_fast.kernels.mlp.constants import aligned
+from trqam_fast.kernels.mlp.constants import ALIGNMENT, aligned
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Plan:
         block_out: Power of two that holds the output, at least 16.
         operand: Element type of the products' operands.
         precision: ``ieee`` or ``tf32`` for float32 operands.
+        alignment: Elements to which parts of packed weights are aligned; a field because compiled
+            kernels are stored under the plan's values.
     """
 
     obs: int
@@ -51,6 +53,7 @@ class Plan:
     block_out: int
     operand: Any
     precision: str
+    alignment: int = ALIGNMENT
 
     @property
     def kernel_offsets(self) -> tuple[int, int, int]:
@@ -107,17 +110,16 @@ class Network(NamedTuple):
 class Tape(NamedTuple):
     """Activations: `[layers, G, rows, width]` and statistics `[depth, G, rows]`.
 
-    Without `train`, `pre` has one layer and `out` two that take turns. `stride` and `stat_stride`
-    are the elements between two layers of either kind.
+    Without `train`, `pre` has one layer and `out` two that take turns. `stride` and `stat_stride`,
+    the elements between two layers of either kind, are set inside a kernel.
     """
 
     pre: Any
     out: Any
     mean: Any
     rstd: Any
-    rows: Any
-    stride: Any
-    stat_stride: Any
+    stride: Any = 0
+    stat_stride: Any = 0
 
 
 class Gradients(NamedTuple):

@@ -73,17 +73,17 @@ def member_of(net, run, member, P: tl.constexpr):
 
 
 @triton.jit
-def group_of(tape, group, P: tl.constexpr):
-    """Return the tape of one network of the stack."""
-    at = tl.cast(group, tl.int64) * tape.rows
+def group_of(tape, group, groups, rows, P: tl.constexpr):
+    """Return the part of one of `groups` networks of a tape with `rows` rows."""
+    at = tl.cast(group, tl.int64) * rows
+    layer_rows = tl.cast(groups, tl.int64) * rows
     return Tape(
         tape.pre + at * P.width,
         tape.out + at * P.width,
         tape.mean + at,
         tape.rstd + at,
-        tape.rows,
-        tl.cast(tape.stride, tl.int64),
-        tl.cast(tape.stat_stride, tl.int64),
+        layer_rows * P.width,
+        layer_rows,
     )
 
 

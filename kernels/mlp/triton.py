@@ -51,7 +51,7 @@ def source_of(observations, x, x_stride, run, row, batch, rows, steps, shift, P:
     )
 
 
-@triton.jit(do_not_specialize=["batch", "rows", "steps", "shift"])
+@triton.jit(do_not_specialize=["x_stride", "batch", "rows", "steps", "shift"])
 def mlp_forward_kernel(
     net, observations, x, x_stride, tape, result, batch, rows, steps, shift, P: tl.constexpr
 ):
@@ -60,7 +60,7 @@ def mlp_forward_kernel(
     run = group // P.ensemble
     row = tl.program_id(0) * P.block_m + tl.arange(0, P.block_m)
     net = member_of(net, run, group % P.ensemble, P)
-    tape = group_of(tape, group, P)
+    tape = group_of(tape, group, tl.num_programs(1), rows, P)
     source = source_of(observations, x, x_stride, run, row, batch, rows, steps, shift, P)
     value = forward(source, net, tape, row, False, P)
     outs = tl.arange(0, P.block_out)
@@ -68,9 +68,9 @@ def mlp_forward_kernel(
     tl.store(result + at, value, mask=source.mask[:, None] & (outs < P.out)[None, :])
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["tape_rows", "rows"])
 def mlp_pullback_kernel(
-    net, tape, grads, cotangent, d_inputs, rows,
+    net, tape, tape_rows, grads, cotangent, d_inputs, rows,
     INPUTS: tl.constexpr, BLOCK_IN: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """Cotangent of a tile to all pre-activations, and to the inputs; grid [tiles, G]."""
@@ -79,7 +79,7 @@ def mlp_pullback_kernel(
     row = tile * P.block_m + tl.arange(0, P.block_m)
     mask = row < rows
     net = member_of(net, group // P.ensemble, group % P.ensemble, P)
-    tape = group_of(tape, group, P)
+    tape = group_of(tape, group, tl.num_programs(1), tape_rows, P)
     wide = tl.cast(group, tl.int64)
     groups = tl.num_programs(1)
     grads = Gradients(
@@ -137,21 +137,21 @@ def kernel_block(
     tl.store(into + ins[:, None] * OUT + outs[None, :], acc, mask=narrow)
 
 
-@triton.jit(do_not_specialize=["batch", "rows", "steps", "shift"])
+@triton.jit(do_not_specialize=["x_stride", "tape_rows", "batch", "rows", "steps", "shift"])
 def weight_gradient_kernel(
-    observations, x, x_stride, tape, grads, cotangent, d_in, d_hid, d_out,
+    observations, x, x_stride, tape, tape_rows, grads, cotangent, d_in, d_hid, d_out,
     batch, rows, steps, shift,
     P: tl.constexpr,
 ):  # fmt: skip
     """Blocks of all kernels' gradients, numbered first, hidden, last; grid [blocks, G]."""
     group = tl.program_id(1)
     wide = tl.cast(group, tl.int64)
-    tape = group_of(tape, group, P)
+    tape = group_of(tape, group, tl.num_programs(1), tape_rows, P)
     pre = grads.pre + wide * rows * P.width
     across: tl.constexpr = P.width // P.block_w
     across_out: tl.constexpr = (P.out + P.block_w - 1) // P.block_w
     in_blocks: tl.constexpr = (P.inputs + P.block_w - 1) // P.block_w * across
-    hidden_blocks: tl.constexpr = (len(P.widths) - 1) * across * across
+    hidden_blocks: tl.constexpr = (P.depth - 1) * across * across
     inner = tl.arange(0, P.block_w)
     block = tl.program_id(0)
     if block < in_blocks:
@@ -171,7 +171,7 @@ def weight_gradient_kernel(
         )  # fmt: skip
     else:
         within = block - in_blocks - hidden_blocks
-        last = tape.out + (len(P.widths) - 1) * tape.stride
+        last = tape.out + (P.depth - 1) * tape.stride
         kernel_block(
             last, cotangent + wide * rows * P.out, d_out + wide * P.width * P.out,
             within // across_out * P.block_w + inner, within % across_out * P.block_w + inner,
@@ -194,15 +194,11 @@ def empty_tape(plan: Plan, groups: int, rows: int, like: Tensor) -> Tape:
     pre_layers = plan.depth if plan.train else int(plan.norm)
     out_layers = plan.depth if plan.train else 2
     stats = plan.depth if plan.train and plan.norm else 0
-    size = groups * rows * plan.width
     return Tape(
         like.new_empty(pre_layers, groups, rows, plan.width),
         like.new_empty(out_layers, groups, rows, plan.width, dtype=operand_dtype(plan)),
         like.new_empty(stats, groups, rows),
         like.new_empty(stats, groups, rows),
-        rows,
-        size,
-        groups * rows,
     )
 
 
@@ -243,6 +239,7 @@ def backward_pass(
         What is not wanted is empty.
     """
     groups, rows = cotangent.shape[:2]
+    tape_rows = tape.pre.shape[2]
     width, depth = plan.width, plan.depth
     tiles = triton.cdiv(rows, plan.block_m)
     new = cotangent.new_empty
@@ -259,8 +256,9 @@ def backward_pass(
     block_in = min(64, triton.next_power_of_2(max(plan.inputs, 16)))
     with torch.cuda.device_of(cotangent):
         mlp_pullback_kernel[(tiles, groups)](
-            make_network(weights, plan), tape, grads, cotangent, d_inputs, rows, want_inputs,
-            block_in, dataclasses.replace(plan, train=want_weights), **launch_options(precision),
+            make_network(weights, plan), tape, tape_rows, grads, cotangent, d_inputs, rows,
+            want_inputs, block_in, dataclasses.replace(plan, train=want_weights),
+            **launch_options(precision),
         )  # fmt: skip
     if want_weights:
         across = width // plan.block_w
@@ -268,8 +266,9 @@ def backward_pass(
         blocks += across * triton.cdiv(plan.out, plan.block_w)
         with torch.cuda.device_of(cotangent):
             weight_gradient_kernel[(blocks, groups)](
-                inputs.observations, inputs.x, inputs.x.stride(0), tape, grads, cotangent, d_in,
-                d_hid, d_out, inputs.observations.shape[1], rows, inputs.steps, inputs.shift, plan,
+                inputs.observations, inputs.x, inputs.x.stride(0), tape, tape_rows, grads,
+                cotangent, d_in, d_hid, d_out, inputs.observations.shape[1], rows, inputs.steps,
+                inputs.shift, plan,
                 **launch_options(precision),
             )  # fmt: skip
         return d_inputs, d_in, d_hid, d_out, grads.sums.sum(2), cotangent.sum(1)

@@ -84,11 +84,9 @@ def _backward(
     from trqam_fast.kernels.mlp.triton import backward_pass
 
     weights = group(tensors, norm)
-    _, groups, rows, width = pre.shape
-    tape = Tape(pre, out, mean, rstd, rows, groups * rows * width, groups * rows)
     return backward_pass(
-        weights, inputs_of(observations, x, steps, shift), tape, cotangent.contiguous(),
-        plan_of(weights, observations, x, precision), precision,
+        weights, inputs_of(observations, x, steps, shift), Tape(pre, out, mean, rstd),
+        cotangent.contiguous(), plan_of(weights, observations, x, precision), precision,
         want_inputs=want_inputs, want_weights=want_weights,
     )  # fmt: skip
 

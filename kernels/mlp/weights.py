@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -92,14 +93,19 @@ class MLPWeights(NamedTuple):
         check_same(op, **{f"{name}[{i}]": tensor for i, tensor in enumerate(self.tensors)})
 
 
-def size_problem(weights: MLPWeights) -> str | None:
+def limits_problem(hidden: Sequence[int], out: int) -> str | None:
     """Return why a network is too large for the Triton kernels, or None if it is not."""
-    widths = [kernel.shape[-1] for kernel in weights.kernels]
     for name, value, limit in (
-        ("hidden layers of up to {} units", max(widths[:-1]), MAX_WIDTH),
-        ("up to {} hidden layers", len(widths) - 1, MAX_DEPTH),
-        ("up to {} outputs", widths[-1], MAX_OUT),
+        ("hidden layers of up to {} units", max(hidden), MAX_WIDTH),
+        ("up to {} hidden layers", len(hidden), MAX_DEPTH),
+        ("up to {} outputs", out, MAX_OUT),
     ):
         if value > limit:
             return f"its kernels take {name.format(limit)}, and the network has {value}"
     return None
+
+
+def size_problem(weights: MLPWeights) -> str | None:
+    """Return `limits_problem` of packed weights."""
+    *hidden, out = (kernel.shape[-1] for kernel in weights.kernels)
+    return limits_problem(hidden, out)

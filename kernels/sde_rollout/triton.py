@@ -71,7 +71,8 @@ def sde_rollout_kernel(
     ode = tl.program_id(0) >= tiles
     tile = tl.where(ode, tl.program_id(0) - tiles, tl.program_id(0))
     row = tile * P.block_m + tl.arange(0, P.block_m)
-    tape = group_of(tape, run, P)
+    kept = (steps + 1) * batch if P.train else batch
+    tape = group_of(tape, run, tl.num_programs(1), kept + ode_batch, P)
     kernels += wide * P.kernel_offsets[2]
     vectors += wide * P.vector_offsets[3]
     runs = tl.cast(tl.num_programs(1), tl.int64)
@@ -92,12 +93,8 @@ def sde_rollout_kernel(
     if not PHILOX:
         noise += wide * (steps - 1) * batch * P.dim
     x_step = tl.where(ode, 0, batch * P.dim)
-    if P.train:
-        tape_row = row + tl.where(ode, (steps + 1) * batch, 0)
-        tape_step = tl.where(ode, 0, batch)
-    else:
-        tape_row = row + tl.where(ode, batch, 0)
-        tape_step = 0
+    tape_row = row + tl.where(ode, kept, 0)
+    tape_step = tl.where(ode, 0, batch) if P.train else 0
     mask = row < count
     dims = tl.arange(0, P.block_out)
     inside = mask[:, None] & (dims < P.dim)[None, :]
@@ -144,7 +141,7 @@ def sde_rollout_kernel(
                 tl.store(at_x + here + x_step, x, mask=inside)
 
 
-def plan_of(
+def rollout_plan(
     velocity: MLPWeights, observations: Tensor, x0: Tensor, precision: str, train: bool
 ) -> Plan:
     """Return the plan of a rollout."""
@@ -178,7 +175,7 @@ def rollout(
     """
     runs, batch, dim = x0.shape
     ode_batch = ode_x0.shape[1]
-    plan = plan_of(velocity, observations, x0, precision, train)
+    plan = rollout_plan(velocity, observations, x0, precision, train)
     rows = tape_rows(batch, ode_batch, flow_steps, train)
     check_size(plan, rows)
     check_size(plan, (flow_steps + 1) * batch)

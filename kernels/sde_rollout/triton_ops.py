@@ -31,7 +31,7 @@ def _rollout(
         ode_observations, ode_x0 = observations[:, :0], x0[:, :0]
     trajectory, velocities, ode_x, tape = rollout(
         group(velocity, norm), group(base, norm), observations, x0,
-        Philox(seed, offset) if noise is None else noise.contiguous(),
+        Philox(seed.contiguous(), offset) if noise is None else noise.contiguous(),
         ode_observations.contiguous(), ode_x0.contiguous(), flow_steps, precision, train=train,
     )  # fmt: skip
     return trajectory, velocities, ode_x, *tape[:4]
@@ -42,11 +42,11 @@ def _rollout_fake(
     flow_steps, precision, train,
 ):  # fmt: skip
     from trqam_fast.kernels.mlp.triton import empty_tape
-    from trqam_fast.kernels.sde_rollout.triton import plan_of, tape_rows
+    from trqam_fast.kernels.sde_rollout.triton import rollout_plan, tape_rows
 
     runs, batch, dim = x0.shape
     ode_batch = 0 if ode_x0 is None else ode_x0.shape[1]
-    plan = plan_of(group(velocity, norm), observations, x0, precision, train)
+    plan = rollout_plan(group(velocity, norm), observations, x0, precision, train)
     rows = tape_rows(batch, ode_batch, flow_steps, train)
     return (
         x0.new_empty(runs, flow_steps + 1, batch, dim),

@@ -162,7 +162,6 @@ class Dataset:
         """
         key = (horizon, discount)
         if key not in self._outcomes:
-            self._outcomes.clear()
             starts = torch.arange(len(self) - horizon + 1, device=self.rewards.device)
             parts = [self._outcomes_from(part, *key) for part in starts.split(OUTCOMES_AT_A_TIME)]
             self._outcomes[key] = Outcomes(*map(torch.cat, zip(*parts, strict=True)))

@@ -105,7 +105,7 @@ class Trainer:
             list(config.seeds),
             device=config.device,
             backend=config.backend,
-            precision="ieee" if config.precision == "auto" else config.precision,
+            precision=config.precision,
             **options,
         )
 
@@ -314,6 +314,8 @@ class Trainer:
         return {
             "env_name": self.config.env_name,
             "algo": self.config.algo,
+            "backend": self.config.backend,
+            "precision": self.config.precision,
             "seeds": list(self.config.seeds),
             "pretrained_success": mean_of_finite(pretrained),
             "final_success": mean_of_finite(final),

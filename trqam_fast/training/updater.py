@@ -6,6 +6,7 @@ import torch
 
 from trqam_fast.agents import Agent
 from trqam_fast.data.dataset import Dataset
+from trqam_fast.errors import RunError
 from trqam_fast.training.history import History
 
 WARMUP = 3
@@ -34,6 +35,7 @@ class Updater:
         self.agent, self.dataset = agent, dataset
         self.generators, self.history = generators, history
         self.graph = graph and agent.device.type == "cuda"
+        self.stream: torch.cuda.Stream | None = None
         self.done = 0
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
@@ -75,19 +77,33 @@ class Updater:
 
     def warm_up(self) -> None:
         """Do one update on another stream, as capture requires of what precedes it."""
+        if self.stream is None:
+            self.stream = torch.cuda.Stream(self.agent.device)
         current = torch.cuda.current_stream(self.agent.device)
-        stream = torch.cuda.Stream(self.agent.device)
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
             self.update()
-        current.wait_stream(stream)
+        current.wait_stream(self.stream)
 
     def capture(self, count: int) -> torch.cuda.CUDAGraph:
-        """Capture `count` updates without executing them."""
-        graph = torch.cuda.CUDAGraph()
-        for generator in self.generators:
-            graph.register_generator_state(generator)
-        with torch.cuda.device(self.agent.device), torch.cuda.graph(graph):
-            for _ in range(count):
-                self.update()
+        """Capture `count` updates without executing them.
+
+        Raises:
+            RunError: something in the update cannot be captured.
+        """
+        pools = [graph.pool() for graph in self.graphs.values()]
+        # Registration allocates on the current device.
+        with torch.cuda.device(self.agent.device):
+            graph = torch.cuda.CUDAGraph()
+            for generator in self.generators:
+                graph.register_generator_state(generator)
+            try:
+                with torch.cuda.graph(graph, pool=pools[0] if pools else None):
+                    for _ in range(count):
+                        self.update()
+            except RuntimeError as error:
+                raise RunError(
+                    f"the update cannot be captured as a graph ({str(error).splitlines()[0]}); "
+                    "run with --no-graph"
+                ) from error
         return graph

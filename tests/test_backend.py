@@ -1,0 +1,97 @@
+"""Which backend and precision a run ends up with."""
+
+import pytest
+import torch
+
+from trqam_fast.errors import RunError
+from trqam_fast.kernels import BackendError
+from trqam_fast.training import backend
+from trqam_fast.training.presets import parse_config
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Pretend that there is a GPU; the self-test's answer and its calls."""
+    calls, problems = [], []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(
+        backend, "triton_problems", lambda device, precision: calls.append(precision) or problems
+    )
+    return calls, problems
+
+
+def settle(*flags, act_dim=2):
+    return backend.settle_backend(parse_config(["--device", "cuda", *flags]), act_dim)
+
+
+@pytest.mark.parametrize(
+    ("flags", "settled"),
+    [
+        ([], ("triton", "tf32")),
+        (["--precision", "bf16"], ("triton", "bf16")),
+        (["--backend", "reference"], ("reference", "ieee")),
+        (["--backend", "triton", "--precision", "ieee"], ("triton", "ieee")),
+        (["--backend", "triton"], ("triton", "tf32")),
+        (["--backend", "cpp"], ("cpp", "ieee")),
+    ],
+)
+def test_sound_kernels(flags, settled, gpu, capsys):
+    calls, _ = gpu
+    config = settle(*flags)
+    assert (config.backend, config.precision) == settled
+    assert calls == ([] if "--backend" in flags else [settled[1]])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_failed_self_test_warns_once(gpu, capsys):
+    gpu[1].extend(["mlp is off", "also wrong"])
+    config = settle()
+    assert (config.backend, config.precision) == ("reference", "ieee")
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: the Triton kernels cannot be used on cuda: mlp is off; "
+        "training with --backend reference"
+    ]
+    with pytest.raises(BackendError, match="--precision bf16 needs the Triton kernels: mlp is off"):
+        settle("--precision", "bf16")
+
+
+@pytest.mark.parametrize(
+    ("flags", "act_dim", "reason"),
+    [
+        (["--actor-hidden-dims", "1056"], 2, "up to 1024 units, and the network has 1056"),
+        (["--value-hidden-dims", *"8888888"], 2, "up to 6 hidden layers, and the network has 7"),
+        ([], 130, "up to 128 outputs, and the network has 130"),
+        (
+            ["--action-chunking", "--horizon-length", "5"],
+            26,
+            "128 outputs, and the network has 130",
+        ),
+    ],
+)
+def test_networks_beyond_the_kernels_train_with_the_reference(flags, act_dim, reason, gpu, capsys):
+    assert settle(*flags, act_dim=act_dim).backend == "reference"
+    assert reason in capsys.readouterr().err
+    assert gpu[0] == [], "no self-test of kernels that cannot be used"
+
+
+def test_old_gpus_train_with_the_reference(gpu, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert settle().backend == "reference"
+    assert "compute capability 8.0 or higher" in capsys.readouterr().err
+
+
+def test_a_gpu_that_the_self_test_broke_ends_the_run(gpu, monkeypatch):
+    def broken(device):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    with pytest.raises(RunError, match=r"illegal memory access .*; run again with --backend ref"):
+        settle()
+
+
+def test_on_the_cpu_nothing_is_asked(gpu):
+    config = backend.settle_backend(parse_config([]), 2)
+    assert (config.backend, config.precision) == ("auto", "ieee")
+    assert gpu[0] == []

@@ -1,0 +1,76 @@
+"""What computes a run: the backend and the precision that ``auto`` stands for."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import torch
+
+from trqam_fast.errors import RunError
+from trqam_fast.kernels import BackendError
+from trqam_fast.kernels.dispatch import check_backend, triton_problem
+from trqam_fast.kernels.mlp import limits_problem
+from trqam_fast.self_test import triton_problems
+from trqam_fast.training.config import TrainConfig
+
+
+def check_asked(config: TrainConfig) -> None:
+    """Raise `BackendError` if the backend or precision asked for cannot run on the device.
+
+    It needs neither data nor a GPU's time, so it comes first.
+    """
+    precision = "ieee" if config.precision == "auto" else config.precision
+    check_backend(config.backend, torch.device(config.device), precision)
+
+
+def settle_backend(config: TrainConfig, act_dim: int) -> TrainConfig:
+    """Replace ``auto`` by what will run.
+
+    On a GPU that is Triton, once its kernels have passed their self-test there, else the reference
+    after a warning.
+
+    Args:
+        config: What was asked for.
+        act_dim: Width of one action of the task.
+
+    Raises:
+        BackendError: the precision asked for needs kernels that cannot run.
+        RunError: the self-test left the GPU unusable for this process.
+    """
+    device, backend, precision = torch.device(config.device), config.backend, config.precision
+    if backend == "auto" and device.type == "cuda":
+        backend = "triton"
+        problem = find_problem(config, act_dim)
+        if problem is not None and precision != "auto":
+            raise BackendError(f"--precision {precision} needs the Triton kernels: {problem}")
+        if problem is not None:
+            print(
+                f"warning: the Triton kernels cannot be used on {config.device}: {problem}; "
+                "training with --backend reference",
+                file=sys.stderr,
+            )
+            backend = "reference"
+    if precision == "auto":
+        precision = "tf32" if backend == "triton" else "ieee"
+    return dataclasses.replace(config, backend=backend, precision=precision)
+
+
+def find_problem(config: TrainConfig, act_dim: int) -> str | None:
+    """Return why the Triton kernels must not train this run, or None."""
+    agent, device = config.agent, torch.device(config.device)
+    problem = triton_problem(device, torch.float32)
+    for dims in (agent.actor_hidden_dims, agent.value_hidden_dims):
+        problem = problem or limits_problem(dims, agent.chunk_length * act_dim)
+    if problem is not None:
+        return problem
+    precision = "tf32" if config.precision == "auto" else config.precision
+    problems = triton_problems(config.device, precision)
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        raise RunError(
+            f"the self-test of the Triton kernels broke the connection to {config.device} "
+            f"({str(error).splitlines()[0]}); run again with --backend reference"
+        ) from None
+    return problems[0] if problems else None
