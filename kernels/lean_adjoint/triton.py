@@ -24,15 +24,17 @@ from trqam_fast.kernels.mlp.tile import group_of, input_gradient, member_of, pul
 from trqam_fast.kernels.mlp.triton import Inputs, forward_pass
 
 
-@triton.jit(do_not_specialize=["batch", "steps"])
-def lean_adjoint_kernel(net, tape, grads, terminal, adjoints, batch, steps, P: tl.constexpr):
+@triton.jit(do_not_specialize=["rows", "layer_rows", "batch", "steps"])
+def lean_adjoint_kernel(
+    net, tape, rows, layer_rows, grads, terminal, adjoints, batch, steps, P: tl.constexpr
+):
     """Grid [tiles, S]."""
     run = tl.program_id(1)
     wide = tl.cast(run, tl.int64)
     row = tl.program_id(0) * P.block_m + tl.arange(0, P.block_m)
     mask = row < batch
     net = member_of(net, run, 0, P)
-    tape = group_of(tape, run, tl.num_programs(1), steps * batch, P)
+    tape = group_of(tape, run, rows, layer_rows, P)
     grads = Gradients(
         grads.pre + wide * batch * P.width,
         grads.normed + wide * batch * P.width,
@@ -88,7 +90,8 @@ def lean_adjoint(
     network = make_network(base_velocity, plan, operand_dtype(plan))
     with torch.cuda.device_of(trajectory):
         lean_adjoint_kernel[(triton.cdiv(batch, plan.block_m), runs)](
-            network, tape, grads, terminal_adjoint, adjoints, batch, steps, sweep,
+            network, tape, steps * batch, runs * steps * batch, grads, terminal_adjoint, adjoints,
+            batch, steps, sweep,
             **launch_options(precision),
         )  # fmt: skip
     return adjoints

@@ -73,10 +73,13 @@ def member_of(net, run, member, P: tl.constexpr):
 
 
 @triton.jit
-def group_of(tape, group, groups, rows, P: tl.constexpr):
-    """Return the part of one of `groups` networks of a tape with `rows` rows."""
+def group_of(tape, group, rows, layer_rows, P: tl.constexpr):
+    """Return one network's part of a tape with `rows` rows, `layer_rows` in all networks.
+
+    Both come from the host: what is computed here would occupy registers throughout.
+    """
     at = tl.cast(group, tl.int64) * rows
-    layer_rows = tl.cast(groups, tl.int64) * rows
+    layer_rows = tl.cast(layer_rows, tl.int64)
     return Tape(
         tape.pre + at * P.width,
         tape.out + at * P.width,

@@ -51,16 +51,17 @@ def source_of(observations, x, x_stride, run, row, batch, rows, steps, shift, P:
     )
 
 
-@triton.jit(do_not_specialize=["x_stride", "batch", "rows", "steps", "shift"])
+@triton.jit(do_not_specialize=["x_stride", "layer_rows", "batch", "rows", "steps", "shift"])
 def mlp_forward_kernel(
-    net, observations, x, x_stride, tape, result, batch, rows, steps, shift, P: tl.constexpr
-):
+    net, observations, x, x_stride, tape, layer_rows, result, batch, rows, steps, shift,
+    P: tl.constexpr,
+):  # fmt: skip
     """Rows of a tile through one network; grid [tiles, G]."""
     group = tl.program_id(1)
     run = group // P.ensemble
     row = tl.program_id(0) * P.block_m + tl.arange(0, P.block_m)
     net = member_of(net, run, group % P.ensemble, P)
-    tape = group_of(tape, group, tl.num_programs(1), rows, P)
+    tape = group_of(tape, group, rows, layer_rows, P)
     source = source_of(observations, x, x_stride, run, row, batch, rows, steps, shift, P)
     value = forward(source, net, tape, row, False, P)
     outs = tl.arange(0, P.block_out)
@@ -68,9 +69,9 @@ def mlp_forward_kernel(
     tl.store(result + at, value, mask=source.mask[:, None] & (outs < P.out)[None, :])
 
 
-@triton.jit(do_not_specialize=["tape_rows", "rows"])
+@triton.jit(do_not_specialize=["tape_rows", "layer_rows", "rows"])
 def mlp_pullback_kernel(
-    net, tape, tape_rows, grads, cotangent, d_inputs, rows,
+    net, tape, tape_rows, layer_rows, grads, cotangent, d_inputs, rows,
     INPUTS: tl.constexpr, BLOCK_IN: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """Cotangent of a tile to all pre-activations, and to the inputs; grid [tiles, G]."""
@@ -79,7 +80,7 @@ def mlp_pullback_kernel(
     row = tile * P.block_m + tl.arange(0, P.block_m)
     mask = row < rows
     net = member_of(net, group // P.ensemble, group % P.ensemble, P)
-    tape = group_of(tape, group, tl.num_programs(1), tape_rows, P)
+    tape = group_of(tape, group, tape_rows, layer_rows, P)
     wide = tl.cast(group, tl.int64)
     groups = tl.num_programs(1)
     grads = Gradients(
@@ -137,16 +138,19 @@ def kernel_block(
     tl.store(into + ins[:, None] * OUT + outs[None, :], acc, mask=narrow)
 
 
-@triton.jit(do_not_specialize=["x_stride", "tape_rows", "batch", "rows", "steps", "shift"])
+@triton.jit(
+    do_not_specialize=["x_stride", "tape_rows", "layer_rows", "batch", "rows", "steps", "shift"]
+)
 def weight_gradient_kernel(
-    observations, x, x_stride, tape, tape_rows, grads, cotangent, d_in, d_hid, d_out,
+    observations, x, x_stride, tape, tape_rows, layer_rows, grads, cotangent,
+    d_in, d_hid, d_out,
     batch, rows, steps, shift,
     P: tl.constexpr,
 ):  # fmt: skip
     """Blocks of all kernels' gradients, numbered first, hidden, last; grid [blocks, G]."""
     group = tl.program_id(1)
     wide = tl.cast(group, tl.int64)
-    tape = group_of(tape, group, tl.num_programs(1), tape_rows, P)
+    tape = group_of(tape, group, tape_rows, layer_rows, P)
     pre = grads.pre + wide * rows * P.width
     across: tl.constexpr = P.width // P.block_w
     across_out: tl.constexpr = (P.out + P.block_w - 1) // P.block_w
@@ -214,7 +218,8 @@ def forward_pass(
     with torch.cuda.device_of(result):
         mlp_forward_kernel[(triton.cdiv(rows, plan.block_m), groups)](
             make_network(weights, plan), inputs.observations, inputs.x, inputs.x.stride(0), tape,
-            result, batch, rows, inputs.steps, inputs.shift, plan, **launch_options(precision),
+            groups * rows, result, batch, rows, inputs.steps, inputs.shift, plan,
+            **launch_options(precision),
         )  # fmt: skip
     return result, tape
 
@@ -240,6 +245,7 @@ def backward_pass(
     """
     groups, rows = cotangent.shape[:2]
     tape_rows = tape.pre.shape[2]
+    layer_rows = groups * tape_rows
     width, depth = plan.width, plan.depth
     tiles = triton.cdiv(rows, plan.block_m)
     new = cotangent.new_empty
@@ -256,8 +262,8 @@ def backward_pass(
     block_in = min(64, triton.next_power_of_2(max(plan.inputs, 16)))
     with torch.cuda.device_of(cotangent):
         mlp_pullback_kernel[(tiles, groups)](
-            make_network(weights, plan), tape, tape_rows, grads, cotangent, d_inputs, rows,
-            want_inputs, block_in, dataclasses.replace(plan, train=want_weights),
+            make_network(weights, plan), tape, tape_rows, layer_rows, grads, cotangent, d_inputs,
+            rows, want_inputs, block_in, dataclasses.replace(plan, train=want_weights),
             **launch_options(precision),
         )  # fmt: skip
     if want_weights:
@@ -266,10 +272,9 @@ def backward_pass(
         blocks += across * triton.cdiv(plan.out, plan.block_w)
         with torch.cuda.device_of(cotangent):
             weight_gradient_kernel[(blocks, groups)](
-                inputs.observations, inputs.x, inputs.x.stride(0), tape, tape_rows, grads,
-                cotangent, d_in, d_hid, d_out, inputs.observations.shape[1], rows, inputs.steps,
-                inputs.shift, plan,
-                **launch_options(precision),
+                inputs.observations, inputs.x, inputs.x.stride(0), tape, tape_rows, layer_rows,
+                grads, cotangent, d_in, d_hid, d_out, inputs.observations.shape[1], rows,
+                inputs.steps, inputs.shift, plan, **launch_options(precision),
             )  # fmt: skip
         return d_inputs, d_in, d_hid, d_out, grads.sums.sum(2), cotangent.sum(1)
     return d_inputs, d_in, d_hid, d_out, new(0, depth, groups, width), new(0, plan.out)

@@ -55,10 +55,10 @@ def packed_network(kernels, vectors, P: tl.constexpr):
     )
 
 
-@triton.jit(do_not_specialize=["batch", "ode_batch", "steps", "tiles"])
+@triton.jit(do_not_specialize=["rows", "layer_rows", "batch", "ode_batch", "steps", "tiles"])
 def sde_rollout_kernel(
-    kernels, vectors, tape, share, observations, x0, noise, seeds, offset, trajectory, velocity,
-    ode_observations, ode_x0, ode_x, batch, ode_batch, steps, tiles,
+    kernels, vectors, tape, rows, layer_rows, share, observations, x0, noise, seeds, offset,
+    trajectory, velocity, ode_observations, ode_x0, ode_x, batch, ode_batch, steps, tiles,
     PHILOX: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """Grid [SDE tiles + ODE tiles, S]; the first `tiles` are those of the SDE.
@@ -72,7 +72,7 @@ def sde_rollout_kernel(
     tile = tl.where(ode, tl.program_id(0) - tiles, tl.program_id(0))
     row = tile * P.block_m + tl.arange(0, P.block_m)
     kept = (steps + 1) * batch if P.train else batch
-    tape = group_of(tape, run, tl.num_programs(1), kept + ode_batch, P)
+    tape = group_of(tape, run, rows, layer_rows, P)
     kernels += wide * P.kernel_offsets[2]
     vectors += wide * P.vector_offsets[3]
     runs = tl.cast(tl.num_programs(1), tl.int64)
@@ -101,8 +101,8 @@ def sde_rollout_kernel(
     element = row[:, None] * P.dim + dims[None, :]
     tl.store(at_x + element, tl.load(start + element, mask=inside, other=0.0), mask=inside)
     size = tl.cast(steps, tl.float32)
-    rows = tl.cast(batch + ode_batch, tl.int64)
-    share_step = tl.where(ode, 0, tl.num_programs(1) * rows * P.width)
+    share_rows = tl.cast(batch + ode_batch, tl.int64)
+    share_step = tl.where(ode, 0, tl.num_programs(1) * share_rows * P.width)
     for i in range(tl.where(ode, 1, 2)):
         net = packed_network(kernels + i * kernel_step, vectors + i * vector_step, P)
         source = Source(obs, at_x, row, row, 0.0, mask)
@@ -189,8 +189,8 @@ def rollout(
     eps, seed, offset = (x0, *noise) if isinstance(noise, Philox) else (noise, x0, x0)
     with torch.cuda.device_of(x0):
         sde_rollout_kernel[(tiles + triton.cdiv(ode_batch, plan.block_m), runs)](
-            kernels, vectors, tape, share, observations, x0, eps, seed, offset, trajectory,
-            velocities, ode_observations, ode_x0, ode_x, batch, ode_batch, flow_steps, tiles,
+            kernels, vectors, tape, rows, runs * rows, share, observations, x0, eps, seed, offset,
+            trajectory, velocities, ode_observations, ode_x0, ode_x, batch, ode_batch, flow_steps, tiles,
             isinstance(noise, Philox), plan, **launch_options(precision),
         )  # fmt: skip
     return trajectory, velocities, ode_x, tape
