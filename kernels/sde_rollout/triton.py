@@ -190,7 +190,7 @@ def rollout(
     with torch.cuda.device_of(x0):
         sde_rollout_kernel[(tiles + triton.cdiv(ode_batch, plan.block_m), runs)](
             kernels, vectors, tape, rows, runs * rows, share, observations, x0, eps, seed, offset,
-            trajectory, velocities, ode_observations, ode_x0, ode_x, batch, ode_batch, flow_steps, tiles,
-            isinstance(noise, Philox), plan, **launch_options(precision),
+            trajectory, velocities, ode_observations, ode_x0, ode_x, batch, ode_batch, flow_steps,
+            tiles, isinstance(noise, Philox), plan, **launch_options(precision),
         )  # fmt: skip
     return trajectory, velocities, ode_x, tape
