@@ -78,6 +78,12 @@ def variant(request) -> Variant:
     return Variant(*request.param)
 
 
+def without_products(*backends: str):
+    """Run a benchmark of an op without matrix products: once for each backend that has it."""
+    chosen = [v for v in VARIANTS if v[1] in backends and v[2] == "ieee"]
+    return pytest.mark.parametrize("variant", chosen, ids="-".join, indirect=True)
+
+
 def draw(*shape: int, device: str, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
-from benchmarks.conftest import draw, make_field, synchronised
+from benchmarks.conftest import draw, make_field, synchronised, without_products
 from trqam_fast.kernels import adjoint_matching, lean_adjoint, path_kl, sde_rollout
 
 
@@ -14,14 +13,8 @@ def trajectories(size, device):
     return [draw(*shape, device=device, seed=seed) for seed in (1, 2, 3)]
 
 
-def skip_precisions(variant, *backends):
-    """An op without matrix products is the same in every precision."""
-    if variant.precision != "ieee" or variant.backend not in backends:
-        pytest.skip("the op has no such variant")
-
-
+@without_products("reference", "cpp")
 def test_path_kl(benchmark, size, variant):
-    skip_precisions(variant, "reference", "cpp")
     device = variant.device
     v, u, _ = trajectories(size, device)
     v.requires_grad_()
@@ -33,8 +26,8 @@ def test_path_kl(benchmark, size, variant):
     benchmark(synchronised(step, device))
 
 
+@without_products("reference", "cpp", "triton")
 def test_adjoint_matching(benchmark, size, variant):
-    skip_precisions(variant, "reference", "cpp", "triton")
     device = variant.device
     v, u, a = trajectories(size, device)
     v.requires_grad_()

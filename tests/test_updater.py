@@ -133,7 +133,7 @@ def test_state_stays_where_it_is(kind):
     assert addresses() == before
 
 
-def test_history_refuses_nothing_and_loses_nothing():
+def test_history_keeps_every_update_in_order():
     history = History(3)
     for value in range(3):
         history.record({"a": torch.full((2,), float(value)), "b": torch.full((2,), -1.0)})
