@@ -188,11 +188,11 @@ def product(a, row, mask, w, w_mask, w_step, acc, NARROW: tl.constexpr, P: tl.co
 
 
 @triton.jit
-def out_slot(tape, index, P: tl.constexpr):
-    """Return where the tape keeps the output of hidden layer `index`."""
+def slot(layers, stride, index, P: tl.constexpr):
+    """Return where layer `index` lies: with `train` all are kept, else two take turns."""
     if P.train:
-        return tape.out + index * tape.stride
-    return tape.out + (index % 2) * tape.stride
+        return layers + index * stride
+    return layers + (index % 2) * stride
 
 
 @triton.jit
@@ -209,7 +209,7 @@ def layer(
 ):
     """One hidden layer of the tile; ends with a barrier, so that the next may read it."""
     vector = index * (P.ensemble * P.width)
-    pre, out = pre_slot(tape, index, P), out_slot(tape, index, P)
+    pre, out = pre_slot(tape, index, P), slot(tape.out, tape.stride, index, P)
     mask = source.mask
     for n in tl.range(0, P.width, P.block_n, num_stages=1):
         cols = n + tl.arange(0, P.block_n)
@@ -222,7 +222,7 @@ def layer(
             w = net.w_hid + tl.cast(index - 1, tl.int64) * (P.ensemble * P.width * P.width)
             ks = tl.arange(0, P.block_k)[:, None]
             z = zeros(P.block_m, P.block_n)
-            before = out_slot(tape, index - 1, P)
+            before = slot(tape.out, tape.stride, index - 1, P)
             if P.k_major:
                 w += cols[None, :] * P.width + ks
                 z = product(before, row, mask, w, True, P.block_k, z, False, P)
@@ -285,18 +285,10 @@ def forward(source, net, tape, row, SHARED: tl.constexpr, P: tl.constexpr):
     narrow = outs < P.out
     w = net.w_out + tl.arange(0, P.block_k)[:, None] * P.out + outs[None, :]
     acc = zeros(P.block_m, P.block_out)
-    last = out_slot(tape, P.depth - 1, P)
+    last = slot(tape.out, tape.stride, P.depth - 1, P)
     step = P.block_k * P.out
     acc = product(last, row, source.mask, w, narrow[None, :], step, acc, True, P)
     return acc + tl.load(net.b_out + outs, mask=narrow, other=0.0)[None, :]
-
-
-@triton.jit
-def gradient_slot(grads, index, P: tl.constexpr):
-    """Return where the gradient of pre-activation `index` goes."""
-    if P.train:
-        return grads.pre + index * grads.stride
-    return grads.pre + (index % 2) * grads.stride
 
 
 @triton.jit
@@ -306,7 +298,7 @@ def pull_layer(
 ):  # fmt: skip
     """Pull the gradient back through hidden layer `index`; ends with a barrier."""
     pre = tape.pre + index * tape.stride
-    into = gradient_slot(grads, index, P)
+    into = slot(grads.pre, grads.stride, index, P)
     sums = grads.sums + index * grads.sum_stride
     for n in tl.range(0, P.width, P.block_n, num_stages=1):
         cols = n + tl.arange(0, P.block_n)
@@ -319,7 +311,7 @@ def pull_layer(
         else:
             w = net.w_hid + tl.cast(index, tl.int64) * (P.ensemble * P.width * P.width)
             w += cols[None, :] * P.width + tl.arange(0, P.block_k)[:, None]
-            behind = gradient_slot(grads, index + 1, P)
+            behind = slot(grads.pre, grads.stride, index + 1, P)
             dy = product(behind, row, mask, w, True, P.block_k, dy, False, P)
         at = row[:, None] * P.width + cols[None, :]
         if P.norm:
@@ -389,5 +381,5 @@ def pullback(cotangent, net, tape, grads, tape_row, row, mask, P: tl.constexpr):
 def input_gradient(net, grads, row, mask, ks, wanted, acc, P: tl.constexpr):
     """Acc + the gradient of the inputs `ks` (where `wanted`), `[block_m, len(ks)]`."""
     w = net.w_in + ks[None, :] * P.width + tl.arange(0, P.block_k)[:, None]
-    first = gradient_slot(grads, 0, P)
+    first = slot(grads.pre, grads.stride, 0, P)
     return product(first, row, mask, w, wanted[None, :], P.block_k, acc, True, P)
