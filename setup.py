@@ -139,7 +139,13 @@ setup(
             "trqam_fast._C",
             sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("*.cpp")),
             cxx_std=17,
-            extra_compile_args=["-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"],
+            extra_compile_args=[
+                "-O3",
+                "-fopenmp",
+                "-fno-math-errno",
+                "-fno-trapping-math",
+                "-ffp-contract=fast",
+            ],
         )
     ],
     cmdclass={"build_ext": NinjaBuild},

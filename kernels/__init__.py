@@ -1,13 +1,14 @@
-"""Ops of TRQAM: rollout, lean adjoint, adjoint-matching loss and path KL.
+"""Ops of TRQAM: rollout, lean adjoint, adjoint-matching loss, path KL and the optimiser's step.
 
 Every op takes data with a leading axis of independent runs, `[S, B, D]`, its noise as an argument,
 and a `backend`. The reference in plain PyTorch is the specification of each.
 """
 
+from trqam_fast.kernels.adam_step import adam_step
 from trqam_fast.kernels.adjoint_matching import adjoint_matching
 from trqam_fast.kernels.dispatch import BACKENDS, PRECISIONS, Backend, BackendError, Precision
 from trqam_fast.kernels.lean_adjoint import lean_adjoint
-from trqam_fast.kernels.mlp import MLPWeights, mlp
+from trqam_fast.kernels.mlp import GradientMemory, MLPWeights, mlp
 from trqam_fast.kernels.path_kl import path_kl
 from trqam_fast.kernels.philox import Philox, philox_normal
 from trqam_fast.kernels.schedule import diffusion_squared
@@ -18,12 +19,14 @@ __all__ = [
     "BACKENDS",
     "Backend",
     "BackendError",
+    "GradientMemory",
     "MLPWeights",
     "PRECISIONS",
     "Philox",
     "Precision",
     "Rollout",
     "Velocity",
+    "adam_step",
     "adjoint_matching",
     "diffusion_squared",
     "lean_adjoint",

@@ -22,6 +22,9 @@ Precision = Literal["ieee", "tf32", "bf16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 """Operands of matrix products: float32, TF32 or bfloat16; sums are always float32."""
 
+PRECISIONS_OF = {"reference": ("ieee",), "cpp": ("ieee", "bf16"), "triton": PRECISIONS}
+"""Precisions of the network passes by backend."""
+
 
 class BackendError(RuntimeError):
     """The requested backend cannot run this op on this machine."""
@@ -57,6 +60,15 @@ def extension_problem(device: torch.device) -> str | None:
     if device.type not in ("cpu", "cuda"):
         return f"it has no code for {device.type} tensors"
     return None
+
+
+def passes_problem(device: torch.device, dtype: torch.dtype, precision: str) -> str | None:
+    """Return why the compiled network passes cannot run on such tensors, or None if they can."""
+    if device.type != "cpu":
+        return f"its passes run on the CPU, and the data are on {device.type}; use 'auto'"
+    if precision == "bf16" and dtype != torch.float32:
+        return "its bf16 operands need float32 tensors"
+    return extension_problem(device)
 
 
 def triton_problem(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -96,7 +108,7 @@ def choose_backend(
         device: Device of the data; ``auto`` takes Triton on a GPU only.
         cpp: Why the ``cpp`` implementation cannot run here; None if it can.
         triton: Why the ``triton`` implementation cannot run here; None if it can.
-        precision: One of `PRECISIONS`; only Triton has others than ``ieee``.
+        precision: One of `PRECISIONS`; `PRECISIONS_OF` has those of a backend.
 
     Raises:
         ValueError: `backend` or `precision` is not one of the names.
@@ -117,16 +129,17 @@ def choose_backend(
             raise BackendError(f"{op}: backend 'triton' is not available: {triton}")
         case _:
             chosen = backend
-    if precision != "ieee" and chosen != "triton":
+    if precision not in PRECISIONS_OF[chosen]:
         why = f"; Triton is not available: {triton}" if backend == "auto" else ""
+        has = "' or '".join(PRECISIONS_OF[chosen])
         raise BackendError(
-            f"{op}: backend '{chosen}' has no precision '{precision}'; use 'ieee'{why}"
+            f"{op}: backend '{chosen}' has no precision '{precision}'; use '{has}'{why}"
         )
     return chosen
 
 
-EXTENSION_OPS = ("adjoint_matching", "path_kl")
-"""Ops whose ``cpp`` backend is compiled; those of the network passes run on ATen's kernels."""
+NETWORK_OPS = ("mlp", "sde_rollout", "lean_adjoint")
+"""Ops that pass through networks: on the CPU with ``cpp``, with a choice of precision."""
 
 TRITON_OPS = ("mlp", "sde_rollout", "lean_adjoint", "adjoint_matching")
 """Ops that have Triton kernels: all that an update calls."""
@@ -138,7 +151,8 @@ def check_backend(backend: str, device: torch.device, precision: str = "ieee") -
     choose_backend(
         "adjoint_matching", backend, device, cpp=extension_problem(device), triton=problem
     )
-    choose_backend("mlp", backend, device, cpp=None, triton=problem, precision=precision)
+    passes = passes_problem(device, torch.float32, precision)
+    choose_backend("mlp", backend, device, cpp=passes, triton=problem, precision=precision)
 
 
 def check_tensor(op: str, name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
@@ -152,11 +166,11 @@ def check_tensor(op: str, name: str, tensor: Tensor, shape: tuple[int | None, ..
         raise TypeError(f"{op}: {name} is a {type(tensor).__name__}; pass a torch.Tensor")
     if tensor.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{op}: {name} has dtype {tensor.dtype}; use float32 or float64")
-    expected = "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
-    if tensor.dim() != len(shape) or any(
+    if len(tensor.shape) != len(shape) or any(
         wanted is not None and size != wanted
         for size, wanted in zip(tensor.shape, shape, strict=True)
     ):
+        expected = "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
         raise ValueError(f"{op}: {name} has shape {list(tensor.shape)}; expected {expected}")
 
 

@@ -14,8 +14,7 @@ from trqam_fast.kernels.dispatch import (
     triton_problem,
 )
 from trqam_fast.kernels.mlp import MLPWeights, size_problem
-from trqam_fast.kernels.mlp.field import first_layer, static_share
-from trqam_fast.kernels.mlp.ops import forward, make_tape
+from trqam_fast.kernels.mlp.extension import call, compiled_problem, describe
 from trqam_fast.kernels.mlp.reference import mlp as reference_mlp
 from trqam_fast.kernels.mlp.triton_ops import forward_along
 from trqam_fast.kernels.schedule import flow_times
@@ -43,6 +42,12 @@ def callable_problem(*fields: Velocity) -> str | None:
     if all(isinstance(field, MLPWeights) for field in fields):
         return None
     return "it needs the field as MLPWeights; a callable runs with 'reference'"
+
+
+def passes_problem(like: Tensor, precision: str, *fields: Velocity) -> str | None:
+    """Return why the compiled passes cannot run `fields` on such tensors, or None if they can."""
+    problem = callable_problem(*fields)
+    return problem or compiled_problem(like.device, like.dtype, precision, *fields)
 
 
 def fields_problem(observations: Tensor, *fields: Velocity) -> str | None:
@@ -110,7 +115,7 @@ def velocity_along(
     dim, flow_steps = points.shape[-1], points.shape[1]
     check_velocity(op, "velocity", velocity, observations, dim)
     chosen = choose_backend(
-        op, backend, observations.device, cpp=callable_problem(velocity),
+        op, backend, observations.device, cpp=passes_problem(points, precision, velocity),
         triton=fields_problem(observations, velocity), precision=precision,
     )  # fmt: skip
     match chosen:
@@ -122,9 +127,20 @@ def velocity_along(
             time = times.view(1, -1, 1, 1).expand(runs, -1, batch, 1).flatten(1, 2)
             result = as_function(velocity)(rows, points.flatten(1, 2), time)
         case _:
-            times = flow_times(flow_steps, dtype=points.dtype, device=points.device)
-            first = static_share(velocity, observations, times).flatten(1, 2)
-            action_kernel = first_layer(velocity, observations.shape[-1]).action
-            first.baddbmm_(points.reshape(runs, -1, dim), action_kernel)
-            result = forward(velocity, make_tape(velocity, first), 0, flow_steps * batch)
+            result = along(velocity, observations, points, precision)
     return result.view(runs, flow_steps, batch, dim)
+
+
+def along(velocity: MLPWeights, observations: Tensor, points: Tensor, precision: str) -> Tensor:
+    """Return the field at (s, X_k, t_k), `[S, K, B, D]`, by the compiled passes."""
+    runs, flow_steps, batch, dim = points.shape
+    observations = observations.contiguous()
+    points = points if points[0].is_contiguous() else points.contiguous()
+    result = points.new_empty(runs, flow_steps, batch, dim)
+    numbers, _alive = describe(velocity)
+    call(
+        "velocity_along", points, precision, numbers, batch, observations.shape[-1], dim,
+        flow_steps, observations.data_ptr(), points.data_ptr(), points.stride(0),
+        result.data_ptr(),
+    )  # fmt: skip
+    return result

@@ -118,7 +118,7 @@ def test_state_stays_where_it_is(kind):
 
     def addresses():
         agent, history = updating.agent, updating.history
-        moments = agent.optimizer.state[agent.online.flat]
+        moments = {"m": agent.exp_avg, "v": agent.exp_avg_sq, "step": agent.steps}
         tensors = [agent.online.flat, *moments.values(), history._buffer, history._position]
         tensors += [value for value in vars(agent).values() if isinstance(value, torch.Tensor)]
         if kind is TRQAMAgent:

@@ -11,12 +11,13 @@ import tyro
 
 from trqam_fast.cli import run_command
 from trqam_fast.data.sources import GENERATED_DIR, OFFICIAL_DIR
-from trqam_fast.kernels import PRECISIONS
 from trqam_fast.kernels.dispatch import (
-    EXTENSION_OPS,
+    NETWORK_OPS,
+    PRECISIONS_OF,
     TRITON_OPS,
     extension_problem,
     load_extension,
+    passes_problem,
     triton_problem,
 )
 from trqam_fast.self_test import problem
@@ -40,16 +41,15 @@ def check_ops(device: str) -> list[str]:
     """Self-test every op and backend on `device`; return the problems."""
     problems = []
     where = torch.device(device)
-    for op in (*TRITON_OPS, "path_kl"):
-        for backend, precisions in (
-            ("reference", ("ieee",)),
-            ("cpp", ("ieee",)),
-            ("triton", PRECISIONS if op != "adjoint_matching" else ("ieee",)),
-        ):
+    for op in (*TRITON_OPS, "path_kl", "adam_step"):
+        for backend in ("reference", "cpp", "triton"):
             if backend == "triton" and op not in TRITON_OPS:
                 continue
+            precisions = PRECISIONS_OF[backend] if op in NETWORK_OPS else ("ieee",)
             reason = None
-            if backend == "cpp" and op in EXTENSION_OPS:
+            if backend == "cpp" and op in (*NETWORK_OPS, "adam_step"):
+                reason = passes_problem(where, torch.float32, "ieee")
+            elif backend == "cpp":
                 reason = extension_problem(where)
             elif backend == "triton":
                 reason = triton_problem(where, torch.float32)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trqam_fast.kernels import MLPWeights
+from trqam_fast.kernels import GradientMemory, MLPWeights
 from trqam_fast.kernels.mlp.constants import ALIGNMENT, aligned
 
 
@@ -67,6 +67,7 @@ class ParameterBlock:
         flat: All parameters, `[S, P]`, contiguous; gaps between tensors stay zero.
         shapes: Architecture by name, in storage order.
         networks: `MLPWeights` by name; their tensors are views of `flat`.
+        gradient: Memory for a gradient like `flat`; None unless trainable on the CPU.
     """
 
     def __init__(
@@ -85,6 +86,9 @@ class ParameterBlock:
         self.networks: dict[str, MLPWeights] = {}
         self.spans: dict[str, tuple[int, int]] = {}
         offset = 0
+        # Zero, as the gaps between its tensors must stay.
+        on_cpu = self.flat.device.type == "cpu"
+        self.gradient = torch.zeros_like(self.flat) if trainable and on_cpu else None
         for name, shape in self.shapes.items():
             tensors = []
             start = offset
@@ -95,6 +99,18 @@ class ParameterBlock:
                 offset += aligned(count)
             self.networks[name] = shape.group(tensors)
             self.spans[name] = (start, offset)
+        if self.gradient is not None:
+            self._adopt_gradient(self.gradient)
+
+    def _adopt_gradient(self, gradient: Tensor) -> None:
+        """Offer `gradient` to the networks' backward passes, tensor by tensor."""
+        self._slots = self.unflatten(gradient)
+        start = 0
+        for name, network in self.networks.items():
+            end = start + len(network.tensors)
+            memory = GradientMemory(self._slots[start:end])
+            self.networks[name] = network._replace(memory=memory)
+            start = end
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -132,7 +148,20 @@ class ParameterBlock:
 
     @torch.no_grad()
     def flatten_gradients(self, gradients: tuple[Tensor | None, ...]) -> Tensor:
-        """Return gradients of `leaves` (None is zero) as one tensor like `flat`."""
+        """Return gradients of `leaves` (None is zero) as one tensor like `flat`.
+
+        It is valid until the next call. Gradients that a backward pass has put where they belong
+        are not copied.
+        """
+        if self.gradient is not None:
+            for network in self.networks.values():
+                network.memory.release()
+            for gradient, slot in zip(gradients, self._slots, strict=True):
+                if gradient is None:
+                    slot.zero_()
+                elif gradient.data_ptr() != slot.data_ptr():
+                    slot.copy_(gradient)
+            return self.gradient
         parts = []
         for leaf, gradient in zip(self.leaves, gradients, strict=True):
             gradient = torch.zeros_like(leaf) if gradient is None else gradient

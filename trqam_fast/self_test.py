@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trqam_fast.kernels import (
     MLPWeights,
+    adam_step,
     adjoint_matching,
     lean_adjoint,
     mlp,
@@ -19,7 +20,7 @@ from trqam_fast.kernels import (
     sde_rollout,
     velocity_along,
 )
-from trqam_fast.kernels.dispatch import TRITON_OPS
+from trqam_fast.kernels.dispatch import NETWORK_OPS, TRITON_OPS
 from trqam_fast.networks import MLPShape, ParameterBlock
 
 TOLERANCE = {"ieee": 1e-4, "tf32": 1e-2, "bf16": 1e-1}
@@ -72,6 +73,7 @@ def cases(dtype: torch.dtype, device: str, size: Size = SMALL) -> dict[str, Call
     velocity = draw(runs, steps, batch, dim).requires_grad_()
     other, adjoint, lam = draw(*velocity.shape), draw(*velocity.shape), draw(runs).abs()
     inputs = torch.cat([observations, x0], -1).requires_grad_()
+    params, gradient, moment = (draw(runs, 37) for _ in range(3))
 
     def with_gradients(outputs: list[Tensor], wanted: tuple[Tensor, ...]) -> list[Tensor]:
         total = sum(output.sum() for output in outputs if output.requires_grad)
@@ -91,7 +93,17 @@ def cases(dtype: torch.dtype, device: str, size: Size = SMALL) -> dict[str, Call
     def kl(backend: str, precision: str = "ieee") -> list[Tensor]:
         return with_gradients([path_kl(velocity, other, backend=backend)], (velocity,))
 
+    def optimiser(backend: str, precision: str = "ieee") -> list[Tensor]:
+        state = [tensor.clone() for tensor in (params, moment, moment.square(), params[:, 5:])]
+        step = torch.zeros((), device=device)
+        norm = adam_step(
+            state[0], gradient, *state[1:3], step, lr=1e-3, max_norm=1.0, targets=state[3],
+            tau=0.1, backend=backend,
+        )  # fmt: skip
+        return [norm, *state]
+
     return {
+        "adam_step": optimiser,
         "mlp": lambda **options: with_gradients(
             [mlp(critics, inputs, **options)], (inputs, *critics.tensors)
         ),
@@ -145,7 +157,7 @@ def launch_errors() -> tuple[type[Exception], ...]:
 def problem(op: str, backend: str, device: str, precision: str = "ieee") -> tuple[str, str]:
     """Run one self-test; return the verdict to print and the problem, empty if there is none."""
     name = f"{op} with backend {backend} on {device}"
-    if precision != "ieee" and op != "adjoint_matching":
+    if precision != "ieee" and op in NETWORK_OPS:
         name += f" in {precision}"
     sizes = [SMALL]
     if backend == "triton" and torch.device(device).type == "cuda":

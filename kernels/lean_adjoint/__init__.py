@@ -14,9 +14,9 @@ from trqam_fast.kernels.dispatch import (
 from trqam_fast.kernels.lean_adjoint import ops, reference, triton_ops
 from trqam_fast.kernels.velocity import (
     Velocity,
-    callable_problem,
     check_velocity,
     fields_problem,
+    passes_problem,
 )
 
 
@@ -76,7 +76,7 @@ def lean_adjoint(
     )
     with torch.no_grad():
         chosen = choose_backend(
-            op, backend, observations.device, cpp=callable_problem(base_velocity),
+            op, backend, observations.device, cpp=passes_problem(observations, precision, base_velocity),
             triton=fields_problem(observations, base_velocity), precision=precision,
         )  # fmt: skip
         data = (base_velocity, observations, trajectory, terminal_adjoint)
@@ -86,7 +86,7 @@ def lean_adjoint(
             case "triton":
                 return triton_ops.lean_adjoint(*data, precision)
             case _:
-                return ops.lean_adjoint(*data)
+                return ops.lean_adjoint(*data, precision)
 
 
 __all__ = ["lean_adjoint"]

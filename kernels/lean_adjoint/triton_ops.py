@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from trqam_fast.kernels.mlp import MLPWeights
-from trqam_fast.kernels.mlp.triton_ops import group
+from trqam_fast.kernels.mlp.weights import group
 
 _library = torch.library.Library("trqam_fast", "FRAGMENT")
 _library.define(

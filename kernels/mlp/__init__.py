@@ -11,7 +11,8 @@ from trqam_fast.kernels.dispatch import (
     triton_problem,
 )
 from trqam_fast.kernels.mlp import ops, reference, triton_ops
-from trqam_fast.kernels.mlp.weights import MLPWeights, limits_problem, size_problem
+from trqam_fast.kernels.mlp.extension import compiled_problem
+from trqam_fast.kernels.mlp.weights import GradientMemory, MLPWeights, limits_problem, size_problem
 
 
 def mlp(
@@ -22,7 +23,7 @@ def mlp(
     Args:
         weights: Packed weights with leading axes `[S]` or `[S, E]`.
         inputs: `[S, N, in]`, float32 or float64; the E members of an ensemble share it.
-        backend: ``reference`` (autograd), ``cpp`` (hand-derived passes on ATen's kernels),
+        backend: ``reference`` (autograd), ``cpp`` (compiled passes, CPU),
             ``triton`` (fused passes) or ``auto``. Inside a `torch.func` transform, as in a
             callable given to `lean_adjoint`, take ``reference``.
         precision: ``ieee``, ``tf32`` or ``bf16`` operands; the last two need Triton.
@@ -39,14 +40,16 @@ def mlp(
     check_same("mlp", inputs=inputs, weights=weights.kernels[0])
     problem = triton_problem(inputs.device, inputs.dtype) or size_problem(weights)
     match choose_backend(
-        "mlp", backend, inputs.device, cpp=None, triton=problem, precision=precision
-    ):
+        "mlp", backend, inputs.device,
+        cpp=compiled_problem(inputs.device, inputs.dtype, precision, weights), triton=problem,
+        precision=precision,
+    ):  # fmt: skip
         case "reference":
             return reference.mlp(weights, inputs)
         case "triton":
             return triton_ops.mlp(weights, inputs, precision)
         case _:
-            return ops.mlp(weights, inputs)
+            return ops.mlp(weights, inputs, precision)
 
 
-__all__ = ["MLPWeights", "limits_problem", "mlp", "size_problem"]
+__all__ = ["GradientMemory", "MLPWeights", "limits_problem", "mlp", "size_problem"]

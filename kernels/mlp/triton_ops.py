@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trqam_fast.kernels.mlp.weights import MLPWeights
+from trqam_fast.kernels.mlp.weights import MLPWeights, group
 
 _library = torch.library.Library("trqam_fast", "FRAGMENT")
 _library.define(
@@ -25,15 +25,6 @@ _library.define(
     "str precision, bool want_inputs, bool want_weights) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-
-
-def group(tensors: list[Tensor], norm: bool) -> MLPWeights:
-    """Arrange a flat list, ordered as `MLPWeights.tensors`."""
-    layers = (len(tensors) + 2) // 4 if norm else len(tensors) // 2
-    hidden = layers - 1 if norm else 0
-    ends = [layers, 2 * layers, 2 * layers + hidden, 2 * layers + 2 * hidden]
-    starts = [0, *ends[:-1]]
-    return MLPWeights(*(tuple(tensors[a:b]) for a, b in zip(starts, ends, strict=True)))
 
 
 def plan_of(weights: MLPWeights, observations: Tensor, x: Tensor | None, precision: str):

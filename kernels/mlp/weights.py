@@ -14,6 +14,27 @@ MAX_WIDTH, MAX_DEPTH, MAX_OUT = 1024, 6, 128
 """Largest hidden width, hidden layers and outputs of a network in the Triton kernels."""
 
 
+class GradientMemory:
+    """Memory for the gradients of a network, which one backward pass may fill.
+
+    Until `release` a second pass gets none and allocates its own, so that gradients which autograd
+    is to add never share memory.
+    """
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.tensors = tensors
+        self.free = True
+
+    def take(self) -> list[Tensor] | None:
+        """Return the memory, ordered as `MLPWeights.tensors`, or None if it is in use."""
+        taken, self.free = self.free, False
+        return self.tensors if taken else None
+
+    def release(self) -> None:
+        """Offer the memory again."""
+        self.free = True
+
+
 class MLPWeights(NamedTuple):
     """Packed weights of a stack of equal MLPs; `lead` is (S,) or (S, E).
 
@@ -25,12 +46,14 @@ class MLPWeights(NamedTuple):
         biases: One per layer, `[*lead, out]`.
         norm_scales: One per hidden layer, `[*lead, width]`, or empty.
         norm_biases: Likewise.
+        memory: Where the compiled backward pass puts the gradients; None for new tensors.
     """
 
     kernels: tuple[Tensor, ...]
     biases: tuple[Tensor, ...]
     norm_scales: tuple[Tensor, ...] = ()
     norm_biases: tuple[Tensor, ...] = ()
+    memory: GradientMemory | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -54,11 +77,11 @@ class MLPWeights(NamedTuple):
 
     def detach(self) -> MLPWeights:
         """Return the same weights without gradients."""
-        return MLPWeights(*(tuple(tensor.detach() for tensor in group) for group in self))
+        return self.map(Tensor.detach)
 
     def map(self, function) -> MLPWeights:
-        """Return weights with `function` applied to every tensor."""
-        return MLPWeights(*(tuple(function(tensor) for tensor in group) for group in self))
+        """Return weights, without gradient memory, with `function` applied to every tensor."""
+        return MLPWeights(*(tuple(function(tensor) for tensor in group) for group in self[:4]))
 
     def check(self, op: str, name: str) -> None:
         """Raise ValueError or TypeError unless the shapes form an MLP of one dtype and device."""
@@ -91,6 +114,15 @@ class MLPWeights(NamedTuple):
                     op, f"{name}.{group}[{layer}]", tensor, (*lead, self.kernels[layer].shape[-1])
                 )
         check_same(op, **{f"{name}[{i}]": tensor for i, tensor in enumerate(self.tensors)})
+
+
+def group(tensors: list[Tensor], norm: bool) -> MLPWeights:
+    """Arrange a flat list, ordered as `MLPWeights.tensors`."""
+    layers = (len(tensors) + 2) // 4 if norm else len(tensors) // 2
+    hidden = layers - 1 if norm else 0
+    ends = [layers, 2 * layers, 2 * layers + hidden, 2 * layers + 2 * hidden]
+    starts = [0, *ends[:-1]]
+    return MLPWeights(*(tuple(tensors[a:b]) for a, b in zip(starts, ends, strict=True)))
 
 
 def limits_problem(hidden: Sequence[int], out: int) -> str | None:

@@ -12,9 +12,9 @@ from trqam_fast.kernels.philox import Philox, philox_normal
 from trqam_fast.kernels.sde_rollout import ops, reference, triton_ops
 from trqam_fast.kernels.velocity import (
     Velocity,
-    callable_problem,
     check_velocity,
     fields_problem,
+    passes_problem,
 )
 
 
@@ -67,7 +67,7 @@ def sde_rollout(
         ode_observations: `[S, N, O]`, optional.
         ode_x0: `[S, N, D]`, with `ode_observations`.
         backend: ``auto``, ``reference``, or for packed weights ``cpp`` or ``triton``.
-        precision: ``ieee``, ``tf32`` or ``bf16`` operands; the last two need Triton.
+        precision: ``ieee``, ``tf32`` or ``bf16`` operands; see `PRECISIONS`.
 
     Returns:
         The `Rollout`.
@@ -95,7 +95,7 @@ def sde_rollout(
         check_same(op, x0=x0, ode_observations=ode_observations, ode_x0=ode_x0)
 
     chosen = choose_backend(
-        op, backend, x0.device, cpp=callable_problem(velocity, base_velocity),
+        op, backend, x0.device, cpp=passes_problem(x0, precision, velocity, base_velocity),
         triton=fields_problem(x0, velocity, base_velocity), precision=precision,
     )  # fmt: skip
     if chosen == "triton":
@@ -106,14 +106,16 @@ def sde_rollout(
         return Rollout(trajectory, velocities, None if ode_x0 is None else ode_x)
     if isinstance(noise, Philox):
         noise = philox_normal(noise, (flow_steps - 1, batch, x0.shape[-1]), x0.dtype)
-    implementation = reference if chosen == "reference" else ops
-    trajectory, velocities = implementation.sde_rollout(
-        velocity, base_velocity, observations, x0, noise
-    )
-    ode_x = None
-    if ode_observations is not None and ode_x0 is not None:
-        with torch.no_grad():
-            ode_x = implementation.ode_rollout(velocity, ode_observations, ode_x0, flow_steps)
+    if chosen == "cpp":
+        trajectory, velocities, ode_x = ops.sde_rollout(
+            velocity, base_velocity, observations, x0, noise, ode_observations, ode_x0, precision
+        )
+        return Rollout(trajectory, velocities, None if ode_x0 is None else ode_x)
+    trajectory, velocities = reference.sde_rollout(velocity, base_velocity, observations, x0, noise)
+    if ode_observations is None or ode_x0 is None:
+        return Rollout(trajectory, velocities, None)
+    with torch.no_grad():
+        ode_x = reference.ode_rollout(velocity, ode_observations, ode_x0, flow_steps)
     return Rollout(trajectory, velocities, ode_x)
 
 
@@ -162,7 +164,7 @@ def ode_rollout(
         flow_steps: K >= 1.
         backend: ``auto``, ``reference``, or ``cpp`` or ``triton`` for packed weights, without
             gradients.
-        precision: ``ieee``, ``tf32`` or ``bf16`` operands; the last two need Triton.
+        precision: ``ieee``, ``tf32`` or ``bf16`` operands; see `PRECISIONS`.
 
     Returns:
         X_K, `[S, N, D]`.
@@ -180,7 +182,7 @@ def ode_rollout(
     if flow_steps < 1:
         raise ValueError(f"{op}: flow_steps is {flow_steps}; it must be at least 1")
     chosen = choose_backend(
-        op, backend, x0.device, cpp=callable_problem(velocity),
+        op, backend, x0.device, cpp=passes_problem(x0, precision, velocity),
         triton=fields_problem(x0, velocity), precision=precision,
     )  # fmt: skip
     match chosen:
@@ -189,7 +191,7 @@ def ode_rollout(
         case "triton":
             return triton_ops.ode_rollout(velocity, observations, x0, flow_steps, precision)
         case _:
-            return ops.ode_rollout(velocity, observations, x0, flow_steps)
+            return ops.ode_rollout(velocity, observations, x0, flow_steps, precision)
 
 
 __all__ = ["Rollout", "ode_rollout", "sde_rollout"]

@@ -1,4 +1,4 @@
-"""Rollouts of the MLP field with stored activations, on ATen's kernels.
+"""The compiled rollout, registered with torch.library and wrapped for autograd.
 
 The K steps write into one tape of K * B rows, so the gradient of the velocities with respect to
 the field's weights is one batched backward pass and needs no second forward.
@@ -12,70 +12,87 @@ from torch.autograd.function import once_differentiable
 
 from trqam_fast.kernels.dispatch import refuse_gradient
 from trqam_fast.kernels.mlp import MLPWeights
-from trqam_fast.kernels.mlp.field import first_layer, static_share
-from trqam_fast.kernels.mlp.ops import (
-    Regroup,
-    backward,
-    forward,
-    make_tape,
-    unpack_tape,
+from trqam_fast.kernels.mlp.extension import call, describe, tape_elements
+from trqam_fast.kernels.mlp.ops import new_gradients
+from trqam_fast.kernels.mlp.weights import group
+from trqam_fast.kernels.schedule import flow_times
+
+_library = torch.library.Library("trqam_fast", "FRAGMENT")
+_library.define(
+    "sde_rollout_cpp(Tensor[] velocity, bool norm, Tensor[] base, bool base_norm, "
+    "Tensor observations, Tensor x0, Tensor noise, Tensor ode_observations, Tensor ode_x0, "
+    "int flow_steps, str precision, bool train) -> (Tensor, Tensor, Tensor, Tensor)"
 )
-from trqam_fast.kernels.schedule import diffusion_squared, flow_times
 
 
-class _SDERollout(torch.autograd.Function):
-    """Trajectory (constant) and velocities (differentiable in the field's weights)."""
+def _empty(
+    velocity: MLPWeights, x0: Tensor, ode_x0: Tensor, flow_steps: int, train: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    runs, batch, dim = x0.shape
+    return (
+        x0.new_empty(runs, flow_steps + 1, batch, dim),
+        x0.new_empty(runs, flow_steps, batch, dim),
+        x0.new_empty(runs, ode_x0.shape[1], dim),
+        x0.new_empty(tape_elements(velocity, flow_steps * batch) if train else 0),
+    )
+
+
+def _rollout(
+    velocity, norm, base, base_norm, observations, x0, noise, ode_observations, ode_x0, flow_steps,
+    precision, train,
+):  # fmt: skip
+    observations, x0, noise, ode_observations, ode_x0 = (
+        tensor.contiguous() for tensor in (observations, x0, noise, ode_observations, ode_x0)
+    )
+    velocity = group(velocity, norm)
+    trajectory, velocities, ode_x, tape = _empty(velocity, x0, ode_x0, flow_steps, train)
+    (numbers, _alive), (base_numbers, _base) = describe(velocity), describe(group(base, base_norm))
+    call(
+        "sde_rollout", x0, precision, numbers, base_numbers, x0.shape[1], ode_x0.shape[1],
+        observations.shape[-1], x0.shape[-1], flow_steps, observations.data_ptr(), x0.data_ptr(),
+        noise.data_ptr(), ode_observations.data_ptr(), ode_x0.data_ptr(), trajectory.data_ptr(),
+        velocities.data_ptr(), ode_x.data_ptr(), tape.data_ptr() if train else 0,
+    )  # fmt: skip
+    return trajectory, velocities, ode_x, tape
+
+
+_library.impl("sde_rollout_cpp", _rollout, "CPU")
+
+
+@torch.library.register_fake("trqam_fast::sde_rollout_cpp", lib=_library)
+def _(
+    velocity, norm, base, base_norm, observations, x0, noise, ode_observations, ode_x0, flow_steps,
+    precision, train,
+):  # fmt: skip
+    return _empty(group(velocity, norm), x0, ode_x0, flow_steps, train)
+
+
+class _CompiledRollout(torch.autograd.Function):
+    """Trajectory and X_K of the ODE (constants), velocities (differentiable in the weights)."""
 
     @staticmethod
-    def forward(ctx, group, base, observations, x0, noise, *tensors):
-        weights = group(tensors)
-        runs, batch, dim = x0.shape
-        flow_steps = noise.shape[1] + 1
-        h = 1.0 / flow_steps
-        diffusion = (h * diffusion_squared(flow_steps)).sqrt().tolist()
-        times = flow_times(flow_steps, dtype=x0.dtype, device=x0.device)
-        action_kernel = first_layer(weights, observations.shape[-1]).action
-
-        tape = make_tape(weights, static_share(weights, observations, times).flatten(1, 2))
-        trajectory = x0.new_empty(runs, flow_steps + 1, batch, dim)
-        velocities = x0.new_empty(runs, flow_steps, batch, dim)
-        trajectory[:, 0] = x0
-        for k in range(flow_steps):
-            x, begin, end = trajectory[:, k], k * batch, (k + 1) * batch
-            tape.pre[0][:, begin:end].baddbmm_(x, action_kernel)
-            v = forward(weights, tape, begin, end)
-            velocities[:, k] = v
-            if k < flow_steps - 1:
-                # x + h (2 v - x / (t + h)) + sqrt(h) g eps, and h / (t_k + h) = 1 / (k + 1)
-                step = torch.add(x * (1.0 - 1.0 / (k + 1)), v, alpha=2.0 * h)
-                torch.add(step, noise[:, k], alpha=diffusion[k], out=trajectory[:, k + 1])
-        ode_step(base, observations, x, times[-1:], h, out=trajectory[:, flow_steps])
-
-        ctx.group = group
-        ctx.mark_non_differentiable(trajectory)
+    def forward(
+        ctx, memory, norm, precision, train, base, base_norm, observations, x0, noise,
+        ode_observations, ode_x0, *tensors,
+    ):  # fmt: skip
+        trajectory, velocities, ode_x, tape = torch.ops.trqam_fast.sde_rollout_cpp(
+            list(tensors), norm, list(base), base_norm, observations, x0, noise, ode_observations,
+            ode_x0, noise.shape[1] + 1, precision, train,
+        )  # fmt: skip
+        ctx.norm, ctx.precision, ctx.memory = norm, precision, memory
+        ctx.mark_non_differentiable(trajectory, ode_x)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(
-            observations, trajectory, times, *tensors, *tape.pre, *tape.out, *tape.mean, *tape.rstd
-        )
-        return trajectory, velocities
+        ctx.save_for_backward(observations, trajectory, tape, *tensors)
+        return trajectory, velocities, ode_x
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, _, cotangent):
-        refuse_gradient(
-            "sde_rollout",
-            observations=ctx.needs_input_grad[2],
-            x0=ctx.needs_input_grad[3],
-            noise=ctx.needs_input_grad[4],
-        )
-        count = len(ctx.needs_input_grad) - 5
-        observations, trajectory, times, *saved = ctx.saved_tensors
-        weights = ctx.group(saved[:count])
-        tape = unpack_tape(weights, saved[count:])
-        runs, flow_steps, batch, dim = cotangent.shape
-        rows = flow_steps * batch
-        gradients = [None] * count
-        grad = backward(weights, tape, cotangent.reshape(runs, rows, dim), 0, rows, gradients)
+    def backward(ctx, _, cotangent, __):
+        names = ("observations", "x0", "noise")
+        refuse_gradient("sde_rollout", **dict(zip(names, ctx.needs_input_grad[6:9], strict=True)))
+        observations, trajectory, tape, *tensors = ctx.saved_tensors
+        runs, flow_steps, batch, _ = cotangent.shape
+        times = flow_times(flow_steps, dtype=cotangent.dtype, device=cotangent.device)
         inputs = torch.cat(
             [
                 observations.unsqueeze(1).expand(-1, flow_steps, -1, -1),
@@ -84,17 +101,12 @@ class _SDERollout(torch.autograd.Function):
             ],
             dim=-1,
         ).flatten(1, 2)
-        gradients[0] = torch.bmm(inputs.transpose(1, 2), grad)
-        return None, None, None, None, None, *gradients
-
-
-def ode_step(
-    weights: MLPWeights, observations: Tensor, x: Tensor, time: Tensor, h: float, out: Tensor
-) -> None:
-    """Write `x + h v(s, x, time)` to `out`, for one time `[1]`."""
-    tape = make_tape(weights, static_share(weights, observations, time).squeeze(1))
-    tape.pre[0].baddbmm_(x, first_layer(weights, observations.shape[-1]).action)
-    torch.add(x, forward(weights, tape, 0, x.shape[1]), alpha=h, out=out)
+        gradients = new_gradients(ctx.memory, tensors)
+        torch.ops.trqam_fast.mlp_cpp_backward(
+            tensors, ctx.norm, inputs, tape, cotangent.flatten(1, 2), ctx.precision, False,
+            gradients,
+        )  # fmt: skip
+        return *[None] * 11, *gradients
 
 
 def sde_rollout(
@@ -103,22 +115,28 @@ def sde_rollout(
     observations: Tensor,
     x0: Tensor,
     noise: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Return the trajectory and the velocities along it; see the package's `sde_rollout`."""
-    return _SDERollout.apply(
-        Regroup(velocity), base_velocity.detach(), observations, x0, noise, *velocity.tensors
-    )
+    ode_observations: Tensor | None,
+    ode_x0: Tensor | None,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return trajectory, velocities and X_K of the ODE; see the package's `sde_rollout`."""
+    train = torch.is_grad_enabled() and any(t.requires_grad for t in velocity.tensors)
+    if ode_observations is None or ode_x0 is None:
+        ode_observations, ode_x0 = observations[:, :0], x0[:, :0]
+    return _CompiledRollout.apply(
+        velocity.memory, bool(velocity.norm_scales), precision, train,
+        base_velocity.detach().tensors, bool(base_velocity.norm_scales), observations, x0, noise,
+        ode_observations.detach(), ode_x0.detach(), *velocity.tensors,
+    )  # fmt: skip
 
 
 @torch.no_grad()
-def ode_rollout(velocity: MLPWeights, observations: Tensor, x0: Tensor, flow_steps: int) -> Tensor:
+def ode_rollout(
+    velocity: MLPWeights, observations: Tensor, x0: Tensor, flow_steps: int, precision: str
+) -> Tensor:
     """Return X_K of the noise-free flow; see the package's `ode_rollout`."""
-    times = flow_times(flow_steps, dtype=x0.dtype, device=x0.device)
-    action_kernel = first_layer(velocity, observations.shape[-1]).action
-    shares = static_share(velocity, observations, times)
-    tape = make_tape(velocity, torch.empty_like(shares[:, 0]))
-    x = x0
-    for k in range(flow_steps):
-        torch.baddbmm(shares[:, k], x, action_kernel, out=tape.pre[0])
-        x = torch.add(x, forward(velocity, tape, 0, x.shape[1]), alpha=1.0 / flow_steps)
-    return x
+    norm, tensors, no_rows = bool(velocity.norm_scales), list(velocity.tensors), x0[:, :0]
+    return torch.ops.trqam_fast.sde_rollout_cpp(
+        tensors, norm, tensors, norm, observations[:, :0], no_rows, no_rows, observations, x0,
+        flow_steps, precision, False,
+    )[2]  # fmt: skip

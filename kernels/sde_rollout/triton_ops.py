@@ -8,7 +8,8 @@ from torch.autograd.function import once_differentiable
 
 from trqam_fast.kernels.dispatch import refuse_gradient
 from trqam_fast.kernels.mlp import MLPWeights
-from trqam_fast.kernels.mlp.triton_ops import group, weight_gradients
+from trqam_fast.kernels.mlp.triton_ops import weight_gradients
+from trqam_fast.kernels.mlp.weights import group
 from trqam_fast.kernels.philox import Philox
 
 _library = torch.library.Library("trqam_fast", "FRAGMENT")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trqam_fast.agents.config import AgentConfig
-from trqam_fast.kernels import MLPWeights, mlp, ode_rollout
+from trqam_fast.kernels import MLPWeights, adam_step, mlp, ode_rollout
 from trqam_fast.networks import MLPShape, ParameterBlock
 
 MAX_GRAD_NORM = 1.0
@@ -99,16 +99,16 @@ class Agent:
         precision: str = "ieee",
     ) -> None:
         self.config = config
+        self.backend = backend
         self.options = {"backend": backend, "precision": precision}
         self.obs_dim, self.act_dim = obs_dim, act_dim
         self.dim = act_dim * config.chunk_length
         self.runs, self.dtype, self.device = len(seeds), dtype, torch.device(device)
         self.online = ParameterBlock(shapes, self.runs, dtype=dtype, device=device, trainable=True)
         self.online.initialise([torch.Generator().manual_seed(seed) for seed in seeds])
-        # Capturable: the step count lives on the device, so that a graph can hold the optimiser.
-        self.optimizer = torch.optim.Adam(
-            [self.online.flat], lr=config.lr, fused=True, capturable=self.device.type == "cuda"
-        )
+        self.exp_avg = torch.zeros_like(self.online.flat)
+        self.exp_avg_sq = torch.zeros_like(self.online.flat)
+        self.steps = torch.zeros((), device=device)
 
     @staticmethod
     def field_shape(config: AgentConfig, obs_dim: int, act_dim: int) -> MLPShape:
@@ -137,13 +137,12 @@ class Agent:
     @torch.no_grad()
     def apply(self, gradient: Tensor, terms: Terms) -> None:
         """Clip each run's gradient, move the targets, take the optimiser step, update the dual."""
-        norm = torch.linalg.vector_norm(gradient, dim=1)
-        terms.metrics["grad_norm"] = norm
-        if self.config.clip_grad:
-            gradient.mul_((MAX_GRAD_NORM / norm.clamp(min=MAX_GRAD_NORM)).unsqueeze(1))
-        self.move_targets()
-        self.online.flat.grad = gradient
-        self.optimizer.step()
+        config = self.config
+        terms.metrics["grad_norm"] = adam_step(
+            self.online.flat, gradient, self.exp_avg, self.exp_avg_sq, self.steps, lr=config.lr,
+            max_norm=MAX_GRAD_NORM if config.clip_grad else None, targets=self.polyak_targets,
+            tau=config.tau, backend="reference" if self.backend == "reference" else "auto",
+        )  # fmt: skip
         self.dual_update(terms)
 
     def update(self, batch: Batch, noise: Noise) -> Terms:
@@ -152,8 +151,10 @@ class Agent:
         self.apply(gradient, terms)
         return terms
 
-    def move_targets(self) -> None:
-        """Move Polyak targets, if there are any."""
+    @property
+    def polyak_targets(self) -> Tensor | None:
+        """Targets of the last networks of the block, laid out like them, `[S, Q]`, or None."""
+        return None
 
     def dual_update(self, terms: Terms) -> None:
         """Update dual variables, if there are any."""
@@ -241,20 +242,14 @@ class Agent:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values that restore the agent, each with the run axis first."""
         state = {"online": self.online.flat.clone()}
-        moments = self.optimizer.state.get(self.online.flat, {})
-        for name in ("exp_avg", "exp_avg_sq"):
-            state[name] = moments[name].clone() if moments else torch.zeros_like(state["online"])
-        state["step"] = torch.full(
-            (self.runs,), float(moments["step"]) if moments else 0.0, dtype=torch.float64
-        )
+        state["exp_avg"], state["exp_avg_sq"] = self.exp_avg.clone(), self.exp_avg_sq.clone()
+        state["step"] = torch.full((self.runs,), float(self.steps), dtype=torch.float64)
         return state
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.online.flat.copy_(state["online"])
-        self.optimizer.state[self.online.flat] = {
-            "step": torch.tensor(float(state["step"].max()), device=self.device),
-            "exp_avg": state["exp_avg"].to(self.online.flat, copy=True),
-            "exp_avg_sq": state["exp_avg_sq"].to(self.online.flat, copy=True),
-        }
+        self.exp_avg.copy_(state["exp_avg"])
+        self.exp_avg_sq.copy_(state["exp_avg_sq"])
+        self.steps.fill_(float(state["step"].max()))

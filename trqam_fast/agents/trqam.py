@@ -41,7 +41,7 @@ class TRQAMAgent(Agent):
         super().__init__(config, obs_dim, act_dim, shapes, seeds, **options)
         self.algo = algo
         # The targets hold the last two networks of the online block in the same order, so that
-        # one lerp moves both.
+        # one operation moves both.
         self.target = ParameterBlock(
             {"actor_slow": field, "critic": critic},
             self.runs,
@@ -115,7 +115,7 @@ class TRQAMAgent(Agent):
             adjoint,
             effective_lam,
             horizon=config.chunk_length,
-            backend=self.options["backend"],
+            backend=self.backend,
         )
 
         total = (critic_loss + cloning_loss + adjoint_loss).sum()
@@ -162,9 +162,10 @@ class TRQAMAgent(Agent):
             (gradient,) = torch.autograd.grad(values.sum(), x)
         return -gradient if self.algo == "trqam" else -config.inv_temp * gradient
 
-    def move_targets(self) -> None:
-        """Polyak step toward the parameters as they were before this update's step."""
-        self.target.flat.lerp_(self._online_of_target, self.config.tau)
+    @property
+    def polyak_targets(self) -> Tensor:
+        """Targets of the cloned field and the critics."""
+        return self.target.flat
 
     def dual_update(self, terms: Terms) -> None:
         """Projected dual descent on lambda from the smoothed, clipped path KL."""

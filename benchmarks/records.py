@@ -1,0 +1,76 @@
+"""What every file in benchmarks/results/ says about its origin."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trqam_fast.kernels.dispatch import load_extension
+from trqam_fast.training.run_folder import versions
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def machine() -> str:
+    """Return processor and memory, and the GPU if there is one."""
+    model = "unknown processor"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.split(":", 1)[1].strip()
+            break
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    text = f"{len(os.sched_getaffinity(0))} cores of {model}, {memory:.0f} GiB"
+    if torch.cuda.is_available():
+        text += f", {torch.cuda.get_device_name()}"
+    return text
+
+
+def commit() -> str:
+    """Return the commit of the code, with + if files differ from it."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+" if changed else "")
+
+
+def command() -> str:
+    """Return the command line of this process, programs and folders without their path."""
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    return shlex.join(
+        word if not word.startswith("/") else Path(word).name.upper() for word in words
+    )
+
+
+def describe(what: str) -> dict[str, Any]:
+    """Return the head of a record."""
+    module, _ = load_extension()
+    return {
+        "what": what,
+        "command": command(),
+        "commit": commit(),
+        "machine": machine(),
+        "versions": versions(),
+        "instruction_sets": module.instruction_sets() if module else [],
+        "threads": torch.get_num_threads(),
+    }
+
+
+def save(path: Path, record: dict[str, Any]) -> None:
+    """Write a record as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")

@@ -1,0 +1,249 @@
+// Forward and backward passes of a stack of plain MLPs. Included by passes.inl.
+
+template <class Op, typename T = typename Op::Real>
+int64_t mlp_forward(const MlpForward<T>& call, const Workspace& workspace) {
+    const Network<T>& network = call.network;
+    const int threads = useful_threads(network, call.rows, workspace.threads);
+    const Tasks tasks(network.stack(), call.rows, threads);
+    struct Local {
+        Local(Arena& arena, const MlpForward<T>& call, int64_t chunk)
+            : forward(arena, call.network, Inputs{}, chunk) {
+            if (!call.tape) rows = scratch_rows(arena, call.network, chunk, false);
+        }
+        Forward<Op> forward;
+        Rows<T> rows{};
+    };
+    return in_team(
+        workspace, threads, 0, [&](Arena& arena) { Local(arena, call, tasks.chunk()); },
+        [&](Arena& arena) {
+            Local local(arena, call, tasks.chunk());
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t index = 0; index < tasks.count(); ++index) {
+                const Task task = tasks[index];
+                const int64_t run = task.g / network.members;
+                local.forward.load(task.g);
+                if (call.tape) {
+                    local.rows = tape_rows(call.tape, network, call.rows, task.g, task.begin);
+                }
+                const T* out = local.forward.run(
+                    call.inputs + (run * call.rows + task.begin) * network.in(), task.count,
+                    local.rows);
+                copy_rows(out, task.count, network.out(),
+                          call.out + (task.g * call.rows + task.begin) * network.out());
+            }
+        });
+}
+
+// Gradient of rows [first, first + count) of kernel l, and of what comes with it. With y the
+// normalised activations, M = y^T dz and sums = column sums of dz, LayerNorm's affine part before
+// the kernel makes
+//   dW = scale M + shift sums^T,  dscale_i = sum_o W_io M_io,  dshift_i = sum_o W_io sums_o.
+template <class Op>
+class WeightGradient {
+    using Real = typename Op::Real;
+    using Element = typename Op::Element;
+
+  public:
+    WeightGradient(Arena& arena, const Network<Real>& network) {
+        const int64_t wide = widest(network), depth = kDepthBlock;
+        right_ = arena.take<Element>(depth * round_up(wide, kPanel<Op>));
+        left_ = arena.take<Element>(depth * kTileRows);
+        product_ = arena.take<Real>(kGradientRows * padded(wide));
+        sums_ = arena.take<Real>(padded(wide));
+        block_sums_ = arena.take<Real>(padded(wide));
+    }
+
+    void run(const MlpBackward<Real>& call, int64_t g, int64_t l, int64_t first, int64_t count,
+             const Real* left, int64_t ld_left, const Real* right, int64_t ld_right) {
+        const Network<Real>& network = call.network;
+        const int64_t width = network.widths[l + 1], ld = padded(width);
+        std::memset(sums_, 0, ld * sizeof(Real));
+        for (int64_t row = 0; row < call.rows; row += kDepthBlock) {
+            const int64_t left_over = call.rows - row;
+            const int64_t depth = left_over < kDepthBlock ? left_over : kDepthBlock;
+            add_block(left + row * ld_left + first, ld_left, count, right + row * ld_right,
+                      ld_right, width, depth, row == 0);
+        }
+        const Network<Real>& to = call.gradients;
+        const bool fold = network.norm && l > 0;
+        const Real* kernel = network.of(network.kernels[l], g) + first * width;
+        Real* d_kernel = to.of(to.kernels[l], g) + first * width;
+        if (first == 0) std::memcpy(to.of(to.biases[l], g), sums_, width * sizeof(Real));
+        for (int64_t i = 0; i < count; ++i, kernel += width, d_kernel += width) {
+            const Real* product = product_ + i * ld;
+            if (!fold) {
+                std::memcpy(d_kernel, product, width * sizeof(Real));
+                continue;
+            }
+            const Real scale = network.of(network.scales[l - 1], g)[first + i];
+            const Real shift = network.of(network.shifts[l - 1], g)[first + i];
+            Real d_scale = 0, d_shift = 0;
+#pragma omp simd reduction(+ : d_scale, d_shift)
+            for (int64_t o = 0; o < width; ++o) {
+                d_kernel[o] = scale * product[o] + shift * sums_[o];
+                d_scale += kernel[o] * product[o];
+                d_shift += kernel[o] * sums_[o];
+            }
+            to.of(to.scales[l - 1], g)[first + i] = d_scale;
+            to.of(to.shifts[l - 1], g)[first + i] = d_shift;
+        }
+    }
+
+  private:
+    void add_block(const Real* left, int64_t ld_left, int64_t count, const Real* right,
+                   int64_t ld_right, int64_t width, int64_t depth, bool first) {
+        constexpr int64_t panel = kPanel<Op>, pair = Op::kPair;
+        const int64_t ld = padded(width), steps = (depth + pair - 1) / pair;
+        const int64_t panel_elements = steps * pair * panel;
+        std::memset(block_sums_, 0, ld * sizeof(Real));
+        for (int64_t p = 0; p * panel < width; ++p) {
+            const int64_t columns = width - p * panel < panel ? width - p * panel : panel;
+            Element* to = right_ + p * panel_elements;
+            // Summed in blocks: the error grows with the rows of a block plus their number.
+            Real partial[panel] = {};
+            for (int64_t k = 0; k < steps * pair; ++k) {
+                Element* out = to + k / pair * panel * pair + k % pair;
+                const Real* from = right + k * ld_right + p * panel;
+                const int64_t given = k < depth ? columns : 0;
+                if (given == panel) {
+#pragma omp simd
+                    for (int64_t j = 0; j < panel; ++j) {
+                        partial[j] += from[j];
+                        out[j * pair] = Op::convert(from[j]);
+                    }
+                } else {
+                    for (int64_t j = 0; j < panel; ++j) {
+                        const Real value = j < given ? from[j] : Real(0);
+                        partial[j] += value;
+                        out[j * pair] = Op::convert(value);
+                    }
+                }
+                if (k % kSumRows == kSumRows - 1 || k == steps * pair - 1) {
+                    for (int64_t j = 0; j < columns; ++j) {
+                        block_sums_[p * panel + j] += partial[j];
+                        partial[j] = 0;
+                    }
+                }
+            }
+        }
+        for (int64_t o = 0; o < width; ++o) sums_[o] += block_sums_[o];
+        for_blocks(count, [&](int64_t begin, int64_t size) {
+            for (int64_t k = 0; k < steps * pair; ++k) {
+                Element* out = left_ + k / pair * kTileRows * pair + k % pair;
+                const Real* from = left + k * ld_left + begin;
+                if (size == kTileRows && k < depth) {
+#pragma omp simd
+                    for (int64_t m = 0; m < kTileRows; ++m) out[m * pair] = Op::convert(from[m]);
+                    continue;
+                }
+                for (int64_t m = 0; m < size; ++m) {
+                    out[m * pair] = k < depth ? Op::convert(from[m]) : Element(0);
+                }
+            }
+            for (int64_t p = 0; p * panel < width; ++p) {
+                Real* to = product_ + begin * ld + p * panel;
+                any_tile<Op, true>(size, steps, left_, 0, right_ + p * panel_elements, to, ld,
+                                   first ? nullptr : to, ld);
+            }
+        });
+    }
+
+    Element *right_, *left_;
+    Real *product_, *sums_, *block_sums_;
+};
+
+template <class Op, typename T = typename Op::Real>
+int64_t mlp_backward(const MlpBackward<T>& call, const Workspace& workspace) {
+    const Network<T>& network = call.network;
+    const int threads = useful_threads(network, call.rows, workspace.threads);
+    // With many networks a task is one of them, its rows and then its weights, while they are in the
+    // cache. Else all threads share the rows of one network, then the rows of its kernels.
+    const bool whole = network.stack() >= 2 * threads || threads == 1;
+    const Tasks rows_of_one(1, call.rows, threads);
+    const int64_t chunk = whole ? (call.rows < kChunkRows ? call.rows : kChunkRows)
+                                : rows_of_one.chunk();
+    const int64_t gradient_rows = whole || threads < 3 ? kGradientRows : kGradientRows / 2;
+    int64_t parts_of[kMaxLayers + 1], parts = 0;  // tasks of one network's weight gradients
+    for (int64_t l = 0; l <= network.layers; ++l) {
+        parts_of[l] = (network.widths[l] + gradient_rows - 1) / gradient_rows;
+        parts += parts_of[l];
+    }
+    const auto take_grads = [&](Arena& arena, T** grads) {
+        for (int64_t l = 0; l < network.layers; ++l) {
+            grads[l] = arena.take<T>(call.rows * padded(network.widths[l + 1]));
+        }
+    };
+    Arena sizing(nullptr), real(workspace.data);
+    T* shared[kMaxLayers];
+    if (!whole) take_grads(sizing, shared);
+    if (!whole && workspace.data) take_grads(real, shared);
+    struct Local {
+        Local(Arena& arena, const MlpBackward<T>& call, int64_t chunk)
+            : pullback(arena, call.network, Inputs{}, chunk), gradient(arena, call.network) {}
+        Pullback<Op> pullback;
+        WeightGradient<Op> gradient;
+    };
+
+    // Gradients of all pre-activations of some rows of network g, into `grads`.
+    const auto pull = [&](Local& local, int64_t g, int64_t begin, int64_t count, T* const* grads) {
+        const int64_t at = g * call.rows + begin;
+        T* here[kMaxLayers];
+        for (int64_t l = 0; l < network.layers; ++l) {
+            here[l] = grads[l] + begin * padded(network.widths[l + 1]);
+        }
+        local.pullback.load(g);
+        local.pullback.run(call.cotangent + at * network.out(), count,
+                           tape_rows(call.tape, network, call.rows, g, begin), here);
+        if (call.d_inputs) {
+            copy_rows(local.pullback.to_inputs(here[0], count), count, network.in(),
+                      call.d_inputs + at * network.in());
+        }
+    };
+    // Part `index` of the weight gradients of network g.
+    const auto weigh = [&](Local& local, int64_t g, int64_t index, T* const* grads) {
+        int64_t l = 0;
+        while (index >= parts_of[l]) index -= parts_of[l++];
+        const int64_t first = index * gradient_rows, left = network.widths[l] - first;
+        const bool input = l == 0, last = l == network.layers;
+        const Rows<T> rows = tape_rows(call.tape, network, call.rows, g, 0);
+        local.gradient.run(
+            call, g, l, first, left < gradient_rows ? left : gradient_rows,
+            input ? call.inputs + g / network.members * call.rows * network.in()
+                  : rows.activation[l - 1],
+            input ? network.in() : padded(network.widths[l]),
+            last ? call.cotangent + g * call.rows * network.out() : grads[l],
+            last ? network.out() : padded(network.widths[l + 1]));
+    };
+
+    const auto layout = [&](Arena& arena) {
+        T* grads[kMaxLayers];
+        if (whole) take_grads(arena, grads);
+        Local(arena, call, chunk);
+    };
+    const auto body = [&](Arena& arena) {
+        T* own[kMaxLayers];
+        if (whole) take_grads(arena, own);
+        Local local(arena, call, chunk);
+        if (whole) {
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t g = 0; g < network.stack(); ++g) {
+                const Tasks tasks(1, call.rows, 1);
+                for (int64_t i = 0; i < tasks.count(); ++i) {
+                    pull(local, g, tasks[i].begin, tasks[i].count, own);
+                }
+                for (int64_t i = 0; call.want_weights && i < parts; ++i) weigh(local, g, i, own);
+            }
+            return;
+        }
+        for (int64_t g = 0; g < network.stack(); ++g) {
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t i = 0; i < rows_of_one.count(); ++i) {
+                pull(local, g, rows_of_one[i].begin, rows_of_one[i].count, shared);
+            }
+            if (!call.want_weights) continue;
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t i = 0; i < parts; ++i) weigh(local, g, i, shared);
+        }
+    };
+    return in_team(workspace, threads, sizing.used(), layout, body);
+}

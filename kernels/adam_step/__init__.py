@@ -1,0 +1,100 @@
+"""One Adam step of S independent runs, with clipping and Polyak targets, in place."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trqam_fast.kernels.adam_step import ops, reference
+from trqam_fast.kernels.dispatch import (
+    check_same,
+    check_tensor,
+    choose_backend,
+    extension_problem,
+)
+
+
+@torch.no_grad()
+def adam_step(
+    params: Tensor,
+    gradient: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    max_norm: float | None = None,
+    targets: Tensor | None = None,
+    tau: float = 0.0,
+    backend: str = "auto",
+) -> Tensor:
+    """Clip each run's gradient, move the targets, take one Adam step; all in place.
+
+    With g the gradient of a run scaled to norm `max_norm` at most and t the new `step`::
+
+        targets <- targets + tau (params_before - targets)
+        m <- b1 m + (1 - b1) g          v <- b2 v + (1 - b2) g^2
+        params <- params - lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps)
+
+    Source: TRQAM sections "Optimiser" and "Targets" (docs/algorithm.md): the targets move toward
+    the parameters as they were before the step.
+
+    Args:
+        params: `[S, P]`, contiguous, float32 or float64; written.
+        gradient: `[S, P]`, unclipped; only read.
+        exp_avg: First moment m, `[S, P]`; written.
+        exp_avg_sq: Second moment v, `[S, P]`; written.
+        step: Number of steps taken, float32 `[]`; written.
+        lr: Learning rate.
+        betas: Decay rates of the moments.
+        eps: Added to the root of the second moment.
+        max_norm: Largest norm of a run's gradient; None does not clip.
+        targets: `[S, Q]`, Q <= P, targets of the last Q parameters; None for none.
+        tau: Step of the targets.
+        backend: ``reference`` (PyTorch's fused Adam), ``cpp`` (one fused pass on the CPU) or
+            ``auto``.
+
+    Returns:
+        Norm of each run's gradient before clipping, `[S]`.
+
+    Raises:
+        TypeError: an argument is no tensor, or of an unsupported dtype.
+        ValueError: shapes, dtypes or devices do not fit, or a tensor is not contiguous.
+        BackendError: the backend asked for cannot run.
+    """
+    op = "adam_step"
+    check_tensor(op, "params", params, (None, None))
+    tensors = {"gradient": gradient, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+    for name, tensor in tensors.items():
+        check_tensor(op, name, tensor, tuple(params.shape))
+    if targets is not None:
+        check_tensor(op, "targets", targets, (params.shape[0], None))
+        if targets.shape[1] > params.shape[1]:
+            raise ValueError(
+                f"{op}: targets has shape {list(targets.shape)}; it can have "
+                f"{params.shape[1]} columns at most"
+            )
+        tensors["targets"] = targets
+    check_same(op, params=params, **tensors)
+    for name, tensor in {"params": params, **tensors}.items():
+        if not tensor.is_contiguous():
+            raise ValueError(f"{op}: {name} is not contiguous; pass it so, it may be written")
+    if step.numel() != 1 or step.dtype != torch.float32:
+        raise ValueError(
+            f"{op}: step is {step.dtype} {list(step.shape)}; expected one float32 number"
+        )
+    problem = extension_problem(params.device)
+    if params.device.type != "cpu":
+        problem = "its pass runs on the CPU; use 'auto'"
+    chosen = choose_backend(
+        op, backend, params.device, cpp=problem, triton="it has no Triton kernel; use 'auto'"
+    )
+    implementation = reference if chosen == "reference" else ops
+    return implementation.adam_step(
+        params, gradient, exp_avg, exp_avg_sq, step, lr, betas, eps, max_norm, targets, tau
+    )
+
+
+__all__ = ["adam_step"]
