@@ -77,19 +77,29 @@ class WeightGradient {
             }
             const Real scale = network.of(network.scales[l - 1], g)[first + i];
             const Real shift = network.of(network.shifts[l - 1], g)[first + i];
-            Real d_scale = 0, d_shift = 0;
-#pragma omp simd reduction(+ : d_scale, d_shift)
-            for (int64_t o = 0; o < width; ++o) {
-                d_kernel[o] = scale * product[o] + shift * sums_[o];
-                d_scale += kernel[o] * product[o];
-                d_shift += kernel[o] * sums_[o];
-            }
-            to.of(to.scales[l - 1], g)[first + i] = d_scale;
-            to.of(to.shifts[l - 1], g)[first + i] = d_shift;
+            unfold(width, scale, shift, product, sums_, kernel, d_kernel,
+                   to.of(to.scales[l - 1], g) + first + i, to.of(to.shifts[l - 1], g) + first + i);
         }
     }
 
   private:
+    static __attribute__((noinline)) void unfold(int64_t width, Real scale, Real shift,
+                                                 const Real* __restrict product,
+                                                 const Real* __restrict sums,
+                                                 const Real* __restrict kernel,
+                                                 Real* __restrict d_kernel, Real* d_scale,
+                                                 Real* d_shift) {
+        Real with_scale = 0, with_shift = 0;
+#pragma omp simd reduction(+ : with_scale, with_shift)
+        for (int64_t o = 0; o < width; ++o) {
+            d_kernel[o] = scale * product[o] + shift * sums[o];
+            with_scale += kernel[o] * product[o];
+            with_shift += kernel[o] * sums[o];
+        }
+        *d_scale = with_scale;
+        *d_shift = with_shift;
+    }
+
     void add_block(const Real* left, int64_t ld_left, int64_t count, const Real* right,
                    int64_t ld_right, int64_t width, int64_t depth, bool first) {
         constexpr int64_t panel = kPanel<Op>, pair = Op::kPair;
@@ -127,7 +137,8 @@ class WeightGradient {
             }
         }
         for (int64_t o = 0; o < width; ++o) sums_[o] += block_sums_[o];
-        for_blocks(count, [&](int64_t begin, int64_t size) {
+        for (int64_t begin = 0; begin < count; begin += kTileRows) {
+            const int64_t size = count - begin < kTileRows ? count - begin : kTileRows;
             for (int64_t k = 0; k < steps * pair; ++k) {
                 Element* out = left_ + k / pair * kTileRows * pair + k % pair;
                 const Real* from = left + k * ld_left + begin;
@@ -145,7 +156,7 @@ class WeightGradient {
                 any_tile<Op, true>(size, steps, left_, 0, right_ + p * panel_elements, to, ld,
                                    first ? nullptr : to, ld);
             }
-        });
+        }
     }
 
     Element *right_, *left_;

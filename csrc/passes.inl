@@ -24,7 +24,7 @@ class Arena {
 #include "tile.inl"
 #include "rows.inl"
 
-constexpr int64_t kChunkRows = 256;         // rows that one task takes through a network
+constexpr int64_t kChunkRows = 256;         // most rows that one task takes through a network
 constexpr int64_t kDepthBlock = 256;        // rows summed at a time in a weight gradient
 constexpr int64_t kSumRows = 16;           // rows of a block of a bias gradient's sum
 constexpr int64_t kGradientRows = 256;      // most rows of a kernel's gradient in one task
@@ -54,12 +54,14 @@ struct Task {
     int64_t g, begin, count;
 };
 
-// Splits `rows` rows of every network of a stack into tasks of at most kChunkRows.
+// Splits `rows` rows of every network of a stack into tasks. With more networks than threads a task
+// has many rows, since whoever takes it packs the network; else few, to balance the threads.
 class Tasks {
   public:
     Tasks(int64_t stack, int64_t rows, int threads) : rows_(rows) {
         const int64_t share = (stack * rows + threads - 1) / threads;
-        chunk_ = share < kChunkRows ? share : kChunkRows;
+        const int64_t most = stack > threads ? kChunkRows : kChunkRows / 4;
+        chunk_ = share < most ? share : most;
         chunk_ = chunk_ < rows ? chunk_ : rows;
         per_network_ = chunk_ == 0 ? 0 : (rows + chunk_ - 1) / chunk_;
         count_ = per_network_ * stack;

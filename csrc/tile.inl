@@ -22,7 +22,8 @@ struct Simd<double> {
 };
 
 constexpr int kTileRows = TRQAM_TILE_ROWS;
-constexpr int64_t kPrefetch = 8;  // steps of the depth that B is fetched ahead
+constexpr int64_t kPrefetch = 8;    // steps of the depth that B is fetched ahead
+constexpr int64_t kPackAhead = 24;  // rows that what is to be packed is fetched ahead
 
 // Nearest bfloat16, ties to even; a NaN stays one.
 inline __attribute__((always_inline)) uint32_t bf16_bits(float value) {
@@ -75,8 +76,9 @@ constexpr int64_t kLanes = TRQAM_VECTOR_BYTES / sizeof(typename Op::Real);
 template <class Op>
 constexpr int64_t kPanel = 2 * kLanes<Op>;
 
+// Not inlined: where it is, its pointers leave the registers.
 template <class Op, int kRows, bool kColumns>
-void tile(int64_t steps, const typename Op::Element* a, int64_t lda,
+__attribute__((noinline)) void tile(int64_t steps, const typename Op::Element* a, int64_t lda,
           const typename Op::Element* b, typename Op::Real* c, int64_t ldc,
           const typename Op::Real* init, int64_t ld_init) {
     using Real = typename Op::Real;
@@ -175,6 +177,7 @@ void pack(const Matrix<Op>& matrix, const typename Op::Real* source, int64_t ld,
         auto* to = matrix.panels + p * matrix.panel_elements();
         Real* bias = matrix.bias + p * panel;
         const int64_t left = matrix.width - p * panel, columns = left < panel ? left : panel;
+        Real sums[panel] = {};
         for (int64_t k = 0; k < matrix.steps() * Op::kPair; ++k) {
             auto* out = to + k / Op::kPair * panel * Op::kPair + k % Op::kPair;
             const Real* from = source + k * ld + p * panel;
@@ -182,19 +185,22 @@ void pack(const Matrix<Op>& matrix, const typename Op::Real* source, int64_t ld,
             const Real factor = scale && given ? scale[k] : Real(1);
             const Real offset = shift && given ? shift[k] : Real(0);
             if (given == panel) {
+                __builtin_prefetch(from + kPackAhead * ld);
+                __builtin_prefetch(from + kPackAhead * ld + panel / 2);
 #pragma omp simd
                 for (int64_t j = 0; j < panel; ++j) {
-                    bias[j] += offset * from[j];
+                    sums[j] += offset * from[j];
                     out[j * Op::kPair] = Op::convert(factor * from[j]);
                 }
                 continue;
             }
             for (int64_t j = 0; j < panel; ++j) {
                 const Real value = j < given ? from[j] : Real(0);
-                bias[j] += offset * value;
+                sums[j] += offset * value;
                 out[j * Op::kPair] = Op::convert(factor * value);
             }
         }
+        for (int64_t j = 0; j < panel; ++j) bias[j] += sums[j];
     }
 }
 
