@@ -1,63 +1,27 @@
-"""Sizes and inputs shared by the benchmarks; see README.md, "Benchmarks"."""
+"""Fixtures of the benchmarks; see docs/performance.md."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from trqam_fast.kernels import MLPWeights
-from trqam_fast.networks import MLPShape, ParameterBlock
+from benchmarks.records import describe, save
+from benchmarks.sizes import GRID, QUICK, Size
+from benchmarks.work import copy_ceiling, flops, gemm_ceiling, traffic
+from trqam_fast.memory import keep_freed_memory
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-ON_CPU = [("reference", "ieee"), ("cpp", "ieee")]
-ON_GPU = [*ON_CPU, ("triton", "ieee"), ("triton", "tf32"), ("triton", "bf16")]
-VARIANTS = [
-    (device, backend, precision)
-    for device in DEVICES
-    for backend, precision in (ON_CPU if device == "cpu" else ON_GPU)
-]
-"""Device, backend and precision of every benchmark."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """Sizes of one benchmark case."""
-
-    name: str
-    width: int
-    depth: int
-    batch: int
-    ensemble: int
-    obs_dim: int
-    act_dim: int
-    horizon: int
-    flow_steps: int = 10
-
-    @property
-    def dim(self) -> int:
-        return self.act_dim * self.horizon
-
-
-SIZES = [
-    Size("small", 128, 3, 128, 2, 2, 2, 1),
-    Size("paper", 512, 4, 256, 10, 28, 5, 5),
-]
-
-
-QUICK = {"small"}
-
-
-@pytest.fixture(
-    params=[
-        pytest.param(size, id=size.name, marks=[pytest.mark.quick] if size.name in QUICK else [])
-        for size in SIZES
-    ]
-)
-def size(request) -> Size:
-    return request.param
+NETWORKS = {
+    "cpu": [("reference", "ieee"), ("cpp", "ieee"), ("cpp", "bf16")],
+    "cuda": [("reference", "ieee"), *(("triton", p) for p in ("ieee", "tf32", "bf16"))],
+}
+VARIANTS = [(device, *variant) for device in DEVICES for variant in NETWORKS[device]]
+"""Device, backend and precision of an op that passes through networks."""
+ON_EITHER = [(device, b, "ieee") for device in DEVICES for b in ("reference", "cpp")]
+"""The same for an op that is compiled for the CPU, and may be for a GPU."""
 
 
 @dataclass(frozen=True)
@@ -73,35 +37,91 @@ class Variant:
         return {"backend": self.backend, "precision": self.precision}
 
 
+@pytest.fixture(
+    params=[
+        pytest.param(size, id=size.name, marks=[pytest.mark.quick] if size.name in QUICK else [])
+        for size in GRID
+    ]
+)
+def size(request) -> Size:
+    return request.param
+
+
 @pytest.fixture(params=VARIANTS, ids="-".join)
 def variant(request) -> Variant:
     return Variant(*request.param)
 
 
 def without_products(*backends: str):
-    """Run a benchmark of an op without matrix products: once for each backend that has it."""
-    chosen = [v for v in VARIANTS if v[1] in backends and v[2] == "ieee"]
+    """Run a benchmark of an op without matrix products once for each backend that has it."""
+    chosen = [
+        (device, backend, "ieee")
+        for device in DEVICES
+        for backend in backends
+        if (device, backend) != ("cpu", "triton")
+    ]
     return pytest.mark.parametrize("variant", chosen, ids="-".join, indirect=True)
 
 
-def draw(*shape: int, device: str, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device)
+@pytest.fixture(scope="session", autouse=True)
+def memory_is_kept():
+    keep_freed_memory()
 
 
-def make_field(size: Size, device: str, seed: int = 0) -> MLPWeights:
-    shape = MLPShape(size.obs_dim + size.dim + 1, (size.width,) * size.depth, size.dim)
-    block = ParameterBlock({"field": shape}, 1, device=device, trainable=True)
-    block.initialise([torch.Generator().manual_seed(seed)])
-    return block.networks["field"]
+@pytest.fixture
+def measure(benchmark, size, variant):
+    """Time `function`, the device idle again at its end, as one of the group `name` and size.
+
+    `work` names entries of `flops` or `traffic`, whose sum is what the function does.
+    """
+
+    def run(name: str, function, *work: str) -> None:
+        device = variant.device
+
+        def call():
+            result = function()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            return result
+
+        # The ceilings are measured before, so that the machine is in the same state.
+        ceiling = {"GFLOP/s": gemm_ceiling(device, variant.precision), "GB/s": copy_ceiling(device)}
+        benchmark.group = f"{name} {size.name} {device}"
+        call()
+        benchmark(call)
+        if not work or benchmark.stats is None:  # with --benchmark-disable
+            return
+        unit, amounts = ("GFLOP/s", flops(size)) if work[0] in flops(size) else (
+            "GB/s", traffic(size)
+        )  # fmt: skip
+        reached = 1e-9 * sum(amounts[part] for part in work) / benchmark.stats.stats.median
+        benchmark.extra_info[unit] = round(reached, 2)
+        benchmark.extra_info["ceiling " + unit] = round(ceiling[unit], 1)
+        benchmark.extra_info["share of the ceiling"] = round(reached / ceiling[unit], 3)
+
+    return run
 
 
-def synchronised(function, device: str):
-    """`function` with the device idle again when it returns."""
+def pytest_addoption(parser):
+    parser.addoption("--record", help="write medians and spreads to this JSON file")
 
-    def call():
-        result = function()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return result
 
-    return call
+def pytest_sessionfinish(session):
+    path = session.config.getoption("--record")
+    found = getattr(session.config, "_benchmarksession", None)
+    if path is None or found is None:
+        return
+    groups: dict[str, dict] = {}
+    for result in found.benchmarks:
+        if not result:
+            continue
+        stats = result.stats
+        groups.setdefault(result.group, {})[result.params["variant"]] = {
+            "median_ms": round(1e3 * stats.median, 4),
+            "quartile_1_ms": round(1e3 * stats.q1, 4),
+            "quartile_3_ms": round(1e3 * stats.q3, 4),
+            "rounds": stats.rounds,
+            **result.extra_info,
+        }
+    record = {**describe("median time of every op by backend and precision"), "groups": groups}
+    save(Path(path), record)

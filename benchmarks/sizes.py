@@ -35,6 +35,13 @@ class Size:
 
 PAPER = Size("paper", 512, 4, 256, 10, 28, 5, 5)
 PAPER_SMALL = replace(PAPER, name="w128-b64", width=128, batch=64)
+GRID = [
+    replace(PAPER, name=f"w{width}-b{batch}-s{runs}", width=width, batch=batch, runs=runs)
+    for width in (128, 512, 1024)
+    for batch in (64, 256)
+    for runs in (1, 8)
+]
+QUICK = {"w128-b64-s1"}
 
 
 def make_config(size: Size) -> AgentConfig:
@@ -51,10 +58,15 @@ def make_config(size: Size) -> AgentConfig:
 
 
 def make_agent(
-    size: Size, device: str, backend: str, precision: str, algo: str = "trqam"
+    size: Size,
+    device: str,
+    backend: str,
+    precision: str,
+    algo: str = "trqam",
+    agent_class: type[TRQAMAgent] = TRQAMAgent,
 ) -> TRQAMAgent:
     """Return a fresh agent."""
-    return TRQAMAgent(
+    return agent_class(
         make_config(size), size.obs_dim, size.act_dim, list(range(size.runs)), algo=algo,
         device=device, backend=backend, precision=precision,
     )  # fmt: skip
@@ -79,9 +91,12 @@ def make_batch(size: Size, device: str) -> Batch:
     )
 
 
-def make_field(size: Size, device: str, seed: int = 0) -> MLPWeights:
-    """Return a trainable velocity field."""
-    shape = MLPShape(size.obs_dim + size.dim + 1, (size.width,) * size.depth, size.dim)
-    block = ParameterBlock({"field": shape}, size.runs, device=device, trainable=True)
+def make_network(size: Size, device: str, seed: int = 0, *, critic: bool = False) -> MLPWeights:
+    """Return a trainable velocity field, or the ensemble of critics."""
+    hidden = (size.width,) * size.depth
+    shape = MLPShape(size.obs_dim + size.dim + 1, hidden, size.dim)
+    if critic:
+        shape = MLPShape(size.obs_dim + size.dim, hidden, 1, True, size.ensemble)
+    block = ParameterBlock({"network": shape}, size.runs, device=device, trainable=True)
     block.initialise([torch.Generator().manual_seed(seed + run) for run in range(size.runs)])
-    return block.networks["field"]
+    return block.networks["network"]

@@ -1,70 +1,144 @@
-"""Every op: forward and gradient, each backend beside the others."""
+"""Every op, forward and with gradient, each backend beside the others."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from benchmarks.conftest import draw, make_field, synchronised, without_products
-from trqam_fast.kernels import adjoint_matching, lean_adjoint, path_kl, sde_rollout
+from benchmarks.conftest import ON_EITHER, without_products
+from benchmarks.sizes import draw, make_network
+from trqam_fast.kernels import (
+    adam_step,
+    adjoint_matching,
+    lean_adjoint,
+    ode_rollout,
+    path_kl,
+    sde_rollout,
+    velocity_along,
+)
 
 
-def trajectories(size, device):
-    shape = (1, size.flow_steps, size.batch, size.dim)
-    return [draw(*shape, device=device, seed=seed) for seed in (1, 2, 3)]
+def along(size, device, seed, points=0):
+    """Numbers like velocities or the points of trajectories, `[S, K + points, B, D]`."""
+    shape = (size.runs, size.flow_steps + points, size.batch, size.dim)
+    return draw(*shape, device=device, seed=seed)
+
+
+def start(size, device):
+    """Observations and x_0."""
+    shape = (size.runs, size.batch)
+    return (
+        draw(*shape, size.obs_dim, device=device, seed=5),
+        draw(*shape, size.dim, device=device, seed=6),
+    )
 
 
 @without_products("reference", "cpp")
-def test_path_kl(benchmark, size, variant):
-    device = variant.device
-    v, u, _ = trajectories(size, device)
+def test_path_kl(measure, size, variant):
+    v, u = (along(size, variant.device, seed) for seed in (1, 2))
+    measure("path_kl", lambda: path_kl(v, u, backend=variant.backend), "path_kl")
+
+
+@without_products("reference", "cpp")
+def test_path_kl_gradient(measure, size, variant):
+    v, u = (along(size, variant.device, seed) for seed in (1, 2))
     v.requires_grad_()
 
     def step():
         return torch.autograd.grad(path_kl(v, u, backend=variant.backend).sum(), v)
 
-    benchmark.group = f"path_kl {size.name} {device}"
-    benchmark(synchronised(step, device))
+    measure("path_kl with gradient", step, "path_kl gradient")
+
+
+def matching(size, variant):
+    v, u, a = (along(size, variant.device, seed) for seed in (1, 2, 3))
+    lam = torch.ones(size.runs, device=variant.device)
+    return v, lambda: adjoint_matching(v, u, a, lam, backend=variant.backend)[0]
 
 
 @without_products("reference", "cpp", "triton")
-def test_adjoint_matching(benchmark, size, variant):
-    device = variant.device
-    v, u, a = trajectories(size, device)
+def test_adjoint_matching(measure, size, variant):
+    _, loss = matching(size, variant)
+    measure("adjoint_matching", loss, "adjoint_matching")
+
+
+@without_products("reference", "cpp", "triton")
+def test_adjoint_matching_gradient(measure, size, variant):
+    v, loss = matching(size, variant)
     v.requires_grad_()
-    lam = torch.ones(1, device=device)
+    measure(
+        "adjoint_matching with gradient", lambda: torch.autograd.grad(loss().sum(), v),
+        "adjoint_matching gradient",
+    )  # fmt: skip
+
+
+def rollout(size, variant):
+    device = variant.device
+    field, base = (make_network(size, device, seed) for seed in (1, 2))
+    noise = along(size, device, 4, -1)
+    data = (base.detach(), *start(size, device), noise)
+    return field, lambda field: sde_rollout(field, *data, **variant.options).velocity
+
+
+def test_sde_rollout(measure, size, variant):
+    field, run = rollout(size, variant)
+    field = field.detach()
+    measure("sde_rollout", lambda: run(field), "sde_rollout")
+
+
+def test_sde_rollout_gradient(measure, size, variant):
+    field, run = rollout(size, variant)
+    ones = along(size, variant.device, 3)
 
     def step():
-        return torch.autograd.grad(
-            adjoint_matching(v, u, a, lam, backend=variant.backend)[0].sum(), v
-        )
+        return torch.autograd.grad(run(field), field.tensors, ones)
 
-    benchmark.group = f"adjoint_matching {size.name} {device}"
-    benchmark(synchronised(step, device))
+    measure("sde_rollout with gradient", step, "sde_rollout", "sde_rollout backward")
 
 
-def test_sde_rollout(benchmark, size, variant):
+def test_ode_rollout(measure, size, variant):
+    field = make_network(size, variant.device).detach()
+    data = (*start(size, variant.device), size.flow_steps)
+    measure("ode_rollout", lambda: ode_rollout(field, *data, **variant.options), "ode_rollout")
+
+
+def test_lean_adjoint(measure, size, variant):
     device = variant.device
-    field, base = (make_field(size, device, seed) for seed in (1, 2))
-    s = draw(1, size.batch, size.obs_dim, device=device)
-    x0 = draw(1, size.batch, size.dim, device=device, seed=3)
-    noise = draw(1, size.flow_steps - 1, size.batch, size.dim, device=device, seed=4)
-
-    def step():
-        rollout = sde_rollout(field, base, s, x0, noise, **variant.options)
-        return torch.autograd.grad(rollout.velocity.sum(), field.tensors)
-
-    benchmark.group = f"sde_rollout {size.name} {device}"
-    benchmark(synchronised(step, device))
+    base = make_network(size, device).detach()
+    s, terminal = start(size, device)
+    points = along(size, device, 3, 1)
+    measure(
+        "lean_adjoint", lambda: lean_adjoint(base, s, points, terminal, **variant.options),
+        "lean_adjoint",
+    )  # fmt: skip
 
 
-def test_lean_adjoint(benchmark, size, variant):
+def test_velocity_along(measure, size, variant):
     device = variant.device
-    base = make_field(size, device).detach()
-    s = draw(1, size.batch, size.obs_dim, device=device)
-    points = draw(1, size.flow_steps + 1, size.batch, size.dim, device=device, seed=3)
-    terminal = draw(1, size.batch, size.dim, device=device, seed=4)
+    base, (s, _), points = make_network(size, device).detach(), start(size, device), along(
+        size, device, 3
+    )  # fmt: skip
+    measure(
+        "velocity_along", lambda: velocity_along(base, s, points, **variant.options),
+        "velocity_along",
+    )  # fmt: skip
 
-    benchmark.group = f"lean_adjoint {size.name} {device}"
-    benchmark(
-        synchronised(lambda: lean_adjoint(base, s, points, terminal, **variant.options), device)
+
+@pytest.mark.parametrize(
+    "variant", [v for v in ON_EITHER if v[:2] != ("cuda", "cpp")], ids="-".join, indirect=True
+)
+def test_adam_step(measure, size, variant):
+    """The parameters of both fields and the critics, targets for all but one field."""
+    networks = (make_network(size, variant.device, critic=c) for c in (False, False, True))
+    counts = [sum(t[0].numel() for t in network.tensors) for network in networks]
+    params, gradient, moment = (
+        draw(size.runs, sum(counts), device=variant.device, seed=seed) for seed in range(3)
+    )
+    state = (params, gradient, moment, moment.square(), torch.zeros((), device=variant.device))
+    targets = params[:, counts[0] :].clone()
+    measure(
+        "adam_step",
+        lambda: adam_step(
+            *state, lr=1e-4, max_norm=1.0, targets=targets, tau=0.005, backend=variant.backend
+        ),
     )

@@ -10,7 +10,7 @@
 
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,fma")
 #define TRQAM_VECTOR_BYTES 64
-#define TRQAM_TILE_ROWS 12
+#define TRQAM_TILE_ROWS 14
 #include "passes.inl"
 
 namespace trqam {

@@ -10,7 +10,7 @@
 
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,fma")
 #define TRQAM_VECTOR_BYTES 64
-#define TRQAM_TILE_ROWS 12
+#define TRQAM_TILE_ROWS 14
 #define TRQAM_DOT_BF16
 #include "passes.inl"
 

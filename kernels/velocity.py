@@ -13,8 +13,8 @@ from trqam_fast.kernels.dispatch import (
     choose_backend,
     triton_problem,
 )
-from trqam_fast.kernels.mlp import MLPWeights, size_problem
-from trqam_fast.kernels.mlp.extension import call, compiled_problem, describe
+from trqam_fast.kernels.mlp import MLPWeights, ops, size_problem
+from trqam_fast.kernels.mlp.extension import compiled_problem
 from trqam_fast.kernels.mlp.reference import mlp as reference_mlp
 from trqam_fast.kernels.mlp.triton_ops import forward_along
 from trqam_fast.kernels.schedule import flow_times
@@ -127,20 +127,5 @@ def velocity_along(
             time = times.view(1, -1, 1, 1).expand(runs, -1, batch, 1).flatten(1, 2)
             result = as_function(velocity)(rows, points.flatten(1, 2), time)
         case _:
-            result = along(velocity, observations, points, precision)
+            result = ops.forward_along(velocity, observations, points, precision)
     return result.view(runs, flow_steps, batch, dim)
-
-
-def along(velocity: MLPWeights, observations: Tensor, points: Tensor, precision: str) -> Tensor:
-    """Return the field at (s, X_k, t_k), `[S, K, B, D]`, by the compiled passes."""
-    runs, flow_steps, batch, dim = points.shape
-    observations = observations.contiguous()
-    points = points if points[0].is_contiguous() else points.contiguous()
-    result = points.new_empty(runs, flow_steps, batch, dim)
-    numbers, _alive = describe(velocity)
-    call(
-        "velocity_along", points, precision, numbers, batch, observations.shape[-1], dim,
-        flow_steps, observations.data_ptr(), points.data_ptr(), points.stride(0),
-        result.data_ptr(),
-    )  # fmt: skip
-    return result

@@ -9,6 +9,7 @@ import torch
 
 from trqam_fast.cli import run_command
 from trqam_fast.errors import RunError, UsageError
+from trqam_fast.memory import keep_freed_memory
 from trqam_fast.training.backend import check_asked, settle_backend
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.loop import Trainer
@@ -55,6 +56,7 @@ def resolve(argv: list[str]) -> TrainConfig:
 def main(argv: list[str] | None = None) -> int:
     """Train and return the exit status."""
     config = resolve(sys.argv[1:] if argv is None else argv)
+    keep_freed_memory()
     if config.threads > 0:
         torch.set_num_threads(config.threads)
     check_asked(config)

@@ -76,7 +76,8 @@ def lean_adjoint(
     )
     with torch.no_grad():
         chosen = choose_backend(
-            op, backend, observations.device, cpp=passes_problem(observations, precision, base_velocity),
+            op, backend, observations.device,
+            cpp=passes_problem(observations, precision, base_velocity),
             triton=fields_problem(observations, base_velocity), precision=precision,
         )  # fmt: skip
         data = (base_velocity, observations, trajectory, terminal_adjoint)

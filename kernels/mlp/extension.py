@@ -81,6 +81,11 @@ def call(name: str, like: Tensor, precision: str, *arguments: int | list[int]) -
     raise RuntimeError(f"{name}: asked for {needed} bytes of scratch memory and refused them")
 
 
+def scratch_bytes() -> int:
+    """Return the size of the calling thread's scratch memory."""
+    return _scratch.buffer.numel()
+
+
 def tape_elements(weights: MLPWeights, rows: int) -> int:
     """Return the elements of a tape that keeps `rows` rows of every network."""
     norm = int(bool(weights.norm_scales))

@@ -30,6 +30,10 @@ _library.define(
     "mlp_cpp_backward(Tensor[] weights, bool norm, Tensor inputs, Tensor tape, Tensor cotangent, "
     "str precision, bool want_inputs, Tensor(a!)[] gradients) -> Tensor"
 )
+_library.define(
+    "velocity_along_cpp(Tensor[] weights, bool norm, Tensor observations, Tensor points, "
+    "str precision) -> Tensor"
+)
 
 
 def _empty_forward(
@@ -69,6 +73,21 @@ def _backward(tensors, norm, inputs, tape, cotangent, precision, want_inputs, gr
     return d_inputs
 
 
+def _along(tensors, norm, observations, points, precision):
+    observations = observations.contiguous()
+    points = points if points[0].is_contiguous() else points.contiguous()
+    runs, flow_steps, batch, dim = points.shape
+    result = points.new_empty(runs, flow_steps, batch, dim)
+    numbers, _alive = describe(group(tensors, norm))
+    call(
+        "velocity_along", points, precision, numbers, batch, observations.shape[-1], dim,
+        flow_steps, observations.data_ptr(), points.data_ptr(), points.stride(0),
+        result.data_ptr(),
+    )  # fmt: skip
+    return result
+
+
+_library.impl("velocity_along_cpp", _along, "CPU")
 _library.impl("mlp_cpp_forward", _forward, "CPU")
 _library.impl("mlp_cpp_backward", _backward, "CPU")
 
@@ -81,6 +100,11 @@ def _(tensors, norm, inputs, precision, train):
 @torch.library.register_fake("trqam_fast::mlp_cpp_backward", lib=_library)
 def _(tensors, norm, inputs, tape, cotangent, precision, want_inputs, gradients):
     return _empty_backward(group(tensors, norm), cotangent, want_inputs)
+
+
+@torch.library.register_fake("trqam_fast::velocity_along_cpp", lib=_library)
+def _(tensors, norm, observations, points, precision):
+    return points.new_empty(points.shape)
 
 
 def new_gradients(memory: GradientMemory | None, tensors: list[Tensor]) -> list[Tensor]:
@@ -123,3 +147,12 @@ def mlp(weights: MLPWeights, inputs: Tensor, precision: str) -> Tensor:
         weights.memory, precision, train, bool(weights.norm_scales), inputs, *tensors
     )
     return result.view(*weights.lead, inputs.shape[1], weights.out_features)
+
+
+def forward_along(
+    velocity: MLPWeights, observations: Tensor, points: Tensor, precision: str
+) -> Tensor:
+    """Return the field at (s, X_k, t_k), `[S, K, B, D]`, without gradients."""
+    return torch.ops.trqam_fast.velocity_along_cpp(
+        list(velocity.tensors), bool(velocity.norm_scales), observations, points, precision
+    )

@@ -1,0 +1,118 @@
+import math
+
+import pytest
+import torch
+
+from tests.helpers import assert_equal64, assert_within_budget, draw
+from trqam_fast.kernels import BackendError, adam_step
+
+# Runs, parameters, targets; one size beyond a block of the sums.
+SIZES = [(1, 1, 0), (3, 37, 20), (2, 40_000, 23_000), (1, 20_000, 20_000)]
+
+
+def make(runs, size, target, dtype=torch.float64, scale=1.0):
+    params, gradient, exp_avg, exp_avg_sq = (
+        (factor * draw(runs, size, seed=seed)).to(dtype)
+        for seed, factor in enumerate((1.0, scale, 0.1, 0.1))
+    )
+    targets = draw(runs, target, seed=9).to(dtype) if target else None
+    return [params, gradient, exp_avg, exp_avg_sq.square(), torch.tensor(3.0), targets]
+
+
+def run(backend, tensors, steps=3, **options):
+    params, gradient, exp_avg, exp_avg_sq, step, targets = (
+        t if t is None else t.clone() for t in tensors
+    )
+    norms = [
+        adam_step(
+            params, gradient, exp_avg, exp_avg_sq, step, lr=3e-4, targets=targets, tau=0.005,
+            backend=backend, **options,
+        )
+        for _ in range(steps)
+    ]  # fmt: skip
+    assert float(step) == 3.0 + steps
+    assert torch.equal(gradient.nan_to_num(7.0), tensors[1].nan_to_num(7.0))
+    found = [norms[-1], params, exp_avg, exp_avg_sq]
+    return found if targets is None else [*found, targets]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("max_norm", [None, 1.0, 1e6])
+def test_cpp_equals_reference_in_float64(size, max_norm):
+    tensors = make(*size)
+    assert_equal64(
+        run("cpp", tensors, max_norm=max_norm), run("reference", tensors, max_norm=max_norm)
+    )
+
+
+@pytest.mark.parametrize("size", SIZES[1:])
+def test_cpp_within_float32_budget(size):
+    single = make(*size, dtype=torch.float32)
+    double = [t if t is None or i == 4 else t.double() for i, t in enumerate(single)]
+    assert_within_budget(
+        run("cpp", single, steps=50, max_norm=1.0),
+        run("reference", single, steps=50, max_norm=1.0),
+        run("reference", double, steps=50, max_norm=1.0),
+    )
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_follows_the_equation(backend):
+    params, gradient, m, v, step, targets = make(2, 5, 3, scale=10.0)
+    norm, p, m1, v1, t1 = run(
+        backend, [params, gradient, m, v, step, targets], steps=1, max_norm=1.0
+    )
+    expected_norm = gradient.square().sum(1).sqrt()
+    assert (expected_norm > 1).all()
+    g = gradient / expected_norm.unsqueeze(1)
+    m = 0.9 * m + 0.1 * g
+    v = 0.999 * v + 0.001 * g * g
+    moved = 3e-4 / (1 - 0.9**4) * m / ((v / (1 - 0.999**4)).sqrt() + 1e-8)
+    old = params[:, 2:]
+    expected = [expected_norm, params - moved, m, v, targets + 0.005 * (old - targets)]
+    assert_equal64([norm, p, m1, v1, t1], expected)
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_a_run_that_is_not_finite_harms_no_other(backend):
+    tensors = make(2, 37, 20)
+    alone = run(backend, [t if t.dim() == 0 else t[:1] for t in tensors], max_norm=1.0)
+    tensors[1][1, 3] = math.nan
+    both = run(backend, tensors, max_norm=1.0)
+    assert_equal64([t[:1] for t in both], alone)
+    assert both[0][1].isnan() and both[1][1].isnan().all()
+
+
+def test_results_do_not_depend_on_the_threads():
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            tensors = make(2, 40_000, 23_000, dtype=torch.float32)
+            results.append(run("cpp", tensors, max_norm=1.0))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_opcheck():
+    params, gradient, m, v, step, targets = make(2, 5, 3)
+    torch.library.opcheck(
+        torch.ops.trqam_fast.adam_step.default,
+        (params, gradient, m, v, step, 3e-4, 0.9, 0.999, 1e-8, 1.0, targets, 0.005),
+    )
+
+
+def test_bad_input():
+    params, gradient, m, v, step, targets = make(2, 5, 3)
+    with pytest.raises(ValueError, match=r"gradient has shape \[2, 4\]; expected \[2, 5\]"):
+        adam_step(params, gradient[:, 1:], m, v, step, lr=1e-3)
+    with pytest.raises(ValueError, match="it can have 5 columns at most"):
+        adam_step(params, gradient, m, v, step, lr=1e-3, targets=torch.zeros(2, 6).double())
+    with pytest.raises(ValueError, match="exp_avg is not contiguous"):
+        adam_step(params, gradient, torch.zeros(5, 2).double().T, v, step, lr=1e-3)
+    with pytest.raises(ValueError, match="expected one float32 number"):
+        adam_step(params, gradient, m, v, step.double(), lr=1e-3)
+    with pytest.raises(BackendError, match="it has no Triton kernel"):
+        adam_step(params, gradient, m, v, step, lr=1e-3, backend="triton")

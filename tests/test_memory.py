@@ -1,0 +1,65 @@
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks.memory import held_bytes, scratch_bytes, temporary_bytes
+from benchmarks.sizes import PAPER, make_agent, make_batch
+from trqam_fast.memory import update_bytes
+
+BASE = dataclasses.replace(PAPER, width=96, batch=64, ensemble=3)
+CHANGES = [
+    {}, {"runs": 3}, {"batch": 256}, {"width": 200}, {"flow_steps": 25}, {"ensemble": 10},
+    {"depth": 2}, {"obs_dim": 300}, {"horizon": 1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_update_stays_within_its_bound(change):
+    """And the bound is no more than a few times too large."""
+    size = dataclasses.replace(BASE, **change)
+    agent, batch = make_agent(size, "cpu", "cpp", "ieee"), make_batch(size, "cpu")
+    generators = [torch.Generator().manual_seed(run) for run in range(size.runs)]
+
+    def update():
+        agent.update(batch, agent.draw_noise(generators))
+
+    update()
+    bound = update_bytes(
+        agent.config, size.obs_dim, size.act_dim, runs=size.runs, threads=torch.get_num_threads()
+    )
+    found = {"held": held_bytes(agent), "temporary": temporary_bytes(update)}
+    for name, measured in found.items():
+        assert 0.4 * bound[name] <= measured <= bound[name], (name, measured, bound[name])
+
+
+def test_scratch_stays_within_its_bound():
+    """In a process of its own, since scratch memory only grows."""
+    code = (
+        "import torch\n"
+        "from benchmarks.memory import scratch_bytes\n"
+        "from benchmarks.sizes import make_agent, make_batch\n"
+        "from tests.test_memory import BASE\n"
+        "from trqam_fast.memory import update_bytes\n"
+        "torch.set_num_threads(2)\n"
+        "agent, batch = make_agent(BASE, 'cpu', 'cpp', 'ieee'), make_batch(BASE, 'cpu')\n"
+        "agent.update(batch, agent.draw_noise([torch.Generator()]))\n"
+        "print(scratch_bytes(), update_bytes(agent.config, 28, 5, threads=2)['scratch'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    measured, bound = map(int, done.stdout.split())
+    assert 0.1 * bound <= measured <= bound
+    assert scratch_bytes() >= 0
+
+
+def test_updates_allocate_nothing_lasting():
+    agent, batch = make_agent(BASE, "cpu", "cpp", "ieee"), make_batch(BASE, "cpu")
+    generators = [torch.Generator()]
+    for _ in range(2):
+        agent.update(batch, agent.draw_noise(generators))
+    before = scratch_bytes(), held_bytes(agent)
+    for _ in range(3):
+        agent.update(batch, agent.draw_noise(generators))
+    assert (scratch_bytes(), held_bytes(agent)) == before
