@@ -97,7 +97,7 @@ def velocity_along(
         observations: `[S, B, O]`, float32 or float64.
         points: X_0..X_{K-1}, `[S, K, B, D]`; t_k = k / K.
         backend: ``auto``, ``reference``, or for packed weights ``cpp`` or ``triton``.
-        precision: ``ieee``, ``tf32`` or ``bf16`` operands; the last two need Triton.
+        precision: ``ieee``, ``tf32`` (Triton) or ``bf16`` (Triton or ``cpp``) operands.
 
     Returns:
         `[S, K, B, D]`.

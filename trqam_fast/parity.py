@@ -131,7 +131,9 @@ def agent_tensors(agent: Agent) -> dict[str, Tensor]:
     return named
 
 
-def make_agent(recording: Recording, args: ParityArgs) -> Agent:
+def make_agent(
+    recording: Recording, args: ParityArgs, agent_class: type[TRQAMAgent] = TRQAMAgent
+) -> Agent:
     """Build the agent of a recording with its initial weights and dual variables."""
     meta = recording.meta
     options: dict[str, Any] = {
@@ -143,7 +145,7 @@ def make_agent(recording: Recording, args: ParityArgs) -> Agent:
     if recording.cloning_only:
         agent: Agent = BCAgent(recording.config, meta["obs_dim"], meta["act_dim"], [0], **options)
     else:
-        agent = TRQAMAgent(
+        agent = agent_class(
             recording.config, meta["obs_dim"], meta["act_dim"], [0], algo=meta["algo"], **options
         )
     with torch.no_grad():
@@ -254,10 +256,13 @@ def compare_scalars(
     deviations.add("grad/min", gradient.min().clamp(max=0.0), info["grad/min"])
 
 
-def replay(args: ParityArgs) -> dict[str, float]:
-    """Replay the recording and return the worst deviation of every recorded quantity."""
+def replay(args: ParityArgs, agent_class: type[TRQAMAgent] = TRQAMAgent) -> dict[str, float]:
+    """Replay the recording and return the worst deviation of every recorded quantity.
+
+    `agent_class` is the implementation of TRQAM and QAM that does the updates.
+    """
     recording = Recording(args.file)
-    agent = make_agent(recording, args)
+    agent = make_agent(recording, args, agent_class)
     deviations = Deviations()
     for index, info in enumerate(recording.meta["infos"]):
         batch, noise = load_update(recording, index, agent)

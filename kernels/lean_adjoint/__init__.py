@@ -44,7 +44,7 @@ def lean_adjoint(
         trajectory: X_0..X_K, `[S, K + 1, B, D]`; X_K itself is not used.
         terminal_adjoint: a_K, `[S, B, D]`.
         backend: ``auto``, ``reference``, or for packed weights ``cpp`` or ``triton``.
-        precision: ``ieee``, ``tf32`` or ``bf16`` operands; the last two need Triton.
+        precision: ``ieee``, ``tf32`` (Triton) or ``bf16`` (Triton or ``cpp``) operands.
 
     Returns:
         a_0..a_{K-1}, `[S, K, B, D]`: regression targets, constants to autograd. The weights of

@@ -26,7 +26,7 @@ def mlp(
         backend: ``reference`` (autograd), ``cpp`` (compiled passes, CPU),
             ``triton`` (fused passes) or ``auto``. Inside a `torch.func` transform, as in a
             callable given to `lean_adjoint`, take ``reference``.
-        precision: ``ieee``, ``tf32`` or ``bf16`` operands; the last two need Triton.
+        precision: ``ieee``, ``tf32`` (Triton) or ``bf16`` (Triton or ``cpp``) operands.
 
     Returns:
         `[S, N, out]`, or `[S, E, N, out]` for an ensemble.

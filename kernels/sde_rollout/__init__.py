@@ -67,7 +67,7 @@ def sde_rollout(
         ode_observations: `[S, N, O]`, optional.
         ode_x0: `[S, N, D]`, with `ode_observations`.
         backend: ``auto``, ``reference``, or for packed weights ``cpp`` or ``triton``.
-        precision: ``ieee``, ``tf32`` or ``bf16`` operands; see `PRECISIONS`.
+        precision: ``ieee``, ``tf32`` (Triton) or ``bf16`` (Triton or ``cpp``) operands.
 
     Returns:
         The `Rollout`.
@@ -164,7 +164,7 @@ def ode_rollout(
         flow_steps: K >= 1.
         backend: ``auto``, ``reference``, or ``cpp`` or ``triton`` for packed weights, without
             gradients.
-        precision: ``ieee``, ``tf32`` or ``bf16`` operands; see `PRECISIONS`.
+        precision: ``ieee``, ``tf32`` (Triton) or ``bf16`` (Triton or ``cpp``) operands.
 
     Returns:
         X_K, `[S, N, D]`.
