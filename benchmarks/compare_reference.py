@@ -32,6 +32,7 @@ from trqam_fast.cli import run_command
 from trqam_fast.devices import check_device
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.memory import keep_freed_memory
+from trqam_fast.training.updater import WARMUP
 
 Update = Callable[[], None]
 
@@ -98,7 +99,10 @@ class Reference:
 
 
 def our_update(case: Case, device: str) -> Update:
-    """Return a function that does one update with fresh noise and waits for it."""
+    """Return a function that does one update with fresh noise and waits for it.
+
+    On a GPU it is one replay of a captured graph, as the trainer runs it.
+    """
     backend = "cpp" if device == "cpu" else "triton"
     agent = make_agent(case.size, device, backend, case.precision)
     batch = make_batch(case.size, device)
@@ -106,17 +110,32 @@ def our_update(case: Case, device: str) -> Update:
 
     def update() -> None:
         agent.update(batch, agent.draw_noise(generators))
-        if device == "cuda":
-            torch.cuda.synchronize()
 
-    return update if device == "cpu" else captured(update)
+    if device == "cpu":
+        return update
+    graph = capture(update, generators)
+
+    def replay() -> None:
+        graph.replay()
+        torch.cuda.synchronize()
+
+    return replay
 
 
-def captured(update: Update) -> Update:
-    """`update` as a replayed graph, as the trainer runs it."""
-    from benchmarks.graphs import capture
-
-    return capture(update)
+def capture(update: Update, generators: list[torch.Generator]) -> torch.cuda.CUDAGraph:
+    """Return `update` as a CUDA graph, after warm-up on another stream."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARMUP):
+            update()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    for generator in generators:
+        graph.register_generator_state(generator)
+    with torch.cuda.graph(graph):
+        update()
+    return graph
 
 
 def time_block(update: Update, updates: int) -> list[float]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.baselines import CompiledAgent, EagerAgent
+from benchmarks.baselines import CompiledAgent, EagerAgent, GraphedAgent
 from benchmarks.conftest import DEVICES
-from benchmarks.sizes import make_agent, make_batch
+from benchmarks.sizes import GRID, make_agent, make_batch
 from trqam_fast.data.dataset import Dataset
 from trqam_fast.training.history import History
 from trqam_fast.training.updater import UPDATES_PER_REPLAY, WARMUP, Updater
@@ -26,19 +26,39 @@ def test_update(measure, size, variant, algo):
     measure(f"update {algo}", updates(agent, size, variant.device), "update")
 
 
-BASELINES = {"eager": EagerAgent, "compiled": CompiledAgent}
-
-
-@pytest.mark.parametrize(
-    "variant", [(device, name, "ieee") for device in DEVICES for name in BASELINES],
-    ids="-".join, indirect=True,
-)  # fmt: skip
-def test_update_of_the_baselines(measure, size, variant):
-    """The same work in PyTorch as its users write it, in the group of ours."""
-    agent = make_agent(
-        size, variant.device, "reference", "ieee", agent_class=BASELINES[variant.backend]
-    )
+def measure_baseline(measure, size, variant, agent_class):
+    agent = make_agent(size, variant.device, "reference", "ieee", agent_class=agent_class)
     measure("update trqam", updates(agent, size, variant.device), "update")
+
+
+def as_variants(name):
+    return pytest.mark.parametrize(
+        "variant", [(device, name, "ieee") for device in DEVICES], ids="-".join, indirect=True
+    )
+
+
+@as_variants("eager")
+def test_update_of_the_eager_baseline(measure, size, variant):
+    """The same work in PyTorch as its users write it, in the group of ours."""
+    measure_baseline(measure, size, variant, EagerAgent)
+
+
+# Compilation takes minutes: two sizes, and none of them quick.
+@pytest.mark.parametrize(
+    "size", [size for size in GRID if size.name in ("w128-b64-s1", "w512-b256-s1")],
+    ids=lambda size: size.name, indirect=True,
+)  # fmt: skip
+@as_variants("compiled")
+def test_update_of_the_compiled_baseline(measure, size, variant):
+    """The same under torch.compile."""
+    measure_baseline(measure, size, variant, CompiledAgent)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a captured graph needs a GPU")
+@pytest.mark.parametrize("variant", [("cuda", "graphed", "ieee")], ids="-".join, indirect=True)
+def test_update_of_the_graphed_baseline(measure, size, variant):
+    """The eager update as one captured graph."""
+    measure_baseline(measure, size, variant, GraphedAgent)
 
 
 def make_updater(agent, size, device, graph):

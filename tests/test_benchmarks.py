@@ -1,0 +1,114 @@
+"""What turns measurements into files, tables and drawings."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import compare_reference, phases, plot, scaling, table
+from benchmarks.sizes import PAPER_SMALL, make_network
+from benchmarks.work import flops
+from trqam_fast.errors import RunError, UsageError
+from trqam_fast.kernels import mlp
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_readme_is_up_to_date():
+    assert table.main(["--check"]) == 0
+
+
+def test_drawings(tmp_path):
+    assert plot.main(["--to", str(tmp_path)]) == 0
+    drawn = {path.stem for path in tmp_path.glob("*.svg")}
+    assert drawn == {"comparison", "ops", "roofline", "phases", "scaling"}
+    assert drawn == {path.stem for path in (ROOT / "docs" / "plots").glob("*.svg")}
+    with pytest.raises(UsageError, match="holds no result"):
+        plot.main(["--results", str(tmp_path)])
+
+
+def test_results_name_their_origin():
+    for path in (ROOT / "benchmarks" / "results").glob("*.json"):
+        record = json.loads(path.read_text())
+        missing = {"what", "machine", "commit"} - record.keys()
+        assert not missing, (path.name, missing)
+
+
+@pytest.mark.parametrize("critic", [False, True])
+def test_operations_are_counted_as_pytorch_counts_them(critic):
+    network = make_network(PAPER_SMALL, "cpu", critic=critic)
+    width = network.in_features
+    x = torch.randn(1, PAPER_SMALL.batch, width)
+    name = "critics" if critic else "field"
+    with FlopCounterMode(display=False) as counter:
+        out = mlp(network, x, backend="reference")
+    assert counter.get_total_flops() == flops(PAPER_SMALL)[name]
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.grad(out.sum(), network.tensors)
+    assert counter.get_total_flops() == flops(PAPER_SMALL)[f"{name} backward"]
+
+
+def test_every_phase_is_found():
+    result = phases.profile(PAPER_SMALL, "ieee", 2)
+    assert set(phases.WORK) <= set(result["phases"])
+    assert sum(phase["share"] for phase in result["phases"].values()) == pytest.approx(1, abs=0.01)
+
+
+def test_exponent_is_that_of_a_power():
+    values = [1, 2, 4, 8, 16]
+    assert scaling.exponent(values, [3 * v**1.5 for v in values]) == pytest.approx(1.5)
+
+
+def test_comparison_names_what_is_wrong(tmp_path):
+    with pytest.raises(UsageError, match=r"has no agents/trqam.py; give a checkout"):
+        compare_reference.main(["--reference", str(tmp_path)])
+    (tmp_path / "agents").mkdir()
+    (tmp_path / "agents" / "trqam.py").write_text("")
+    done = subprocess.run(
+        [sys.executable, "benchmarks/compare_reference.py", "--reference", str(tmp_path),
+         "--threads", "100000"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and "--threads is 100000; this process may use" in done.stderr
+
+
+FAKE = """
+import types, sys
+class Agent:
+    network = types.SimpleNamespace(params=0)
+    @staticmethod
+    def create(*args): return Agent()
+    def update(self, batch):
+        assert batch["next_observations"].shape == (64, 5, 28)
+        return self, {}
+TRQAMAgent = Agent
+def get_config(): return types.SimpleNamespace()
+"""
+
+
+def test_comparison_with_a_reference_that_does_nothing(tmp_path, monkeypatch):
+    """The protocol with the worker, with stand-ins for JAX and the authors' agent."""
+    (tmp_path / "agents").mkdir()
+    (tmp_path / "agents" / "__init__.py").write_text("")
+    (tmp_path / "agents" / "trqam.py").write_text(FAKE)
+    (tmp_path / "jax.py").write_text(
+        "import types\n__version__ = '0'\n"
+        "def devices(): return [types.SimpleNamespace(platform='cpu', device_kind='none')]\n"
+        "def device_put(x): return x\ndef block_until_ready(x): return x\n"
+    )
+    args = compare_reference.CompareArgs(tmp_path)
+    reference = compare_reference.Reference(args)
+    try:
+        assert reference.ask(do="describe")["jax"] == "0"
+        case = compare_reference.Case("small", PAPER_SMALL, "ieee", 2)
+        result = compare_reference.compare(case, reference, "cpu", 2)
+        with pytest.raises(RunError, match="the reference stopped"):
+            reference.ask(do="time", name="nothing", updates=1)
+    finally:
+        reference.close()
+    assert result["updates"] == 4 and len(result["ratio_of_each_turn"]) == 2
+    assert 0 < result["ratio"] < 1
