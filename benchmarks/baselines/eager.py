@@ -304,7 +304,8 @@ class CompiledAgent(EagerAgent):
     """The same with the losses and their backward pass as one compiled graph.
 
     Everything before the optimiser is in it, rollout and sweep unrolled; Adam's fused kernel is
-    left as it is. Compiling for paper size takes minutes on a CPU. `max-autotune` gained nothing.
+    left as it is. Compiling for paper size takes minutes on a CPU. There `max-autotune`, tried with
+    batched products, gained nothing.
     """
 
     def __init__(self, *args, **options) -> None:
