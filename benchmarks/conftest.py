@@ -116,7 +116,7 @@ def pytest_sessionfinish(session):
         if not result:
             continue
         stats = result.stats
-        groups.setdefault(result.group, {})[result.params["variant"]] = {
+        groups.setdefault(result.group, {})["-".join(result.params["variant"])] = {
             "median_ms": round(1e3 * stats.median, 4),
             "quartile_1_ms": round(1e3 * stats.q1, 4),
             "quartile_3_ms": round(1e3 * stats.q3, 4),

@@ -75,7 +75,8 @@ def ops(record: dict) -> list[str]:
         lines.append(f"| {op} | {small} | {paper} | {ratio(groups, op, SIZES[1], 'cpp-bf16')} |")
     for name, text in (("eager", "written for speed, eager"), ("compiled", "and torch.compile")):
         small, paper = (ratio(groups, "update trqam", size, f"{name}-ieee") for size in SIZES)
-        lines.append(f"| update trqam, PyTorch {text} | {small} | {paper} | |")
+        if {small, paper} != {"-"}:
+            lines.append(f"| update trqam, PyTorch {text} | {small} | {paper} | |")
     return lines
 
 

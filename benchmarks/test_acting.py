@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.sizes import draw, make_agent
+from benchmarks.sizes import GRID, QUICK, draw, make_agent
 from trqam_fast.agents import AgentConfig, TRQAMAgent
-from trqam_fast.data.names import parse_task
 from trqam_fast.evaluation import Evaluator
 
 TASK = "pointmaze-medium-navigate-singletask-task1-v0"
@@ -21,14 +20,22 @@ def test_act(measure, size, variant, observations):
     measure(f"act on {observations}", lambda: agent.act(s, noise))
 
 
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param(size, marks=[pytest.mark.quick] if size.name in QUICK else [])
+        for size in GRID
+        if (size.batch, size.runs) == (64, 1)
+    ],
+    ids=lambda size: size.name,
+    indirect=True,
+)
 def test_evaluate(measure, size, variant):
     """Two episodes of an untrained policy in two environments, 1000 steps each."""
-    if size.batch != 64 or size.runs != 1:
-        pytest.skip("evaluation depends on the width alone")
-    parse_task(TASK)
     config = AgentConfig(actor_hidden_dims=(size.width,) * 4, value_hidden_dims=(8,), num_qs=1)
-    agent = TRQAMAgent(config, 4, 2, [0], device=variant.device, **variant.options)
     evaluator = Evaluator(TASK, 2)
+    space = evaluator.slots[0].env.observation_space.shape[0]
+    agent = TRQAMAgent(config, space, 2, [0], device=variant.device, **variant.options)
     try:
         measure("evaluate", lambda: evaluator.evaluate(agent, 0, 2, seed=0))
     finally:
