@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from tests.helpers import draw
 from trqam_fast.agents import AgentConfig, TRQAMAgent
 from trqam_fast.data.dataset import FIELDS, Dataset
+from trqam_fast.kernels.adam_step.reference import adam_step
 from trqam_fast.kernels.adjoint_matching import ops as adjoint_matching_ops
 from trqam_fast.kernels.lean_adjoint import triton_ops as lean_adjoint_ops
 from trqam_fast.kernels.mlp import triton_ops as mlp_ops
@@ -28,9 +29,20 @@ pytestmark = [
     ),
 ]
 
+
+def as_on_a_gpu(
+    params, gradient, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, max_norm, targets, tau
+):
+    """The optimiser's step in PyTorch's operations, which `auto` takes there."""
+    return adam_step(
+        params, gradient, exp_avg, exp_avg_sq, step, lr, (beta1, beta2), eps, max_norm, targets, tau
+    )
+
+
 IMPLEMENTATIONS = {
     "mlp_triton_forward": mlp_ops._forward,
     "mlp_triton_backward": mlp_ops._backward,
+    "adam_step": as_on_a_gpu,
     "sde_rollout_triton": sde_rollout_ops._rollout,
     "lean_adjoint_triton": lean_adjoint_ops._sweep,
     "adjoint_matching": adjoint_matching_ops._forward,
@@ -66,6 +78,7 @@ def updates(runs):
     arrays = {name: draw(50, *([w] if w else []), seed=7) for name, w in widths.items()}
     dataset = Dataset.from_arrays({**arrays, "terminals": torch.zeros(50)})
     agent = TRQAMAgent(config, 3, 5, list(range(runs)), backend="triton")
+    agent.online.gradient = None  # As on a GPU, where gradients are put together by one cat.
     generators = [torch.Generator().manual_seed(seed) for seed in range(runs)]
     return Updater(agent, dataset, generators, History(10), graph=False)
 
