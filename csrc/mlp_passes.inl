@@ -58,6 +58,7 @@ class WeightGradient {
         const Network<Real>& network = call.network;
         const int64_t width = network.widths[l + 1], ld = padded(width);
         std::memset(sums_, 0, ld * sizeof(Real));
+        if (call.rows == 0) std::memset(product_, 0, count * ld * sizeof(Real));
         for (int64_t row = 0; row < call.rows; row += kDepthBlock) {
             const int64_t left_over = call.rows - row;
             const int64_t depth = left_over < kDepthBlock ? left_over : kDepthBlock;

@@ -160,7 +160,6 @@ struct Matrix {
 
     Matrix() = default;
     Matrix(Arena& arena, int64_t depth, int64_t width) : depth(depth), width(width) {
-        // The last panel is fetched ahead of its end.
         panels = arena.take<typename Op::Element>(panel_elements() * panel_count());
         bias = arena.take<typename Op::Real>(padded(width));
     }

@@ -177,6 +177,16 @@ def test_gradient_memory_is_used_once():
         assert torch.equal(ours, truth)
 
 
+def test_no_rows():
+    weights, x = make_mlp(5, 3, runs=2, layer_norm=True, ensemble=2), draw(2, 0, 5)
+    x.requires_grad_()
+    out = mlp(weights, x, backend="cpp")
+    assert out.shape == (2, 2, 0, 3)
+    assert all((g == 0).all() for g in gradients([out], [x, *weights.tensors]))
+    field, s, points = make_field(3, 2), draw(1, 0, 3), draw(1, 4, 0, 2)
+    assert lean_adjoint(field.detach(), s, points, points[:, 0], backend="cpp").numel() == 0
+
+
 def test_sliced_weights_and_inputs():
     """Networks of a larger stack, strided rows and transposed kernels are read where they lie."""
     weights = make_mlp(5, 3, runs=4, layer_norm=True, ensemble=2)
