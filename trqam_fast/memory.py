@@ -15,7 +15,7 @@ _NEVER, _STEP = 2**31 - 1, 64 * 2**20
 def keep_freed_memory() -> None:
     """Let glibc keep freed blocks for the next update instead of returning them to the system.
 
-    By default it maps every block above 32 MiB anew, and an update then spends up to a third of
+    By default it maps every block above 32 MiB anew, and an update then spends up to a quarter of
     its time on page faults of its tapes. The setting holds for the whole process; elsewhere than
     on Linux with glibc nothing happens.
     """
