@@ -7,7 +7,8 @@ import torch
 from trqam_fast.data.dataset import Dataset
 from trqam_fast.data.names import known_tasks, parse_task
 from trqam_fast.data.pointmaze import generate
-from trqam_fast.data.sources import GENERATED_DIR, OFFICIAL_DIR, Recipe, load_arrays, load_task
+from trqam_fast.data.recipe import GENERATED_DIR, Recipe
+from trqam_fast.data.sources import OFFICIAL_DIR, load_arrays, load_task
 from trqam_fast.errors import UsageError
 
 DATA = Path(__file__).parent / "data"

@@ -10,7 +10,7 @@ import torch
 from trqam_fast import train
 from trqam_fast.agents import AgentConfig
 from trqam_fast.cli import run_command
-from trqam_fast.data.sources import Recipe
+from trqam_fast.data.recipe import Recipe
 from trqam_fast.training import checkpoint
 from trqam_fast.training.loop import Trainer
 from trqam_fast.training.presets import DEFAULT, PRESETS, parse_config

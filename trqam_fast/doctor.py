@@ -10,7 +10,8 @@ import torch
 import tyro
 
 from trqam_fast.cli import run_command
-from trqam_fast.data.sources import GENERATED_DIR, OFFICIAL_DIR
+from trqam_fast.data.recipe import GENERATED_DIR
+from trqam_fast.data.sources import OFFICIAL_DIR
 from trqam_fast.kernels.dispatch import (
     NETWORK_OPS,
     PRECISIONS_OF,

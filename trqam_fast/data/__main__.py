@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from trqam_fast.cli import run_command
-from trqam_fast.data.sources import GENERATED_DIR, Recipe
+from trqam_fast.data.recipe import GENERATED_DIR, Recipe
 
 
 @dataclass(frozen=True)
