@@ -1,4 +1,4 @@
-"""The sequence sampler."""
+"""The sequence sampler, in memory and on disk; large sets are measured by benchmarks.large_data."""
 
 from __future__ import annotations
 
@@ -6,25 +6,35 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import large_data
 from benchmarks.conftest import DEVICES
 from trqam_fast.data.dataset import Dataset
+from trqam_fast.data.disk import FlatDataset
 
 TRANSITIONS = 100_000
+FORMS = [(device, form, "ieee") for device in DEVICES for form in ("memory", "disk")]
 
 
-@pytest.mark.parametrize(
-    "variant", [(device, "auto", "ieee") for device in DEVICES], ids="-".join, indirect=True
-)
-def test_sample(measure, size, variant):
-    random = np.random.default_rng(0)
-    arrays = {
-        "observations": random.standard_normal((TRANSITIONS, size.obs_dim)),
-        "actions": random.uniform(-1, 1, (TRANSITIONS, size.act_dim)),
-        "rewards": -np.ones(TRANSITIONS),
-        "masks": np.ones(TRANSITIONS),
-        "terminals": np.arange(TRANSITIONS) % 200 == 199,
-        "next_observations": random.standard_normal((TRANSITIONS, size.obs_dim)),
-    }
-    dataset = Dataset.from_arrays(arrays, variant.device)
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory):
+    return large_data.make_set(tmp_path_factory.mktemp("data") / "random.flat", TRANSITIONS)
+
+
+@pytest.mark.parametrize("variant", FORMS, ids="-".join, indirect=True)
+def test_sample(measure, size, variant, flat):
+    """Of the networks' sizes only runs, batch and horizon matter."""
+    make = {"memory": Dataset.from_flat, "disk": FlatDataset}[variant.backend]
+    dataset = make(flat, 1, device=variant.device)
     generators = [torch.Generator(variant.device).manual_seed(run) for run in range(size.runs)]
     measure("sample", lambda: dataset.sample(generators, size.batch, size.horizon, 0.99))
+
+
+def test_both_forms_give_the_same(flat):
+    """What is compared above does the same."""
+    batches = [
+        make(flat, 1).sample([torch.Generator().manual_seed(0)], 256, 5, 0.99)
+        for make in (Dataset.from_flat, FlatDataset)
+    ]
+    for a, b in zip(*batches, strict=True):
+        assert torch.equal(a, b)
+    assert np.isfinite(batches[0].rewards).all()

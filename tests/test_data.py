@@ -1,18 +1,71 @@
+"""The sampler in memory and on disk, names, and loading of a task."""
+
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
+import ogbench
 import pytest
 import torch
 
-from trqam_fast.data.dataset import Dataset
-from trqam_fast.data.names import known_tasks, parse_task
-from trqam_fast.data.pointmaze import generate
-from trqam_fast.data.recipe import GENERATED_DIR, Recipe
-from trqam_fast.data.sources import OFFICIAL_DIR, load_arrays, load_task
-from trqam_fast.errors import UsageError
+from trqam_fast.data import dataset as dataset_module
+from trqam_fast.data import disk as disk_module
+from trqam_fast.data.dataset import FIELDS, Dataset
+from trqam_fast.data.disk import FlatDataset, has_room
+from trqam_fast.data.flat import FlatSet, convert
+from trqam_fast.data.names import (
+    LARGE_SETS,
+    PUBLISHED,
+    DatasetName,
+    known_tasks,
+    parse_dataset,
+    parse_task,
+)
+from trqam_fast.data.recipe import GENERATED_DIR
+from trqam_fast.data.sources import OFFICIAL_DIR, load_arrays, load_task, present
+from trqam_fast.errors import RunError, UsageError
 
 DATA = Path(__file__).parent / "data"
 TASK = "pointmaze-medium-navigate-singletask-task1-v0"
+MAZE = parse_dataset("pointmaze-medium-navigate-v0")
+
+
+def raw_arrays(trajectories=6, rows=11, seed=0):
+    """A raw pointmaze file: random places, some of them at the goals."""
+    rng = np.random.default_rng(seed)
+    count = trajectories * rows
+    places = rng.uniform(-1, 22, size=(count, 2)).astype(np.float32)
+    return {
+        "observations": places,
+        "actions": rng.uniform(-1, 1, size=(count, 2)).astype(np.float32),
+        "terminals": np.arange(count) % rows == rows - 1,
+        "qpos": np.where(rng.random((count, 1)) < 0.3, 20.0, places).astype(np.float32),
+        "qvel": np.zeros((count, 2), np.float32),
+    }
+
+
+@pytest.fixture
+def archive(tmp_path):
+    path = tmp_path / "pointmaze-medium-navigate-v0.npz"
+    np.savez(path, **raw_arrays())
+    return path
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """The flat form of `archive`; making it starts six environments."""
+    path = tmp_path_factory.mktemp("converted") / "pointmaze-medium-navigate-v0.npz"
+    np.savez(path, **raw_arrays())
+    return convert([path], MAZE, path.with_suffix(".flat"), progress=False)
+
+
+@pytest.fixture
+def both_forms(archive, converted):
+    flat = archive.with_suffix(".flat")
+    shutil.copytree(converted, flat, copy_function=shutil.copyfile)
+    task = FlatDataset(FlatSet.open(flat), 1)
+    return Dataset.from_arrays(load_arrays(archive, parse_task(TASK).env_id)), task
 
 
 @pytest.fixture(scope="module")
@@ -22,20 +75,24 @@ def recorded():
 
 
 @pytest.mark.parametrize("horizon", [1, 2, 5, 10])
-def test_sequence_sampler(recorded, horizon):
+@pytest.mark.parametrize("part", [7, 1_000_000])
+def test_recorded_sequences(recorded, horizon, part, monkeypatch):
+    """A batch is what the authors' sampler has at its last step; parts do not change it."""
+    monkeypatch.setattr(dataset_module, "ROWS_AT_A_TIME", part)
     arrays = {k.removeprefix("data/"): v for k, v in recorded.items() if k.startswith("data/")}
     dataset = Dataset.from_arrays(arrays)
-    found = dataset.sequences(
-        torch.from_numpy(recorded[f"h{horizon}/indices"]), horizon, float(recorded["discount"])
-    )
+    starts = torch.from_numpy(recorded[f"h{horizon}/indices"])
+    found = dataset.gather(starts, horizon, float(recorded["discount"]))
     for name, value in found._asdict().items():
         expected = torch.from_numpy(recorded[f"h{horizon}/{name}"])
+        if name not in ("observations", "actions"):
+            expected = expected.select(starts.dim(), horizon - 1)
         assert value.shape == expected.shape, name
         tolerance = 1e-6 if name == "rewards" else 0
         torch.testing.assert_close(value.double(), expected.double(), atol=tolerance, rtol=1e-6)
 
 
-def test_sequences_cross_the_end_of_a_trajectory():
+def test_a_sequence_crosses_the_end_of_a_trajectory():
     n = 6
     arrays = {
         "observations": np.arange(n)[:, None],
@@ -45,81 +102,164 @@ def test_sequences_cross_the_end_of_a_trajectory():
         "terminals": np.array([0, 0, 1, 0, 0, 1]),
         "next_observations": np.arange(n)[:, None] + 0.5,
     }
-    found = Dataset.from_arrays(arrays).sequences(torch.tensor([1]), 4, 0.5)
-    assert found.valid.tolist() == [[1, 1, 0, 0]]
-    assert found.rewards.tolist() == [[-1, -1.5, -1.5, -1.5]]
-    assert found.masks.tolist() == [[1, 1, 1, 1]]  # the 0 lies in the next trajectory
-    assert found.terminals.tolist() == [[0, 1, 1, 1]]
-    assert found.next_observations[0, :, 0].tolist() == [1.5, 2.5, 2.5, 2.5]
-    assert found.actions[0, :, 0].tolist() == [1, 2, 3, 4]
+    dataset = Dataset.from_arrays(arrays)
+    found = dataset.gather(torch.tensor([[1, 0]]), 4, 0.5)
+    assert found.observations[..., 0].tolist() == [[1, 0]]
+    assert found.actions[..., 0].tolist() == [[[1, 2, 3, 4], [0, 1, 2, 3]]]
+    assert found.rewards.tolist() == [[-1.5, -1.75]]
+    assert found.masks.tolist() == [[1, 1]]  # the 0 lies in the next trajectory
+    assert found.valid.tolist() == [[0, 0]]
+    assert found.next_observations[..., 0].tolist() == [[2.5, 2.5]]
+    found = dataset.gather(torch.tensor([[1, 2]]), 2, 0.5)
+    assert found.valid.tolist() == [[1, 0]]
+    assert found.next_observations[..., 0].tolist() == [[2.5, 2.5]]
 
 
-def small_dataset(n=50):
+def small_arrays(n=50):
     rng = np.random.default_rng(0)
-    return Dataset.from_arrays(
-        {
-            "observations": rng.normal(size=(n, 3)),
-            "actions": rng.uniform(-1, 1, size=(n, 2)),
-            "rewards": -np.ones(n),
-            "masks": np.ones(n),
-            "terminals": np.zeros(n),
-            "next_observations": rng.normal(size=(n, 3)),
-        }
-    )
+    return {
+        "observations": rng.normal(size=(n, 3)),
+        "actions": rng.uniform(-1, 1, size=(n, 2)),
+        "rewards": -np.ones(n),
+        "masks": np.ones(n),
+        "terminals": np.zeros(n),
+        "next_observations": rng.normal(size=(n, 3)),
+    }
 
 
-def test_batches_depend_on_the_seed_alone():
-    def batches(seeds):
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return [small_dataset().sample(generators, 8, 3, 0.9) for _ in range(3)]
-
-    together, alone = batches([5, 6, 7]), batches([6])
-    for many, one in zip(together, alone, strict=True):
-        for a, b in zip(many, one, strict=True):
-            assert torch.equal(a[1:2], b)
+def make_generators(seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-@pytest.mark.parametrize("horizon", [1, 3])
-def test_a_batch_is_the_last_step_of_its_sequences(horizon, monkeypatch):
-    """Episodes end and tasks are solved at random; the outcomes are computed in three parts."""
-    monkeypatch.setattr("trqam_fast.data.dataset.OUTCOMES_AT_A_TIME", 19)
-    rng = np.random.default_rng(1)
-    dataset = Dataset.from_arrays(
-        {
-            "observations": np.arange(50)[:, None],
-            "actions": rng.uniform(-1, 1, size=(50, 2)),
-            "rewards": rng.normal(size=50),
-            "masks": rng.random(50) < 0.7,
-            "terminals": rng.random(50) < 0.3,
-            "next_observations": rng.normal(size=(50, 3)),
-        }
-    )
-    generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
-    for discount in (0.9, 0.5):
-        batch = dataset.sample(generators, 200, horizon, discount)
-        starts = batch.observations[..., 0].long()
-        expected = dataset.sequences(starts, horizon, discount)
-        assert torch.equal(batch.actions, expected.actions)
-        for ours, whole in (
-            (batch.rewards, expected.rewards),
-            (batch.masks, expected.masks),
-            (batch.valid, expected.valid),
-        ):
-            assert torch.equal(ours, whole[..., -1])
-        assert torch.equal(batch.next_observations, expected.next_observations[..., -1, :])
+def test_batches_depend_on_the_seed_alone(both_forms):
+    def batches(dataset, seeds):
+        generators = make_generators(seeds)
+        return [dataset.sample(generators, 8, 3, 0.9) for _ in range(3)]
+
+    for dataset in (Dataset.from_arrays(small_arrays()), *both_forms):
+        together, alone = batches(dataset, [5, 6, 7]), batches(dataset, [6])
+        for many, one in zip(together, alone, strict=True):
+            for a, b in zip(many, one, strict=True):
+                assert torch.equal(a[1:2], b)
 
 
-def test_start_indices_cover_all_of_zero_to_n_minus_h():
-    dataset = small_dataset(8)
-    batch = dataset.sample([torch.Generator().manual_seed(0)], 4000, 3, 0.9)
-    starts = {tuple(row) for row in batch.observations[0].tolist()}
-    assert starts == {tuple(row) for row in dataset.observations[:6].tolist()}
+def test_starts_are_drawn_as_ever():
+    """A run's batches must not change with a version of this package."""
+    arrays = small_arrays()
+    arrays["observations"][:, 0] = np.arange(50)
+    batch = Dataset.from_arrays(arrays).sample(make_generators([5, 6]), 8, 3, 0.9)
+    for run, seed in enumerate((5, 6)):
+        expected = torch.empty(8, dtype=torch.int64)
+        expected.random_(0, 48, generator=torch.Generator().manual_seed(seed))
+        assert batch.observations[run, :, 0].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("horizon", [1, 3, 10])
+@pytest.mark.parametrize(("part", "resident"), [(7, 0), (1_000_000, 500), (60, 2**20)])
+def test_the_same_batches_from_memory_and_disk(both_forms, horizon, part, resident, monkeypatch):
+    """Whatever is read at a time, and whether nothing, some or all of the records are mapped."""
+    monkeypatch.setattr(dataset_module, "ROWS_AT_A_TIME", part)
+    monkeypatch.setattr(disk_module, "ROWS_AT_A_TIME", part)
+    monkeypatch.setattr(disk_module, "RESIDENT", resident)
+    memory, disk = both_forms
+    disk = FlatDataset(disk.flat, 1)
+    copied = Dataset.from_flat(disk.flat, 1)
+    assert len(memory) == len(disk) == len(copied) == 60
+    assert (disk.obs_dim, disk.act_dim) == (memory.obs_dim, memory.act_dim) == (2, 2)
+    every = torch.arange(memory.start_count(horizon))[None]
+    drawn = [d.sample(make_generators([0, 1]), 32, horizon, 0.9) for d in (memory, disk, copied)]
+    whole = [d.gather(every, horizon, 0.9) for d in (memory, disk, copied)]
+    assert 0 < whole[0].valid.mean() <= 1
+    assert 0 < whole[0].masks.mean() < 1
+    for first, *others in (drawn, whole):
+        for other in others:
+            for name, a, b in zip(first._fields, first, other, strict=True):
+                assert torch.equal(a, b) and a.dtype == b.dtype, name
+                assert b.is_contiguous() or a.stride() == b.stride(), name
+
+
+def test_batches_do_not_share_memory(both_forms):
+    """The buffer of reads is used again by the next batch."""
+    _, disk = both_forms
+    first = disk.gather(torch.tensor([[0]]), 1, 0.9)
+    kept = [tensor.clone() for tensor in first]
+    disk.gather(torch.tensor([[30]]), 1, 0.9)
+    for a, b in zip(first, kept, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_no_observation_is_stored_twice(both_forms, archive):
+    memory, disk = both_forms
+    assert memory.pool.shape == (66, 2)  # 60 transitions, 6 trajectories
+    assert memory.own.tolist() == disk.ends.tolist() == [9, 19, 29, 39, 49, 59]
+    zeros = {**small_arrays(2), "observations": np.array([[1.0], [0.0]])}
+    zeros["next_observations"] = np.array([[-0.0], [2.0]])
+    dataset = Dataset.from_arrays(zeros)
+    assert torch.signbit(torch.from_numpy(dataset.tail(2)["next_observations"]))[0]
+
+
+def test_tail(both_forms, archive):
+    memory, disk = both_forms
+    arrays = load_arrays(archive, parse_task(TASK).env_id)
+    for dataset in (memory, disk):
+        for count in (0, 1, 15, 60, 99):
+            tail = dataset.tail(count)
+            assert tuple(tail) == FIELDS
+            for name in FIELDS:
+                assert np.array_equal(tail[name], arrays[name][max(60 - count, 0) :]), name
+
+
+def test_a_start_is_never_beyond_the_last_sequence():
+    arrays = small_arrays(8)
+    arrays["observations"] = np.arange(8)[:, None]
+    arrays["next_observations"] = np.arange(8)[:, None] + 1
+    dataset = Dataset.from_arrays(arrays)
+    batch = dataset.sample(make_generators([0]), 500, 3, 0.9)
+    assert set(batch.observations.flatten().tolist()) == set(range(6))
     with pytest.raises(UsageError, match="8 transitions, fewer than --horizon-length 9"):
         dataset.check_length(9)
     dataset.terminals[4] = 1
     with pytest.raises(UsageError, match="longest trajectory has 5 transitions"):
         dataset.check_length(6)
     dataset.check_length(5)
+
+
+def test_lengths_on_disk(both_forms):
+    both_forms[1].check_length(10)
+    with pytest.raises(UsageError, match="longest trajectory has 10 transitions"):
+        both_forms[1].check_length(11)
+
+
+def test_a_file_that_shrinks_is_reported(both_forms, monkeypatch):
+    monkeypatch.setattr(disk_module, "RESIDENT", 0)
+    disk = FlatDataset(both_forms[1].flat, 1)
+    with open(disk.flat.file("records"), "r+b") as file:
+        file.truncate(300)
+    with pytest.raises(RunError, match="has become shorter"):
+        disk.sample(make_generators([0]), 32, 3, 0.9)
+
+
+def test_only_a_gpu_with_room_takes_a_copy(both_forms, monkeypatch):
+    flat = both_forms[1].flat
+    assert not has_room(flat, torch.device("cpu"))
+    for free, room in ((2**40, True), (2**20, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, free))
+        assert has_room(flat, torch.device("cuda")) is room
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_forms_agree_on_a_gpu(both_forms):
+    memory, disk = both_forms
+    generators = [torch.Generator("cuda").manual_seed(seed) for seed in (1, 2)]
+    states = [generator.get_state() for generator in generators]
+    batches = []
+    host = FlatDataset(disk.flat, 1, device="cuda")
+    for dataset in (Dataset.from_flat(disk.flat, 1, device="cuda"), host):
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        batches.append(dataset.sample(generators, 64, 5, 0.9))
+    for a, b in zip(*batches, strict=True):
+        assert a.is_cuda and torch.equal(a, b)
 
 
 def test_names():
@@ -131,74 +271,57 @@ def test_names():
         "antmaze-large-navigate-singletask-task3-v0",
         "humanoidmaze-medium-navigate-singletask-task1-v0",
         "cube-quadruple-play-singletask-task5-v0",
+        "cube-octuple-play-singletask-task1-v0",
         "scene-play-singletask-task2-v0",
         "puzzle-4x4-play-singletask-task4-v0",
     ):
         assert name in known_tasks()
+    assert "antmaze-giant-explore-singletask-task1-v0" not in known_tasks()
     with pytest.raises(UsageError, match="cube-double-play-singletask"):
         parse_task("cube-duoble-play-singletask-task1-v0")
     with pytest.raises(UsageError, match="not an OGBench single task"):
         parse_task("visual-cube-double-play-singletask-task1-v0")
 
 
-@pytest.fixture(scope="module")
-def generated():
-    return generate("pointmaze-medium-v0", 1500, 0.5, seed=3, progress=False)
+def test_dataset_names():
+    for name in (
+        "cube-triple-play-v0", "cube-triple-play-v0-007", "cube-triple-play-10m-v0",
+        "cube-triple-play-singletask-task2-v0", "cube-triple-play-singletask-v0",
+    ):  # fmt: skip
+        found = parse_dataset(name)
+        assert (found.dataset_name, found.env_id) == ("cube-triple-play-v0", "cube-triple-v0")
+    assert list(MAZE.single_tasks()) == [1, 2, 3, 4, 5]
+    assert MAZE.single_task(None) == "pointmaze-medium-singletask-v0"
+    with pytest.raises(UsageError, match="nearest: cube-triple-play-v0"):
+        parse_dataset("cube-tripel-play-v0")
+    assert PUBLISHED["humanoidmaze-giant-navigate-v0"].transitions == 4_000_000
+    assert LARGE_SETS["cube-triple-play-10m-v0"].file_names[-1] == "cube-triple-play-v0-009.npz"
+    assert LARGE_SETS["humanoidmaze-giant-navigate-100m-v0"].transitions == 100_000_000
 
 
-def test_generated_data(generated):
-    assert generated["observations"].shape == (2002, 2)  # two whole trajectories of 1001 rows
-    assert generated["terminals"].nonzero()[0].tolist() == [1000, 2001]
-    assert np.abs(generated["actions"]).max() <= 1
-    # The recorded transitions are the environment's: the point moves by 0.2 a where it is free.
-    moved = np.diff(generated["observations"][:1000], axis=0)
-    free = np.isclose(moved, 0.2 * generated["actions"][:999], atol=1e-3).all(1)
-    assert free.mean() > 0.5
-    again = generate("pointmaze-medium-v0", 1000, 0.5, seed=3, progress=False)
-    for name, array in again.items():
-        assert np.array_equal(array, generated[name][:1001])
-    other = generate("pointmaze-medium-v0", 1000, 0.5, seed=4, progress=False)
-    assert not np.array_equal(other["actions"], again["actions"])
+def test_every_published_dataset_has_an_environment():
+    for name in PUBLISHED:
+        assert parse_dataset(name).single_tasks(), name
 
 
-def test_generation_leaves_the_global_generator_alone():
-    np.random.seed(1)
-    expected = np.random.get_state()[1].copy()
-    generate("pointmaze-medium-v0", 1, 0.5, seed=3, progress=False)
-    assert np.array_equal(np.random.get_state()[1], expected)
-
-
-def test_ogbench_reads_the_generated_file(tmp_path):
-    import ogbench
-
-    path = Recipe("pointmaze-medium-navigate-v0", 1000, 0.5, 0).ensure(tmp_path, progress=False)
-    assert path.name == "pointmaze-medium-navigate-v0-generated1-1000-noise0.5-seed0.npz"
-    path.with_name(path.name.replace(".npz", "-val.npz")).symlink_to(path)
-    _, train, _ = ogbench.make_env_and_datasets(TASK, dataset_path=str(path))
-    ours, found = load_task(
-        TASK,
-        recipe=Recipe("pointmaze-medium-navigate-v0", 1000, 0.5, 0),
-        generated_dir=tmp_path,
-        progress=False,
-    )
-    assert found == path
+def test_ogbench_reads_the_same(archive):
+    archive.with_name(archive.name.replace(".npz", "-val.npz")).symlink_to(archive)
+    _, train, _ = ogbench.make_env_and_datasets(TASK, dataset_path=str(archive))
+    ours, found = load_task(TASK, dataset_dir=archive.parent)
+    assert found == archive
+    everything = ours.tail(len(ours))
     for name in ("observations", "next_observations", "rewards", "masks", "terminals"):
-        assert np.array_equal(getattr(ours, name).numpy(), train[name]), name
-    assert float(ours.actions.abs().max()) <= 1 - 1e-5 + 1e-7
-    assert not list(tmp_path.glob("*.partial"))
+        assert np.array_equal(everything[name], train[name]), name
+    assert 0 < train["masks"].mean() < 1
+    assert np.abs(everything["actions"]).max() <= 1 - 1e-5 + 1e-7
 
 
-def test_generated_data_stay_away_from_official_names():
+def test_generated_data_stay_away_from_official_ones():
     assert GENERATED_DIR != OFFICIAL_DIR
-    recipe = Recipe("pointmaze-medium-navigate-v0", 1000, 0.5, 0)
-    assert recipe.file_name != "pointmaze-medium-navigate-v0.npz"
-    with pytest.raises(UsageError, match="'cube-double-play-v0' cannot be generated"):
-        Recipe("cube-double-play-v0", 1000, 0.5, 0)
-    with pytest.raises(UsageError, match="noise nan"):
-        Recipe("pointmaze-medium-navigate-v0", 1000, float("nan"), 0)
 
 
-def test_sparse_reward(tmp_path):
+@pytest.mark.parametrize("form", ["archive", "flat"])
+def test_sparse_reward(tmp_path, form, monkeypatch):
     rng = np.random.default_rng(0)
     path = tmp_path / "cube-double-play-v0.npz"
     arrays = {
@@ -208,70 +331,111 @@ def test_sparse_reward(tmp_path):
         "qpos": rng.normal(size=(20, 28)).astype(np.float32),
     }
     np.savez(path, **arrays)
+    if form == "flat":
+        tasks = {1: "cube-double-singletask-task1-v0"}  # each environment takes a second to make
+        monkeypatch.setattr(DatasetName, "single_tasks", lambda name: tasks)
+        convert([path], parse_dataset("cube-double-play-v0"), path.with_suffix(".flat"), False)
+        path.unlink()
     name = "cube-double-play-singletask-task1-v0"
     dense, _ = load_task(name, dataset_dir=tmp_path)
-    sparse, _ = load_task(name, dataset_dir=tmp_path, sparse=True)
+    sparse, found = load_task(name, dataset_dir=tmp_path, sparse=True)
+    assert found.suffix == {"archive": ".npz", "flat": ".flat"}[form]
     assert len(dense) == 18
-    assert set(dense.rewards.tolist()) <= {-2.0, -1.0, 0.0}
-    assert torch.equal(sparse.rewards, -(dense.rewards != 0).float())
+    dense, sparse = dense.tail(18)["rewards"], sparse.tail(18)["rewards"]
+    assert set(dense.tolist()) <= {-2.0, -1.0, 0.0}
+    assert np.array_equal(sparse, -(dense != 0).astype(np.float32))
+
+
+def test_the_newer_form_is_taken(archive, both_forms):
+    flat = archive.with_suffix(".flat")
+    dataset, found = load_task(TASK, dataset_dir=archive.parent)
+    assert found == flat and isinstance(dataset, FlatDataset)
+    os.utime(flat / "manifest.json", (1, 1))
+    dataset, found = load_task(TASK, dataset_dir=archive.parent)
+    assert found == archive and isinstance(dataset, Dataset)
+
+
+def test_missing_file_names_the_command(tmp_path):
+    with pytest.raises(UsageError, match="data get pointmaze-medium-nav.*with --generated"):
+        load_task(TASK, dataset_dir=tmp_path)
+    with pytest.raises(UsageError, match="data get antmaze-large-navigate-v0 --dataset-dir"):
+        load_task("antmaze-large-navigate-singletask-task1-v0", dataset_dir=tmp_path)
+
+
+def test_present(archive, both_forms):
+    folder = archive.parent
+    (folder / "antmaze-large-navigate-v0.npz").write_bytes(b"")
+    (folder / "foreign-v0.npz").write_bytes(b"")
+    (folder / "cube-double-play-v0-val.npz").write_bytes(b"")
+    (folder / "cube-double-play-v0.flat").mkdir()
+    found = {(f.path.name, f.form): f.damaged for f in present(folder)}
+    assert found == {
+        ("antmaze-large-navigate-v0.npz", "archive"): True,
+        ("cube-double-play-v0.flat", "flat"): True,
+        ("pointmaze-medium-navigate-v0.flat", "flat"): False,
+        ("pointmaze-medium-navigate-v0.npz", "archive"): False,
+    }
+    within = folder / "cube-triple-play-10m-v0"
+    within.mkdir()
+    archive.rename(within / "cube-triple-play-v0-001.npz")
+    assert within / "cube-triple-play-v0-001.npz" in [found.path for found in present(folder)]
 
 
 class TestBadFiles:
-    def write(self, tmp_path, generated, **changes):
-        path = tmp_path / "pointmaze-medium-navigate-v0.npz"
-        arrays = {**generated, **changes}
-        np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
-        return path
+    def write(self, path, **changes):
+        np.savez(path, **{k: v for k, v in {**raw_arrays(), **changes}.items() if v is not None})
 
     def load(self, path):
         return load_arrays(path, "pointmaze-medium-singletask-task1-v0")
 
-    def test_missing_file_names_the_command(self, tmp_path):
-        with pytest.raises(UsageError, match="python -m trqam_fast.data pointmaze-medium-navig"):
-            load_task(TASK, dataset_dir=tmp_path)
-        with pytest.raises(UsageError, match="ogbench.download_datasets"):
-            load_task("cube-double-play-singletask-task1-v0", dataset_dir=tmp_path)
-
-    def test_truncated(self, tmp_path, generated):
-        path = self.write(tmp_path, generated)
-        content = path.read_bytes()
+    def test_truncated(self, archive):
+        content = archive.read_bytes()
         for size in (0, 100, len(content) // 2, len(content) - 10):
-            path.write_bytes(content[:size])
+            archive.write_bytes(content[:size])
             with pytest.raises(UsageError, match="truncated"):
-                self.load(path)
+                self.load(archive)
 
-    def test_flipped_bit(self, tmp_path, generated):
-        path = self.write(tmp_path, generated)
-        content = bytearray(path.read_bytes())
-        content[len(content) // 3] ^= 1
-        path.write_bytes(content)
-        with pytest.raises(UsageError, match="truncated or damaged"):
-            self.load(path)
+    def test_flipped_bit(self, archive):
+        content = bytearray(archive.read_bytes())
+        content[400] ^= 1  # among the observations
+        archive.write_bytes(content)
+        with pytest.raises(UsageError, match="Bad CRC-32 for file 'observations.npy'"):
+            self.load(archive)
 
-    def test_missing_key(self, tmp_path, generated):
-        path = self.write(tmp_path, generated, qpos=None)
+    def test_missing_key(self, archive):
+        self.write(archive, qpos=None)
         with pytest.raises(UsageError, match=r"no array 'qpos' \[\?, \?\]"):
-            self.load(path)
+            self.load(archive)
 
-    def test_wrong_shape(self, tmp_path, generated):
-        path = self.write(tmp_path, generated, actions=np.zeros((2002, 3), np.float32))
-        with pytest.raises(UsageError, match=r"actions has shape \[2002, 3\], expected \[\?, 2\]"):
-            self.load(path)
-        path = self.write(tmp_path, generated, actions=np.zeros((2001, 2), np.float32))
-        with pytest.raises(UsageError, match=r"actions has shape \[2001, 2\]"):
-            self.load(path)
-        path = self.write(tmp_path, generated, terminals=np.zeros((2002, 1), bool))
-        with pytest.raises(UsageError, match=r"terminals has shape \[2002, 1\], expected \[\?\]"):
-            self.load(path)
+    @pytest.mark.parametrize(
+        ("name", "shape", "expected"),
+        [
+            ("actions", (66, 3), r"\[\?, 2\]"),
+            ("actions", (65, 2), r"\[\?, 2\]"),
+            ("terminals", (66, 1), r"\[\?\]"),
+        ],
+    )
+    def test_wrong_shape(self, archive, name, shape, expected):
+        self.write(archive, **{name: np.zeros(shape, np.float32)})
+        wrong = rf"{name} has shape \[{', '.join(map(str, shape))}\], expected {expected}"
+        with pytest.raises(UsageError, match=wrong):
+            self.load(archive)
 
-    def test_pickled_object(self, tmp_path, generated):
-        path = self.write(tmp_path, generated, actions=np.array([[{}, {}]] * 2002, dtype=object))
+    def test_pickled_object(self, archive):
+        self.write(archive, actions=np.array([[{}, {}]] * 66, dtype=object))
         with pytest.raises(UsageError, match="damaged|truncated"):
-            self.load(path)
+            self.load(archive)
 
-    def test_non_finite(self, tmp_path, generated):
-        broken = generated["observations"].copy()
+    def test_non_finite(self, archive):
+        broken = raw_arrays()["observations"]
         broken[7, 1] = np.nan
-        path = self.write(tmp_path, generated, observations=broken)
+        self.write(archive, observations=broken)
         with pytest.raises(UsageError, match="observations has non-finite values"):
-            self.load(path)
+            self.load(archive)
+
+    def test_the_last_row_is_terminal(self, archive):
+        terminals = raw_arrays()["terminals"]
+        terminals[-1] = False
+        self.write(archive, terminals=terminals)
+        with pytest.raises(UsageError, match="last row is not terminal"):
+            self.load(archive)

@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.kill_run import compare_runs
 from trqam_fast import train
 from trqam_fast.agents import AgentConfig
 from trqam_fast.cli import run_command
@@ -30,6 +32,7 @@ def flags(generated):
     return [
         "--preset", "smoke", "--generated-dir", str(generated), "--generated-transitions", "3000",
         "--generated-noise", "0.5", "--bc-steps", "20", "--offline-steps", "20",
+        "--online-steps", "0",
         "--log-interval", "5", "--eval-interval", "10", "--save-interval", "5",
         "--eval-episodes", "1", "--eval-envs", "1", "--batch-size", "8",
         "--actor-hidden-dims", "16", "16", "--value-hidden-dims", "16", "16",
@@ -58,13 +61,13 @@ def test_run_folder(flags, tmp_path, capsys):
 
     metrics = rows(folder / "metrics.csv")
     assert [(r["stage"], r["step"], r["seed"]) for r in metrics[::4]] == [
-        ("pretrain", "5", "3"), ("pretrain", "15", "3"), ("finetune", "25", "3"),
-        ("finetune", "35", "3"),
+        ("pretrain", "5", "3"), ("pretrain", "15", "3"), ("offline", "25", "3"),
+        ("offline", "35", "3"),
     ]  # fmt: skip
-    finetune = [r for r in metrics if r["stage"] == "finetune"]
+    offline = [r for r in metrics if r["stage"] == "offline"]
     for name in ("critic_loss", "bc_loss", "adjoint_loss", "path_kl", "lam", "kl_ema", "q_mean",
-                 "grad_norm", "updates_per_second"):  # fmt: skip
-        assert all(float(r[name]) == float(r[name]) for r in finetune), name
+                 "grad_norm"):  # fmt: skip
+        assert all(float(r[name]) == float(r[name]) for r in offline), name
 
     evaluations = rows(folder / "eval.csv")
     assert [(r["step"], r["seed"]) for r in evaluations] == [
@@ -74,8 +77,11 @@ def test_run_folder(flags, tmp_path, capsys):
 
     summary = json.loads((folder / "summary.json").read_text())
     assert 0 <= summary["pretrained_success"] <= 1 and 0 <= summary["final_success"] <= 1
-    assert set(summary["seconds"]) == {"data", "pretrain", "finetune", "evaluate"}
-    assert all(value > 0 for value in summary["seconds"].values())
+    assert set(summary["seconds"]) == {"data", "pretrain", "offline", "online", "evaluate"}
+    assert all(value > 0 for stage, value in summary["seconds"].items() if stage != "online")
+    timing = rows(folder / "timing.csv")
+    assert [row["step"] for row in timing] == [str(step) for step in range(5, 45, 5)]
+    assert all(float(row["updates_per_second"]) > 0 for row in timing)
     assert [p.name for p in sorted((folder / "checkpoints").iterdir())] == [
         f"step_{step:09d}.pt" for step in (20, 30, 35, 40)
     ]
@@ -100,8 +106,8 @@ def test_resume_ends_where_the_uninterrupted_run_ends(flags, tmp_path, stop, mon
 
     update = train.Trainer.check_finite
 
-    def interrupt(self, history, step):
-        update(self, history, step)
+    def interrupt(self, history, step, updates_per_step):
+        update(self, history, step, updates_per_step)
         if step >= stop:
             raise Killed
 
@@ -111,10 +117,8 @@ def test_resume_ends_where_the_uninterrupted_run_ends(flags, tmp_path, stop, mon
     monkeypatch.undo()
     assert run(["--run-dir", str(tmp_path / "cut"), "--resume"], tmp_path / "cut") == 0
     for name in ("metrics.csv", "eval.csv"):
-        whole, cut = rows(tmp_path / "whole" / name), rows(tmp_path / "cut" / name)
-        for row in (*whole, *cut):
-            row.pop("updates_per_second", None)
-        assert whole == cut
+        whole, cut = (tmp_path / folder / name for folder in ("whole", "cut"))
+        assert whole.read_bytes() == cut.read_bytes()
     # Resuming a finished run changes nothing.
     before = (tmp_path / "cut/eval.csv").read_text()
     assert run(["--run-dir", str(tmp_path / "cut"), "--resume"], tmp_path / "cut") == 0
@@ -133,7 +137,7 @@ def test_existing_run_is_refused_resumed_or_overwritten(flags, tmp_path, capsys)
     assert "already holds a run" in message and "--resume" in message
     assert (folder / "metrics.csv").read_text() == before
     assert run(flags, folder, "--algo", "qam", "--overwrite") == 0
-    assert {r["stage"] for r in rows(folder / "metrics.csv")} == {"pretrain", "finetune"}
+    assert {r["stage"] for r in rows(folder / "metrics.csv")} == {"pretrain", "offline"}
     assert run([], folder, "--resume") == 0  # --overwrite is not remembered
     other = tmp_path / "other"
     other.mkdir()
@@ -168,14 +172,19 @@ def test_checkpoint_of_another_shape(flags, tmp_path, capsys):
     assert "[5, 16]" in message and "[5, 8]" in message and "--actor-hidden-dims" in message
 
 
-@pytest.mark.parametrize("damage", ["truncated", "pickle", "empty", "random", "keys"])
-def test_damaged_checkpoint(damage, flags, tmp_path, capsys):
-    folder = tmp_path / "run"
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "pickle", "empty", "random", "keys"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, flags, tmp_path, capsys):
+    whole, folder = tmp_path / "whole", tmp_path / "run"
     assert run(flags, folder) == 0
+    shutil.copytree(folder, whole)
     path = sorted((folder / "checkpoints").glob("*.pt"))[-1]
     witness = tmp_path / "executed"
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:1000])
+    elif damage == "flipped":
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
     elif damage == "empty":
         path.write_bytes(b"")
     elif damage == "random":
@@ -190,12 +199,21 @@ def test_damaged_checkpoint(damage, flags, tmp_path, capsys):
 
         torch.save(Malicious(), path)
     capsys.readouterr()
-    assert run([], folder, "--resume") == 2
-    error = capsys.readouterr().err
-    assert f"{path} is not a readable checkpoint" in error
-    assert "delete it to resume from step_000000035.pt" in error
-    assert len(error.strip().splitlines()) == 1
+    assert run([], folder, "--resume") == 0
+    captured = capsys.readouterr()
+    assert f"{path} is not a readable checkpoint" in captured.err
+    assert "resuming from step_000000035.pt" in captured.out
     assert not witness.exists()
+    assert compare_runs(whole, folder) == []
+
+
+def test_no_whole_checkpoint(flags, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert run(flags, folder, "--algo", "bc") == 0
+    for path in (folder / "checkpoints").glob("*.pt"):
+        path.write_bytes(b"")
+    assert run([], folder, "--resume") == 2
+    assert "holds no whole checkpoint; start again with --overwrite" in capsys.readouterr().err
 
 
 def test_non_finite_loss_stops_that_run_alone(flags, tmp_path, capsys, monkeypatch):
@@ -246,8 +264,12 @@ def test_non_finite_loss_stops_that_run_alone(flags, tmp_path, capsys, monkeypat
         (["--backend", "triton"], "backend 'triton' is not available: its kernels need a GPU"),
         (["--precision", "tf32"], "has no precision 'tf32'; use 'ieee'"),
         (["--resume", "--overwrite"], "exclude each other"),
+        (["--online-steps", "5", "--algo", "bc"], "--algo bc has no critic to fine-tune with"),
+        (["--balanced-sampling", "--start-training", "2"], "--start-training is 2, but half"),
+        (["--utd-ratio", "0"], "--utd-ratio is 0; use 1 or more"),
+        (["--pretrained", "nowhere.pt"], "--pretrained nowhere.pt does not exist"),
         (["--log-interval", "0"], "--log-interval is 0; use 1 or more"),
-        (["--env-name", "cube-double-play-singletask-v0"], "cannot be generated"),
+        (["--env-name", "antmaze-large-navigate-singletask-v0"], "cannot be generated"),
     ],
 )
 def test_bad_flags(bad, message, flags, tmp_path, capsys, monkeypatch):
@@ -263,8 +285,10 @@ def test_overwrite_keeps_the_old_run_when_the_new_one_cannot_start(flags, tmp_pa
     assert run(flags, folder, "--algo", "bc") == 0
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     broken.mkdir()
-    (source,) = generated.glob("*.npz")
-    (broken / source.name).write_bytes(source.read_bytes()[:5000])
+    (source,) = generated.glob("*/pointmaze-medium-navigate-v0.npz")
+    target = broken / source.relative_to(generated)
+    target.parent.mkdir()
+    target.write_bytes(source.read_bytes()[:5000])
     assert run(flags, folder, "--overwrite", "--generated-dir", str(broken)) == 2
     assert run(flags, folder, "--overwrite", "--horizon-length", "5000") == 2
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
@@ -328,7 +352,7 @@ def test_missing_dataset(tmp_path, capsys):
     flags = ["--env-name", "cube-double-play-singletask-v0", "--dataset-dir", str(tmp_path)]
     assert run(flags, tmp_path / "run") == 2
     error = capsys.readouterr().err
-    assert 'ogbench.download_datasets(["cube-double-play-v0"]' in error
+    assert "cube-double-play-v0" in error and "trqam_fast.data" in error
     assert not (tmp_path / "run").exists()
 
 
@@ -355,7 +379,9 @@ def test_presets():
     assert parse_config([]) == DEFAULT
     assert parse_config(["--preset", "smoke"]) == PRESETS["smoke"]
     other = parse_config(["--env-name", "cube-double-play-singletask-v0"])
-    assert other.preset == "paper" and other.agent == AgentConfig()
+    assert other.preset == "paper"
+    chunks = {"horizon_length": 5, "action_chunking": True, "kl_budget": 0.5}
+    assert other.agent == AgentConfig(**chunks)
     changed = parse_config(["--lr", "0.5", "--seeds", "0", "1"])
     assert changed.agent.lr == 0.5 and changed.seeds == (0, 1)
     assert changed.agent.kl_budget == DEFAULT.agent.kl_budget

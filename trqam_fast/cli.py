@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from trqam_fast.errors import FAILURE, RunError, UsageError
+from trqam_fast.errors import FAILURE, RunError, Stopped, UsageError
 from trqam_fast.kernels import BackendError
 
 
@@ -16,6 +16,9 @@ def run_command(main: Callable[[], int]) -> int:
     except (UsageError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.status
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return stop.status
     except OSError as error:
         print(f"error: {error}; what was saved before is untouched", file=sys.stderr)
         return FAILURE

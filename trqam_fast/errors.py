@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-USAGE, FAILURE = 2, 1
+USAGE, FAILURE, REQUEUE = 2, 1, 75
 
 
 class UsageError(Exception):
@@ -15,3 +15,9 @@ class RunError(Exception):
     """Something failed while running; commands exit with status 1."""
 
     status = FAILURE
+
+
+class Stopped(Exception):
+    """A scheduler asked the run to stop; commands exit with status 75, to be run again."""
+
+    status = REQUEUE

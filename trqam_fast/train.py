@@ -13,14 +13,16 @@ from trqam_fast.memory import keep_freed_memory
 from trqam_fast.training.backend import check_asked, settle_backend
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.loop import Trainer
-from trqam_fast.training.presets import parse_config
+from trqam_fast.training.presets import describe_settings, parse_config
 from trqam_fast.training.run_folder import RunFolder
+from trqam_fast.training.stopping import StopRequest
+from trqam_fast.training.trackers import check_packages
 
 # What may differ between a run and its continuation without changing its mathematics.
 RESUMABLE = {
     "preset", "backend", "precision", "graph", "threads", "dataset_dir", "generated_dir",
-    "offline_steps", "log_interval", "eval_interval", "eval_episodes", "eval_envs",
-    "save_interval", "keep", "run_dir",
+    "offline_steps", "online_steps", "log_interval", "eval_interval", "eval_episodes", "eval_envs",
+    "eval_workers", "save_interval", "keep", "tensorboard", "wandb", "run_dir",
 }  # fmt: skip
 
 
@@ -28,20 +30,28 @@ def resolve(argv: list[str]) -> TrainConfig:
     """Parse the flags; those of a resumed run override the configuration in its folder.
 
     Raises:
-        UsageError: impossible values, or a continuation that would be another run.
+        UsageError: impossible values, no run to resume, or a continuation that would be another
+            run.
     """
     config = parse_config(argv)
-    if not config.resume:
-        path = config.run_dir or RunFolder.default_path(config.env_name, config.algo)
-        return dataclasses.replace(config, run_dir=path)
-    folder = RunFolder(config.run_dir or RunFolder.newest(config.env_name, config.algo))
+    path = config.run_dir
+    if config.resume != "no":
+        path = path or RunFolder.newest(config.env_name, config.algo)
+    if path is None and config.resume == "yes":
+        raise UsageError(
+            f"--resume found no run of {config.algo} on {config.env_name}; name one with --run-dir"
+        )
+    path = path or RunFolder.default_path(config.env_name, config.algo)
+    folder = RunFolder(path)
+    if config.resume == "no" or (config.resume == "auto" and not folder.exists):
+        return dataclasses.replace(config, run_dir=path, resume="no")
     try:
         base = TrainConfig.from_dict(folder.read_config())
     except (KeyError, TypeError) as error:
         raise UsageError(
-            f"{folder.path}/config.json is of another version ({error}); start a new run"
+            f"{path}/config.json is of another version ({error}); start a new run"
         ) from None
-    config = dataclasses.replace(parse_config(argv, base), run_dir=folder.path)
+    config = dataclasses.replace(parse_config(argv, base), run_dir=path)
     before, now = base.to_dict(), config.to_dict()
     changed = [name for name in now if name not in RESUMABLE and now[name] != before[name]]
     if changed:
@@ -49,7 +59,7 @@ def resolve(argv: list[str]) -> TrainConfig:
             f"--{name.replace('_', '-')} {now[name]} (the run has {before[name]})"
             for name in changed
         )
-        raise UsageError(f"cannot resume {folder.path} with {differences}; drop these flags")
+        raise UsageError(f"cannot resume {path} with {differences}; drop these flags")
     return config
 
 
@@ -60,20 +70,27 @@ def main(argv: list[str] | None = None) -> int:
     if config.threads > 0:
         torch.set_num_threads(config.threads)
     check_asked(config)
+    check_packages(config.tensorboard, config.wandb)
     folder = RunFolder(config.run_dir)
-    if not config.resume:
+    if config.resume == "no":
         folder.check_free(config.overwrite)
-    trainer = Trainer(config, folder)
-    trainer.load_data()
-    trainer.config = settle_backend(config, trainer.dataset.act_dim)
-    if config.resume:
-        folder.write_json("config.json", config.to_dict())
-    else:
-        folder.create(config.to_dict())
-    try:
-        return trainer.run()
-    except KeyboardInterrupt:
-        raise RunError(f"interrupted; continue with --resume --run-dir {folder.path}") from None
+    stop = StopRequest()
+    with stop.listening():
+        trainer = Trainer(config, folder, stop)
+        print(describe_settings(config), flush=True)
+        with stop.at_once():
+            trainer.load_data()
+            if config.pretrained is not None and config.resume == "no":
+                trainer.load_pretrained()
+        trainer.config = settle_backend(config, trainer.dataset.act_dim)
+        if config.resume == "no":
+            folder.create(config.to_dict())
+        else:
+            folder.write_json("config.json", config.to_dict())
+        try:
+            return trainer.run()
+        except KeyboardInterrupt:
+            raise RunError(f"interrupted; continue with --resume --run-dir {folder.path}") from None
 
 
 if __name__ == "__main__":

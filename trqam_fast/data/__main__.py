@@ -1,4 +1,4 @@
-"""Generate a dataset: python -m trqam_fast.data pointmaze-medium-navigate-v0."""
+"""Datasets: python -m trqam_fast.data {list,get,verify,generate,convert}."""
 
 from __future__ import annotations
 
@@ -10,34 +10,224 @@ from typing import Annotated
 import tyro
 
 from trqam_fast.cli import run_command
+from trqam_fast.data.archive import Layout, layout_of, problems_of
+from trqam_fast.data.download import get
+from trqam_fast.data.flat import convert, problems_of_flat
+from trqam_fast.data.names import LARGE_SETS, PUBLISHED, DatasetName, parse_dataset
 from trqam_fast.data.recipe import GENERATED_DIR, Recipe
+from trqam_fast.data.sources import OFFICIAL_DIR, Found, present
+from trqam_fast.errors import FAILURE, UsageError
+
+
+@dataclass(frozen=True)
+class ListArgs:
+    """List domains, kinds and sizes, and what is present."""
+
+    dataset_dir: Path = OFFICIAL_DIR
+    """Folder of datasets."""
+
+
+@dataclass(frozen=True)
+class GetArgs:
+    """Download the train and validation file of a dataset, or the files of a large set."""
+
+    name: Annotated[str, tyro.conf.Positional]
+    """Dataset, e.g. cube-double-play-v0, or a large set, e.g. cube-triple-play-10m-v0."""
+    mirror: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Address to ask before the official host, e.g. https://host/ogbench; may be repeated."""
+    dataset_dir: Path = OFFICIAL_DIR
+    """Folder that the files go to; those of a large set go to a folder of its name in it."""
+
+
+@dataclass(frozen=True)
+class VerifyArgs:
+    """Check datasets: checksums, arrays, shapes, dtypes, finite values, terminals."""
+
+    sources: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Names in the folder, npz files or flat sets."""
+    dataset_dir: Path = OFFICIAL_DIR
+    """Folder where names are looked up."""
 
 
 @dataclass(frozen=True)
 class GenerateArgs:
-    """Generate navigation data from the environment's own oracle directions plus noise."""
+    """Generate a dataset with the scripted experts of the ogbench package.
 
-    dataset: Annotated[str, tyro.conf.Positional]
-    """Dataset to imitate: pointmaze-{medium,large,giant,teleport}-navigate-v0."""
+    Possible for pointmaze, cube, scene and puzzle; antmaze, antsoccer and humanoidmaze need
+    downloaded experts.
+    """
+
+    name: Annotated[str, tyro.conf.Positional]
+    """Dataset to imitate, e.g. cube-double-play-v0."""
     transitions: int = 100_000
-    """Number of transitions, in trajectories of 1000."""
-    noise: float = 0.5
-    """Standard deviation of the action noise."""
+    """Number of transitions for training; the validation file has a tenth as many."""
+    workers: int = 1
+    """Processes; the data do not depend on it."""
     seed: int = 0
     """Seed of all random numbers."""
-    generated_dir: Path = GENERATED_DIR
-    """Folder of generated files, kept apart from the official ones."""
+    noise: float | None = None
+    """Noise of the expert's actions; the published value if it is not given."""
+    dataset_dir: Path = GENERATED_DIR
+    """Folder of generated data, kept apart from the official ones."""
+
+
+@dataclass(frozen=True)
+class ConvertArgs:
+    """Turn npz files into a flat set, which training reads from the disk."""
+
+    sources: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """A name in the folder, npz files of one dataset, or a folder of them."""
+    dataset_dir: Path | None = None
+    """Folder where names are looked up and the flat set goes to: for a name by default the one
+    that ogbench uses, for files the one that they lie in."""
+
+
+Command = (
+    Annotated[ListArgs, tyro.conf.subcommand("list")]
+    | Annotated[GetArgs, tyro.conf.subcommand("get")]
+    | Annotated[VerifyArgs, tyro.conf.subcommand("verify")]
+    | Annotated[GenerateArgs, tyro.conf.subcommand("generate")]
+    | Annotated[ConvertArgs, tyro.conf.subcommand("convert")]
+)
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run a subcommand."""
+    match tyro.cli(Command, args=argv, prog="python -m trqam_fast.data"):
+        case ListArgs() as args:
+            return list_datasets(args)
+        case GetArgs() as args:
+            paths = get(args.name, args.dataset_dir, [*args.mirror], progress=sys.stderr.isatty())
+            print(*paths, sep="\n")
+            return 0
+        case VerifyArgs() as args:
+            return verify(args)
+        case GenerateArgs() as args:
+            return generate(args)
+        case ConvertArgs() as args:
+            return convert_sources(args)
+
+
+def list_datasets(args: ListArgs) -> int:
+    """Print every published dataset with its size and what is present of it."""
+    folder = args.dataset_dir.expanduser()
+    stored: dict[tuple[str, str], list[Found]] = {}
+    for found in present(folder):
+        parent = found.path.parent.name
+        key = found.name.dataset_name, parent if parent in LARGE_SETS else ""
+        stored.setdefault(key, []).append(found)
+    sizes = {name: entry.transitions for name, entry in PUBLISHED.items()}
+    sizes |= {name: large.transitions for name, large in LARGE_SETS.items()}
+    print(f"{'dataset':<38}{'transitions':>12}  present in {folder}")
+    for name in sorted(sizes, key=lambda name: (name.partition("-")[0], sizes[name], name)):
+        here = stored.get(
+            (parse_dataset(name).dataset_name, name if name in LARGE_SETS else ""), []
+        )
+        print(f"{name:<38}{sizes[name]:>12,}  {describe(here, folder)}".rstrip())
+    generated = present(GENERATED_DIR) if args.dataset_dir == OFFICIAL_DIR else []
+    for found in generated:
+        print(f"generated: {found.path}{' (damaged)' if found.damaged else ''}")
+    return 0
+
+
+def describe(here: list[Found], folder: Path) -> str:
+    """Return what is present of a dataset in a few words."""
+    words = []
+    archives = [found for found in here if found.form == "archive"]
+    if len(archives) > 1:
+        damaged = sum(found.damaged for found in archives)
+        words.append(f"{len(archives)} archives" + (f", {damaged} damaged" if damaged else ""))
+    shown = [found for found in here if found.form == "flat" or len(archives) == 1]
+    for found in shown:
+        where = found.path.parent.relative_to(folder)
+        words.append(
+            found.form
+            + (f" in {where}" if where.name else "")
+            + (" (damaged)" if found.damaged else "")
+        )
+    return "; ".join(words)
+
+
+def resolve(source: str, folder: Path) -> list[Path]:
+    """Return the archives and flat sets that a name in `folder`, a file or a folder stands for.
+
+    Raises:
+        UsageError: there are none.
+    """
+    path = Path(source).expanduser()
+    if path.suffix == ".flat" or path.is_file():
+        found = [path]
+    elif path.is_dir() or path.suffix == ".npz":
+        found = archives_in(path) if path.is_dir() else []
+    else:
+        name = parse_dataset(source).dataset_name
+        base = folder.expanduser()
+        names = [f"{name}.npz", f"{name}-val.npz", f"{name}.flat"]
+        found = [] if source in LARGE_SETS else [base / file for file in names]
+        found = [path for path in found if path.exists()]
+        found += archives_in(base / source)
+    if not found or not all(path.exists() for path in found):
+        raise UsageError(f"{source!r} is no dataset in {folder} and no file; see the list command")
+    return found
+
+
+def archives_in(folder: Path) -> list[Path]:
+    """Return the archives of a folder in order, -val files left out."""
+    return [path for path in sorted(folder.glob("*.npz")) if not path.stem.endswith("-val")]
+
+
+def verify(args: VerifyArgs) -> int:
+    """Check each archive and flat set, print what is wrong or that nothing is."""
+    wrong = False
+    for source in args.sources:
+        for path in resolve(source, args.dataset_dir):
+            if path.suffix == ".flat":
+                problems = problems_of_flat(path)
+            else:
+                problems = problems_of(path, layout_for(path))
+            wrong |= bool(problems)
+            print(*(problems or [f"{path} is whole"]), sep="\n")
+    return FAILURE if wrong else 0
+
+
+def layout_for(path: Path) -> Layout:
+    """Return the layout of the dataset that a file's name stands for, if it is a name."""
+    try:
+        return layout_of(parse_dataset(path.stem))
+    except UsageError:
+        return Layout()
+
+
+def generate(args: GenerateArgs) -> int:
     """Generate and print the path."""
-    args = tyro.cli(GenerateArgs, args=argv, prog="python -m trqam_fast.data")
-    recipe = Recipe(args.dataset, args.transitions, args.noise, args.seed)
-    path = recipe.ensure(args.generated_dir, progress=sys.stderr.isatty())
+    recipe = Recipe(args.name, args.transitions, args.noise, args.seed)
+    path = recipe.ensure(args.dataset_dir, workers=args.workers, progress=sys.stderr.isatty())
     print(
-        f"{path}\ntrain on it with: --generated --generated-transitions {args.transitions} "
-        f"--generated-noise {args.noise:g} --generated-seed {args.seed}"
+        f"{path}\ntrain on it with: --generated --generated-transitions {recipe.transitions} "
+        f"--generated-noise {recipe.noise:g} --generated-seed {recipe.seed}"
     )
+    return 0
+
+
+def convert_sources(args: ConvertArgs) -> int:
+    """Convert and print the path."""
+    looked_up = args.dataset_dir or OFFICIAL_DIR
+    found = [path for source in args.sources for path in resolve(source, looked_up)]
+    archives = sorted(
+        {path for path in found if path.suffix == ".npz" and not path.stem.endswith("-val")}
+    )
+    if not archives:
+        raise UsageError(f"{' '.join(args.sources)} has no npz file to convert")
+    names: dict[str, DatasetName] = {}
+    for path in archives:
+        name = parse_dataset(path.stem)
+        names[name.dataset_name] = name
+    if len(names) > 1:
+        raise UsageError(f"the files are of {len(names)} datasets, {', '.join(names)}; take one")
+    (name,) = names.values()
+    folder = args.dataset_dir.expanduser() if args.dataset_dir else archives[0].parent
+    target = folder / f"{name.dataset_name}.flat"
+    print(convert(archives, name, target, progress=sys.stderr.isatty()))
     return 0
 
 

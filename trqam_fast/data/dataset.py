@@ -1,8 +1,7 @@
-"""Transitions on a device, and the sequence sampler."""
+"""Transitions in memory, and the sequence sampler (section 6 of docs/algorithm.md)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -10,99 +9,120 @@ import torch
 from torch import Tensor
 
 from trqam_fast.agents import Batch
+from trqam_fast.data.flat import FlatSet
 from trqam_fast.errors import UsageError
 
 FIELDS = ("observations", "actions", "rewards", "masks", "terminals", "next_observations")
 """Arrays of a dataset."""
 
-ACTION_LIMIT = 1.0 - 1e-5
-
-
-class Sequences(NamedTuple):
-    """Sequences of H steps from start indices `[...]`, in the order of the algorithm's section 6.
-
-    Attributes:
-        observations: s of the start index, `[..., O]`.
-        actions: The raw actions, valid or not, `[..., H, A]`.
-        rewards: R_j, discounted sums, `[..., H]`.
-        masks: m_j, `[..., H]`.
-        terminals: T_j, `[..., H]`.
-        valid: valid_j, `[..., H]`.
-        next_observations: s'_j, `[..., H, O]`.
-    """
-
-    observations: Tensor
-    actions: Tensor
-    rewards: Tensor
-    masks: Tensor
-    terminals: Tensor
-    valid: Tensor
-    next_observations: Tensor
+ROWS_AT_A_TIME = 1_000_000
+"""Transitions that are read or worked on together; bounds the memory that takes."""
 
 
 class Outcomes(NamedTuple):
-    """What the sequences from all starts come to at their last step.
+    """What H-step sequences from n neighbouring starts come to at their last step.
 
     Attributes:
-        table: R, m and valid of index H-1, `[N - H + 1, 3]`.
-        last_valid: Transition whose next observation is s', `[N - H + 1]`, int64.
+        rewards: R, the discounted sum, float32 `[n]`.
+        masks: m, float32 `[n]`.
+        valid: 1 where step H-1 lies in the trajectory of the start, float32 `[n]`.
+        steps: Steps in that trajectory, 1 to H, int64 `[n]`.
+        ended: Whether the last of them ends the trajectory, bool `[n]`.
     """
 
-    table: Tensor
-    last_valid: Tensor
-
-
-OUTCOMES_AT_A_TIME = 1_000_000
-"""Starts whose outcomes are computed together; bounds the memory that takes."""
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """N transitions, one after another, as float32 tensors on one device.
-
-    Attributes:
-        observations: `[N, O]`.
-        actions: `[N, A]`.
-        rewards: `[N]`.
-        masks: 0 where the task is solved, `[N]`.
-        terminals: 1 at the end of a trajectory, `[N]`.
-        next_observations: `[N, O]`.
-    """
-
-    observations: Tensor
-    actions: Tensor
     rewards: Tensor
     masks: Tensor
-    terminals: Tensor
-    next_observations: Tensor
-    _outcomes: dict[tuple[int, float], Outcomes] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    valid: Tensor
+    steps: Tensor
+    ended: Tensor
 
-    @classmethod
-    def from_arrays(
-        cls, arrays: dict[str, np.ndarray], device: torch.device | str = "cpu"
-    ) -> Dataset:
-        """Build a dataset from arrays named like the attributes."""
-        return cls(
-            **{
-                name: torch.as_tensor(arrays[name], dtype=torch.float32, device=device)
-                for name in FIELDS
-            }
-        )
+
+def outcomes(
+    rewards: Tensor, masks: Tensor, terminals: Tensor, horizon: int, discount: float
+) -> Outcomes:
+    """Follow the sequences from every start among some consecutive transitions.
+
+    Elementwise operations only, so the result is the same on every device.
+
+    Args:
+        rewards: `[n + H - 1]`, float32.
+        masks: 0 where the task is solved, `[n + H - 1]`, float32.
+        terminals: Not 0 at the end of a trajectory, `[n + H - 1]`.
+        horizon: H.
+        discount: gamma of one step.
+
+    Returns:
+        The outcomes of the n first starts.
+    """
+    count, device = len(rewards) - horizon + 1, rewards.device
+    discounts = (discount ** torch.arange(horizon, dtype=torch.float32)).tolist()
+    total = torch.zeros(count, dtype=torch.float64, device=device)
+    mask = torch.ones(count, device=device)
+    steps = torch.zeros(count, dtype=torch.int64, device=device)
+    ended = torch.zeros(count, dtype=torch.bool, device=device)
+    valid = ~ended
+    for step, factor in enumerate(discounts):
+        now = slice(step, step + count)
+        valid = ~ended
+        total += torch.where(valid, rewards[now] * factor, 0.0)
+        mask = torch.where(valid, torch.minimum(mask, masks[now]), mask)
+        steps += valid
+        ended |= terminals[now] != 0
+    return Outcomes(total.float(), mask, valid.float(), steps, ended)
+
+
+class Transitions:
+    """What both storages have in common.
+
+    Attributes:
+        device: Where batches are.
+        obs_dim: Width of an observation.
+        act_dim: Width of an action.
+        on_device: Whether a batch is gathered on the device alone, as a captured graph requires.
+    """
+
+    device: torch.device
+    obs_dim: int
+    act_dim: int
+    on_device: bool
 
     def __len__(self) -> int:
-        return self.observations.shape[0]
+        raise NotImplementedError
 
-    @property
-    def obs_dim(self) -> int:
-        """Width of an observation."""
-        return self.observations.shape[-1]
+    def trajectory_ends(self) -> Tensor:
+        """Return the transitions that end a trajectory, in order, int64."""
+        raise NotImplementedError
 
-    @property
-    def act_dim(self) -> int:
-        """Width of an action."""
-        return self.actions.shape[-1]
+    def gather(self, starts: Tensor, horizon: int, discount: float) -> Batch:
+        """Read H-step sequences; they may cross the end of a trajectory.
+
+        Args:
+            starts: Start indices in [0, N - H], int64 `[S, B]`.
+            horizon: H.
+            discount: gamma of one step.
+
+        Returns:
+            The batch on `device`.
+        """
+        raise NotImplementedError
+
+    def tail(self, count: int) -> dict[str, np.ndarray]:
+        """Return the last `count` transitions (all if there are fewer), every one of `FIELDS`."""
+        raise NotImplementedError
+
+    def start_count(self, horizon: int) -> int:
+        """Return the number of possible starts, N - H + 1."""
+        return len(self) - horizon + 1
+
+    def sample(
+        self, generators: list[torch.Generator], batch_size: int, horizon: int, discount: float
+    ) -> Batch:
+        """Sample one batch for every run; run s draws from `generators[s]` alone."""
+        device = generators[0].device
+        starts = torch.empty(len(generators), batch_size, dtype=torch.int64, device=device)
+        for run, generator in enumerate(generators):
+            starts[run].random_(0, self.start_count(horizon), generator=generator)
+        return self.gather(starts, horizon, discount)
 
     def check_length(self, horizon: int) -> None:
         """Raise `UsageError` unless some trajectory holds a sequence of `horizon` steps."""
@@ -111,85 +131,139 @@ class Dataset:
                 f"the dataset has {len(self)} transitions, fewer than --horizon-length {horizon}; "
                 "use more data or a shorter horizon"
             )
-        ends = self.terminals.nonzero().flatten().tolist()
-        bounds = [-1, *ends, len(self) - 1]
-        longest = max(b - a for a, b in zip(bounds, bounds[1:], strict=False))
+        bounds = np.r_[-1, self.trajectory_ends().cpu().numpy(), len(self) - 1]
+        longest = int(np.diff(bounds).max())
         if longest < horizon:
             raise UsageError(
                 f"the longest trajectory has {longest} transitions, fewer than --horizon-length "
                 f"{horizon}; use a shorter horizon"
             )
 
-    def sequences(self, starts: Tensor, horizon: int, discount: float) -> Sequences:
-        """Read H-step sequences from `starts`; they may cross the end of a trajectory.
 
-        Args:
-            starts: Start indices in [0, N - H], int64, any shape `[...]`.
-            horizon: H.
-            discount: gamma of one step.
+class Lookup(NamedTuple):
+    """Outcomes of every start, laid out for a batch to look up.
 
-        Returns:
-            The sequences.
-        """
-        index = starts.unsqueeze(-1) + torch.arange(horizon, device=starts.device)
-        valid, rewards, masks, ended = self._accumulate(index, discount)
-        last_valid = starts.unsqueeze(-1) + valid.cumsum(-1).long() - 1
-        return Sequences(
-            self.observations[starts],
-            self.actions[index],
-            rewards,
-            masks,
-            ended,
-            valid,
-            self.next_observations[last_valid],
-        )
+    Attributes:
+        table: R, m and valid of index H-1, `[N - H + 1, 3]`.
+        next_row: Row of the pool that holds s', `[N - H + 1]`, int64.
+    """
 
-    def _accumulate(self, index: Tensor, discount: float) -> tuple[Tensor, ...]:
-        """Return valid_j, R_j, m_j and T_j of the sequences at `index` `[..., H]`."""
-        ended = self.terminals[index].cummax(-1).values
-        valid = torch.cat([torch.ones_like(ended[..., :1]), 1.0 - ended[..., :-1]], dim=-1)
-        steps = torch.arange(index.shape[-1], device=index.device)
-        discounts = discount ** steps.to(self.rewards.dtype)
-        rewards = (discounts * self.rewards[index] * valid).cumsum(-1)
-        # An invalid step must not lower the running minimum, so it counts as 1.
-        masks = torch.where(valid > 0, self.masks[index], 1.0).cummin(-1).values
-        return valid, rewards, masks, ended
+    table: Tensor
+    next_row: Tensor
 
-    def outcomes(self, horizon: int, discount: float) -> Outcomes:
-        """Return what a sequence from every possible start comes to, computed once.
 
-        It depends on the start alone, so a batch is a lookup.
-        """
+class Dataset(Transitions):
+    """N transitions, one after another, as float32 tensors on one device.
+
+    Every observation is stored once: the observation that follows a transition is the next row of
+    the pool, unless the transition is among `own`, whose following observations come last.
+
+    Args:
+        pool: Observations, then those that follow the transitions `own`, `[N + F, O]`.
+        own: Transitions that the next row does not follow, in order, `[F]`, int64.
+        actions: `[N, A]`.
+        rewards: `[N]`.
+        masks: 0 where the task is solved, `[N]`.
+        terminals: 1 at the end of a trajectory, `[N]`.
+    """
+
+    on_device = True
+
+    def __init__(
+        self,
+        pool: Tensor,
+        own: Tensor,
+        actions: Tensor,
+        rewards: Tensor,
+        masks: Tensor,
+        terminals: Tensor,
+    ) -> None:
+        self.pool, self.own, self.actions = pool, own, actions
+        self.rewards, self.masks, self.terminals = rewards, masks, terminals
+        self.device = pool.device
+        self.obs_dim, self.act_dim = pool.shape[-1], actions.shape[-1]
+        self._lookups: dict[tuple[int, float], Lookup] = {}
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: dict[str, np.ndarray | Tensor], device: torch.device | str = "cpu"
+    ) -> Dataset:
+        """Build a dataset from arrays named like `FIELDS`, one row for each transition."""
+        tensors = {
+            name: torch.as_tensor(arrays[name], dtype=torch.float32, device=device).contiguous()
+            for name in FIELDS
+        }
+        observations = tensors.pop("observations")
+        following = tensors.pop("next_observations")
+        # Bits are compared, so that a zero keeps its sign.
+        differs = following[:-1].view(torch.int32) != observations[1:].view(torch.int32)
+        last = torch.ones(1, dtype=torch.bool, device=observations.device)
+        own = torch.cat([differs.any(-1), last]).nonzero().flatten()
+        return cls(torch.cat([observations, following[own]]), own, **tensors)
+
+    @classmethod
+    def from_flat(
+        cls, flat: FlatSet, task: int, *, sparse: bool = False, device: torch.device | str = "cpu"
+    ) -> Dataset:
+        """Copy a flat set into memory; `sparse` as in `load_task`."""
+        count, obs_dim, act_dim = flat.transitions, flat.obs_dim, flat.act_dim
+        pool = torch.empty(count + flat.trajectories, obs_dim, device=device)
+        actions = torch.empty(count, act_dim, device=device)
+        columns = [torch.empty(count, device=device) for _ in range(3)]
+        for start in range(0, count, ROWS_AT_A_TIME):
+            stop = min(start + ROWS_AT_A_TIME, count)
+            records = torch.from_numpy(flat.read("records", start, stop))
+            pool[start:stop] = records[:, :obs_dim].to(device)
+            actions[start:stop] = records[:, obs_dim:].to(device)
+            for column, values in zip(
+                columns, flat.read_task(task, start, stop, sparse), strict=True
+            ):
+                column[start:stop] = torch.from_numpy(values).to(device)
+        pool[count:] = torch.from_numpy(flat.read("finals", 0, flat.trajectories)).to(device)
+        return cls(pool, columns[2].nonzero().flatten(), actions, *columns)
+
+    def __len__(self) -> int:
+        return self.actions.shape[0]
+
+    @property
+    def observations(self) -> Tensor:
+        """Observations, `[N, O]`."""
+        return self.pool[: len(self)]
+
+    def trajectory_ends(self) -> Tensor:
+        """Return the transitions that end a trajectory, in order, int64."""
+        return self.terminals.nonzero().flatten()
+
+    def next_rows(self, index: Tensor) -> Tensor:
+        """Return the rows of the pool that follow the transitions `index`, int64."""
+        rank = torch.searchsorted(self.own, index).clamp_(max=len(self.own) - 1)
+        return torch.where(self.own[rank] == index, len(self) + rank, index + 1)
+
+    def lookup(self, horizon: int, discount: float) -> Lookup:
+        """Return the outcomes of every start, computed once: they depend on the start alone."""
         key = (horizon, discount)
-        if key not in self._outcomes:
-            starts = torch.arange(len(self) - horizon + 1, device=self.rewards.device)
-            parts = [self._outcomes_from(part, *key) for part in starts.split(OUTCOMES_AT_A_TIME)]
-            self._outcomes[key] = Outcomes(*map(torch.cat, zip(*parts, strict=True)))
-        return self._outcomes[key]
+        if key not in self._lookups:
+            parts = []
+            for start in range(0, self.start_count(horizon), ROWS_AT_A_TIME):
+                stop = min(start + ROWS_AT_A_TIME, self.start_count(horizon))
+                rows = slice(start, stop + horizon - 1)
+                found = outcomes(self.rewards[rows], self.masks[rows], self.terminals[rows], *key)
+                last = torch.arange(start - 1, stop - 1, device=self.device) + found.steps
+                parts.append((torch.stack(found[:3], dim=-1), self.next_rows(last)))
+            self._lookups[key] = Lookup(*map(torch.cat, zip(*parts, strict=True)))
+        return self._lookups[key]
 
-    def _outcomes_from(self, starts: Tensor, horizon: int, discount: float) -> Outcomes:
-        """Return the outcomes of sequences from `starts` `[n]`."""
-        index = starts.unsqueeze(-1) + torch.arange(horizon, device=starts.device)
-        valid, rewards, masks, _ = self._accumulate(index, discount)
-        table = torch.stack([rewards[:, -1], masks[:, -1], valid[:, -1]], dim=-1)
-        return Outcomes(table, starts + valid.sum(-1).long() - 1)
-
-    def sample(
-        self, generators: list[torch.Generator], batch_size: int, horizon: int, discount: float
-    ) -> Batch:
-        """Sample one batch for every run; run s draws from `generators[s]` alone."""
-        device = self.observations.device
-        starts = torch.empty(len(generators), batch_size, dtype=torch.int64, device=device)
-        for run, generator in enumerate(generators):
-            starts[run].random_(0, len(self) - horizon + 1, generator=generator)
-        outcomes = self.outcomes(horizon, discount)
-        rewards, masks, valid = outcomes.table[starts].unbind(-1)
+    def gather(self, starts: Tensor, horizon: int, discount: float) -> Batch:
+        """Read sequences without a word to the host; see `Transitions.gather`."""
+        lookup = self.lookup(horizon, discount)
+        rewards, masks, valid = lookup.table[starts].unbind(-1)
         steps = self.actions.unfold(0, horizon, 1).transpose(1, 2)
-        return Batch(
-            self.observations[starts],
-            steps[starts],
-            rewards,
-            masks,
-            valid,
-            self.next_observations[outcomes.last_valid[starts]],
-        )
+        following = self.pool[lookup.next_row[starts]]
+        return Batch(self.pool[starts], steps[starts], rewards, masks, valid, following)
+
+    def tail(self, count: int) -> dict[str, np.ndarray]:
+        """Return the last `count` transitions; see `Transitions.tail`."""
+        index = torch.arange(max(len(self) - count, 0), len(self), device=self.device)
+        tensors = {name: getattr(self, name)[index] for name in FIELDS[:-1]}
+        tensors["next_observations"] = self.pool[self.next_rows(index)]
+        return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}

@@ -1,87 +1,84 @@
-"""Finds, checks and loads the dataset of a task: official OGBench files or generated ones."""
+"""Finds and loads the dataset of a task: official OGBench files or generated ones."""
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import gymnasium
 import numpy as np
-import ogbench
 from ogbench.relabel_utils import relabel_dataset
 
-from trqam_fast.data.dataset import ACTION_LIMIT, FIELDS, Dataset
-from trqam_fast.data.names import TaskName, parse_task
+from trqam_fast.data.archive import is_damaged, layout_of, read_raw
+from trqam_fast.data.dataset import FIELDS, Dataset
+from trqam_fast.data.disk import FlatDataset, open_flat
+from trqam_fast.data.flat import ACTION_LIMIT, FlatSet, sparse_rewards
+from trqam_fast.data.names import DatasetName, parse_dataset, parse_task
 from trqam_fast.data.recipe import GENERATED_DIR, Recipe, can_generate
 from trqam_fast.errors import UsageError
 
 OFFICIAL_DIR = Path("~/.ogbench/data")
 
 
+@dataclass(frozen=True)
+class Found:
+    """A dataset that lies in a folder.
+
+    Attributes:
+        name: The dataset.
+        path: The npz file or the flat folder.
+        form: What it is.
+        damaged: Whether headers or sizes are wrong; contents are checked by ``verify`` alone.
+    """
+
+    name: DatasetName
+    path: Path
+    form: Literal["archive", "flat"]
+    damaged: bool
+
+
+def present(folder: Path) -> list[Found]:
+    """Return the datasets that lie in a folder and the folders in it, -val files left out."""
+    folder = folder.expanduser()
+    found = []
+    for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
+        if path.suffix not in (".npz", ".flat") or path.stem.endswith("-val"):
+            continue
+        try:
+            name = parse_dataset(path.stem)
+        except UsageError:
+            continue
+        if path.suffix == ".npz":
+            found.append(Found(name, path, "archive", is_damaged(path)))
+            continue
+        try:
+            FlatSet.open(path)
+            whole = True
+        except UsageError:
+            whole = False
+        found.append(Found(name, path, "flat", not whole))
+    return found
+
+
 def fetch_hint(dataset_name: str, folder: Path) -> str:
-    """Return the command that makes or fetches a dataset."""
+    """Return the commands that make or fetch a dataset."""
+    where = "" if folder == OFFICIAL_DIR else f" --dataset-dir {folder}"
+    hint = f"fetch it with 'python -m trqam_fast.data get {dataset_name}{where}'"
     if can_generate(dataset_name):
-        return (
-            f"generate it with 'python -m trqam_fast.data {dataset_name}' and train with "
-            "--generated, which makes it if need be"
-        )
-    code = f'import ogbench; ogbench.download_datasets(["{dataset_name}"], "{folder}")'
-    return f"fetch it with: python -c '{code}'"
+        hint += ", or train with --generated, which makes it with the scripted expert"
+    return hint
 
 
-def official_file(task: TaskName, folder: Path) -> Path:
-    """Return the official file of a task.
-
-    Raises:
-        UsageError: it is not in `folder`; the message says how to get it.
-    """
-    path = folder.expanduser() / f"{task.dataset_name}.npz"
-    if not path.exists():
-        raise UsageError(
-            f"the dataset {path} does not exist; {fetch_hint(task.dataset_name, folder)}"
-        )
-    return path
-
-
-def check_archive(path: Path, obs_dim: int, act_dim: int, extra: tuple[str, ...]) -> None:
-    """Read the headers of an npz file and compare them with the environment.
-
-    Raises:
-        UsageError: the file is truncated, no npz, or lacks a key or has one of another shape.
-    """
-    expected = {"observations": (None, obs_dim), "actions": (None, act_dim), "terminals": (None,)}
-    expected |= {name: (None, None) for name in extra}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            shapes = {}
-            for member in archive.namelist():
-                with archive.open(member) as file:
-                    version = np.lib.format.read_magic(file)
-                    read = (
-                        np.lib.format.read_array_header_1_0
-                        if version == (1, 0)
-                        else np.lib.format.read_array_header_2_0
-                    )
-                    shapes[member.removesuffix(".npy")] = read(file)[0]
-    except (OSError, zipfile.BadZipFile, ValueError, EOFError, zlib.error) as error:
-        raise UsageError(
-            f"{path} is truncated or no npz file ({error}); delete it and get it again"
-        ) from None
-    rows = shapes.get("observations", (None,))[0]
-    for name, shape in expected.items():
-        wanted = "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
-        if name not in shapes:
-            raise UsageError(
-                f"{path} has no array {name!r} {wanted}; it is not a dataset of this environment"
-            )
-        found = shapes[name]
-        fits = len(found) == len(shape) and found[:1] == (rows,)
-        if not fits or any(b not in (None, a) for a, b in zip(found, shape, strict=True)):
-            raise UsageError(
-                f"{path}: {name} has shape {list(found)}, expected {wanted} with one row per "
-                f"observation; it is not a dataset of this environment"
-            )
+def stored_form(archive: Path) -> Path | None:
+    """Return the form of an archive to use: flat if there and not older; None if neither is."""
+    flat = archive.with_suffix(".flat")
+    manifest = flat / "manifest.json"
+    if not archive.exists():
+        return flat if flat.exists() else None
+    if manifest.exists() and manifest.stat().st_mtime >= archive.stat().st_mtime:
+        return flat
+    return archive
 
 
 def load_arrays(path: Path, env_id: str) -> dict[str, np.ndarray]:
@@ -92,26 +89,17 @@ def load_arrays(path: Path, env_id: str) -> dict[str, np.ndarray]:
         next_observations, float32.
 
     Raises:
-        UsageError: the file is truncated, foreign, or has non-finite values.
+        UsageError: the file is truncated, foreign, has non-finite values or wrong terminals.
     """
+    head, _, version = env_id.partition("-singletask")
+    goal_conditioned = f"{head}-{version.rpartition('-')[2]}"
+    arrays = read_raw(path, layout_of(DatasetName(path.stem, goal_conditioned)))
     env = gymnasium.make(env_id, disable_env_checker=True)
     try:
-        extra = ("qpos", "button_states") if env_id.startswith(("scene", "puzzle")) else ("qpos",)
-        check_archive(path, env.observation_space.shape[0], env.action_space.shape[0], extra)
-        try:
-            arrays = ogbench.load_dataset(path, add_info=True)
-        except (OSError, zipfile.BadZipFile, ValueError, EOFError, zlib.error) as error:
-            raise UsageError(
-                f"{path} is truncated or damaged ({error}); delete it and get it again"
-            ) from None
         relabel_dataset(env_id, env, arrays)
     finally:
         env.close()
-    names = list(FIELDS)
-    arrays = {name: arrays[name].astype(np.float32, copy=False) for name in names}
-    for name, array in arrays.items():
-        if not np.isfinite(array).all():
-            raise UsageError(f"{path}: {name} has non-finite values; get the file again")
+    arrays = {name: arrays[name].astype(np.float32, copy=False) for name in FIELDS}
     arrays["actions"] = arrays["actions"].clip(-ACTION_LIMIT, ACTION_LIMIT)
     return arrays
 
@@ -125,8 +113,10 @@ def load_task(
     sparse: bool = False,
     device: str = "cpu",
     progress: bool = True,
-) -> tuple[Dataset, Path]:
-    """Load the transitions of a single task.
+) -> tuple[Dataset | FlatDataset, Path]:
+    """Load or open the transitions of a single task.
+
+    The flat form is taken where there is one that is not older than the archive.
 
     Args:
         env_name: E.g. ``cube-double-play-singletask-task1-v0``.
@@ -134,21 +124,30 @@ def load_task(
         recipe: Use (and first make) generated data instead of the official file.
         generated_dir: Folder of generated files.
         sparse: Replace the reward by 0 where the task is solved and -1 elsewhere.
-        device: Where the transitions are kept.
+        device: Where batches are wanted; on a GPU with room for them the transitions lie there.
         progress: Show a progress bar while generating.
 
     Returns:
-        The dataset and the file that it came from.
+        The dataset, and the file or folder that it came from.
 
     Raises:
         UsageError: unknown name, missing, truncated or foreign file.
     """
     task = parse_task(env_name)
     if recipe is None:
-        path = official_file(task, dataset_dir)
+        archive = dataset_dir.expanduser() / f"{task.dataset_name}.npz"
     else:
-        path = recipe.ensure(generated_dir, progress)
+        archive = recipe.path(generated_dir)
+    path = stored_form(archive)
+    if path is None and recipe is not None:
+        path = recipe.ensure(generated_dir, progress=progress)
+    if path is None:
+        raise UsageError(
+            f"the dataset {archive} does not exist; {fetch_hint(task.dataset_name, dataset_dir)}"
+        )
+    if path.suffix == ".flat":
+        return open_flat(path, task.env_id, sparse=sparse, device=device), path
     arrays = load_arrays(path, task.env_id)
     if sparse:
-        arrays["rewards"] = -(arrays["rewards"] != 0).astype(np.float32)
+        arrays["rewards"] = sparse_rewards(arrays["rewards"])
     return Dataset.from_arrays(arrays, device), path

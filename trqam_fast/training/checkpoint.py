@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from trqam_fast.agents import Agent
+from trqam_fast.agents import Agent, TRQAMAgent
 from trqam_fast.errors import RunError, UsageError
+from trqam_fast.kernels.mlp.constants import aligned
+from trqam_fast.networks import MLPShape
 
-FORMAT = 2
-KEYS = {
-    "stage", "step", "agent", "shapes", "generators", "history", "success", "evaluated", "seconds",
-    "updates", "failures",
+FORMAT = 3
+WEIGHTS = {"stage", "step", "agent", "shapes"}
+"""What a checkpoint holds that a run can start from."""
+
+PROGRESS = {
+    "ends", "generators", "history", "success", "evaluated", "seconds", "updates", "failures",
+    "online",
 }  # fmt: skip
+"""What it holds besides if a run can be continued from it."""
+
 READ_ERRORS = (
     OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError,
-    pickle.UnpicklingError,
+    pickle.UnpicklingError, zipfile.BadZipFile,
 )  # fmt: skip
 NETWORK_FLAGS = {"actor": "--actor-hidden-dims", "critic": "--value-hidden-dims"}
 
@@ -44,31 +55,70 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without executing anything in it.
+    """Read a checkpoint without executing anything in it; every byte is checked first.
 
     Raises:
-        UsageError: the file is damaged, foreign, or of another format.
+        UsageError: the file is missing, damaged, foreign, or of another format.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"the checksum of {damaged} is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["format"] != FORMAT or not KEYS <= set(state):
+        if state["format"] != FORMAT or not set(state) >= WEIGHTS:
             raise ValueError("its contents are of another version")
     except READ_ERRORS as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
-        older = sorted(other for other in path.parent.glob("*.pt") if other < path)
-        remedy = f"resume from {older[-1].name}" if older else "start again"
-        raise UsageError(
-            f"{path} is not a readable checkpoint ({reason}); delete it to {remedy}"
-        ) from None
+        raise UsageError(f"{path} is not a readable checkpoint ({reason})") from None
     return state
 
 
-def network_shapes(agent: Agent) -> dict[str, list[list[int]]]:
-    """Shapes of an agent's tensors by network, as plain values."""
-    return {
-        name: [list(shape) for shape in network.tensor_shapes]
-        for name, network in agent.online.shapes.items()
-    }
+def load_newest(folder: Path, warn: Callable[[str], None]) -> tuple[dict[str, Any] | None, str]:
+    """Return the newest checkpoint of a run that is whole, and its name; (None, "") without any.
+
+    Args:
+        folder: The run's checkpoints.
+        warn: Told of each damaged one.
+
+    Raises:
+        UsageError: there are checkpoints, but none that a run can be continued from.
+    """
+    paths = sorted(folder.glob("*.pt"), reverse=True)
+    for path in paths:
+        try:
+            state = load(path)
+            if not set(state) >= PROGRESS:
+                raise UsageError(f"{path} holds weights but no progress; pass it as --pretrained")
+            return state, path.name
+        except UsageError as error:
+            warn(f"warning: {error}; trying the one before")
+    if paths:
+        raise UsageError(f"{folder} holds no whole checkpoint; start again with --overwrite")
+    return None, ""
+
+
+def plain_shapes(shapes: Mapping[str, MLPShape]) -> dict[str, list[list[int]]]:
+    """Shapes of the networks' tensors, as plain values."""
+    return {name: [list(shape) for shape in net.tensor_shapes] for name, net in shapes.items()}
+
+
+def check_shapes(saved: dict[str, list], expected: dict[str, list], path: Path) -> None:
+    """Raise `UsageError` where a network of a checkpoint differs from what the flags ask for."""
+    for name in expected:
+        for found, wanted in zip(saved.get(name, []), expected[name], strict=False):
+            if found != wanted:
+                flag = NETWORK_FLAGS["critic" if name == "critic" else "actor"]
+                raise UsageError(
+                    f"{path}: a tensor of {name} has shape {found}, but the flags ask for "
+                    f"{wanted}; set {flag}, --horizon-length, --action-chunking and --num-qs as in "
+                    "the checkpoint"
+                )
+        if len(saved.get(name, [])) != len(expected[name]):
+            raise UsageError(
+                f"{path}: {name} has {len(saved.get(name, []))} tensors, but the flags ask for "
+                f"{len(expected[name])}; set the depth and LayerNorm flags as in the checkpoint"
+            )
 
 
 def restore(agent: Agent, state: dict[str, Any], path: Path) -> None:
@@ -77,20 +127,7 @@ def restore(agent: Agent, state: dict[str, Any], path: Path) -> None:
     Raises:
         UsageError: it was made with other networks or another number of seeds.
     """
-    saved, expected = state["shapes"], network_shapes(agent)
-    for name in expected:
-        for found, wanted in zip(saved.get(name, []), expected[name], strict=False):
-            if found != wanted:
-                flag = NETWORK_FLAGS["critic" if name == "critic" else "actor"]
-                raise UsageError(
-                    f"{path}: a tensor of {name} has shape {found}, but the flags ask for "
-                    f"{wanted}; set {flag}, --horizon-length and --num-qs as in the checkpoint"
-                )
-        if len(saved.get(name, [])) != len(expected[name]):
-            raise UsageError(
-                f"{path}: {name} has {len(saved.get(name, []))} tensors, but the flags ask for "
-                f"{len(expected[name])}; set the depth and LayerNorm flags as in the checkpoint"
-            )
+    check_shapes(state["shapes"], plain_shapes(agent.online.shapes), path)
     runs = state["agent"]["online"].shape[0]
     if runs != agent.runs:
         raise UsageError(
@@ -99,14 +136,70 @@ def restore(agent: Agent, state: dict[str, Any], path: Path) -> None:
     agent.load_state_dict(state["agent"])
 
 
+def field_of(state: dict[str, Any]) -> Tensor:
+    """Return the cloned field of a checkpoint, packed weights `[S, p]`."""
+    start = 0
+    for name, shapes in state["shapes"].items():
+        size = sum(aligned(math.prod(shape)) for shape in shapes)
+        if name == "actor_slow":
+            return state["agent"]["online"][:, start : start + size]
+        start += size
+    raise UsageError("the checkpoint holds no cloned field actor_slow; name another --pretrained")
+
+
+def load_pretrained(path: Path) -> tuple[dict[str, Any], Path]:
+    """Read what ``--pretrained`` names: a checkpoint, or the newest one of a run folder.
+
+    Raises:
+        UsageError: there is none, or it is damaged.
+    """
+    if path.is_dir():
+        folder, found = path, newest(path / "checkpoints")
+        if found is None:
+            raise UsageError(f"--pretrained {folder} holds no checkpoint; name a run or a file")
+        path = found
+    if not path.exists():
+        raise UsageError(f"--pretrained {path} does not exist; name a checkpoint or a run folder")
+    return load(path), path
+
+
+def check_start(state: dict[str, Any], path: Path, shapes: dict[str, MLPShape], runs: int) -> None:
+    """Raise `UsageError` unless `runs` runs with the networks `shapes` can start from `state`."""
+    saved = state["agent"]["online"].shape[0]
+    if saved not in (1, runs):
+        raise UsageError(f"{path} holds {saved} runs, but --seeds names {runs}; use as many")
+    if state["stage"] == "pretrain":
+        shapes = {"actor_slow": shapes["actor_slow"]}
+    check_shapes(state["shapes"], plain_shapes(shapes), path)
+
+
+def start_from(agent: Agent, state: dict[str, Any]) -> None:
+    """Give a new agent the weights of a checkpoint, whose single run serves for all seeds.
+
+    One that ends pretraining has a cloned field alone, which goes to all fields; from any other a
+    fine-tuning agent takes everything, the moments of its optimiser included.
+    """
+    if isinstance(agent, TRQAMAgent) and state["stage"] != "pretrain":
+        agent.load_state_dict(
+            {name: t.expand(agent.runs, *t.shape[1:]) for name, t in state["agent"].items()}
+        )
+        return
+    field = field_of(state).expand(agent.runs, -1)
+    if isinstance(agent, TRQAMAgent):
+        agent.load_pretrained(field)
+    else:
+        with torch.no_grad():
+            agent.online.span("actor_slow").copy_(field)
+
+
 def newest(folder: Path) -> Path | None:
     """Return the checkpoint to continue from: the one that sorts last."""
     found = sorted(folder.glob("*.pt"))
     return found[-1] if found else None
 
 
-def prune(folder: Path, keep: int, protected: Path) -> None:
-    """Delete all but the `keep` newest checkpoints and `protected`."""
-    old = [path for path in sorted(folder.glob("*.pt"))[:-keep] if path != protected]
-    for path in old:
-        path.unlink(missing_ok=True)
+def prune(folder: Path, keep: int, protected: set[Path]) -> None:
+    """Delete all but the `keep` newest checkpoints and the `protected` ones."""
+    for path in sorted(folder.glob("*.pt"))[:-keep]:
+        if path not in protected:
+            path.unlink(missing_ok=True)

@@ -1,8 +1,9 @@
-"""The stages of a run: pretraining, its evaluation, fine-tuning with evaluations."""
+"""The stages of a run: pretraining, offline and online fine-tuning, their evaluations."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import sys
 import time
@@ -16,43 +17,43 @@ from tqdm import tqdm
 
 from trqam_fast.agents import Agent, BCAgent, TRQAMAgent
 from trqam_fast.data.sources import load_task
+from trqam_fast.errors import RunError, Stopped, UsageError
 from trqam_fast.evaluation import Evaluator
+from trqam_fast.report import write_overview
 from trqam_fast.training import checkpoint
 from trqam_fast.training.config import TrainConfig
-from trqam_fast.training.curves import plot_curves
 from trqam_fast.training.history import History
+from trqam_fast.training.journal import Journal
+from trqam_fast.training.online import OnlineDriver, make_online_driver
 from trqam_fast.training.run_folder import RunFolder
+from trqam_fast.training.stopping import StopRequest
+from trqam_fast.training.streams import make_generators
+from trqam_fast.training.summary import format_table, summarise
 from trqam_fast.training.updater import Updater
 
 # Evaluations use seeds of their own, the same for every run, so that runs meet the same episodes.
 EVALUATION_SEED = 1_000_000
-STAGE_STREAMS = {"pretrain": 1, "finetune": 2}
-
-
-def make_generators(
-    seeds: tuple[int, ...], stage: str, device: torch.device
-) -> list[torch.Generator]:
-    """Return one generator for each seed; a stage's random numbers depend on nothing else."""
-    generators = []
-    for seed in seeds:
-        stream = np.random.SeedSequence([seed, STAGE_STREAMS[stage]]).generate_state(1, np.uint64)
-        generators.append(torch.Generator(device).manual_seed(int(stream[0] >> np.uint64(1))))
-    return generators
+STAGES = ("pretrain", "offline", "online")
 
 
 class Trainer:
     """One run of S seeds in one folder."""
 
-    def __init__(self, config: TrainConfig, folder: RunFolder) -> None:
-        self.config, self.folder = config, folder
+    def __init__(self, config: TrainConfig, folder: RunFolder, stop: StopRequest) -> None:
+        self.config, self.folder, self.stop = config, folder, stop
         self.bars = sys.stderr.isatty()
-        self.seconds = dict.fromkeys(("data", "pretrain", "finetune", "evaluate"), 0.0)
-        self.updates = dict.fromkeys(("pretrain", "finetune"), 0)
+        self.journal = Journal(config, folder)
+        self.say = self.journal.say
+        self.seconds = dict.fromkeys(("data", *STAGES, "evaluate"), 0.0)
+        self.updates = dict.fromkeys(STAGES, 0)
         self.success: dict[str, list[float]] = {}
         self.evaluated = -1
         self.failures: dict[int, str] = {}
         self.last_good: dict[str, Any] = {}
+        self.pretrained: dict[str, Any] | None = None
+        self.online_seconds: dict[str, float] = {}
         self.evaluator: Evaluator | None = None
+        self.driver: OnlineDriver | None = None
 
     def load_data(self) -> None:
         """Load the task's transitions, generating them first if the configuration says so.
@@ -76,24 +77,63 @@ class Trainer:
         self.dataset.check_length(config.agent.horizon_length)
         self.say(f"data: {len(self.dataset)} transitions from {path}")
 
+    def load_pretrained(self) -> None:
+        """Read what --pretrained names.
+
+        Raises:
+            UsageError: there is none, it is damaged, or has other networks than the flags.
+        """
+        config = self.config
+        state, path = checkpoint.load_pretrained(config.pretrained)
+        sizes = (config.agent, self.dataset.obs_dim, self.dataset.act_dim)
+        field, critic = Agent.field_shape(*sizes), Agent.critic_shape(*sizes)
+        shapes = {"actor_fast": field, "actor_slow": field, "critic": critic}
+        checkpoint.check_start(state, path, shapes, len(config.seeds))
+        self.pretrained = state
+        self.say(f"starting from {path}, stage {state['stage']}")
+
     def run(self) -> int:
         """Run all stages; return the exit status, 1 if a seed diverged."""
-        config, state = self.config, None
+        config = self.config
         self.say(f"run folder: {self.folder.path}")
-        if config.resume:
-            state = self.load_newest()
+        self.journal.start_trackers()
+        try:
+            self.run_stages(self.load_newest() if config.resume != "no" else None)
+        finally:
+            for part in (self.driver, self.evaluator, self.journal):
+                if part is not None:
+                    part.close()
+        return self.finish()
+
+    def run_stages(self, state: dict[str, Any] | None) -> None:
+        """Run what is left of the stages after checkpoint `state`."""
+        config, ends = self.config, self.config.stage_ends
+        stage = "pretrain" if state is None else state["stage"]
+        pretrained = self.pretrained if state is None else None
         field = None
-        if config.bc_steps > 0 and (state is None or state["stage"] == "pretrain"):
-            self.train("pretrain", self.make_agent(BCAgent), 0, config.bc_steps, state)
+        if stage == "pretrain" and config.bc_steps > 0:
+            agent = self.make_agent(BCAgent)
+            if pretrained is not None:
+                checkpoint.start_from(agent, pretrained)
+            self.train("pretrain", agent, 0, state)
+            if config.algo == "bc":
+                return
             # A run that diverged goes on (without being reported) from its last good weights.
             field, state = self.last_good["online"], None
-        if config.algo != "bc":
-            agent = self.make_agent(TRQAMAgent, algo=config.algo)
-            if field is not None:
-                agent.load_pretrained(field)
-            last = config.bc_steps + config.offline_steps
-            self.train("finetune", agent, config.bc_steps, last, state)
-        return self.finish()
+        agent = self.make_agent(TRQAMAgent, algo=config.algo)
+        if field is not None:
+            agent.load_pretrained(field)
+        elif pretrained is not None:
+            checkpoint.start_from(agent, pretrained)
+            with self.stop.at_once():
+                self.success["pretrain"] = self.evaluate("pretrain", agent, 0)
+        if stage != "online":
+            self.train("offline", agent, ends["pretrain"], state)
+            state = None
+        if config.online_steps > 0:
+            if config.kl_budget_online is not None:
+                agent.config = dataclasses.replace(agent.config, kl_budget=config.kl_budget_online)
+            self.train("online", agent, ends["offline"], state)
 
     def make_agent(self, kind: type, **options) -> Any:
         """Build an agent for the task's sizes."""
@@ -109,72 +149,119 @@ class Trainer:
             **options,
         )
 
-    def train(
-        self, stage: str, agent: Agent, offset: int, last: int, state: dict[str, Any] | None
-    ) -> None:
-        """Update from step `offset` (or the checkpoint's) to `last`.
+    def make_driver(
+        self, stage: str, agent: Agent, generators: list[torch.Generator], history: History
+    ) -> Updater | OnlineDriver:
+        """Return what does a stage's steps."""
+        if stage != "online":
+            return Updater(agent, self.dataset, generators, history, graph=self.config.graph)
+        self.driver = make_online_driver(
+            self.config, agent, self.dataset, generators, history, self.journal.episode
+        )
+        return self.driver
+
+    def train(self, stage: str, agent: Agent, offset: int, state: dict[str, Any] | None) -> None:
+        """Do a stage's steps from `offset`, or from the checkpoint's, to its end.
 
         Nothing is read back from the device but at log rows, evaluations and checkpoints.
         """
-        config = self.config
+        config, last = self.config, self.config.stage_ends[stage]
         generators = make_generators(config.seeds, stage, agent.device)
-        history = History(config.log_interval)
+        updates_per_step = config.utd_ratio if stage == "online" else 1
+        history = History(config.log_interval * updates_per_step)
         step = offset
         if state is not None:
             checkpoint.restore(agent, state, self.checkpoint_path(state["step"]))
             for generator, saved in zip(generators, state["generators"], strict=True):
                 generator.set_state(saved)
             history.values, step = state["history"], state["step"]
+        driver = self.make_driver(stage, agent, generators, history)
+        if state is not None and isinstance(driver, OnlineDriver):
+            driver.load_state_dict(state["online"])
         self.last_good = agent.state_dict()
         bar = tqdm(
             desc=stage,
             total=last - offset,
             initial=step - offset,
-            unit="update",
+            unit="update" if stage != "online" else "step",
             disable=not self.bars,
             file=sys.stderr,
         )
-        updater = Updater(agent, self.dataset, generators, history, graph=config.graph)
-        clock, counted = time.perf_counter(), step
-        while step < last and len(self.failures) < agent.runs:
-            count = min(updater.stride, self.until_event(stage, step - offset), last - step)
-            updater.run(count)
-            step += count
+
+        def go_on(count: int) -> bool:
             bar.update(count)
-            progress, done = step - offset, step == last
-            logging = progress % config.log_interval == 0 or done
-            saving = progress % config.save_interval == 0 or done
-            due = config.eval_interval > 0 and progress % config.eval_interval == 0
-            evaluating = stage == "finetune" and due and not done
-            if not (logging or saving or evaluating):
-                continue
-            self.check_finite(history, step)
-            seconds = time.perf_counter() - clock
-            self.seconds[stage] += seconds
-            self.updates[stage] += step - counted
-            if logging:
-                self.log(stage, step, history, (step - counted) / seconds, bar)
-            if evaluating:
-                self.success[stage] = self.evaluate(stage, agent, step)
-            if saving:
-                self.save(stage, agent, generators, history, step)
-            clock, counted = time.perf_counter(), step
-        bar.close()
-        if stage not in self.success or self.evaluated != step:
-            self.success[stage] = self.evaluate(stage, agent, step)
+            return not self.stop
+
+        def save() -> None:
             self.save(stage, agent, generators, history, step)
 
+        # A run that was stopped during an evaluation begins with it.
+        if offset < step < last and self.evaluated < step and self.evaluates(stage, step - offset):
+            self.evaluate_or_stop(stage, agent, step, save)
+        clock, rows = time.perf_counter(), len(history.values)
+        while step < last and len(self.failures) < agent.runs:
+            step += driver.run(min(self.until_event(stage, step - offset), last - step), go_on)
+            progress, done = step - offset, step == last
+            logging = progress % config.log_interval == 0 or done
+            saving = progress % config.save_interval == 0 or done or bool(self.stop)
+            evaluating = self.evaluates(stage, progress) and not done
+            if not (logging or saving or evaluating):
+                continue
+            self.check_finite(history, step, updates_per_step)
+            seconds = time.perf_counter() - clock
+            self.seconds[stage] += seconds
+            self.updates[stage] += len(history.values) - rows
+            if logging:
+                rate = (len(history.values) - rows) / seconds
+                self.journal.timing(stage, step, rate, self.seconds[stage])
+                self.journal.metrics(stage, step, history, self.failures)
+                self.journal.progress(bar, rate)
+            if evaluating:
+                self.evaluate_or_stop(stage, agent, step, save)
+            if saving:
+                save()
+            self.leave_if_stopped(step)
+            clock, rows = time.perf_counter(), len(history.values)
+        bar.close()
+        if stage not in self.success or self.evaluated != step:
+            self.evaluate_or_stop(stage, agent, step, save)
+            save()
+
+    def evaluates(self, stage: str, progress: int) -> bool:
+        """Return whether an evaluation is due in the middle of a stage."""
+        interval = self.config.eval_interval
+        return stage != "pretrain" and interval > 0 and progress % interval == 0
+
+    def evaluate_or_stop(self, stage: str, agent: Agent, step: int, save) -> None:
+        """Evaluate; a signal abandons the evaluation, which the continued run repeats."""
+        try:
+            with self.stop.at_once():
+                self.success[stage] = self.evaluate(stage, agent, step)
+        except Stopped:
+            save()
+            self.leave_if_stopped(step)
+
+    def leave_if_stopped(self, step: int) -> None:
+        """Raise `Stopped` if a signal asked for it; the checkpoint is written."""
+        if self.stop:
+            raise Stopped(
+                f"stopped by {self.stop.signal} after step {step}; continue with --resume "
+                f"--run-dir {self.folder.path}"
+            )
+
     def until_event(self, stage: str, progress: int) -> int:
-        """Return the updates until the next log row, checkpoint or evaluation of a stage."""
+        """Return the steps until the next log row, checkpoint or evaluation of a stage."""
         config = self.config
         intervals = [config.log_interval, config.save_interval]
-        if stage == "finetune" and config.eval_interval > 0:
+        if stage != "pretrain" and config.eval_interval > 0:
             intervals.append(config.eval_interval)
         return min(interval - progress % interval for interval in intervals)
 
-    def check_finite(self, history: History, step: int) -> None:
+    def check_finite(self, history: History, step: int, updates_per_step: int) -> None:
         """Stop the runs whose metrics left the finite numbers since the last check."""
         new = history.collect()
+        if len(new) == 0:
+            return
         for run, seed in enumerate(self.config.seeds):
             if run in self.failures:
                 continue
@@ -182,7 +269,7 @@ class Trainer:
             if len(bad) == 0:
                 continue
             row, metric = bad[0].tolist()
-            when = step - len(new) + row + 1
+            when = step - (len(new) - 1 - row) // updates_per_step
             self.failures[run] = f"{history.names[metric]} is not finite at step {when}"
             self.say(
                 f"error: seed {seed}: {self.failures[run]}; this run stops and keeps its last "
@@ -190,39 +277,13 @@ class Trainer:
                 error=True,
             )
 
-    def log(self, stage: str, step: int, history: History, rate: float, bar: tqdm) -> None:
-        """Append one row for each live seed to metrics.csv: means over the interval."""
-        means = history.values.mean(0)
-        history.clear()
-        rows = []
-        for run, seed in enumerate(self.config.seeds):
-            if run in self.failures:
-                continue
-            values = dict(zip(history.names, means[run].tolist(), strict=True))
-            rows.append(
-                {"stage": stage, "step": step, "seed": seed, "updates_per_second": f"{rate:.2f}"}
-                | {name: f"{value:.6g}" for name, value in values.items()}
-            )
-        self.folder.metrics.write(rows)
-        if rows:
-            shown = [n for n in ("bc_loss", "critic_loss", "path_kl", "lam") if n in rows[0]]
-            averages = {name: np.mean([float(row[name]) for row in rows]) for name in shown}
-            text = "  ".join(f"{name} {value:.6g}" for name, value in averages.items())
-            if len(rows) > 1:
-                text += f"  (mean of {len(rows)} seeds)"
-            left = (bar.total - bar.n) / rate if self.bars else None
-            self.say(
-                f"{stage} step {step}  {text}  {rate:.1f} updates/s"
-                + ("" if left is None else f"  {left:.0f} s left")
-            )
-
     def evaluate(self, stage: str, agent: Agent, step: int) -> list[float]:
         """Play the evaluation episodes with every live run; return success by run."""
-        config, success = self.config, []
+        config, success, rows = self.config, [], []
         with self.timed("evaluate"):
             if self.evaluator is None:
                 envs = min(config.eval_envs, config.eval_episodes)
-                self.evaluator = Evaluator(config.env_name, envs)
+                self.evaluator = Evaluator(config.env_name, envs, config.eval_workers)
             for run, seed in enumerate(config.seeds):
                 if run in self.failures:
                     success.append(math.nan)
@@ -232,11 +293,12 @@ class Trainer:
                 success.append(float(mean[0]))
                 row = {"stage": stage, "step": step, "seed": seed, "episodes": len(results)}
                 row |= {"success": f"{mean[0]:.4g}", "return": f"{mean[1]:.6g}"}
-                self.folder.eval.write([row | {"length": f"{mean[2]:.6g}"}])
+                rows.append(row | {"length": f"{mean[2]:.6g}"})
                 self.say(
                     f"evaluation at step {step}, seed {seed}: success {100 * mean[0]:.0f} % over "
                     f"{len(results)} episodes, mean length {mean[2]:.0f}"
                 )
+        self.journal.evaluation(rows)
         self.evaluated = step
         return success
 
@@ -248,91 +310,90 @@ class Trainer:
         history: History,
         step: int,
     ) -> None:
-        """Write a checkpoint; a run that diverged keeps the weights of its last good one."""
+        """Write a checkpoint; a run that diverged keeps the weights of its last good one.
+
+        A disk that is full is reported; the checkpoint before stays and the run goes on.
+        """
         state = agent.state_dict()
         for run in self.failures:
             for name, tensor in state.items():
                 tensor[run] = self.last_good[name][run]
         self.last_good = state
-        checkpoint.save(
-            self.checkpoint_path(step),
-            {
-                "stage": stage,
-                "step": step,
-                "agent": {name: tensor.cpu() for name, tensor in state.items()},
-                "shapes": checkpoint.network_shapes(agent),
-                "generators": [generator.get_state() for generator in generators],
-                "history": history.values,
-                "success": self.success,
-                "evaluated": self.evaluated,
-                "seconds": self.seconds,
-                "updates": self.updates,
-                "failures": self.failures,
-            },
-        )
-        pretrained = self.checkpoint_path(self.config.bc_steps)
-        checkpoint.prune(self.folder.checkpoints, self.config.keep, pretrained)
+        if self.driver is not None:
+            self.online_seconds = dict(self.driver.seconds)
+        # A checkpoint counts on the rows before it.
+        try:
+            if not self.journal.flush():
+                raise RunError(f"cannot write the checkpoint of step {step} before its log rows")
+            checkpoint.save(
+                self.checkpoint_path(step),
+                {
+                    "stage": stage,
+                    "step": step,
+                    "ends": self.config.stage_ends,
+                    "agent": {name: tensor.cpu() for name, tensor in state.items()},
+                    "shapes": checkpoint.plain_shapes(agent.online.shapes),
+                    "generators": [generator.get_state() for generator in generators],
+                    "history": history.values,
+                    "success": self.success,
+                    "evaluated": self.evaluated,
+                    "seconds": self.seconds,
+                    "updates": self.updates,
+                    "failures": self.failures,
+                    "online": None if self.driver is None else self.driver.state_dict(),
+                },
+            )
+        except RunError as error:
+            if self.stop:
+                raise
+            self.say(f"warning: {error}; the run goes on", error=True)
+            return
+        ends = self.config.stage_ends.values()
+        protected = {self.checkpoint_path(end) for end in ends}
+        checkpoint.prune(self.folder.checkpoints, self.config.keep, protected)
 
     def checkpoint_path(self, step: int) -> Path:
         """Return where the checkpoint of a step lies."""
         return self.folder.checkpoints / f"step_{step:09d}.pt"
 
     def load_newest(self) -> dict[str, Any] | None:
-        """Load the newest checkpoint and drop the log rows after it."""
-        path = checkpoint.newest(self.folder.checkpoints)
-        state = None if path is None else checkpoint.load(path)
+        """Load the newest whole checkpoint and drop the log rows after it.
+
+        Raises:
+            UsageError: no checkpoint is whole, or the flags move the end of a stage before it.
+        """
+        state, name = checkpoint.load_newest(
+            self.folder.checkpoints, lambda text: self.say(text, error=True)
+        )
         step = -1
         if state is not None:
             step, self.evaluated = state["step"], state["evaluated"]
             self.success, self.failures = state["success"], state["failures"]
             self.seconds, self.updates = state["seconds"], state["updates"]
-        self.folder.metrics.truncate(step)
-        self.folder.eval.truncate(self.evaluated)
-        self.say(f"resuming from {'the start' if path is None else path}")
+            if state["online"] is not None:
+                self.online_seconds = state["online"]["seconds"]
+            for stage in STAGES[: STAGES.index(state["stage"])]:
+                before, now = state["ends"][stage], self.config.stage_ends[stage]
+                if before != now:
+                    raise UsageError(
+                        f"the flags end stage {stage} at step {now}, but the run ended it at step "
+                        f"{before} and is at step {step}; leave the stages before as they are"
+                    )
+        self.folder.truncate(step, self.evaluated)
+        self.say(f"resuming from {name or 'the start'}")
         return state
 
     def finish(self) -> int:
         """Write the summary and the curves, print the table, return the exit status."""
-        if self.evaluator is not None:
-            self.evaluator.close()
-        summary = self.summary()
+        summary = summarise(
+            self.config, self.success, self.seconds, self.updates, self.online_seconds,
+            self.failures,
+        )  # fmt: skip
         self.folder.write_json("summary.json", summary)
-        plot_curves(self.folder, self.config)
+        write_overview(self.folder.path, self.folder.path / "curves.png")
         self.say(format_table(self.config, summary))
         self.say(f"run folder: {self.folder.path}")
         return 1 if self.failures else 0
-
-    def summary(self) -> dict[str, Any]:
-        """Success by stage and seed, seconds, rates, failures."""
-        pretrained = self.success.get("pretrain", [])
-        final = self.success.get("finetune", pretrained)
-        rates = {
-            stage: self.updates[stage] / self.seconds[stage]
-            for stage in self.updates
-            if self.updates[stage]
-        }
-        return {
-            "env_name": self.config.env_name,
-            "algo": self.config.algo,
-            "backend": self.config.backend,
-            "precision": self.config.precision,
-            "seeds": list(self.config.seeds),
-            "pretrained_success": mean_of_finite(pretrained),
-            "final_success": mean_of_finite(final),
-            "pretrained_success_by_seed": [finite_or_none(value) for value in pretrained],
-            "final_success_by_seed": [finite_or_none(value) for value in final],
-            "episodes": self.config.eval_episodes,
-            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
-            "updates_per_second": {name: round(value, 2) for name, value in rates.items()},
-            "failures": {
-                str(self.config.seeds[run]): reason for run, reason in self.failures.items()
-            },
-        }
-
-    def say(self, text: str, error: bool = False) -> None:
-        """Print a line without tearing a progress bar."""
-        tqdm.write(text, file=sys.stderr if error else sys.stdout)
-        (sys.stderr if error else sys.stdout).flush()
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -342,38 +403,3 @@ class Trainer:
             yield
         finally:
             self.seconds[stage] += time.perf_counter() - start
-
-
-def finite_or_none(value: float) -> float | None:
-    """Return `value`, or None for a run that diverged (JSON has no NaN)."""
-    return value if math.isfinite(value) else None
-
-
-def mean_of_finite(values: list[float]) -> float | None:
-    """Return the mean over the runs that did not diverge, None if there is none."""
-    finite = [value for value in values if math.isfinite(value)]
-    return float(np.mean(finite)) if finite else None
-
-
-def format_table(config: TrainConfig, summary: dict[str, Any]) -> str:
-    """Return the closing table: success before and after, time and rate by stage."""
-    before = summary["pretrained_success_by_seed"] or [None] * len(config.seeds)
-    after = summary["final_success_by_seed"] or [None] * len(config.seeds)
-
-    def percent(value: float | None) -> str:
-        return "-" if value is None else f"{100 * value:.0f} %"
-
-    episodes = f"{summary['episodes']} episodes"
-    lines = ["", f"{config.env_name}, success over {episodes}", ""]
-    lines.append(f"{'seed':>6}  {'pretrained':>10}  {config.algo:>10}")
-    for seed, first, second in zip(config.seeds, before, after, strict=True):
-        lines.append(f"{seed:>6}  {percent(first):>10}  {percent(second):>10}")
-    mean_before, mean_after = summary["pretrained_success"], summary["final_success"]
-    lines.append(f"{'mean':>6}  {percent(mean_before):>10}  {percent(mean_after):>10}")
-    lines += ["", f"{'stage':>10}  {'seconds':>8}  {'updates/s':>9}"]
-    for stage, seconds in summary["seconds"].items():
-        rate = summary["updates_per_second"].get(stage)
-        shown = "" if rate is None else f"{rate:.1f}"
-        lines.append(f"{stage:>10}  {seconds:>8.1f}  {shown:>9}")
-    lines.append(f"{'total':>10}  {sum(summary['seconds'].values()):>8.1f}")
-    return "\n".join(lines) + "\n"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -24,19 +26,38 @@ PACKAGES = ("torch", "triton", "numpy", "ogbench", "mujoco", "gymnasium")
 
 
 class CsvLog:
-    """A CSV file with fixed columns, written row by row."""
+    """A CSV file with fixed columns, written row by row.
+
+    Rows that the disk does not take are kept and tried again with the next ones.
+    """
 
     def __init__(self, path: Path, columns: tuple[str, ...]) -> None:
         self.path, self.columns = path, columns
+        self.waiting: list[dict[str, Any]] = []
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Append rows; a column that a row lacks stays empty."""
-        new = not self.path.exists()
-        with open(self.path, "a", newline="") as file:
-            writer = csv.DictWriter(file, self.columns, restval="", lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
+        """Append rows; a column that a row lacks stays empty.
+
+        Raises:
+            OSError: the disk refuses; the file is as before, and the rows wait.
+        """
+        self.waiting += rows
+        if not self.waiting:
+            return
+        size = self.path.stat().st_size if self.path.exists() else 0
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, restval="", lineterminator="\n")
+        if size == 0:
+            writer.writeheader()
+        writer.writerows(self.waiting)
+        try:
+            with open(self.path, "a", newline="") as file:
+                file.write(text.getvalue())
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, size)
+            raise
+        self.waiting = []
 
     def read(self) -> list[dict[str, str]]:
         """Return all rows; none if the file is not there yet."""
@@ -53,6 +74,9 @@ class CsvLog:
             if tuple(row) == self.columns and None not in row.values()
             if row["step"].isdigit() and int(row["step"]) <= step
         ]
+        if not rows:
+            self.path.unlink(missing_ok=True)
+            return
         temporary = self.path.with_name(self.path.name + ".partial")
         with open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, self.columns, lineterminator="\n")
@@ -67,15 +91,20 @@ class RunFolder:
     METRICS = (
         "stage", "step", "seed", "critic_loss", "bc_loss", "adjoint_loss", "path_kl", "lam",
         "kl_ema", "q_mean", "q_min", "q_max", "adjoint_mean", "adjoint_std", "adjoint_max",
-        "grad_norm", "updates_per_second",
+        "grad_norm",
     )  # fmt: skip
     EVAL = ("step", "success", "stage", "seed", "episodes", "return", "length")
+    EPISODES = ("step", "seed", "episode", "success", "return", "length")
+    TIMING = ("stage", "step", "updates_per_second", "seconds")
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = CsvLog(path / "metrics.csv", self.METRICS)
         self.eval = CsvLog(path / "eval.csv", self.EVAL)
+        self.episodes = CsvLog(path / "episodes.csv", self.EPISODES)
+        self.timing = CsvLog(path / "timing.csv", self.TIMING)
+        self.logs = (self.metrics, self.eval, self.episodes, self.timing)
 
     @staticmethod
     def default_path(env_name: str, algo: str) -> Path:
@@ -83,17 +112,10 @@ class RunFolder:
         return RUNS_DIR / env_name / algo / time.strftime("%Y%m%d-%H%M%S")
 
     @staticmethod
-    def newest(env_name: str, algo: str) -> Path:
-        """Return the newest run of a task and algorithm.
-
-        Raises:
-            UsageError: there is none.
-        """
-        parent = RUNS_DIR / env_name / algo
-        runs = sorted(path.parent for path in parent.glob("*/config.json"))
-        if not runs:
-            raise UsageError(f"--resume found no run in {parent}; name one with --run-dir")
-        return runs[-1]
+    def newest(env_name: str, algo: str) -> Path | None:
+        """Return the newest run of a task and algorithm, None if there is none."""
+        runs = (RUNS_DIR / env_name / algo).glob("*/config.json")
+        return max((path.parent for path in runs), default=None)
 
     @property
     def exists(self) -> bool:
@@ -121,14 +143,22 @@ class RunFolder:
             RunError: it cannot be written.
         """
         try:
-            for name in ("metrics.csv", "eval.csv", "summary.json", "curves.png"):
+            for log in self.logs:
+                log.path.unlink(missing_ok=True)
+            for name in ("summary.json", "curves.png"):
                 (self.path / name).unlink(missing_ok=True)
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            for name in ("checkpoints", "evaluation", "trackers"):
+                shutil.rmtree(self.path / name, ignore_errors=True)
             self.checkpoints.mkdir(parents=True)
             self.write_json("config.json", config)
             self.write_json("versions.json", versions())
         except OSError as error:
             raise RunError(f"cannot write to --run-dir {self.path}: {error}") from None
+
+    def truncate(self, step: int, evaluated: int) -> None:
+        """Drop the log rows after `step`, and evaluations after `evaluated`."""
+        for log in self.logs:
+            log.truncate(evaluated if log is self.eval else step)
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write a JSON file by way of a temporary name."""

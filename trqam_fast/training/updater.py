@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 import torch
 
-from trqam_fast.agents import Agent
-from trqam_fast.data.dataset import Dataset
+from trqam_fast.agents import Agent, Batch
 from trqam_fast.errors import RunError
 from trqam_fast.training.history import History
 
@@ -13,6 +15,19 @@ WARMUP = 3
 """Updates run eagerly before the capture: they compile kernels and allocate Adam's state."""
 
 UPDATES_PER_REPLAY = 10
+
+
+GoOn = Callable[[int], bool]
+
+
+class Source(Protocol):
+    """Where batches come from: a dataset or a replay buffer."""
+
+    def sample(
+        self, generators: list[torch.Generator], batch_size: int, horizon: int, discount: float
+    ) -> Batch:
+        """Sample one batch for every run."""
+        ...
 
 
 class Updater:
@@ -26,31 +41,33 @@ class Updater:
     def __init__(
         self,
         agent: Agent,
-        dataset: Dataset,
+        source: Source,
         generators: list[torch.Generator],
         history: History,
         *,
         graph: bool,
     ) -> None:
-        self.agent, self.dataset = agent, dataset
+        self.agent, self.source = agent, source
         self.generators, self.history = generators, history
         self.graph = graph and agent.device.type == "cuda"
         self.stream: torch.cuda.Stream | None = None
         self.done = 0
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
-    @property
-    def stride(self) -> int:
-        """Updates that are worth asking for at a time."""
-        return UPDATES_PER_REPLAY if self.graph else 1
+    def run(self, updates: int, go_on: GoOn = lambda count: True) -> int:
+        """Do `updates` updates, or fewer when `go_on` says no; return how many.
 
-    def run(self, updates: int) -> None:
-        """Do `updates` updates."""
-        while updates > 0:
-            count = self.step(updates)
+        `go_on` is called with the number of updates done since the last call.
+        """
+        done = 0
+        while done < updates:
+            count = self.step(updates - done)
             self.history.advance(count)
             self.done += count
-            updates -= count
+            done += count
+            if not go_on(count):
+                break
+        return done
 
     def step(self, at_most: int) -> int:
         """Do some updates, no more than `at_most`; return how many."""
@@ -69,7 +86,7 @@ class Updater:
     def update(self) -> None:
         """Do one update."""
         config = self.agent.config
-        batch = self.dataset.sample(
+        batch = self.source.sample(
             self.generators, config.batch_size, config.horizon_length, config.discount
         )
         terms = self.agent.update(batch, self.agent.draw_noise(self.generators))

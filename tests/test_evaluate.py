@@ -1,0 +1,240 @@
+import csv
+import importlib.util
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from trqam_fast import evaluate, train
+from trqam_fast.agents import AgentConfig, BCAgent, TRQAMAgent
+from trqam_fast.cli import run_command
+from trqam_fast.evaluation import Evaluator
+from trqam_fast.evaluation.statistics import mean_interval, student_quantile, wilson_interval
+from trqam_fast.evaluation.video import RENDER_OPTIONS, VideoWriter, find_renderer
+from trqam_fast.training.loaded import load_run
+
+SEEDS = (3, 5)
+EPISODES = 2
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of two seeds, and what its policies saw in each evaluation."""
+    folder = tmp_path_factory.mktemp("trained")
+    flags = [
+        "--preset", "smoke", "--generated-dir", str(folder / "data"), "--generated-transitions",
+        "3000", "--bc-steps", "10", "--offline-steps", "10", "--online-steps", "0",
+        "--eval-interval", "0", "--eval-episodes", str(EPISODES), "--eval-envs", "2",
+        "--batch-size", "8", "--actor-hidden-dims", "16", "16", "--value-hidden-dims", "16",
+        "--action-chunking", "--seeds", *map(str, SEEDS), "--run-dir", str(folder / "run"),
+    ]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        seen = record(patch)
+        assert run_command(lambda: train.main(flags)) == 0
+    return folder / "run", seen
+
+
+def record(patch):
+    """Collect the observations of each evaluation, bit for bit, in the order of evaluations."""
+    seen, original = [], Evaluator.evaluate
+
+    def recording(self, agent, *arguments, **options):
+        act, rows = agent.act, set()
+        seen.append(rows)
+
+        def noting(observations, noise, run=None):
+            rows.update(row.tobytes() for row in observations[0].numpy())
+            return act(observations, noise, run=run)
+
+        agent.act = noting
+        try:
+            return original(self, agent, *arguments, **options)
+        finally:
+            del agent.act
+
+    patch.setattr(Evaluator, "evaluate", recording)
+    return seen
+
+
+def run(*flags) -> int:
+    return run_command(lambda: evaluate.main([str(flag) for flag in flags]))
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("workers, envs", [(0, 1), (2, 2)])
+def test_plays_the_episodes_of_the_trainer(trained, tmp_path, capsys, monkeypatch, workers, envs):
+    folder, before = trained
+    seen = record(monkeypatch)
+    flags = ["--episodes", EPISODES, "--workers", workers, "--envs", envs, "--out", tmp_path]
+    assert run(folder, *flags) == 0
+    assert len(before) == 2 * len(SEEDS)  # after pretraining and at the end, seed by seed
+    assert seen == before[len(SEEDS) :] and seen[0] != seen[1]
+    printed = capsys.readouterr().out
+    assert "pooled" in printed and "Wilson" in printed and "Student" in printed
+
+    episodes = rows(tmp_path / "episodes.csv")
+    assert [(r["seed"], r["episode"]) for r in episodes] == [
+        (str(seed), str(episode)) for seed in SEEDS for episode in range(EPISODES)
+    ]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["stage"] == "offline" and summary["step"] == 20
+    for row in rows(folder / "eval.csv")[-len(SEEDS) :]:
+        of_seed = [r for r in episodes if r["seed"] == row["seed"]]
+        for name in ("success", "return", "length"):
+            mean = np.mean([float(r[name]) for r in of_seed])
+            assert float(row[name]) == pytest.approx(mean, rel=1e-5)
+            assert summary["by_seed"][row["seed"]][name] == mean
+    assert summary["pooled"]["episodes"] == EPISODES * len(SEEDS)
+    assert summary["over_seeds"]["seeds"] == len(SEEDS)
+
+
+def test_another_checkpoint_and_the_default_folder(trained, monkeypatch):
+    folder, before = trained
+    seen = record(monkeypatch)
+    path = folder / "checkpoints/step_000000010.pt"
+    assert run(folder, "--checkpoint", path, "--episodes", EPISODES) == 0
+    assert seen == before[: len(SEEDS)]
+    assert len(rows(folder / "evaluation/step_000000010/episodes.csv")) == 4
+    seen.clear()
+    assert run(folder, "--checkpoint", path, "--episodes", 1, "--seed", 0) == 0
+    assert not seen[0] & before[0]  # another seed, other episodes
+
+
+def test_load_run(trained, tmp_path):
+    folder, _ = trained
+    loaded = load_run(folder)
+    assert isinstance(loaded.agent, TRQAMAgent) and loaded.step == 20
+    assert loaded.path.name == "step_000000020.pt" and loaded.config.seeds == SEEDS
+    assert (loaded.agent.obs_dim, loaded.agent.act_dim) == (2, 2)
+    state = torch.load(loaded.path, weights_only=True)["agent"]
+    assert torch.equal(loaded.agent.online.flat, state["online"])
+    pretrained = load_run(folder, folder / "checkpoints/step_000000010.pt", backend="reference")
+    assert isinstance(pretrained.agent, BCAgent) and pretrained.stage == "pretrain"
+    assert pretrained.agent.backend == "reference"
+    # A run of a GPU can be evaluated without one.
+    shutil.copytree(folder, tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text()) | {"device": "cuda"}
+    (tmp_path / "copy/config.json").write_text(json.dumps(config | {"precision": "tf32"}))
+    assert torch.equal(load_run(tmp_path / "copy").agent.online.flat, state["online"])
+
+
+def test_unusable_runs_end_with_one_sentence(trained, tmp_path, capsys):
+    folder, _ = trained
+
+    def error(*flags):
+        assert run(*flags) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("error: ") and message.count("\n") == 1
+        return message
+
+    assert "config.json" in error(tmp_path)
+    assert "is not a file" in error(folder, "--checkpoint", tmp_path / "none.pt")
+    assert "use 1 or more" in error(folder, "--episodes", 0)
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    newest = copy / "checkpoints/step_000000020.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    message = error(copy)
+    assert "step_000000020.pt" in message and "--checkpoint" in message
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"actor_hidden_dims": [24]}))
+    other = copy / "checkpoints/step_000000010.pt"
+    assert "does not fit" in error(copy, "--checkpoint", other)
+    (copy / "config.json").write_text(json.dumps({"env_name": 3}))
+    assert "another version" in error(copy)
+    (copy / "config.json").write_text("{")
+    assert "damaged" in error(copy)
+    shutil.rmtree(copy / "checkpoints")
+    shutil.copy(folder / "config.json", copy)
+    assert "no checkpoint" in error(copy)
+
+
+def test_intervals():
+    # Known values: Wilson for 8 of 10; Student's quantiles of any table.
+    assert wilson_interval(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
+    assert wilson_interval(0, 50)[0] == 0 and wilson_interval(50, 50)[1] == pytest.approx(1)
+    for freedom, value in ((1, 12.7062), (2, 4.30265), (4, 2.77645), (30, 2.04227)):
+        assert student_quantile(freedom) == pytest.approx(value, rel=1e-4)
+    assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 2.48414, 2 + 2.48414), abs=1e-3)
+    assert mean_interval([0.5, 0.5]) == (0.5, 0.5)
+
+
+def test_no_video_without_a_renderer_or_an_encoder(trained, tmp_path, capsys, monkeypatch):
+    folder, _ = trained
+    flags = [folder, "--episodes", 1, "--out", tmp_path, "--video", 1]
+    monkeypatch.setitem(__import__("sys").modules, "imageio_ffmpeg", None)
+    assert run(*flags) == 2
+    assert "pip install" in capsys.readouterr().err
+    monkeypatch.setattr(evaluate, "check_encoder", lambda: None)
+    monkeypatch.setattr(evaluate, "find_renderer", lambda env_id: None)
+    assert run(*flags) == 0
+    error = capsys.readouterr().err
+    assert error.count("warning") == 1 and "osmesa" in error
+    assert len(rows(tmp_path / "episodes.csv")) == len(SEEDS)
+    assert not list(tmp_path.rglob("*.mp4"))
+
+
+def test_a_renderer_that_fails_is_not_used():
+    # Both processes fail, here because of the name.
+    assert find_renderer("no-such-environment-v0") is None
+
+
+FAKE_ENCODER = """
+def write_frames(path, size, **options):
+    with open(path, "wb") as file:
+        while True:
+            file.write((yield))
+"""
+
+
+@pytest.mark.parametrize(
+    "name, sizes",
+    [
+        ("pointmaze-medium-navigate-singletask-task1-v0", (2, 2)),
+        ("cube-single-play-singletask-task1-v0", (28, 5)),
+    ],
+)
+def test_rendering_does_not_change_an_episode(tmp_path, monkeypatch, name, sizes):
+    renderer = find_renderer(name.replace("-navigate", "").replace("-play", ""))
+    if renderer is None:
+        pytest.skip("neither egl nor osmesa renders here")
+    (tmp_path / "imageio_ffmpeg.py").write_text(FAKE_ENCODER)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = AgentConfig(
+        actor_hidden_dims=(8,), value_hidden_dims=(8,), num_qs=1, horizon_length=5,
+        action_chunking=True,
+    )  # fmt: skip
+    agent, short = TRQAMAgent(config, *sizes, [0]), {"max_episode_steps": 6}
+    seen, outcomes = record(monkeypatch), []
+    plain = Evaluator(name, 1, env_options=short)
+    filming = Evaluator(
+        name, 1, 1, env_options=short | RENDER_OPTIONS, environment={"MUJOCO_GL": renderer}
+    )
+    for evaluator, options in ((plain, {}), (filming, {"video_dir": tmp_path / "videos"})):
+        outcomes.append(evaluator.evaluate(agent, 0, 2, seed=1, **options))
+        evaluator.close()
+    assert outcomes[0] == outcomes[1] and seen[0] == seen[1]
+    videos = sorted((tmp_path / "videos").iterdir())
+    assert [video.name for video in videos] == [f"episode_{i:03d}.mp4" for i in range(2)]
+    frames = np.frombuffer(videos[0].read_bytes(), np.uint8).reshape(7, -1)
+    assert frames.std() > 0 and (frames[0] != frames[-1]).any()
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("imageio_ffmpeg") is None, reason="imageio-ffmpeg is not installed"
+)
+def test_videos_can_be_read(tmp_path):
+    import imageio_ffmpeg
+
+    writer = VideoWriter(tmp_path / "video.mp4", (64, 64), 10)
+    for shade in range(0, 250, 25):
+        writer.add(np.full((64, 64, 3), shade, np.uint8))
+    writer.close()
+    frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "video.mp4"))
+    assert frames == 10 and seconds == pytest.approx(1.0, abs=0.11)

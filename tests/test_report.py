@@ -1,0 +1,294 @@
+import base64
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from trqam_fast.cli import run_command
+from trqam_fast.errors import RunError, UsageError
+from trqam_fast.report import read_run, write_overview
+from trqam_fast.report.__main__ import main
+from trqam_fast.report.figures import PANELS, draw_panel, panels_of, points_of
+from trqam_fast.report.page import render_success
+from trqam_fast.report.runs import read_runs
+
+COLUMNS = "stage,step,seed,bc_loss,critic_loss,path_kl,lam,q_mean,q_min,q_max"
+CONFIG = {
+    "env_name": "pointmaze-medium-navigate-singletask-task1-v0",
+    "algo": "trqam",
+    "seeds": [0, 1],
+    "backend": "auto",
+    "precision": "auto",
+    "kl_budget": 1.0,
+    "kl_budget_online": 0.25,
+    "run_dir": "somewhere",
+}
+SUMMARY = {
+    "backend": "cpp",
+    "precision": "ieee",
+    "seconds": {"data": 0.4, "pretrain": 3.0, "offline": 100.0, "online": 50.0},
+    "online_seconds": {"learning": 40.0, "simulating": 5.0},
+    "updates_per_second": {"pretrain": 600.0, "offline": 70.5},
+    "failures": {},
+}
+STEPS = {"pretrain": (100, 200), "offline": (300, 400), "online": (450, 500)}
+RATES = {200: (0.0, 0.2), 400: (0.6, 1.0), 500: (0.9, 1.0)}
+
+
+def make_run(folder, *, seeds=(0, 1), stages=("pretrain", "offline", "online"), **config):
+    """A run folder as the trainer leaves it."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"seeds": list(seeds)} | config))
+    (folder / "versions.json").write_text(json.dumps({"torch": "2.13", "cpu": "Tester"}))
+    (folder / "summary.json").write_text(json.dumps(SUMMARY))
+    rows, evaluations = [COLUMNS], ["step,success,stage,seed,episodes,return,length"]
+    timing = ["stage,step,updates_per_second,seconds"]
+    for stage in stages:
+        for step in STEPS[stage]:
+            timing.append(f"{stage},{step},70.5,{step}")
+            for seed in seeds:
+                trained = ",,,,," if stage == "pretrain" else f"2.5,1.{seed},0.5,-3,-{step},-1"
+                rows.append(f"{stage},{step},{seed},{step / 100},{trained}")
+        for seed in seeds:
+            success = RATES[step][seed]
+            evaluations.append(f"{step},{success},{stage},{seed},50,-10,200")
+    (folder / "metrics.csv").write_text("\n".join(rows) + "\n")
+    (folder / "timing.csv").write_text("\n".join(timing) + "\n")
+    (folder / "eval.csv").write_text("\n".join(evaluations) + "\n")
+    return folder
+
+
+class Page(HTMLParser):
+    """Checks that tags match and collects text, images and everything that points elsewhere."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.texts, self.links, self.images, self.tags = [], [], [], [], set()
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        attributes = dict(attributes)
+        self.links += [attributes[name] for name in ("src", "href", "srcset") if name in attributes]
+        if tag == "img":
+            assert attributes["alt"]
+            self.images.append(attributes["src"])
+        if tag not in ("meta", "img", "br", "line", "wbr"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+def report(*runs, out):
+    assert main([*(str(run) for run in runs), "--out", str(out)]) == 0
+    return Page((out / "index.html").read_text(encoding="utf-8"))
+
+
+def test_a_run_is_read(tmp_path):
+    run = read_run(make_run(tmp_path / "run"))
+    assert run.problems == [] and run.stages == ["pretrain", "offline", "online"]
+    assert run.boundaries == {"pretrain": 200, "offline": 400}
+    assert [point[:3] for point in run.curve("bc_loss")[:2]] == [
+        ("pretrain", 100, 1.0),
+        ("pretrain", 200, 2.0),
+    ]
+    kl = run.curve("path_kl")
+    assert [point.step for point in kl] == [300, 400, 450, 500]
+    assert kl[0][2:] == pytest.approx((1.05, 1.0, 1.1))
+    (q,) = [panel for panel in PANELS if panel.column == "q_mean"]
+    assert points_of(run, q)[0][2:] == (-3.0, -300.0, -1.0)
+    (value, low, high), rates = run.success_after("offline")
+    assert (value, rates) == (0.8, [0.6, 1.0]) and low == 0.0 and high == 1.0
+    assert run.success_after("nothing") is None
+    assert [run.budget(stage) for stage in run.stages] == [1.0, 1.0, 0.25]
+
+
+def test_the_page_holds_everything_and_refers_to_nothing(tmp_path):
+    one = make_run(tmp_path / "a" / "one")
+    two = make_run(tmp_path / "b" / "two", seeds=(0,), stages=("pretrain",), algo="bc")
+    out = tmp_path / "out"
+    page = report(one, two, out=out)
+    assert "script" not in page.tags
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    html = (out / "index.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?:|url\(|@import|<link", html)
+    panels = panels_of(read_runs([one, two]))
+    assert [panel.column for panel in panels] == [
+        "success", "path_kl", "lam", "q_mean", "critic_loss", "bc_loss", "updates_per_second",
+    ]  # fmt: skip
+    assert len(page.images) == len(panels)
+    for panel, image in zip(panels, page.images, strict=True):
+        png = (out / panel.file).read_bytes()
+        assert base64.b64decode(image.partition(",")[2]) == png and png[1:4] == b"PNG"
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        ["index.html", *(panel.file for panel in panels)]
+    )
+    for expected in (
+        "after pretrain", "after offline", "after online", "80 % 0 to 100", "seeds: 60 100",
+        "2 min 33 s", "learning 80%, simulating 10%", "pretrain 600.0, offline 70.5", "cpp",
+        "ieee", "2.13", "Tester", "--algo", "0 % 0 to 7", "finished",
+    ):  # fmt: skip
+        assert expected in page.text, expected
+    assert "Failed or missing" not in page.text and "--run-dir" not in page.text
+
+
+def test_failures_and_missing_files_are_shown(tmp_path, capsys):
+    run = make_run(tmp_path / "run")
+    (run / "versions.json").unlink()
+    (run / "config.json").write_text("{half")
+    summary = SUMMARY | {"failures": {"1": "critic_loss is not finite at step 350 <&>"}}
+    (run / "summary.json").write_text(json.dumps(summary))
+    with open(run / "metrics.csv", "a") as file:
+        file.write("online,600,0,nan,,,,,,\nonline,600,1,1\nonline,six,1,1,,,,,,\nonline,70")
+    other = make_run(tmp_path / "other")
+    for name in ("summary.json", "eval.csv"):
+        (other / name).unlink()
+    (other / "metrics.csv").write_text(COLUMNS + "\n")
+    page = report(run, other, out=tmp_path / "out")
+    printed = capsys.readouterr().out
+    for problem in (
+        "versions.json is missing",
+        "config.json is damaged",
+        "seed 1 failed: critic_loss is not finite at step 350 <&>",
+        "metrics.csv has damaged rows, left out: 3",
+        "metrics.csv has values that are not finite: bc_loss of seed 0",
+        "summary.json is missing",
+        "eval.csv is missing",
+        "metrics.csv has no rows yet",
+    ):
+        assert problem in page.text and problem in printed
+    assert "1 of 2 seeds failed" in page.text and "not finished" in page.text
+
+
+def test_a_seed_that_is_missing_from_an_evaluation_is_told(tmp_path):
+    run = make_run(tmp_path / "run")
+    lines = (run / "eval.csv").read_text().splitlines(keepends=True)
+    (run / "eval.csv").write_text("".join(lines[:-1]))
+    cell = render_success(read_run(run), "online")
+    assert "90 %" in cell and "79 to 96" in cell and "1 of 2 seeds" in cell
+
+
+def test_unknown_columns_get_a_panel(tmp_path):
+    run = make_run(tmp_path / "run", stages=("pretrain",))
+    lines = (run / "metrics.csv").read_text().splitlines()
+    lines = [lines[0] + ",simulator_share", *(line + ",0.4" for line in lines[1:])]
+    (run / "metrics.csv").write_text("\n".join(lines) + "\n")
+    page = report(run, out=tmp_path / "out")
+    assert (tmp_path / "out" / "simulator_share.png").exists() and len(page.images) == 4
+
+
+def test_online_episodes(tmp_path):
+    """Forty-five episodes of two seeds make two points; the rest waits for its twenty."""
+    run = make_run(tmp_path / "run", stages=("online",))
+    assert read_run(run).episodes == [] and read_run(run).problems == []
+    rows = [f"{450 + n},{n % 2},{n},{int(n >= 20)},-1,10" for n in range(45)]
+    (run / "episodes.csv").write_text("\n".join(["step,seed,episode,success,return,length", *rows]))
+    first, second = read_run(run).episode_success()
+    assert first[:3] == ("online", 469, 0.0) and second[:3] == ("online", 489, 1.0)
+    assert first.high == pytest.approx(0.161, abs=1e-3) and second.high == 1.0
+    assert "episodes" in [panel.column for panel in panels_of([read_run(run)])]
+
+
+def test_what_a_panel_draws(tmp_path):
+    """Lines at the means, one budget per stage, a dotted line where a stage ends."""
+    run = read_run(make_run(tmp_path / "run"))
+    panels = {panel.column: panel for panel in PANELS}
+    figure, axis = plt.subplots()
+    draw_panel(axis, panels["path_kl"], [run])
+    curve, *others = axis.lines
+    np.testing.assert_allclose(curve.get_ydata(), [1.05] * 4)
+    dashed = [line for line in others if line.get_linestyle() == "--" and len(line.get_xdata())]
+    assert [(list(line.get_xdata()), line.get_ydata()[0]) for line in dashed] == [
+        ([300, 400], 1.0),
+        ([450, 500], 0.25),
+    ]
+    assert [line.get_xdata()[0] for line in others if line.get_linestyle() == ":"] == [400]
+    plt.close(figure)
+    figure, axis = plt.subplots()
+    draw_panel(axis, panels["success"], [run, run])
+    assert axis.lines[0].get_color() != axis.lines[1].get_color()
+    np.testing.assert_allclose(axis.lines[0].get_ydata(), [0.1, 0.8, 0.95])
+    plt.close(figure)
+
+
+def test_qam_has_no_lambda_and_no_budget(tmp_path):
+    run = read_run(make_run(tmp_path / "run", algo="qam"))
+    assert run.budget("offline") is None
+    assert "lam" not in [panel.column for panel in panels_of([run])]
+
+
+def test_names_are_told_apart_and_escaped(tmp_path):
+    paths = [
+        make_run(tmp_path / parent / "<b>run", stages=("pretrain",))
+        for parent in ("first", "second")
+    ]
+    assert [run.name for run in read_runs(paths)] == ["first/<b>run", "second/<b>run"]
+    page = report(*paths, out=tmp_path / "out")
+    assert "b" not in page.tags and "second/ <b>run" in page.text
+
+
+def test_many_runs(tmp_path):
+    """More runs than colours, and than a picture's legend takes."""
+    first = make_run(tmp_path / "run0", stages=("pretrain",))
+    paths = [first, *(tmp_path / f"run{number}" for number in range(1, 10))]
+    for path in paths[1:]:
+        shutil.copytree(first, path)
+    page = report(*paths, out=tmp_path / "out")
+    assert "10 runs, 20 seeds in all" in page.text
+    html = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    lines = set(re.findall(r'stroke="(#\w+)" stroke-width="3" stroke-dasharray="([^"]*)"', html))
+    assert len(lines) == 10
+
+
+def test_default_folders(tmp_path, monkeypatch, capsys):
+    one, two = make_run(tmp_path / "one", stages=()), make_run(tmp_path / "two", stages=())
+    assert main([str(one)]) == 0 and (one / "report" / "index.html").exists()
+    assert "No run has logged a value yet" in (one / "report" / "index.html").read_text()
+    monkeypatch.chdir(tmp_path)
+    assert main([str(one), str(two)]) == 0 and (tmp_path / "report" / "index.html").exists()
+    assert capsys.readouterr().out.splitlines()[-1] == "report/index.html"
+
+
+def test_bad_arguments_are_one_sentence(tmp_path, capsys):
+    run = make_run(tmp_path / "run", stages=())
+    (tmp_path / "empty").mkdir()
+
+    def status(*argv):
+        return run_command(lambda: main([str(word) for word in argv]))
+
+    assert status(tmp_path / "missing") == 2
+    assert status(tmp_path / "empty") == 2
+    assert status(run, run) == 2
+    assert status() == 2
+    assert status(run, "--out", run / "eval.csv") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 5 and all(line.startswith("error: ") for line in lines)
+    with pytest.raises(UsageError, match="holds no run"):
+        read_run(tmp_path / "empty")
+    with pytest.raises(RunError, match="--out"):
+        main([str(run), "--out", str(run / "eval.csv")])
+
+
+@pytest.mark.parametrize("stages", [(), ("pretrain",), ("pretrain", "offline", "online")])
+def test_overview(stages, tmp_path):
+    run = make_run(tmp_path / "run", stages=stages)
+    write_overview(run, run / "curves.png")
+    image = plt.imread(run / "curves.png")
+    assert image.shape[1] == 1540 and image.max() == 1.0
+    assert plt.get_fignums() == []

@@ -1,0 +1,201 @@
+import math
+import sys
+import types
+
+import pytest
+import torch
+
+from trqam_fast.errors import UsageError
+from trqam_fast.training import trackers as module
+from trqam_fast.training.trackers import Trackers
+
+CONFIG = {"env_name": "task", "seeds": (0, 1), "lr": 3e-4}
+METRICS = {"stage": "pretrain", "step": 250, "seed": 0, "bc_loss": "0.5", "lam": "", "note": "x"}
+EVAL = {"stage": "offline", "step": "250", "seed": 1, "success": 0.25, "return": "-10"}
+
+
+class FakeRun:
+    def __init__(self, options):
+        self.options, self.rows, self.finished, self.defined = options, [], False, []
+
+    def define_metric(self, *names, **options):
+        self.defined.append((names, options))
+
+    def log(self, row):
+        self.rows.append(row)
+
+    def finish(self):
+        self.finished = True
+
+
+@pytest.fixture
+def wandb(monkeypatch, tmp_path):
+    """A stand-in for the package, and nobody logged in."""
+    fake = types.ModuleType("wandb")
+    fake.runs = []
+    server = {"base_url": "https://api.wandb.example", "finish_timeout": 0}
+    fake.Settings = lambda **options: types.SimpleNamespace(**server, **options)
+
+    def init(**options):
+        fake.runs.append(FakeRun(options))
+        return fake.runs[-1]
+
+    fake.init = init
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_PROJECT", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    return fake
+
+
+def start(folder, *, tensorboard=False, wandb=True):
+    return Trackers(folder, CONFIG, tensorboard=tensorboard, wandb=wandb)
+
+
+def test_nothing_asked_for_does_nothing(tmp_path, wandb):
+    trackers = start(tmp_path, wandb=False)
+    trackers.log("metrics", METRICS)
+    trackers.close()
+    assert list(tmp_path.iterdir()) == [] and wandb.runs == []
+
+
+def test_rows_become_tags(tmp_path, wandb):
+    trackers = start(tmp_path)
+    trackers.log("metrics", METRICS)
+    trackers.log("eval", EVAL)
+    trackers.close()
+    (run,) = wandb.runs
+    assert run.rows == [
+        {"pretrain/bc_loss/seed0": 0.5, "step": 250},
+        {"offline/eval_success/seed1": 0.25, "offline/eval_return/seed1": -10.0, "step": 250},
+    ]
+    assert run.defined == [(("*",), {"step_metric": "step"})]
+    assert run.finished and run.options["resume"] == "allow" and run.options["config"] == CONFIG
+
+
+def test_offline_unless_logged_in(tmp_path, wandb, monkeypatch):
+    start(tmp_path / "a")
+    assert wandb.runs[-1].options["mode"] == "offline"
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / ".netrc").write_text("machine other.org login me password secret\n")
+    start(tmp_path / "b")
+    assert wandb.runs[-1].options["mode"] == "offline"
+    netrc = tmp_path / "home" / ".netrc"
+    netrc.chmod(0o600)
+    for host in ("api.wandb.example", "api.wandb.ai"):
+        netrc.write_text(f"machine {host} login user password secret\n")
+        start(tmp_path / host)
+        assert wandb.runs[-1].options["mode"] == "online"
+    assert wandb.runs[-1].options["settings"].finish_timeout > 0
+    netrc.write_text("not a netrc file")
+    start(tmp_path / "d")
+    assert wandb.runs[-1].options["mode"] == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    start(tmp_path / "e")
+    assert wandb.runs[-1].options["mode"] == "online"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    start(tmp_path / "f")
+    assert wandb.runs[-1].options["mode"] == "disabled"
+
+
+def test_a_resumed_run_keeps_its_id_and_logs_no_row_twice(tmp_path, wandb):
+    first = start(tmp_path)
+    first.log("metrics", METRICS)
+    first.log("metrics", METRICS | {"step": 500})
+    second = start(tmp_path)
+    for step in (500, 750):
+        for seed in (0, 1):
+            second.log("metrics", METRICS | {"step": str(step), "seed": str(seed)})
+    second.log("eval", METRICS | {"step": 500})
+    assert [sorted(row) for row in wandb.runs[1].rows] == [
+        ["pretrain/bc_loss/seed1", "step"],
+        ["pretrain/bc_loss/seed0", "step"],
+        ["pretrain/bc_loss/seed1", "step"],
+        ["pretrain/eval_bc_loss/seed0", "step"],
+    ]
+    ids = [run.options["id"] for run in wandb.runs]
+    assert ids[0] == ids[1]
+    start(tmp_path / "other")
+    assert wandb.runs[2].options["id"] != ids[0]
+
+
+@pytest.mark.parametrize("where", ["init", "log", "finish"])
+def test_a_failing_tracker_is_reported_once(where, tmp_path, wandb, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise ConnectionError("no route\nto host")
+
+    if where == "init":
+        wandb.init = fail
+    else:
+        monkeypatch.setattr(FakeRun, where, fail)
+    state = torch.get_rng_state()
+    trackers = start(tmp_path)
+    for step in range(3):
+        trackers.log("metrics", METRICS | {"step": step})
+    trackers.close()
+    trackers.close()
+    assert torch.equal(state, torch.get_rng_state())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "warning: --wandb failed (no route); the run goes on without it"
+
+
+def test_one_failing_tracker_leaves_the_other(tmp_path, wandb, monkeypatch):
+    class Other:
+        def __init__(self, folder, config):
+            self.rows = []
+            folder.mkdir(parents=True)
+
+        def log(self, values, step):
+            self.rows.append((values, step))
+
+    monkeypatch.setattr(module, "TensorBoardTracker", Other)
+    monkeypatch.setattr(module, "require", lambda *_: None)
+    monkeypatch.setattr(FakeRun, "log", lambda *_: 1 / 0)
+    trackers = start(tmp_path, tensorboard=True)
+    for step in (1, 2):
+        trackers.log("metrics", METRICS | {"step": step})
+    assert [step for _, step in trackers.trackers["tensorboard"].rows] == [1, 2]
+    assert list(trackers.trackers) == ["tensorboard"]
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_missing_package_names_the_extra(name, tmp_path, monkeypatch):
+    missing = "torch.utils.tensorboard" if name == "tensorboard" else "wandb"
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(UsageError, match=rf"--{name}.*trqam_fast\[{name}\]") as error:
+        start(tmp_path, tensorboard=name == "tensorboard", wandb=name == "wandb")
+    assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
+
+
+def test_real_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for steps in ((250, 500), (500, 750)):
+        trackers = start(tmp_path, tensorboard=True, wandb=False)
+        for step in steps:
+            trackers.log("metrics", METRICS | {"step": step, "bc_loss": f"{step / 1000}"})
+        trackers.log("eval", EVAL | {"success": math.nan, "step": steps[0]})
+        trackers.close()
+    events = EventAccumulator(str(tmp_path / "trackers" / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("pretrain/bc_loss/seed0")] == [
+        (250, 0.25),
+        (500, 0.5),
+        (750, 0.75),
+    ]
+    assert [e.step for e in events.Scalars("offline/eval_success/seed1")] == [250, 500]
+
+
+def test_real_wandb_offline(tmp_path, monkeypatch, capfd):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    for step in (250, 500):
+        trackers = start(tmp_path)
+        trackers.log("metrics", METRICS | {"step": step})
+        trackers.close()
+    run_id = (tmp_path / "trackers" / "wandb_id").read_text().strip()
+    files = list((tmp_path / "trackers" / "wandb").glob(f"offline-run-*/run-{run_id}.wandb"))
+    assert files
+    assert "warning" not in capfd.readouterr().err

@@ -1,0 +1,174 @@
+"""Transitions in a flat set on disk: the sampler's other storage."""
+
+from __future__ import annotations
+
+import os
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trqam_fast.agents import Batch
+from trqam_fast.data.dataset import FIELDS, ROWS_AT_A_TIME, Dataset, Transitions, outcomes
+from trqam_fast.data.flat import FlatSet
+from trqam_fast.errors import RunError
+
+RESIDENT = 512 * 2**20
+"""Bytes of a flat set's records that may stay in memory."""
+
+
+class FlatDataset(Transitions):
+    """N transitions in a flat set on disk; the same batches as from memory, bit for bit.
+
+    A sequence is one piece of H + 1 neighbouring records. The first `RESIDENT` bytes of them are
+    mapped into memory; from the rest a piece is read by a call, which copies it from the system's
+    page cache. A mapping of everything would grow to the size of the file: pages that a sample
+    touches count as this process's memory, and releasing them costs more than the calls. In memory
+    are also 8 bytes a transition for each horizon and discount, and the last observations of the
+    trajectories.
+
+    Args:
+        flat: The set.
+        task: Number of the single task.
+        sparse: Replace the reward by 0 where the task is solved and -1 elsewhere.
+        device: Where batches are; they are gathered on the host.
+    """
+
+    on_device = False
+
+    def __init__(
+        self,
+        flat: FlatSet,
+        task: int,
+        *,
+        sparse: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.flat, self.task, self.sparse = flat, task, sparse
+        self.device = torch.device(device)
+        self.obs_dim, self.act_dim = flat.obs_dim, flat.act_dim
+        self.width = flat.obs_dim + flat.act_dim
+        self.finals = flat.read("finals", 0, flat.trajectories)
+        ends = [
+            start + np.flatnonzero(flat.read("terminals", start, start + ROWS_AT_A_TIME))
+            for start in range(0, flat.transitions, ROWS_AT_A_TIME)
+        ]
+        self.ends = np.concatenate(ends)
+        self._tables: dict[tuple[int, float], np.ndarray] = {}
+        self._buffers: dict[tuple[int, int], tuple[Tensor, list[list[memoryview]]]] = {}
+        self._file = open(flat.file("records"), "rb")
+        rows = min(RESIDENT // (4 * self.width), flat.transitions + 1)
+        # Copy on write, as torch asks for memory that may be written to; nothing writes.
+        self._mapped = torch.from_numpy(
+            np.memmap(self._file, np.float32, "c", flat.offset("records"), shape=(rows, self.width))
+        )
+
+    def __len__(self) -> int:
+        return self.flat.transitions
+
+    def trajectory_ends(self) -> Tensor:
+        """Return the transitions that end a trajectory, in order, int64."""
+        return torch.from_numpy(self.ends)
+
+    def table(self, horizon: int, discount: float) -> np.ndarray:
+        """Return R and mask + 2 ended + 4 steps of every start, float32 `[N - H + 1, 2]`."""
+        key = (horizon, discount)
+        if key not in self._tables:
+            table = np.empty((self.start_count(horizon), 2), np.float32)
+            for start in range(0, len(table), ROWS_AT_A_TIME):
+                stop = min(start + ROWS_AT_A_TIME, len(table))
+                columns = self.flat.read_task(self.task, start, stop + horizon - 1, self.sparse)
+                found = outcomes(*map(torch.from_numpy, columns), *key)
+                table[start:stop, 0] = found.rewards
+                table[start:stop, 1] = found.masks + 2 * found.ended + 4 * found.steps
+            self._tables[key] = table
+        return self._tables[key]
+
+    def read_windows(self, starts: np.ndarray, rows: int) -> np.ndarray:
+        """Return `rows` records from each of `starts` `[n]`: `[n, rows, O + A]`, valid till reuse.
+
+        Raises:
+            RunError: the file has become shorter.
+        """
+        count, size = len(starts), rows * self.width
+        if (count, rows) not in self._buffers:
+            buffer = torch.empty(count, size)
+            lines = memoryview(buffer.numpy().view(np.uint8))
+            views = [[lines[i : i + 1].cast("B", (4 * size,))] for i in range(count)]
+            self._buffers[count, rows] = buffer, views
+        buffer, views = self._buffers[count, rows]
+        inside = len(self._mapped) - rows + 1
+        far = range(count)
+        if inside > 0:
+            windows = self._mapped.as_strided((inside, size), (self.width, 1))
+            near = np.minimum(starts, inside - 1)
+            torch.index_select(windows, 0, torch.from_numpy(near), out=buffer)
+            far = np.flatnonzero(starts >= inside).tolist()
+        offsets = (starts[far] * (4 * self.width) + self.flat.offset("records")).tolist()
+        parts = [views[i] for i in far]
+        if sum(map(os.preadv, repeat(self._file.fileno()), parts, offsets)) != 4 * size * len(far):
+            raise RunError(f"{self.flat.file('records')} has become shorter; convert it again")
+        return buffer.numpy().reshape(count, rows, self.width)
+
+    def gather(self, starts: Tensor, horizon: int, discount: float) -> Batch:
+        """Read sequences from the file; see `Transitions.gather`."""
+        # numpy, as its calls cost less than torch's and there are many small ones.
+        index = starts.cpu().numpy().ravel()
+        rewards, code = self.table(horizon, discount)[index].T
+        code = code.astype(np.int64)
+        steps = code >> 2
+        windows = self.read_windows(index, horizon + 1)
+        following = windows[np.arange(len(index)), steps, : self.obs_dim]
+        ended = np.flatnonzero(code & 2)
+        last = index[ended] + steps[ended] - 1
+        following[ended] = self.finals[np.searchsorted(self.ends, last)]
+        arrays = (
+            windows[:, 0, : self.obs_dim].copy(),
+            windows[:, :horizon, self.obs_dim :].copy(),
+            rewards.copy(),
+            (code & 1).astype(np.float32),
+            (steps == horizon).astype(np.float32),
+            following,
+        )
+        batch = Batch(*(torch.from_numpy(a).view(*starts.shape, *a.shape[1:]) for a in arrays))
+        if self.device.type != "cuda":
+            return batch
+        return Batch(*(t.pin_memory().to(self.device, non_blocking=True) for t in batch))
+
+    def tail(self, count: int) -> dict[str, np.ndarray]:
+        """Return the last `count` transitions; see `Transitions.tail`."""
+        start, stop = max(len(self) - count, 0), len(self)
+        records = self.flat.read("records", start, stop + 1)[:, : self.obs_dim]
+        following = records[1:].copy()
+        inside = self.ends[self.ends >= start]
+        following[inside - start] = self.finals[len(self.ends) - len(inside) :]
+        rewards, masks, terminals = self.flat.read_task(self.task, start, stop, self.sparse)
+        actions = self.flat.read("records", start, stop)[:, self.obs_dim :]
+        arrays = (records[:-1].copy(), actions.copy(), rewards, masks, terminals, following)
+        return dict(zip(FIELDS, arrays, strict=True))
+
+
+def open_flat(
+    path: Path, env_id: str, *, sparse: bool = False, device: torch.device | str = "cpu"
+) -> Dataset | FlatDataset:
+    """Open a flat set for a single task: on a GPU with room a copy there, else from the disk."""
+    flat = FlatSet.open(path)
+    task = flat.task_number(env_id)
+    if has_room(flat, torch.device(device)):
+        return Dataset.from_flat(flat, task, sparse=sparse, device=device)
+    return FlatDataset(flat, task, sparse=sparse, device=device)
+
+
+RESERVE = 4 * 2**30
+"""Bytes of a GPU that are left to training."""
+
+
+def has_room(flat: FlatSet, device: torch.device) -> bool:
+    """Return whether a GPU can hold a flat set and what is computed from it."""
+    if device.type != "cuda":
+        return False
+    # Three columns, the lookup of 20 bytes, and the room to put its parts together.
+    needed = flat.transitions * (4 * (flat.obs_dim + flat.act_dim + 3) + 2 * 20)
+    return needed + RESERVE < torch.cuda.mem_get_info(device)[0]

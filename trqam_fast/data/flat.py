@@ -1,0 +1,349 @@
+"""Flat sets: a dataset as plain arrays on disk, which a trainer reads without loading them.
+
+A flat set is a folder ``NAME.flat`` with ``manifest.json`` and, for N transitions in F
+trajectories:
+
+==================  ================================================================================
+records.npy         float32 `[N + 1, O + A]`: observation and clipped action of a transition. The
+                    last row holds the last observation again, so that windows of H + 1 rows exist.
+finals.npy          float32 `[F, O]`: the observation after the last transition of a trajectory.
+terminals.npy       uint8 `[N]`: 1 at the end of a trajectory.
+rewards_taskK.npy   float32 `[N]`, for every single task of the environment.
+masks_taskK.npy     uint8 `[N]`: 0 where task K is solved.
+==================  ================================================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from ogbench.relabel_utils import relabel_dataset
+from tqdm import tqdm
+
+from trqam_fast.data.archive import layout_of, read_raw, read_terminals
+from trqam_fast.data.names import DatasetName
+from trqam_fast.errors import RunError, UsageError
+
+FORMAT = 1
+"""Of the folder; a change of what is in it raises the number."""
+MANIFEST = "manifest.json"
+ACTION_LIMIT = 1.0 - 1e-5
+PACKAGES = ("trqam_fast", "numpy", "ogbench", "mujoco", "gymnasium")
+
+
+@dataclass(frozen=True)
+class FlatSet:
+    """A flat set whose manifest and file sizes have been checked.
+
+    Attributes:
+        path: The folder.
+        manifest: Contents of the manifest.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    _offsets: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @classmethod
+    def open(cls, path: Path) -> FlatSet:
+        """Read the manifest and compare it with the files' headers and sizes.
+
+        Raises:
+            UsageError: a file is missing, cut off or foreign.
+        """
+        remedy = "delete the folder and convert the dataset again"
+        try:
+            manifest = json.loads((path / MANIFEST).read_text())
+            if manifest["format"] != FORMAT:
+                raise UsageError(
+                    f"{path} has format {manifest['format']}, this version reads {FORMAT}; {remedy}"
+                )
+            flat = cls(path, manifest)
+            expected = expected_arrays(manifest)
+            if {n: (tuple(a["shape"]), a["dtype"]) for n, a in manifest["arrays"].items()} != {
+                name: (shape, str(np.dtype(dtype))) for name, (shape, dtype) in expected.items()
+            }:
+                raise UsageError(f"{path}: the manifest contradicts itself; {remedy}")
+            for name in expected:
+                flat._check_file(name)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"{path} is no whole flat set ({error}); {remedy}") from None
+        return flat
+
+    def _check_file(self, name: str) -> None:
+        shape, dtype = expected_arrays(self.manifest)[name]
+        with open(self.file(name), "rb") as file:
+            np.lib.format.read_magic(file)
+            found = np.lib.format.read_array_header_1_0(file)
+        if found != (shape, False, np.dtype(dtype)):
+            raise ValueError(f"{name}.npy has shape {list(found[0])} and dtype {found[2]}")
+        size = self.offset(name) + int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if self.file(name).stat().st_size != size:
+            raise ValueError(f"{name}.npy has {self.file(name).stat().st_size} bytes, not {size}")
+
+    @property
+    def transitions(self) -> int:
+        """N."""
+        return self.manifest["transitions"]
+
+    @property
+    def trajectories(self) -> int:
+        """F."""
+        return self.manifest["trajectories"]
+
+    @property
+    def obs_dim(self) -> int:
+        """Width of an observation."""
+        return self.manifest["obs_dim"]
+
+    @property
+    def act_dim(self) -> int:
+        """Width of an action."""
+        return self.manifest["act_dim"]
+
+    def task_number(self, env_id: str) -> int:
+        """Return the number of a single task, e.g. of ``cube-double-singletask-task3-v0``."""
+        name = DatasetName(self.manifest["dataset"], self.manifest["env"])
+        numbers = {name.single_task(task): task for task in self.manifest["tasks"]}
+        numbers[name.single_task(None)] = self.manifest["default_task"]
+        if env_id not in numbers:
+            raise UsageError(f"{self.path} holds data of {name.env_id}, not of {env_id}")
+        return numbers[env_id]
+
+    def file(self, name: str) -> Path:
+        """Return the path of an array."""
+        return self.path / f"{name}.npy"
+
+    def offset(self, name: str) -> int:
+        """Return where the numbers of an array begin in its file."""
+        if name not in self._offsets:
+            with open(self.file(name), "rb") as file:
+                np.lib.format.read_magic(file)
+                np.lib.format.read_array_header_1_0(file)
+                self._offsets[name] = file.tell()
+        return self._offsets[name]
+
+    def read(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Read the rows [start, stop) of an array, fewer if it ends before."""
+        shape, dtype = expected_arrays(self.manifest)[name]
+        width = int(np.prod(shape[1:]))
+        rows = max(min(stop, shape[0]) - start, 0)
+        offset = self.offset(name) + start * width * np.dtype(dtype).itemsize
+        array = np.fromfile(self.file(name), dtype, rows * width, offset=offset)
+        if array.size != rows * width:
+            raise RunError(f"{self.file(name)} has become shorter; convert it again")
+        return array.reshape(rows, *shape[1:])
+
+    def read_task(
+        self, task: int, start: int, stop: int, sparse: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Read rewards, masks and terminals of the transitions [start, stop) as float32."""
+        rewards = self.read(f"rewards_task{task}", start, stop)
+        masks = self.read(f"masks_task{task}", start, stop).astype(np.float32)
+        terminals = self.read("terminals", start, stop).astype(np.float32)
+        return (sparse_rewards(rewards) if sparse else rewards), masks, terminals
+
+
+def sparse_rewards(rewards: np.ndarray) -> np.ndarray:
+    """Return 0 where the task is solved and -1 elsewhere, float32."""
+    return -(rewards != 0).astype(np.float32)
+
+
+def expected_arrays(manifest: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Return shape and dtype of every array of a flat set."""
+    count, obs_dim = manifest["transitions"], manifest["obs_dim"]
+    arrays: dict[str, tuple[tuple[int, ...], type]] = {
+        "records": ((count + 1, obs_dim + manifest["act_dim"]), np.float32),
+        "finals": ((manifest["trajectories"], obs_dim), np.float32),
+        "terminals": ((count,), np.uint8),
+    }
+    for task in manifest["tasks"]:
+        arrays[f"rewards_task{task}"] = ((count,), np.float32)
+        arrays[f"masks_task{task}"] = ((count,), np.uint8)
+    return arrays
+
+
+class Writer:
+    """Writes a flat set array by array, a part at a time, and computes checksums on the way."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], stack: ExitStack) -> None:
+        self.folder, self.manifest = folder, manifest
+        self.files, self.hashes = {}, {}
+        for name, (shape, dtype) in expected_arrays(manifest).items():
+            self.files[name] = stack.enter_context(open(folder / f"{name}.npy", "w+b"))
+            header = {"shape": shape, "fortran_order": False, "descr": np.dtype(dtype).str}
+            np.lib.format.write_array_header_1_0(self.files[name], header)
+            self.files[name].seek(0)
+            self.hashes[name] = hashlib.sha256(self.files[name].read())
+
+    def write(self, **arrays: np.ndarray) -> None:
+        """Append rows to the arrays named."""
+        expected = expected_arrays(self.manifest)
+        for name, array in arrays.items():
+            data = np.ascontiguousarray(array, dtype=expected[name][1])
+            self.files[name].write(data.data)
+            self.hashes[name].update(data.data)
+
+    def finish(self) -> None:
+        """Write the manifest; everything has reached the disk when this returns."""
+        self.manifest["arrays"] = {
+            name: {
+                "shape": shape,
+                "dtype": str(np.dtype(dtype)),
+                "sha256": self.hashes[name].hexdigest(),
+            }
+            for name, (shape, dtype) in expected_arrays(self.manifest).items()
+        }
+        for file in self.files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        with open(self.folder / MANIFEST, "w") as file:
+            file.write(json.dumps(self.manifest, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Give a temporary folder that takes the name `target` if all goes well.
+
+    Raises:
+        RunError: the disk is full or not writable; the folder of that name is untouched.
+    """
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    replaced = target.with_name(f"{target.name}.{os.getpid()}.old")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if target.exists():
+            os.rename(target, replaced)
+        os.rename(temporary, target)
+    except OSError as error:
+        raise RunError(f"cannot write {target}: {error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def convert(sources: list[Path], name: DatasetName, target: Path, progress: bool = True) -> Path:
+    """Turn npz files into one flat set; memory holds one file at a time.
+
+    Args:
+        sources: The files of one dataset, in the order in which their transitions follow.
+        name: The dataset.
+        target: The folder to make; one that exists is replaced.
+        progress: Show a progress bar on a terminal.
+
+    Returns:
+        `target`.
+
+    Raises:
+        UsageError: a file is truncated, foreign or has wrong terminals.
+        RunError: the disk is full.
+    """
+    layout = layout_of(name)
+    terminals = [read_terminals(path, layout) for path in sources]
+    envs = {task: make_env(env_id) for task, env_id in name.single_tasks().items()}
+    default = make_env(name.single_task(None))
+    manifest = {
+        "format": FORMAT,
+        "dataset": name.dataset_name,
+        "env": name.env_id,
+        "obs_dim": layout.obs_dim,
+        "act_dim": layout.act_dim,
+        "transitions": int(sum((rows == 0).sum() for rows in terminals)),
+        "trajectories": int(sum((rows != 0).sum() for rows in terminals)),
+        "tasks": list(envs),
+        "default_task": default.unwrapped.cur_task_id,
+        "sources": [
+            {"file": path.name, "bytes": path.stat().st_size, "transitions": int((rows == 0).sum())}
+            for path, rows in zip(sources, terminals, strict=True)
+        ],
+        "versions": {package: metadata.version(package) for package in PACKAGES},
+    }
+    try:
+        with new_folder(target) as folder, ExitStack() as stack:
+            writer = Writer(folder, manifest, stack)
+            for path in tqdm(sources, desc="convert", unit="file", disable=not progress):
+                final = append(writer, read_raw(path, layout), name, envs)
+            padding = np.zeros((1, layout.obs_dim + layout.act_dim), np.float32)
+            padding[0, : layout.obs_dim] = final
+            writer.write(records=padding)
+            writer.finish()
+    finally:
+        for env in (*envs.values(), default):
+            env.close()
+    return target
+
+
+def make_env(env_id: str) -> gymnasium.Env:
+    """Make a single-task environment whose task is set."""
+    env = gymnasium.make(env_id, disable_env_checker=True)
+    env.reset()
+    return env
+
+
+def append(
+    writer: Writer, arrays: dict[str, np.ndarray], name: DatasetName, envs: dict[int, gymnasium.Env]
+) -> np.ndarray:
+    """Write the transitions of one file; return its last observation."""
+    observations, following = arrays["observations"], arrays["next_observations"]
+    ends = arrays["terminals"] != 0
+    actions = arrays["actions"].clip(-ACTION_LIMIT, ACTION_LIMIT)
+    writer.write(
+        records=np.concatenate([observations, actions], axis=1),
+        finals=following[ends],
+        terminals=ends,
+    )
+    for task, env in envs.items():
+        relabel_dataset(name.single_task(task), env, arrays)
+        writer.write(
+            **{f"rewards_task{task}": arrays["rewards"], f"masks_task{task}": arrays["masks"]}
+        )
+    return following[-1]
+
+
+def problems_of_flat(path: Path) -> list[str]:
+    """Check a whole flat set: manifest, sizes, checksums, finite values, terminals.
+
+    Returns:
+        A sentence for everything that is wrong.
+    """
+    try:
+        flat = FlatSet.open(path)
+    except UsageError as error:
+        return [str(error)]
+    problems = []
+    for name, entry in flat.manifest["arrays"].items():
+        hashed, finite = hashlib.sha256(), True
+        with open(flat.file(name), "rb") as file:
+            hashed.update(file.read(flat.offset(name)))
+            while block := file.read(2**24):
+                hashed.update(block)
+                if entry["dtype"] == "float32":
+                    finite &= bool(np.isfinite(np.frombuffer(block, np.float32)).all())
+        if hashed.hexdigest() != entry["sha256"]:
+            problems.append(
+                f"{flat.file(name)} is damaged: its checksum is wrong; convert it again"
+            )
+        if not finite:
+            problems.append(f"{flat.file(name)} has non-finite values; convert it again")
+    terminals = flat.read("terminals", 0, flat.transitions)
+    if terminals.sum() != flat.trajectories or not terminals[-1]:
+        problems.append(
+            f"{flat.file('terminals')} marks {int(terminals.sum())} ends, the last transition "
+            f"{'is' if terminals[-1] else 'is not'} one; the manifest has {flat.trajectories} "
+            "trajectories"
+        )
+    return problems

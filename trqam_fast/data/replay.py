@@ -1,0 +1,134 @@
+"""The replay buffer of online fine-tuning: the offline data, then what every run adds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trqam_fast.agents import Batch
+from trqam_fast.data.dataset import FIELDS, Transitions
+
+
+def accumulate(
+    rewards: Tensor, masks: Tensor, terminals: Tensor, discount: float
+) -> tuple[Tensor, ...]:
+    """Return R_j, m_j and valid_j of sequences `[..., H]` of rewards, masks and terminals."""
+    ended = terminals.cummax(-1).values
+    valid = torch.cat([torch.ones_like(ended[..., :1]), 1.0 - ended[..., :-1]], dim=-1)
+    discounts = discount ** torch.arange(rewards.shape[-1], device=rewards.device)
+    sums = (discounts.to(rewards.dtype) * rewards * valid).cumsum(-1)
+    # An invalid step must not lower the running minimum, so it counts as 1.
+    return sums, torch.where(valid > 0, masks, 1.0).cummin(-1).values, valid
+
+
+class ReplayBuffer:
+    """Offline transitions shared by S runs, followed by each run's own online ones.
+
+    A sequence may start in the offline data and end in the online ones, as if both lay in one
+    array: the online storage begins with a copy of the last H - 1 offline transitions.
+
+    Args:
+        offline: N transitions.
+        runs: S.
+        capacity: Most online transitions of a run.
+        horizon: H, the length of the sequences that will be sampled.
+        balanced: Take half of each batch from the online transitions alone.
+        device: Where the online transitions are kept.
+    """
+
+    def __init__(
+        self,
+        offline: Transitions,
+        runs: int,
+        capacity: int,
+        horizon: int,
+        *,
+        balanced: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.offline, self.runs, self.balanced = offline, runs, balanced
+        self.horizon, self.lead, self.added = horizon, horizon - 1, 0
+        widths = {"observations": (offline.obs_dim,), "actions": (offline.act_dim,)}
+        widths["next_observations"] = widths["observations"]
+        tail = offline.tail(self.lead)
+        self.online: dict[str, Tensor] = {}
+        for name in FIELDS:
+            size = (runs, self.lead + capacity, *widths.get(name, ()))
+            self.online[name] = torch.zeros(size, device=device)
+            self.online[name][:, : self.lead] = torch.as_tensor(tail[name], device=device)
+
+    def __len__(self) -> int:
+        return len(self.offline) + self.added
+
+    def add(self, transitions: dict[str, np.ndarray]) -> None:
+        """Append one transition of every run: arrays `[S, ...]` named like `FIELDS`."""
+        row = self.lead + self.added
+        for name, storage in self.online.items():
+            storage[:, row] = torch.as_tensor(transitions[name], dtype=torch.float32)
+        self.added += 1
+
+    def sample(
+        self, generators: list[torch.Generator], batch_size: int, horizon: int, discount: float
+    ) -> Batch:
+        """Sample one batch for every run; run s draws from `generators[s]` alone.
+
+        Without `balanced`, starts are uniform over all N + n - H + 1 of them; with it, the second
+        half of a batch starts at one of the n - H + 1 online starts.
+        """
+        count = self.offline.start_count(horizon)
+        device = generators[0].device
+        starts = torch.empty(self.runs, batch_size, dtype=torch.int64, device=device)
+        half = batch_size // 2
+        for run, generator in enumerate(generators):
+            if self.balanced:
+                starts[run, :half].random_(0, count, generator=generator)
+                first, end = count + self.lead, count + self.added
+                starts[run, half:].random_(first, end, generator=generator)
+            else:
+                starts[run].random_(0, count + self.added, generator=generator)
+        return self.gather(starts, horizon, discount)
+
+    def gather(self, starts: Tensor, horizon: int, discount: float) -> Batch:
+        """Return the sequences from `starts` `[S, B]` in [0, N + n - H]."""
+        count = self.offline.start_count(horizon)
+        offline = self.offline.gather(starts.clamp(max=count - 1), horizon, discount)
+        online = self._gather_online((starts - count).clamp(min=0), horizon, discount)
+        parts = []
+        for ours, theirs in zip(online, offline, strict=True):
+            is_online = (starts >= count).view(*starts.shape, *[1] * (ours.dim() - 2))
+            parts.append(torch.where(is_online, ours, theirs))
+        return Batch(*parts)
+
+    def _gather_online(self, starts: Tensor, horizon: int, discount: float) -> Batch:
+        run = torch.arange(self.runs, device=starts.device).unsqueeze(-1)
+        index = starts.unsqueeze(-1) + torch.arange(horizon, device=starts.device)
+        data, each = self.online, run.unsqueeze(-1)
+        rewards, masks, valid = accumulate(
+            data["rewards"][each, index],
+            data["masks"][each, index],
+            data["terminals"][each, index],
+            discount,
+        )
+        last_valid = starts + valid.sum(-1).long() - 1
+        return Batch(
+            data["observations"][run, starts],
+            data["actions"][each, index],
+            rewards[..., -1],
+            masks[..., -1],
+            valid[..., -1],
+            data["next_observations"][run, last_valid],
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Online transitions as tensors on the CPU, `[S, n, ...]`."""
+        rows = slice(self.lead, self.lead + self.added)
+        return {name: storage[:, rows].cpu().clone() for name, storage in self.online.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.added = state["rewards"].shape[1]
+        for name, storage in self.online.items():
+            storage[:, self.lead : self.lead + self.added] = state[name].to(storage.device)

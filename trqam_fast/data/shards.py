@@ -1,0 +1,118 @@
+"""Trajectories in shards, which survive a killed process, and their assembly to npz files."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from trqam_fast.data.generate_episode import Episode, Expert, Stream
+from trqam_fast.errors import RunError
+
+SHARD_EPISODES = 4
+KEPT = "finished trajectories are kept, and the same command goes on from there"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A few consecutive trajectories of one stream, in a file of their own.
+
+    Attributes:
+        path: Its file, which is there once all of its trajectories are.
+        stream: ``train`` or ``val``.
+        first: Index of its first trajectory.
+        episodes: Number of its trajectories.
+    """
+
+    path: Path
+    stream: Stream
+    first: int
+    episodes: int
+
+    def make(self, expert: Expert) -> Iterator[None]:
+        """Roll out the trajectories, yielding after each one, and write the file at the end.
+
+        Raises:
+            RunError: the expert failed; the message says at which trajectory.
+        """
+        made: list[Episode] = []
+        for index in range(self.first, self.first + self.episodes):
+            try:
+                made.append(expert.episode(self.stream, index))
+            except Exception as error:
+                raise RunError(
+                    f"trajectory {index} of {self.stream} cannot be generated "
+                    f"({type(error).__name__}: {error}); {KEPT}"
+                ) from error
+            yield
+        with written_whole(self.path) as file:
+            np.savez(file, **{k: np.concatenate([part[k] for part in made]) for k in made[0]})
+
+
+def plan_shards(folder: Path, stream: Stream, episodes: int) -> list[Shard]:
+    """Divide the trajectories of a stream into shards."""
+    shards = []
+    for first in range(0, episodes, SHARD_EPISODES):
+        path = folder / f"{stream}-{first:06d}.npz"
+        shards.append(Shard(path, stream, first, min(SHARD_EPISODES, episodes - first)))
+    return shards
+
+
+def assemble(shards: Sequence[Shard], path: Path) -> None:
+    """Join shards to one compressed npz file, with one array of one shard in memory at a time."""
+    rows = 0
+    with np.load(shards[0].path) as archive:
+        heads = {name: archive[name][:0] for name in archive.files}
+    for shard in shards:
+        with np.load(shard.path) as archive:
+            rows += len(archive["terminals"])
+    with (
+        written_whole(path) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for name, head in heads.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                header = np.lib.format.header_data_from_array_1_0(head)
+                header["shape"] = (rows, *head.shape[1:])
+                np.lib.format.write_array_header_1_0(member, header)
+                for shard in shards:
+                    with np.load(shard.path) as part:
+                        member.write(np.ascontiguousarray(part[name]).data.cast("B"))
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file that gets its name once it is complete and on disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, say: Callable[[str], object]) -> Iterator[None]:
+    """Hold the lock of a file; it ends with the process.
+
+    Args:
+        path: The file, which stays.
+        say: Is told when another process has the lock and this one has to wait.
+    """
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for another process that generates the same data")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

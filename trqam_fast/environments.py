@@ -1,0 +1,134 @@
+"""An environment that online fine-tuning acts in: seeded per episode, restored exactly."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import gymnasium
+import mujoco
+import numpy as np
+import torch
+
+from trqam_fast.data.names import parse_task
+from trqam_fast.errors import RunError
+
+
+class Step(NamedTuple):
+    """What one step of the simulator gave.
+
+    Attributes:
+        transition: observations, actions, rewards, masks, terminals, next_observations, named as
+            in a dataset; the mask is 0 where the task was solved, the terminal 1 where the episode
+            ended.
+        episode: Its index, success of the final step, undiscounted return and length, if the
+            episode ended with this step; else None.
+    """
+
+    transition: dict[str, np.ndarray]
+    episode: dict[str, float] | None
+
+
+class OnlineEnvironment:
+    """One environment whose episodes follow from (seed, episode) and the actions alone.
+
+    Args:
+        env_name: A single-task name.
+        seed: Seed of all episodes.
+        sparse: Reward 0 where the task is solved, -1 elsewhere.
+    """
+
+    def __init__(self, env_name: str, seed: int, *, sparse: bool = False) -> None:
+        self.env = gymnasium.make(parse_task(env_name).env_id, disable_env_checker=True)
+        self.seed, self.sparse = seed, sparse
+        self.reset(0)
+
+    def reset(self, episode: int) -> None:
+        """Begin an episode."""
+        rng = np.random.default_rng([self.seed, episode])
+        before = np.random.get_state()
+        np.random.seed(int(rng.integers(2**32)))
+        self.env.action_space.seed(int(rng.integers(2**31)))
+        observation, _ = self.env.reset(seed=int(rng.integers(2**31)))
+        # Some mazes draw from numpy's global generator, so this environment keeps a state of it.
+        self._global_state = np.random.get_state()
+        np.random.set_state(before)
+        self.episode, self.observation = episode, np.asarray(observation)
+        self.actions: list[np.ndarray] = []
+        self.total = 0.0
+
+    def step(self, action: np.ndarray) -> Step:
+        """Take one action `[A]`; begin the next episode where this one ends."""
+        observation, terminated, truncated, reward, success = self._simulate(action)
+        if self.sparse:
+            reward = 0.0 if reward == 0 else -1.0
+        ended = terminated or truncated
+        transition = {
+            "observations": self.observation,
+            "actions": action,
+            "rewards": np.float32(reward),
+            "masks": np.float32(not terminated),
+            "terminals": np.float32(ended),
+            "next_observations": observation,
+        }
+        self.observation = observation
+        if not ended:
+            return Step(transition, None)
+        outcome = {
+            "episode": self.episode, "success": success, "return": self.total,
+            "length": len(self.actions),
+        }  # fmt: skip
+        self.reset(self.episode + 1)
+        return Step(transition, outcome)
+
+    def _simulate(self, action: np.ndarray) -> tuple[np.ndarray, bool, bool, float, float]:
+        before = np.random.get_state()
+        np.random.set_state(self._global_state)
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._global_state = np.random.get_state()
+        np.random.set_state(before)
+        self.actions.append(action)
+        self.total += float(reward)
+        success = float(info["success"])
+        return np.asarray(observation), terminated, truncated, float(reward), success
+
+    def physics(self) -> np.ndarray:
+        """Everything that MuJoCo integrates: positions, velocities, controls, warm start, time."""
+        inner = self.env.unwrapped
+        model = getattr(inner, "model", None) or inner._model
+        data = getattr(inner, "data", None) or inner._data
+        kind = mujoco.mjtState.mjSTATE_INTEGRATION
+        state = np.empty(mujoco.mj_stateSize(model, kind))
+        mujoco.mj_getState(model, data, state, kind)
+        return state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the episode's index, its actions so far, and what they led to."""
+        width = self.env.action_space.shape[0]
+        actions = np.asarray(self.actions, dtype=np.float32).reshape(-1, width)
+        return {
+            "episode": self.episode,
+            "actions": torch.from_numpy(actions),
+            "observation": torch.from_numpy(self.observation.copy()),
+            "physics": torch.from_numpy(self.physics()),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Play the episode again up to where it was: that restores every attribute exactly.
+
+        Raises:
+            RunError: the simulator does not reproduce the state that was saved.
+        """
+        self.reset(state["episode"])
+        for action in state["actions"].numpy():
+            self.observation = self._simulate(action)[0]
+        same = np.array_equal(self.observation, state["observation"].numpy())
+        if not same or not np.array_equal(self.physics(), state["physics"].numpy()):
+            raise RunError(
+                f"episode {self.episode} of seed {self.seed} cannot be restored: the simulator "
+                "gives another state after the same actions; resume with the versions in "
+                "versions.json"
+            )
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.env.close()

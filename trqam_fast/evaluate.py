@@ -1,0 +1,208 @@
+"""Evaluate a trained run: python -m trqam_fast.evaluate RUN (see --help)."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from trqam_fast.cli import run_command
+from trqam_fast.data.names import parse_task
+from trqam_fast.devices import check_device
+from trqam_fast.errors import RunError, UsageError
+from trqam_fast.evaluation import EpisodeResult, Evaluator
+from trqam_fast.evaluation.statistics import mean_interval, wilson_interval
+from trqam_fast.evaluation.video import RENDER_OPTIONS, RENDERERS, check_encoder, find_renderer
+from trqam_fast.kernels import Backend
+from trqam_fast.training.loaded import LoadedRun, load_run
+from trqam_fast.training.loop import EVALUATION_SEED
+
+COLUMNS = ("seed", "episode", "success", "return", "length")
+Table = dict[int, list[EpisodeResult]]
+
+
+@dataclass(frozen=True)
+class EvaluateArgs:
+    """Play episodes with the policies of a run and report success, return and length.
+
+    The default seed and number of episodes are those of the trainer's evaluations. Intervals are
+    95 %: Wilson's for the episodes of a seed and for all together, Student's for the mean over
+    seeds.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    checkpoint: Path | None = None
+    """Checkpoint; the run's newest by default."""
+    episodes: int = 50
+    """Episodes for each seed of the run."""
+    workers: int = 0
+    """Processes that step the environments; 0 steps them in this one. Outcomes do not depend on
+    it."""
+    envs: int = 16
+    """Environments that play at the same time. Outcomes do not depend on it."""
+    seed: int = EVALUATION_SEED
+    """Seed of the episodes; the same for every seed of the run."""
+    device: str = "cpu"
+    """Torch device of the policy."""
+    backend: Backend = "auto"
+    """Implementation of the ops; auto takes the fastest one that works."""
+    video: int = 0
+    """Episodes of each seed to write as mp4 files, the first ones."""
+    out: Path | None = None
+    """Folder for the results; evaluation/step_<step> in the run folder by default."""
+
+    def __post_init__(self) -> None:
+        bounds = {"episodes": 1, "workers": 0, "envs": 1, "seed": 0, "video": 0}
+        for name, bound in bounds.items():
+            if getattr(self, name) < bound:
+                value = getattr(self, name)
+                raise UsageError(f"--{name} is {value}; use {bound} or more")
+        check_device(self.device)
+
+
+def describe(results: list[EpisodeResult]) -> dict[str, Any]:
+    """Means over episodes, and the interval of success."""
+    success, total, length = np.mean([tuple(result) for result in results], axis=0)
+    successes = sum(result.success > 0 for result in results)
+    return {
+        "episodes": len(results),
+        "success": float(success),
+        "success_interval": list(wilson_interval(successes, len(results))),
+        "return": float(total),
+        "length": float(length),
+    }
+
+
+def summarise(loaded: LoadedRun, args: EvaluateArgs, table: Table) -> dict[str, Any]:
+    """Return what summary.json holds."""
+    by_seed = {str(seed): describe(results) for seed, results in table.items()}
+    summary = {
+        "env_name": loaded.config.env_name,
+        "algo": loaded.config.algo,
+        "checkpoint": loaded.path.name,
+        "stage": loaded.stage,
+        "step": loaded.step,
+        "evaluation_seed": args.seed,
+        "intervals": "95 %: Wilson over episodes, Student over seeds",
+        "by_seed": by_seed,
+        "pooled": describe([result for results in table.values() for result in results]),
+    }
+    if len(table) > 1:
+        means = [row["success"] for row in by_seed.values()]
+        summary["over_seeds"] = {
+            "seeds": len(means),
+            "success": float(np.mean(means)),
+            "success_interval": list(mean_interval(means)),
+        }
+    return summary
+
+
+def format_summary(summary: dict[str, Any]) -> str:
+    """Return the closing table."""
+
+    def percent(value: float) -> str:
+        return f"{100 * value:.0f}"
+
+    lines = [
+        "",
+        f"{summary['env_name']}, {summary['algo']}, stage {summary['stage']}, "
+        f"step {summary['step']}; 95 % intervals",
+        "",
+        f"{'seed':>10}  {'episodes':>8}  {'success %':>9}  {'Wilson':>9}  {'return':>9}  "
+        f"{'length':>7}",
+    ]
+    for name, row in [*summary["by_seed"].items(), ("pooled", summary["pooled"])]:
+        interval = " to ".join(percent(end) for end in row["success_interval"])
+        lines.append(
+            f"{name:>10}  {row['episodes']:>8}  {percent(row['success']):>9}  {interval:>9}  "
+            f"{row['return']:>9.2f}  {row['length']:>7.1f}"
+        )
+    if "over_seeds" in summary:
+        row = summary["over_seeds"]
+        low, high = (percent(end) for end in row["success_interval"])
+        lines += [
+            "",
+            f"mean over {row['seeds']} seeds: {percent(row['success'])} %, from {low} to {high} % "
+            "(Student, between seeds)",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def write_results(folder: Path, table: Table, summary: dict[str, Any]) -> None:
+    """Write episodes.csv and summary.json, each by way of a temporary name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    episodes, summary_path = folder / "episodes.csv", folder / "summary.json"
+    with open(episodes.with_suffix(".partial"), "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for seed, results in table.items():
+            for number, result in enumerate(results):
+                # repr tells every bit of a return
+                success, total, length = result
+                writer.writerow([seed, number, f"{success:g}", repr(total), length])
+    os.replace(episodes.with_suffix(".partial"), episodes)
+    summary_path.with_suffix(".partial").write_text(json.dumps(summary, indent=2) + "\n")
+    os.replace(summary_path.with_suffix(".partial"), summary_path)
+
+
+def write_videos(loaded: LoadedRun, args: EvaluateArgs, table: Table, folder: Path) -> None:
+    """Replay the first episodes of each seed in a process that renders, and film them.
+
+    Raises:
+        RunError: a filmed episode is not the one that was evaluated.
+    """
+    name, count = loaded.config.env_name, min(args.video, args.episodes)
+    renderer = find_renderer(parse_task(name).env_id)
+    if renderer is None:
+        print(
+            f"warning: no video, because neither MUJOCO_GL={' nor '.join(RENDERERS)} renders here",
+            file=sys.stderr,
+        )
+        return
+    workers = min(max(args.workers, 1), count)
+    evaluator = Evaluator(
+        name, workers, workers, env_options=RENDER_OPTIONS, environment={"MUJOCO_GL": renderer}
+    )
+    with contextlib.closing(evaluator):
+        for run, (seed, results) in enumerate(table.items()):
+            videos = folder / f"seed_{seed}"
+            filmed = evaluator.evaluate(loaded.agent, run, count, args.seed, video_dir=videos)
+            if filmed != results[:count]:
+                raise RunError(f"the episodes in {videos} differ from those in episodes.csv")
+            print(f"{count} videos in {videos} (MUJOCO_GL={renderer})", flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Evaluate and return the exit status."""
+    args = tyro.cli(EvaluateArgs, args=argv, prog="python -m trqam_fast.evaluate")
+    if args.video > 0:
+        check_encoder()
+    loaded = load_run(args.run, args.checkpoint, args.device, args.backend)
+    folder = args.out or args.run / "evaluation" / f"step_{loaded.step:09d}"
+    table: Table = {}
+    evaluator = Evaluator(loaded.config.env_name, min(args.envs, args.episodes), args.workers)
+    with contextlib.closing(evaluator):
+        for run, seed in enumerate(loaded.config.seeds):
+            table[seed] = evaluator.evaluate(loaded.agent, run, args.episodes, args.seed)
+            success = np.mean([result.success for result in table[seed]])
+            print(f"seed {seed}: success {100 * success:.0f} %", flush=True)
+    summary = summarise(loaded, args, table)
+    write_results(folder, table, summary)
+    print(format_summary(summary))
+    print(f"results: {folder}", flush=True)
+    if args.video > 0:
+        write_videos(loaded, args, table, folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

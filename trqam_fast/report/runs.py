@@ -1,0 +1,271 @@
+"""Reads run folders, whatever state they are in, and keeps account of what is missing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trqam_fast.errors import UsageError
+from trqam_fast.evaluation.statistics import mean_interval, wilson_interval
+
+KEYS = ("stage", "step", "seed")
+EPISODES_TOGETHER = 20
+"""Online episodes whose success makes one point."""
+
+
+class Interval(NamedTuple):
+    """A value between its limits."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Row(NamedTuple):
+    """One row of a CSV log, "" where it has no stage or seed; `values` are its other cells."""
+
+    stage: str
+    step: int
+    seed: str
+    values: dict[str, float]
+
+
+class Point(NamedTuple):
+    """A value over the seeds at one step."""
+
+    stage: str
+    step: int
+    value: float
+    low: float
+    high: float
+
+
+@dataclass
+class Run:
+    """What a run folder holds.
+
+    Attributes:
+        path: The folder.
+        name: A short name, unique among the runs of a report.
+        config, versions, summary: The JSON files; empty where they are missing.
+        metrics, timing, evaluations, episodes: Rows of the CSV files.
+        problems: One sentence for everything missing, damaged or failed.
+    """
+
+    path: Path
+    name: str
+    config: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    metrics: list[Row] = field(default_factory=list)
+    timing: list[Row] = field(default_factory=list)
+    evaluations: list[Row] = field(default_factory=list)
+    episodes: list[Row] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def stages(self) -> list[str]:
+        """Stages in the order in which they ran."""
+        return list(dict.fromkeys(row.stage for row in (*self.metrics, *self.evaluations)))
+
+    @property
+    def boundaries(self) -> dict[str, int]:
+        """Last step of every stage but the last."""
+        ends: dict[str, int] = {}
+        for row in (*self.metrics, *self.evaluations):
+            ends[row.stage] = max(row.step, ends.get(row.stage, 0))
+        return dict(list(ends.items())[:-1])
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns of metrics.csv and timing.csv that hold a number somewhere."""
+        rows = (*self.metrics, *self.timing)
+        return list(dict.fromkeys(name for row in rows for name in row.values))
+
+    @property
+    def seeds(self) -> list[str]:
+        """Seeds by the configuration, else by the logs."""
+        if self.config.get("seeds"):
+            return [str(seed) for seed in self.config["seeds"]]
+        return list(dict.fromkeys(row.seed for row in (*self.metrics, *self.evaluations)))
+
+    def curve(self, column: str) -> list[Point]:
+        """Mean of a column over the seeds at every step, with their smallest and largest."""
+        groups: dict[tuple[str, int], list[float]] = {}
+        for row in (*self.metrics, *self.timing):
+            if math.isfinite(row.values.get(column, math.nan)):
+                groups.setdefault((row.stage, row.step), []).append(row.values[column])
+        return [
+            Point(stage, step, float(np.mean(values)), min(values), max(values))
+            for (stage, step), values in groups.items()
+        ]
+
+    def success(self) -> list[Point]:
+        """Success with its 95 % interval at every evaluation, from 0 to 1."""
+        groups: dict[tuple[str, int], list[Row]] = {}
+        for row in self.evaluations:
+            if math.isfinite(row.values.get("success", math.nan)):
+                groups.setdefault((row.stage, row.step), []).append(row)
+        return [Point(*key, *success_of(rows)) for key, rows in groups.items()]
+
+    def episode_success(self) -> list[Point]:
+        """Success of online episodes of all seeds, some together, with Wilson's interval."""
+        rows = sorted(self.episodes, key=lambda row: row.step)
+        solved = [(row.step, row.values["success"]) for row in rows if "success" in row.values]
+        points = []
+        for end in range(EPISODES_TOGETHER, len(solved) + 1, EPISODES_TOGETHER):
+            part = solved[end - EPISODES_TOGETHER : end]
+            count = sum(success > 0 for _, success in part)
+            interval = Interval(count / len(part), *wilson_interval(count, len(part)))
+            points.append(Point("online", part[-1][0], *interval))
+        return points
+
+    def success_after(self, stage: str) -> tuple[Interval, list[float]] | None:
+        """Success at the last evaluation of a stage, and that of each seed, or None."""
+        points = [point for point in self.success() if point.stage == stage]
+        if not points:
+            return None
+        last = points[-1]
+        rates = [
+            row.values["success"]
+            for row in self.evaluations
+            if (row.stage, row.step) == (stage, last.step)
+            and math.isfinite(row.values.get("success", math.nan))
+        ]
+        return Interval(last.value, last.low, last.high), rates
+
+    def budget(self, stage: str) -> float | None:
+        """Path-KL budget of a stage, None where the algorithm has none."""
+        if self.config.get("algo") != "trqam":
+            return None
+        online = self.config.get("kl_budget_online") if stage == "online" else None
+        value = self.config.get("kl_budget") if online is None else online
+        return float(value) if isinstance(value, (int, float)) else None
+
+
+def success_of(rows: list[Row]) -> Interval:
+    """Success over seeds: Student's interval of their mean; of one seed Wilson's."""
+    rates = [min(1.0, max(0.0, row.values["success"])) for row in rows]
+    if len(rates) == 1:
+        episodes = max(1, int(rows[0].values.get("episodes", 1)))
+        return Interval(rates[0], *wilson_interval(round(rates[0] * episodes), episodes))
+    low, high = mean_interval(rates)
+    return Interval(float(np.mean(rates)), max(0.0, low), min(1.0, high))
+
+
+def read_run(path: Path, name: str | None = None) -> Run:
+    """Read a run folder; what is missing or damaged is listed in `problems`.
+
+    Raises:
+        UsageError: there is no such folder, or nothing of a run in it.
+    """
+    if not path.is_dir():
+        raise UsageError(f"{path} is no folder; name the folder of a run, e.g. runs/<env>/<algo>/*")
+    files = ("config.json", "versions.json", "metrics.csv", "eval.csv", "summary.json")
+    if not any((path / file).exists() for file in files):
+        raise UsageError(f"{path} holds no run (none of {', '.join(files)}); name a run folder")
+    run = Run(path, name or path.resolve().name)
+    run.config = read_json(run, "config.json", "its settings are unknown")
+    run.versions = read_json(run, "versions.json", "its versions are unknown")
+    run.metrics = read_csv(run, "metrics.csv")
+    if "updates_per_second" not in run.columns:
+        run.timing = read_csv(run, "timing.csv", ("stage", "step"))
+    run.evaluations = read_csv(run, "eval.csv")
+    if (path / "episodes.csv").exists():  # there is none before the first episode ends
+        run.episodes = read_csv(run, "episodes.csv", ("step", "seed"))
+    run.summary = read_json(run, "summary.json", "the run was stopped, or is still running")
+    failures = run.summary.get("failures")
+    for seed, reason in (failures if isinstance(failures, dict) else {}).items():
+        run.problems.append(f"seed {seed} failed: {reason}")
+    return run
+
+
+def read_json(run: Run, file: str, consequence: str) -> dict[str, Any]:
+    """Return a JSON file of the folder; note it where it cannot be read."""
+    try:
+        values = json.loads((run.path / file).read_text())
+        if isinstance(values, dict):
+            return values
+        reason = "it holds no names"
+    except FileNotFoundError:
+        run.problems.append(f"{file} is missing: {consequence}")
+        return {}
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    run.problems.append(f"{file} is damaged ({reason}): {consequence}")
+    return {}
+
+
+def read_csv(run: Run, file: str, keys: tuple[str, ...] = KEYS) -> list[Row]:
+    """Return the rows of a CSV file that has the columns `keys`; note rows that are damaged."""
+    rows, damaged = [], 0
+    try:
+        with open(run.path / file, newline="", errors="replace") as text:
+            for cells in csv.DictReader(text):
+                row = parse_row(cells, keys)
+                if row is None:
+                    damaged += 1
+                else:
+                    rows.append(row)
+    except FileNotFoundError:
+        run.problems.append(f"{file} is missing: nothing of it is shown")
+        return []
+    except (OSError, csv.Error) as error:
+        run.problems.append(f"{file} is damaged ({error}): it is shown up to there")
+    if damaged:
+        run.problems.append(f"{file} has damaged rows, left out: {damaged}")
+    if not rows:
+        run.problems.append(f"{file} has no rows yet")
+    lost = sorted(
+        {
+            f"{name} of seed {row.seed}" if row.seed else name
+            for row in rows
+            for name, value in row.values.items()
+            if not math.isfinite(value)
+        }
+    )
+    if lost:
+        run.problems.append(f"{file} has values that are not finite: {', '.join(lost)}")
+    return rows
+
+
+def parse_row(cells: dict[str | None, Any], keys: tuple[str, ...]) -> Row | None:
+    """Return a row, or None if it is damaged."""
+    if None in cells or None in cells.values() or not all(cells.get(key) for key in keys):
+        return None
+    values = {}
+    for name, cell in cells.items():
+        if name in KEYS or cell == "":
+            continue
+        try:
+            values[name] = float(cell)
+        except ValueError:
+            return None
+    if not cells["step"].isdecimal():
+        return None
+    return Row(cells.get("stage", ""), int(cells["step"]), cells.get("seed", ""), values)
+
+
+def read_runs(paths: list[Path]) -> list[Run]:
+    """Read runs and give each a short name of its own.
+
+    Raises:
+        UsageError: one is no run, or is named twice.
+    """
+    resolved = [path.resolve() for path in paths]
+    for path in resolved:
+        if resolved.count(path) > 1:
+            raise UsageError(f"{path} is named twice; name every run once")
+    depth, deepest = 1, max(len(path.parts) for path in resolved)
+    while depth < deepest and len({path.parts[-depth:] for path in resolved}) < len(resolved):
+        depth += 1
+    return [
+        read_run(path, "/".join(full.parts[-depth:]))
+        for path, full in zip(paths, resolved, strict=True)
+    ]

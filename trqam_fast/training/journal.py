@@ -1,0 +1,114 @@
+"""What a run says while it runs: lines on the terminal, CSV logs, trackers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Container
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from trqam_fast.training.config import TrainConfig
+from trqam_fast.training.history import History
+from trqam_fast.training.run_folder import CsvLog, RunFolder
+from trqam_fast.training.trackers import Trackers
+
+SHOWN = ("bc_loss", "critic_loss", "path_kl", "lam")
+
+
+class Journal:
+    """Logs of one run. A disk that refuses a row is reported, and the row is tried again."""
+
+    def __init__(self, config: TrainConfig, folder: RunFolder) -> None:
+        self.config, self.folder = config, folder
+        self.trackers: Trackers | None = None
+        self._line = ""
+
+    def start_trackers(self) -> None:
+        """Start what --tensorboard and --wandb ask for, once the run folder is there."""
+        config = self.config
+        self.trackers = Trackers(
+            self.folder.path,
+            config.to_dict(),
+            tensorboard=config.tensorboard,
+            wandb=config.wandb,
+        )
+
+    def say(self, text: str, error: bool = False) -> None:
+        """Print a line without tearing a progress bar."""
+        tqdm.write(text, file=sys.stderr if error else sys.stdout)
+        (sys.stderr if error else sys.stdout).flush()
+
+    def metrics(self, stage: str, step: int, history: History, failures: Container[int]) -> None:
+        """Append the means over an interval to metrics.csv, a row for each live seed."""
+        self._line = f"{stage} step {step}"
+        if len(history.values) == 0:
+            return
+        means = history.values.mean(0)
+        history.clear()
+        rows = []
+        for run, seed in enumerate(self.config.seeds):
+            if run in failures:
+                continue
+            values = dict(zip(history.names, means[run].tolist(), strict=True))
+            rows.append(
+                {"stage": stage, "step": step, "seed": seed}
+                | {name: f"{value:.6g}" for name, value in values.items()}
+            )
+        self._write(self.folder.metrics, rows)
+        for name in SHOWN:
+            values = [float(row[name]) for row in rows if name in row]
+            if values:
+                self._line += f"  {name} {np.mean(values):.6g}"
+        if len(rows) > 1:
+            self._line += f"  (mean of {len(rows)} seeds)"
+        self._track("metrics", rows)
+
+    def timing(self, stage: str, step: int, rate: float, seconds: float) -> None:
+        """Append the speed of an interval to timing.csv, which differs from run to run."""
+        row = {"stage": stage, "step": step, "updates_per_second": f"{rate:.2f}"}
+        self._write(self.folder.timing, [row | {"seconds": f"{seconds:.1f}"}])
+
+    def progress(self, bar: tqdm, rate: float) -> None:
+        """Print the last row of metrics, the speed and, on a terminal, the time left."""
+        left = ""
+        if not bar.disable and bar.format_dict["rate"]:
+            left = f"  {(bar.total - bar.n) / bar.format_dict['rate']:.0f} s left"
+        self.say(f"{self._line}  {rate:.1f} updates/s{left}")
+
+    def episode(self, steps: int, run: int, outcome: dict[str, float]) -> None:
+        """Append an online episode of one seed to episodes.csv."""
+        step = self.config.stage_ends["offline"] + steps
+        row = {"step": step, "seed": self.config.seeds[run]}
+        values = {name: f"{value:.6g}" for name, value in outcome.items()}
+        self._write(self.folder.episodes, [row | values])
+
+    def evaluation(self, rows: list[dict[str, Any]]) -> None:
+        """Append an evaluation's rows, one for each live seed, to eval.csv."""
+        self._write(self.folder.eval, rows)
+        self._track("eval", rows)
+
+    def flush(self) -> bool:
+        """Try once more to write the rows that the disk refused; return whether none are left."""
+        return all([self._write(log, []) for log in self.folder.logs])
+
+    def close(self) -> None:
+        """Finish the trackers."""
+        if self.trackers is not None:
+            self.trackers.close()
+
+    def _track(self, kind: str, rows: list[dict[str, Any]]) -> None:
+        for row in rows if self.trackers is not None else []:
+            self.trackers.log(kind, row)
+
+    def _write(self, log: CsvLog, rows: list[dict[str, Any]]) -> bool:
+        try:
+            log.write(rows)
+            return True
+        except OSError as error:
+            self.say(
+                f"warning: cannot write {log.path} ({error}); the run goes on and tries again",
+                error=True,
+            )
+            return False

@@ -1,0 +1,113 @@
+"""A run read back from its folder, to act with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from trqam_fast.agents import Agent, BCAgent, TRQAMAgent
+from trqam_fast.data.names import parse_task
+from trqam_fast.errors import UsageError
+from trqam_fast.evaluation.episodes import make_env
+from trqam_fast.training import checkpoint as checkpoints
+from trqam_fast.training.backend import check_asked, settle_backend
+from trqam_fast.training.config import TrainConfig
+from trqam_fast.training.run_folder import RunFolder
+
+
+class LoadedRun(NamedTuple):
+    """A run's agent at one of its checkpoints.
+
+    Attributes:
+        config: The run's configuration, with the device and backend asked for.
+        agent: `BCAgent` in stage "pretrain", else `TRQAMAgent`; S runs, one for each seed.
+        stage: Stage that the checkpoint was written in.
+        step: Updates from the start of pretraining.
+        path: The checkpoint.
+    """
+
+    config: TrainConfig
+    agent: Agent
+    stage: str
+    step: int
+    path: Path
+
+
+def load_run(
+    path: Path, checkpoint: Path | None = None, device: str = "cpu", backend: str = "auto"
+) -> LoadedRun:
+    """Rebuild the agent of a run folder.
+
+    Args:
+        path: The run folder.
+        checkpoint: One of its checkpoints; the newest by default.
+        device: Torch device to act on, whatever the run was trained on.
+        backend: Implementation of the ops.
+
+    Raises:
+        UsageError: no run, no checkpoint, or one that does not fit the other.
+        BackendError: the backend cannot run on the device.
+    """
+    folder = RunFolder(path)
+    if not folder.exists:
+        raise UsageError(f"{path} holds no config.json; name the folder of a run")
+    config = read_config(folder, {"device": device, "backend": backend})
+    found = checkpoint or checkpoints.newest(folder.checkpoints)
+    if found is None:
+        raise UsageError(f"{path} holds no checkpoint yet; wait for its first one")
+    if not found.is_file():
+        raise UsageError(f"--checkpoint {found} is not a file; name one of {folder.checkpoints}")
+    try:
+        state = checkpoints.load(found)
+    except UsageError as error:
+        raise UsageError(f"{error}; name another one with --checkpoint") from None
+    check_asked(config)
+    obs_dim, act_dim = task_sizes(config.env_name)
+    config = settle_backend(config, act_dim)
+    pretraining = state["stage"] == "pretrain"
+    agent = (BCAgent if pretraining else TRQAMAgent)(
+        config.agent,
+        obs_dim,
+        act_dim,
+        list(config.seeds),
+        device=config.device,
+        backend=config.backend,
+        precision=config.precision,
+        **({} if pretraining else {"algo": config.algo}),
+    )
+    try:
+        agent.load_state_dict(state["agent"])
+    except (RuntimeError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"{found} does not fit the networks that {path}/config.json describes ({reason}); "
+            "name a checkpoint of this run"
+        ) from None
+    return LoadedRun(config, agent, state["stage"], state["step"], found)
+
+
+def read_config(folder: RunFolder, overrides: dict[str, Any]) -> TrainConfig:
+    """Return the configuration of a run with some values replaced.
+
+    Raises:
+        UsageError: config.json is damaged or of another version.
+    """
+    try:
+        values = json.loads((folder.path / "config.json").read_text())
+        if values["precision"] == "tf32":
+            values["precision"] = "auto"  # what auto became on a GPU
+        return TrainConfig.from_dict(values | overrides)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{folder.path}/config.json is damaged or of another version ({error!r}); use the "
+            "version that made the run"
+        ) from None
+
+
+def task_sizes(env_name: str) -> tuple[int, int]:
+    """Widths of an observation and of an action of a task."""
+    env = make_env(parse_task(env_name).env_id)
+    sizes = env.observation_space.shape[0], env.action_space.shape[0]
+    env.close()
+    return sizes

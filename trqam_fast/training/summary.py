@@ -1,0 +1,96 @@
+"""What a run came to: summary.json and the closing table."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from trqam_fast.training.config import TrainConfig
+
+
+def summarise(
+    config: TrainConfig,
+    success: dict[str, list[float]],
+    seconds: dict[str, float],
+    updates: dict[str, int],
+    online: dict[str, float],
+    failures: dict[int, str],
+) -> dict[str, Any]:
+    """Return success by stage and seed, seconds, rates, failures, as plain values.
+
+    Args:
+        config: The run's configuration.
+        success: Success of every seed (NaN where it diverged) at the end of each stage.
+        seconds: Seconds of each stage, of loading the data and of evaluations.
+        updates: Updates of each stage.
+        online: Seconds of learning, acting, waiting and simulating in the online stage.
+        failures: Reason by index of the seeds that diverged.
+    """
+    rates = {name: count / seconds[name] for name, count in updates.items() if count}
+    result = {
+        "env_name": config.env_name,
+        "algo": config.algo,
+        "backend": config.backend,
+        "precision": config.precision,
+        "seeds": list(config.seeds),
+    }
+    final: list[float] = []
+    for stage, name in (("pretrain", "pretrained"), ("offline", "offline"), ("online", "online")):
+        values = success.get(stage, [])
+        final = values or final
+        result[f"{name}_success"] = mean_of_finite(values)
+        result[f"{name}_success_by_seed"] = [finite_or_none(value) for value in values]
+    result["final_success"] = mean_of_finite(final)
+    result["final_success_by_seed"] = [finite_or_none(value) for value in final]
+    result |= {
+        "episodes": config.eval_episodes,
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "updates_per_second": {name: round(value, 2) for name, value in rates.items()},
+        "online_seconds": {name: round(value, 2) for name, value in online.items()},
+        "failures": {str(config.seeds[run]): reason for run, reason in failures.items()},
+    }
+    return result
+
+
+def finite_or_none(value: float) -> float | None:
+    """Return `value`, or None for a run that diverged (JSON has no NaN)."""
+    return value if math.isfinite(value) else None
+
+
+def mean_of_finite(values: list[float]) -> float | None:
+    """Return the mean over the runs that did not diverge, None if there is none."""
+    finite = [value for value in values if math.isfinite(value)]
+    return float(np.mean(finite)) if finite else None
+
+
+def format_table(config: TrainConfig, summary: dict[str, Any]) -> str:
+    """Return the closing table: success after each stage, time and rate by stage."""
+    algo = config.algo if config.online_steps == 0 else f"{config.algo} offline"
+    columns = {"pretrained": "pretrained", "offline": algo, "online": f"{config.algo} online"}
+    columns = {n: title for n, title in columns.items() if summary[f"{n}_success_by_seed"]}
+
+    def percent(value: float | None) -> str:
+        return "-" if value is None else f"{100 * value:.0f} %"
+
+    def row(first: Any, cells: list[str]) -> str:
+        return "  ".join([f"{first:>6}", *(f"{cell:>13}" for cell in cells)])
+
+    lines = ["", f"{config.env_name}, success over {summary['episodes']} episodes", ""]
+    lines.append(row("seed", list(columns.values())))
+    for run, seed in enumerate(config.seeds):
+        lines.append(row(seed, [percent(summary[f"{n}_success_by_seed"][run]) for n in columns]))
+    lines.append(row("mean", [percent(summary[f"{name}_success"]) for name in columns]))
+    lines += ["", f"{'stage':>10}  {'seconds':>8}  {'updates/s':>9}"]
+    for stage, seconds in summary["seconds"].items():
+        rate = summary["updates_per_second"].get(stage)
+        shown = "" if rate is None else f"{rate:.1f}"
+        lines.append(f"{stage:>10}  {seconds:>8.1f}  {shown:>9}")
+    lines.append(f"{'total':>10}  {sum(summary['seconds'].values()):>8.1f}")
+    online = summary["online_seconds"]
+    if online:
+        total = max(summary["seconds"]["online"], 1e-9)
+        shares = ", ".join(f"{name} {value / total:.0%}" for name, value in online.items())
+        lines += ["", f"share of the online stage (the simulator steps beside it): {shares}"]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,216 @@
+"""Optional copies of a run's logs for TensorBoard and Weights & Biases."""
+
+from __future__ import annotations
+
+import importlib
+import netrc
+import os
+import sys
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Protocol
+from urllib.parse import urlparse
+
+from tqdm import tqdm
+
+from trqam_fast.errors import UsageError
+
+KEYS = ("stage", "step", "seed")
+PROJECT = "trqam_fast"
+INIT_TIMEOUT_S = 30
+FINISH_TIMEOUT_S = 60
+
+
+class Tracker(Protocol):
+    """What is asked of a tracker; whatever it raises is caught by `Trackers`."""
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Record values by tag."""
+
+    def close(self) -> None:
+        """Write everything out."""
+
+
+class TensorBoardTracker:
+    """Event files in `folder`."""
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        new = not folder.exists()
+        self.writer = SummaryWriter(str(folder))
+        if new:
+            rows = [f"| {name} | {value} |" for name, value in config.items()]
+            self.writer.add_text("config", "\n".join(["| flag | value |", "|---|---|", *rows]), 0)
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Record values; they are on the disk when this returns."""
+        for tag, value in values.items():
+            self.writer.add_scalar(tag, value, step)
+        self.writer.flush()
+
+    def close(self) -> None:
+        """Close the event file."""
+        self.writer.close()
+
+
+class WandbTracker:
+    """A run of Weights & Biases, continued under its id; offline unless somebody is logged in."""
+
+    def __init__(self, folder: Path, config: dict[str, Any], run_id: str) -> None:
+        import wandb
+
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_S)
+        if hasattr(settings, "finish_timeout"):  # of newer releases: older ones may wait longer
+            settings.finish_timeout = FINISH_TIMEOUT_S
+        mode = "online" if logged_in(settings.base_url) else "offline"
+        self.run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT), id=run_id, resume="allow",
+            mode=os.environ.get("WANDB_MODE", mode), dir=str(folder), config=config,
+            settings=settings,
+        )  # fmt: skip
+        # The step is a value like any other, so that evaluations and metrics may share one.
+        self.run.define_metric("*", step_metric="step")
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Record values."""
+        self.run.log({**values, "step": step})
+
+    def close(self) -> None:
+        """Finish the run."""
+        self.run.finish()
+
+
+def logged_in(server: str) -> bool:
+    """Whether there is a key for `server`, in the environment or in ~/.netrc; nobody is asked."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        keys = netrc.netrc(os.environ.get("NETRC"))
+    except (OSError, netrc.NetrcParseError):
+        return False
+    # Logins of earlier years are under the service's former name.
+    hosts = [urlparse(server).netloc, "api.wandb.ai"]
+    return any(keys.authenticators(host) is not None for host in hosts)
+
+
+class Trackers:
+    """The trackers of one run.
+
+    They copy what the CSV logs hold, under tags like ``pretrain/bc_loss/seed0``; an evaluation's
+    are ``offline/eval_success/seed0``. A tracker that fails is reported once and left out from
+    then on: it never stops or changes a run. Rows that were logged before the run was resumed are
+    not logged again.
+
+    Args:
+        folder: The run folder; everything goes to its subfolder ``trackers``.
+        config: Flags and their values.
+        tensorboard: Write event files.
+        wandb: Log to Weights & Biases.
+
+    Raises:
+        UsageError: a package is not installed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        *,
+        tensorboard: bool,
+        wandb: bool,
+    ) -> None:
+        self.folder = folder / "trackers"
+        self.trackers: dict[str, Tracker] = {}
+        self.logged: set[str] = set()
+        self.journal = self.folder / "logged.csv"
+        check_packages(tensorboard, wandb)
+        if tensorboard:
+            path = self.folder / "tensorboard"
+            self._start("tensorboard", lambda: TensorBoardTracker(path, config))
+        if wandb:
+            self._start("wandb", lambda: self._start_wandb(config))
+        if self.trackers:
+            self._guard("the journal of trackers", self._read_journal)
+
+    def _start_wandb(self, config: dict[str, Any]) -> WandbTracker:
+        kept = self.folder / "wandb_id"
+        run_id = kept.read_text().strip() if kept.exists() else uuid.uuid4().hex[:12]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        kept.write_text(run_id + "\n")
+        return WandbTracker(self.folder, config, run_id)
+
+    def _start(self, name: str, make: Callable[[], Tracker]) -> None:
+        tracker = self._guard(f"--{name}", make)
+        if tracker is not None:
+            self.trackers[name] = tracker
+
+    def _guard(self, name: str, action: Callable[[], Any]) -> Any:
+        """Do something that must not stop the run; report a failure and return None."""
+        try:
+            return action()
+        except Exception as error:  # whatever a tracker raises, training goes on
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            tqdm.write(
+                f"warning: {name} failed ({reason}); the run goes on without it", file=sys.stderr
+            )
+            self.trackers.pop(name.removeprefix("--"), None)
+            return None
+
+    def _read_journal(self) -> None:
+        if self.journal.exists():
+            self.logged = set(self.journal.read_text().splitlines())
+
+    def log(self, kind: Literal["metrics", "eval"], row: dict[str, Any]) -> None:
+        """Copy one row of the CSV log `kind`; cells that are empty or no numbers are left out."""
+        if not self.trackers:
+            return
+        identity = ",".join([kind, *(str(row[key]) for key in KEYS)])
+        if identity in self.logged:
+            return
+        prefix = "eval_" if kind == "eval" else ""
+        values = {
+            f"{row['stage']}/{prefix}{name}/seed{row['seed']}": number
+            for name, cell in row.items()
+            if name not in KEYS and (number := as_number(cell)) is not None
+        }
+        step = int(row["step"])
+        for name, tracker in list(self.trackers.items()):
+            self._guard(f"--{name}", lambda tracker=tracker: tracker.log(values, step))
+        self.logged.add(identity)
+        try:
+            with open(self.journal, "a") as file:
+                file.write(identity + "\n")
+        except OSError:
+            # After a resume these rows are then logged twice, which is all that is lost.
+            return
+
+    def close(self) -> None:
+        """Write everything out."""
+        for name, tracker in list(self.trackers.items()):
+            self._guard(f"--{name}", tracker.close)
+        self.trackers.clear()
+
+
+def check_packages(tensorboard: bool, wandb: bool) -> None:
+    """Raise `UsageError` unless what is asked for can be imported."""
+    asked = {"tensorboard": tensorboard, "wandb": wandb}
+    modules = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
+    for extra in (name for name, wanted in asked.items() if wanted):
+        try:
+            importlib.import_module(modules[extra])
+        except ImportError:
+            raise UsageError(
+                f"--{extra} needs a package that is not installed; pip install "
+                f"'trqam_fast[{extra}]' or leave the flag out"
+            ) from None
+
+
+def as_number(cell: Any) -> float | None:
+    """The number in a cell, or None."""
+    try:
+        return float(cell)
+    except (TypeError, ValueError):
+        return None
