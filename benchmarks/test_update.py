@@ -72,7 +72,7 @@ def make_updater(agent, size, device, graph):
         "terminals": torch.zeros(count),
         "next_observations": torch.randn(count, size.obs_dim),
     }
-    dataset = Dataset(**{name: array.to(device) for name, array in arrays.items()})
+    dataset = Dataset.from_arrays(arrays, device)
     generators = [torch.Generator(device).manual_seed(run) for run in range(size.runs)]
     history = History(UPDATES_PER_REPLAY)
     updater = Updater(agent, dataset, generators, history, graph=graph)

@@ -142,7 +142,10 @@ def test_an_environment_is_restored_exactly(env_name):
     for action in actions[:25]:
         original.step(action)
     restored = OnlineEnvironment(env_name, 7)
+    start = restored.physics()
     restored.step(actions[30])  # whatever it did before
+    restored.reset(0)
+    assert np.array_equal(restored.physics(), start)
     restored.load_state_dict(original.state_dict())
     for action in actions[25:]:
         one, other = original.step(action), restored.step(action)

@@ -149,7 +149,7 @@ def test_one_failing_tracker_leaves_the_other(tmp_path, wandb, monkeypatch):
             self.rows.append((values, step))
 
     monkeypatch.setattr(module, "TensorBoardTracker", Other)
-    monkeypatch.setattr(module, "require", lambda *_: None)
+    monkeypatch.setattr(module, "check_packages", lambda *_: None)
     monkeypatch.setattr(FakeRun, "log", lambda *_: 1 / 0)
     trackers = start(tmp_path, tensorboard=True)
     for step in (1, 2):

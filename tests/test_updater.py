@@ -26,7 +26,7 @@ def make(kind, device="cpu", graph=False, interval=100):
         "rewards": -draw(50, seed=3).abs(), "masks": torch.ones(50), "terminals": torch.zeros(50),
         "next_observations": draw(50, 3, seed=4),
     }  # fmt: skip
-    dataset = Dataset(**{name: value.float().to(device) for name, value in arrays.items()})
+    dataset = Dataset.from_arrays(arrays, device)
     agent = kind(CONFIG, 3, 2, [0, 1], device=device)
     generators = [torch.Generator(device).manual_seed(seed) for seed in (5, 6)]
     return Updater(agent, dataset, generators, History(interval), graph=graph)

@@ -11,7 +11,7 @@ import tyro
 
 from trqam_fast.cli import run_command
 from trqam_fast.data.recipe import GENERATED_DIR
-from trqam_fast.data.sources import OFFICIAL_DIR
+from trqam_fast.data.sources import OFFICIAL_DIR, present
 from trqam_fast.kernels.dispatch import (
     NETWORK_OPS,
     PRECISIONS_OF,
@@ -66,10 +66,12 @@ def check_ops(device: str) -> list[str]:
 
 
 def describe_folder(label: str, folder: Path) -> None:
-    """Print which datasets a folder holds."""
-    folder = folder.expanduser()
-    files = sorted(path.name for path in folder.glob("*.npz")) if folder.is_dir() else []
-    print(f"  {label:10} {folder}: {', '.join(files) if files else 'no datasets'}")
+    """Print which datasets a folder holds, and which of them are damaged."""
+    folder, datasets = folder.expanduser(), present(folder)
+    print(f"  {label:10} {folder}" + ("" if datasets else ": no datasets"))
+    for found in datasets:
+        state = "damaged" if found.damaged else found.form
+        print(f"    {state:8} {found.path.relative_to(folder)}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import gymnasium
 import mujoco
 import numpy as np
 import torch
 
 from trqam_fast.data.names import parse_task
 from trqam_fast.errors import RunError
+from trqam_fast.evaluation.episodes import make_env
 
 
 class Step(NamedTuple):
@@ -38,7 +38,7 @@ class OnlineEnvironment:
     """
 
     def __init__(self, env_name: str, seed: int, *, sparse: bool = False) -> None:
-        self.env = gymnasium.make(parse_task(env_name).env_id, disable_env_checker=True)
+        self.env = make_env(parse_task(env_name).env_id)
         self.seed, self.sparse = seed, sparse
         self.reset(0)
 

@@ -80,8 +80,8 @@ class Recipe:
     def _why_not(self) -> str:
         if self.dataset_name.startswith(("ant", "humanoid")):
             return (
-                ": its expert is a trained network that this package does not have; "
-                "use the official file (--no-generated)"
+                ": its expert is a trained network that this package does not have; get the "
+                f"official file with 'python -m trqam_fast.data get {self.dataset_name}'"
             )
         near = difflib.get_close_matches(self.dataset_name, GENERATED_NAMES, n=1)
         remedy = f"did you mean {near[0]}?" if near else "pass --no-generated"

@@ -154,7 +154,8 @@ class Trainer:
     ) -> Updater | OnlineDriver:
         """Return what does a stage's steps."""
         if stage != "online":
-            return Updater(agent, self.dataset, generators, history, graph=self.config.graph)
+            graph = self.config.graph and self.dataset.on_device
+            return Updater(agent, self.dataset, generators, history, graph=graph)
         self.driver = make_online_driver(
             self.config, agent, self.dataset, generators, history, self.journal.episode
         )
