@@ -7,6 +7,7 @@
 #include "adjoint_matching.h"
 #include "mlp.h"
 #include "path_kl.h"
+#include "read_windows.h"
 
 namespace py = pybind11;
 
@@ -266,6 +267,16 @@ void define_passes(py::module_& module, const std::string& precision) {
     module.def(("velocity_along_" + precision).c_str(), &velocity_along<T>);
 }
 
+bool read_windows(int descriptor, int64_t first, uintptr_t mapped, int64_t inside,
+                  uintptr_t starts, int64_t count, int64_t stride, int64_t size, uintptr_t out) {
+    if (count == 0) return true;
+    const char* memory = pointer<const char>(mapped, "mapped");
+    const int64_t* from = pointer<const int64_t>(starts, "starts");
+    char* to = pointer<char>(out, "out");
+    py::gil_scoped_release release;
+    return trqam::read_windows(descriptor, first, memory, inside, from, count, stride, size, to);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -284,6 +295,7 @@ PYBIND11_MODULE(_C, module) {
     module.def("adam_blocks", &trqam::adam_blocks);
     module.def("adam_step_float32", &adam_step<float>);
     module.def("adam_step_float64", &adam_step<double>);
+    module.def("read_windows", &read_windows);
     module.attr("max_layers") = trqam::kMaxLayers;
     module.def("instruction_sets", [] {
         const char* names[4];

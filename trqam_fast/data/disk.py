@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,9 @@ from trqam_fast.agents import Batch
 from trqam_fast.data.dataset import FIELDS, ROWS_AT_A_TIME, Dataset, Transitions, outcomes
 from trqam_fast.data.flat import FlatSet
 from trqam_fast.errors import RunError
+from trqam_fast.kernels.dispatch import EXTENSION
 
-RESIDENT = 512 * 2**20
+RESIDENT = 640 * 2**20
 """Bytes of a flat set's records that may stay in memory."""
 
 
@@ -57,7 +57,7 @@ class FlatDataset(Transitions):
         ]
         self.ends = np.concatenate(ends)
         self._tables: dict[tuple[int, float], np.ndarray] = {}
-        self._buffers: dict[tuple[int, int], tuple[Tensor, list[list[memoryview]]]] = {}
+        self._buffers: dict[tuple[int, int], Tensor] = {}
         self._file = open(flat.file("records"), "rb")
         rows = min(RESIDENT // (4 * self.width), flat.transitions + 1)
         # Copy on write, as torch asks for memory that may be written to; nothing writes.
@@ -94,23 +94,29 @@ class FlatDataset(Transitions):
         """
         count, size = len(starts), rows * self.width
         if (count, rows) not in self._buffers:
-            buffer = torch.empty(count, size)
-            lines = memoryview(buffer.numpy().view(np.uint8))
-            views = [[lines[i : i + 1].cast("B", (4 * size,))] for i in range(count)]
-            self._buffers[count, rows] = buffer, views
-        buffer, views = self._buffers[count, rows]
-        inside = len(self._mapped) - rows + 1
-        far = range(count)
-        if inside > 0:
-            windows = self._mapped.as_strided((inside, size), (self.width, 1))
-            near = np.minimum(starts, inside - 1)
-            torch.index_select(windows, 0, torch.from_numpy(near), out=buffer)
-            far = np.flatnonzero(starts >= inside).tolist()
-        offsets = (starts[far] * (4 * self.width) + self.flat.offset("records")).tolist()
-        parts = [views[i] for i in far]
-        if sum(map(os.preadv, repeat(self._file.fileno()), parts, offsets)) != 4 * size * len(far):
+            self._buffers[count, rows] = torch.empty(count, size)
+        buffer = self._buffers[count, rows]
+        if not self._read(np.ascontiguousarray(starts), rows, buffer):
             raise RunError(f"{self.flat.file('records')} has become shorter; convert it again")
         return buffer.numpy().reshape(count, rows, self.width)
+
+    def _read(self, starts: np.ndarray, rows: int, buffer: Tensor) -> bool:
+        """Fill the buffer `[n, rows * (O + A)]`; return whether the file was long enough."""
+        descriptor, first = self._file.fileno(), self.flat.offset("records")
+        inside = len(self._mapped) - rows + 1  # starts whose windows are mapped
+        stride, size = 4 * self.width, 4 * buffer.shape[1]
+        if EXTENSION is not None:
+            return EXTENSION.read_windows(
+                descriptor, first, self._mapped.data_ptr(), inside, starts.ctypes.data,
+                len(starts), stride, size, buffer.data_ptr(),
+            )  # fmt: skip
+        lines, mapped = buffer.numpy(), self._mapped.numpy()
+        for line, start in zip(lines, starts.tolist(), strict=True):
+            if start < inside:
+                line[:] = mapped[start : start + rows].ravel()
+            elif os.preadv(descriptor, [line.view(np.uint8)], first + start * stride) != size:
+                return False
+        return True
 
     def gather(self, starts: Tensor, horizon: int, discount: float) -> Batch:
         """Read sequences from the file; see `Transitions.gather`."""
