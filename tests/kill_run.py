@@ -9,6 +9,7 @@ states and CSV files are bit for bit those of the undisturbed run. The exit stat
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -24,9 +25,10 @@ import torch
 import tyro
 
 from trqam_fast.training import checkpoint
+from trqam_fast.training.config import STAGES, TrainConfig
 
 LOGS = ("metrics.csv", "eval.csv", "episodes.csv")
-WALL_CLOCK = ("seconds", "updates")
+WALL_CLOCK = ("seconds",)
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,13 @@ def kill_after(process: subprocess.Popen, seconds: float) -> bool:
 
 
 def reached(folder: Path) -> str:
-    """Return the stage that the log has reached."""
+    """Return the stage that was under way when the last row of the log had been written."""
+    values = json.loads((folder / "config.json").read_text())
     log = folder / "timing.csv"
-    rows = log.read_text().splitlines() if log.exists() else []
-    return rows[-1].partition(",")[0] if len(rows) > 1 else "pretrain"
+    rows = log.read_text().splitlines()[1:] if log.exists() else []
+    step = int(rows[-1].split(",")[1]) if rows else 0
+    ends = TrainConfig.from_dict(values).stage_ends
+    return next((stage for stage, end in ends.items() if step < end), "online")
 
 
 def differences(one: Any, other: Any, name: str = "") -> list[str]:
@@ -140,7 +145,10 @@ def main() -> int:
             )
             seed += 1
     print("kills by stage: " + ", ".join(f"{stage} {count}" for stage, count in stages.items()))
-    return int(bad)
+    missing = [stage for stage in STAGES if stages[stage] == 0]
+    if missing:
+        print(f"no kill in {', '.join(missing)}; use more --kills or another --seed")
+    return int(bad or bool(missing))
 
 
 if __name__ == "__main__":

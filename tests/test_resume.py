@@ -3,12 +3,14 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+import torch
 
 from tests.kill_run import compare_runs, differences, reached, start, wait_for_line
 from trqam_fast import train
@@ -81,17 +83,26 @@ def test_a_scheduler_stops_the_run(name, marker, flags, whole, tmp_path):
     assert compare_runs(whole, folder) == []
 
 
-def test_a_signal_during_an_evaluation(flags, whole, tmp_path, monkeypatch, capsys):
-    evaluate, folder = train.Trainer.evaluate, tmp_path / "cut"
+def stop_at(step, monkeypatch, where="evaluate"):
+    """Let SIGTERM arrive as the evaluation, or the log row, of a step begins."""
+    original = getattr(train.Trainer, where)
 
-    def interrupted(self, stage, agent, step):
-        if step == 340:
+    def interrupted(self, *args):
+        if step in args:
             os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(self, stage, agent, step)
+        return original(self, *args)
 
-    monkeypatch.setattr(train.Trainer, "evaluate", interrupted)
+    monkeypatch.setattr(train.Trainer, where, interrupted)
+
+
+@pytest.mark.parametrize(("where", "step"), [("evaluate", 340), ("check_finite", 320)])
+def test_a_signal_beside_the_updates(where, step, flags, whole, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "cut"
+    stop_at(step, monkeypatch, where)
     assert run(flags, folder) == 75
-    assert "stopped by SIGTERM after step 340; continue with --resume" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert f"stopped by SIGTERM after step {step}; continue with --resume" in message
+    assert checkpoint.load(checkpoint.newest(folder / "checkpoints"))["step"] == step
     monkeypatch.undo()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert run([], folder, "--resume") == 0
@@ -115,19 +126,53 @@ def test_auto_starts_then_continues(flags, whole, tmp_path, capsys, monkeypatch)
     assert list((tmp_path / "runs").glob("*/bc/*")) == [folder]
 
 
-def test_the_end_of_a_stage_before_cannot_move(flags, whole, capsys):
-    assert run([], whole, "--resume", "--offline-steps", "70") == 2
-    assert "end stage offline at step 370, but the run ended it at step 360" in (
-        capsys.readouterr().err
-    )
-
-
-def test_intervals_may_change(flags, whole, tmp_path):
+@pytest.mark.parametrize(
+    ("flag", "steps", "stage"),
+    [("--offline-steps", "70", "offline"), ("--online-steps", "50", "online")],
+)
+def test_what_is_done_cannot_be_planned_anew(flag, steps, stage, whole, tmp_path, capsys):
     folder = tmp_path / "run"
-    assert run(flags, folder, "--algo", "bc", "--online-steps", "0") == 0
+    shutil.copytree(whole, folder)
+    assert run([], folder, "--resume", flag, steps) == 2
+    assert f"the flags end stage {stage} at step" in capsys.readouterr().err
+    assert run([], folder, "--resume") == 0
+    assert compare_runs(whole, folder) == []
+
+
+def test_other_data_are_refused(flags, whole, tmp_path, capsys):
+    folder, other = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(whole, folder)
+    made = Recipe("pointmaze-medium-navigate-v0", 3000, 0.5, 1).ensure(tmp_path, progress=False)
+    recipe = Recipe("pointmaze-medium-navigate-v0", 3000, 0.5, 0)
+    recipe.path(other).parent.mkdir(parents=True)
+    shutil.copy(made, recipe.path(other))
+    assert run([], folder, "--resume", "--generated-dir", str(other)) == 2
+    message = capsys.readouterr().err
+    assert "was trained on 3000 transitions with hash" in message and "--generated-dir" in message
+
+
+def test_the_plan_of_stages_ahead_may_change(flags, whole, tmp_path):
+    folder = tmp_path / "run"
+    assert run(flags, folder, "--offline-steps", "0", "--online-steps", "0") == 0
+    assert run([], folder, "--resume", "--offline-steps", "60", "--online-steps", "60") == 0
+    # The row of the end of pretraining came before the others in both.
+    assert compare_runs(whole, folder) == []
+
+
+def test_intervals_may_change(flags, whole, tmp_path, monkeypatch):
+    """Stopped at step 340, continued with other intervals: the same weights."""
+    folder = tmp_path / "run"
+    stop_at(340, monkeypatch)
+    assert run(flags, folder) == 75
+    monkeypatch.undo()
     more = ("--log-interval", "7", "--eval-interval", "9", "--save-interval", "11")
     assert run([], folder, "--resume", *more, "--eval-episodes", "2", "--eval-envs", "2") == 0
     assert json.loads((folder / "config.json").read_text())["log_interval"] == 7
+    ours, theirs = (checkpoint.load(checkpoint.newest(f / "checkpoints")) for f in (folder, whole))
+    assert differences(ours["agent"], theirs["agent"]) == []
+    assert differences(ours["online"], theirs["online"]) == []
+    rows = (folder / "metrics.csv").read_text().splitlines()
+    assert [row.split(",")[1] for row in rows[-2:]] == ["420", "420"]
 
 
 @pytest.mark.parametrize("source", ["step_000000300.pt", "step_000000360.pt", ""])
@@ -140,14 +185,47 @@ def test_starting_from_a_checkpoint(source, flags, whole, tmp_path, capsys):
     assert f", stage {stage}\n" in capsys.readouterr().out
     state = checkpoint.load(checkpoint.newest(tmp_path / "run/checkpoints"))
     assert state["step"] == 20 and state["stage"] == "online"
-    assert set(state["success"]) == {"pretrain", "offline", "online"}
+    assert set(state["success"]) == {"pretrain", "online"}
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "offline"])
+def test_weights_that_a_run_starts_from(stage, flags, whole, tmp_path, monkeypatch):
+    """Stopped before its first checkpoint and resumed, it starts from them again."""
+    source = whole / f"checkpoints/step_{300 if stage == 'pretrain' else 360:09d}.pt"
+    saved, seen = checkpoint.load(source), []
+    before = train.Trainer.train
+
+    def looked_at(self, name, agent, *rest):
+        seen.append({key: value.clone() for key, value in agent.state_dict().items()})
+        return before(self, name, agent, *rest)
+
+    monkeypatch.setattr(train.Trainer, "train", looked_at)
+    stop_at(0, monkeypatch)
+    flags = [*flags, "--pretrained", str(source), "--bc-steps", "0", "--offline-steps", "10"]
+    flags += ["--online-steps", "0", "--resume", "auto"]
+    assert run(flags, tmp_path / "run") == 75 and seen == []
+    monkeypatch.setattr(train.Trainer, "evaluate", train.Trainer.evaluate)
+    monkeypatch.undo()
+    monkeypatch.setattr(train.Trainer, "train", looked_at)
+    assert run(flags, tmp_path / "run") == 0
+    if stage == "offline":
+        assert differences(seen[0], saved["agent"]) == []
+    else:
+        field = checkpoint.field_of(saved)
+        width = field.shape[1]
+        assert torch.equal(seen[0]["online"][:, :width], field)
+        assert torch.equal(seen[0]["online"][:, width : 2 * width], field)
+        assert torch.equal(seen[0]["target"][:, :width], field)
+    rows = (tmp_path / "run/eval.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows[1:]] == ["0", "0", "10", "10"]
 
 
 def test_a_checkpoint_that_contradicts_the_flags(flags, whole, tmp_path, capsys):
     for more, message in (
-        (["--horizon-length", "3", "--action-chunking"], "has shape [5, 16]"),
+        (["--action-chunking"], "was made with --action-chunking False"),
         (["--actor-hidden-dims", "16", "8"], "has shape [16, 16], but the flags ask for [16, 8]"),
         (["--seeds", "1", "2", "3"], "holds 2 runs, but --seeds names 3"),
+        (["--horizon-length", "4"], "was made with --horizon-length 5, but the flags ask for 4"),
     ):
         assert run([*flags, "--pretrained", str(whole), *more], tmp_path / "run") == 2
         assert message in capsys.readouterr().err
@@ -176,6 +254,7 @@ def test_a_full_disk_is_reported_and_the_run_goes_on(flags, whole, tmp_path):
     assert "cannot write the checkpoint" in done.stderr and "the run goes on" in done.stderr
     assert "step 420" in done.stdout
     assert checkpoint.load(checkpoint.newest(folder / "checkpoints"))["step"] == 300
+    assert done.returncode == 1 and "the end of the run could not be saved" in done.stderr
     # With room again, the run ends as if nothing had happened.
     assert run([], folder, "--resume") == 0
     assert compare_runs(whole, folder) == []

@@ -205,6 +205,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, flags, tmp_pat
     assert "resuming from step_000000035.pt" in captured.out
     assert not witness.exists()
     assert compare_runs(whole, folder) == []
+    assert path.with_suffix(".damaged").exists()
 
 
 def test_no_whole_checkpoint(flags, tmp_path, capsys):
@@ -248,6 +249,25 @@ def test_non_finite_loss_stops_that_run_alone(flags, tmp_path, capsys, monkeypat
     assert {r["seed"] for r in rows(folder / "metrics.csv") if r["step"] == "40"} == {"5"}
 
 
+def test_a_diverged_seed_keeps_its_weights_online(flags, tmp_path, monkeypatch):
+    from trqam_fast.agents import TRQAMAgent
+
+    folder, update, count = tmp_path / "run", TRQAMAgent.update, 0
+
+    def poisoned(self, batch, noise):
+        nonlocal count
+        count += 1
+        if count == 13:
+            batch.rewards[0] = float("inf")
+        return update(self, batch, noise)
+
+    monkeypatch.setattr(TRQAMAgent, "update", poisoned)
+    online = ("--online-steps", "10", "--start-training", "3", "--keep", "1")
+    assert run(flags, folder, "--seeds", "3", "5", *online) == 1
+    last = checkpoint.load(folder / "checkpoints/step_000000050.pt")
+    assert last["stage"] == "online" and last["agent"]["online"].isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
@@ -266,6 +286,7 @@ def test_non_finite_loss_stops_that_run_alone(flags, tmp_path, capsys, monkeypat
         (["--resume", "--overwrite"], "exclude each other"),
         (["--online-steps", "5", "--algo", "bc"], "--algo bc has no critic to fine-tune with"),
         (["--balanced-sampling", "--start-training", "2"], "--start-training is 2, but half"),
+        (["--bc-steps", "0", "--offline-steps", "0"], "so there is nothing to do; set one of them"),
         (["--utd-ratio", "0"], "--utd-ratio is 0; use 1 or more"),
         (["--pretrained", "nowhere.pt"], "--pretrained nowhere.pt does not exist"),
         (["--log-interval", "0"], "--log-interval is 0; use 1 or more"),

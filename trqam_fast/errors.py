@@ -17,7 +17,10 @@ class RunError(Exception):
     status = FAILURE
 
 
-class Stopped(Exception):
-    """A scheduler asked the run to stop; commands exit with status 75, to be run again."""
+class Stopped(BaseException):
+    """A scheduler asked the run to stop; commands exit with status 75, to be run again.
+
+    Not an `Exception`, so that nothing takes it for a failure of its own.
+    """
 
     status = REQUEUE

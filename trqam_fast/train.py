@@ -10,6 +10,7 @@ import torch
 from trqam_fast.cli import run_command
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.memory import keep_freed_memory
+from trqam_fast.training import checkpoint
 from trqam_fast.training.backend import check_asked, settle_backend
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.loop import Trainer
@@ -21,8 +22,9 @@ from trqam_fast.training.trackers import check_packages
 # What may differ between a run and its continuation without changing its mathematics.
 RESUMABLE = {
     "preset", "backend", "precision", "graph", "threads", "dataset_dir", "generated_dir",
-    "offline_steps", "online_steps", "log_interval", "eval_interval", "eval_episodes", "eval_envs",
-    "eval_workers", "save_interval", "keep", "tensorboard", "wandb", "run_dir",
+    "bc_steps", "offline_steps", "online_steps", "log_interval", "eval_interval",
+    "eval_episodes", "eval_envs", "eval_workers", "save_interval", "keep",
+    "tensorboard", "wandb", "run_dir",
 }  # fmt: skip
 
 
@@ -80,13 +82,12 @@ def main(argv: list[str] | None = None) -> int:
         print(describe_settings(config), flush=True)
         with stop.at_once():
             trainer.load_data()
-            if config.pretrained is not None and config.resume == "no":
+            begun = config.resume != "no" and checkpoint.newest(folder.checkpoints) is not None
+            if config.pretrained is not None and not begun:
                 trainer.load_pretrained()
         trainer.config = settle_backend(config, trainer.dataset.act_dim)
         if config.resume == "no":
             folder.create(config.to_dict())
-        else:
-            folder.write_json("config.json", config.to_dict())
         try:
             return trainer.run()
         except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,10 @@ FIELDS = ("observations", "actions", "rewards", "masks", "terminals", "next_obse
 
 ROWS_AT_A_TIME = 1_000_000
 """Transitions that are read or worked on together; bounds the memory that takes."""
+
+
+FINGERPRINT_ROWS = 1000
+"""Transitions at the end of a dataset that tell it from others."""
 
 
 class Outcomes(NamedTuple):
@@ -123,6 +128,13 @@ class Transitions:
         for run, generator in enumerate(generators):
             starts[run].random_(0, self.start_count(horizon), generator=generator)
         return self.gather(starts, horizon, discount)
+
+    def fingerprint(self) -> str:
+        """Return the number of transitions and a hash of some, the same for every storage."""
+        digest = hashlib.sha256(self.trajectory_ends().cpu().numpy().tobytes())
+        for array in self.tail(FINGERPRINT_ROWS).values():
+            digest.update(np.ascontiguousarray(array, np.float32).tobytes())
+        return f"{len(self)} transitions with hash {digest.hexdigest()[:12]}"
 
     def check_length(self, horizon: int) -> None:
         """Raise `UsageError` unless some trajectory holds a sequence of `horizon` steps."""

@@ -23,8 +23,8 @@ WEIGHTS = {"stage", "step", "agent", "shapes"}
 """What a checkpoint holds that a run can start from."""
 
 PROGRESS = {
-    "ends", "generators", "history", "success", "evaluated", "seconds", "updates", "failures",
-    "online",
+    "ends", "data", "sequences", "generators", "history", "success", "evaluated", "seconds",
+    "updates", "failures", "online",
 }  # fmt: skip
 """What it holds besides if a run can be continued from it."""
 
@@ -163,8 +163,28 @@ def load_pretrained(path: Path) -> tuple[dict[str, Any], Path]:
     return load(path), path
 
 
-def check_start(state: dict[str, Any], path: Path, shapes: dict[str, MLPShape], runs: int) -> None:
-    """Raise `UsageError` unless `runs` runs with the networks `shapes` can start from `state`."""
+def check_start(
+    state: dict[str, Any],
+    path: Path,
+    shapes: dict[str, MLPShape],
+    sequences: dict[str, Any],
+    runs: int,
+) -> None:
+    """Raise `UsageError` unless a run of the flags can start from `state`.
+
+    Args:
+        state: The checkpoint.
+        path: Its file.
+        shapes: Networks of the run.
+        sequences: Flags of the run that say what a sequence of actions is.
+        runs: Its seeds.
+    """
+    for name, value in state.get("sequences", {}).items():
+        if sequences[name] != value:
+            raise UsageError(
+                f"{path} was made with --{name.replace('_', '-')} {value}, but the flags ask for "
+                f"{sequences[name]}; use the checkpoint's"
+            )
     saved = state["agent"]["online"].shape[0]
     if saved not in (1, runs):
         raise UsageError(f"{path} holds {saved} runs, but --seeds names {runs}; use as many")
@@ -190,6 +210,31 @@ def start_from(agent: Agent, state: dict[str, Any]) -> None:
     else:
         with torch.no_grad():
             agent.online.span("actor_slow").copy_(field)
+
+
+def check_continuation(state: dict[str, Any], ends: dict[str, int], data: str) -> None:
+    """Raise `UsageError` if the flags or the data contradict what a run has done.
+
+    Args:
+        state: Its checkpoint.
+        ends: Step at which each stage ends by the flags, in order.
+        data: Fingerprint of the data that the flags name.
+    """
+    step, current = state["step"], state["stage"]
+    for stage, end in ends.items():
+        planned = state["ends"][stage]
+        if end < step if stage == current else end != planned:
+            raise UsageError(
+                f"the flags end stage {stage} at step {end}, but the run planned {planned} and is "
+                f"at step {step} in stage {current}; leave what is done as it is"
+            )
+        if stage == current:
+            break
+    if data != state["data"]:
+        raise UsageError(
+            f"the run was trained on {state['data']}, but the flags name {data}; name the folder "
+            "of its data with --dataset-dir or --generated-dir"
+        )
 
 
 def newest(folder: Path) -> Path | None:

@@ -17,6 +17,7 @@ from trqam_fast.devices import check_device
 from trqam_fast.errors import UsageError
 from trqam_fast.kernels import Backend
 
+STAGES = ("pretrain", "offline", "online")
 DEFAULT_ENV = "pointmaze-medium-navigate-singletask-task1-v0"
 
 
@@ -130,6 +131,11 @@ class TrainConfig:
         self._require("seeds", len(set(self.seeds)) == len(self.seeds), "name every seed only once")
         fits = min(self.seeds) >= 0 and max(self.seeds) < 2**63
         self._require("seeds", fits, "use seeds from 0 to 2^63 - 1")
+        if max(self.stage_ends.values()) == 0:
+            raise UsageError(
+                "--bc-steps, --offline-steps and --online-steps are 0, so there is nothing to do; "
+                "set one of them"
+            )
         if self.algo == "bc" and self.bc_steps == 0:
             raise UsageError("--bc-steps is 0, so --algo bc has nothing to do; use 1 or more")
         if self.algo == "bc" and self.online_steps > 0:
@@ -161,6 +167,14 @@ class TrainConfig:
             "offline": offline,
             "online": offline + self.online_steps,
         }
+
+    @property
+    def sequences(self) -> dict[str, Any]:
+        """Flags that say what a sequence of actions is; a policy is made for one value of them."""
+        agent = self.agent
+        return {
+            "horizon_length": agent.horizon_length, "action_chunking": agent.action_chunking,
+        }  # fmt: skip
 
     @property
     def recipe(self) -> Recipe | None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from trqam_fast.evaluation import EpisodeResult
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.history import History
 from trqam_fast.training.run_folder import CsvLog, RunFolder
@@ -77,17 +78,29 @@ class Journal:
             left = f"  {(bar.total - bar.n) / bar.format_dict['rate']:.0f} s left"
         self.say(f"{self._line}  {rate:.1f} updates/s{left}")
 
-    def episode(self, steps: int, run: int, outcome: dict[str, float]) -> None:
-        """Append an online episode of one seed to episodes.csv."""
+    def episode(
+        self, steps: int, run: int, outcome: dict[str, float], failures: Container[int]
+    ) -> None:
+        """Append an online episode of a live seed to episodes.csv."""
+        if run in failures:
+            return
         step = self.config.stage_ends["offline"] + steps
         row = {"step": step, "seed": self.config.seeds[run]}
         values = {name: f"{value:.6g}" for name, value in outcome.items()}
         self._write(self.folder.episodes, [row | values])
 
-    def evaluation(self, rows: list[dict[str, Any]]) -> None:
-        """Append an evaluation's rows, one for each live seed, to eval.csv."""
-        self._write(self.folder.eval, rows)
-        self._track("eval", rows)
+    def evaluation(self, stage: str, step: int, seed: int, results: list[EpisodeResult]) -> float:
+        """Append an evaluation of one seed to eval.csv; return its success rate."""
+        success, total, length = np.mean([tuple(result) for result in results], axis=0)
+        row = {"stage": stage, "step": step, "seed": seed, "episodes": len(results)}
+        row |= {"success": f"{success:.4g}", "return": f"{total:.6g}", "length": f"{length:.6g}"}
+        self._write(self.folder.eval, [row])
+        self._track("eval", [row])
+        self.say(
+            f"evaluation at step {step}, seed {seed}: success {100 * success:.0f} % over "
+            f"{len(results)} episodes, mean length {length:.0f}"
+        )
+        return float(success)
 
     def flush(self) -> bool:
         """Try once more to write the rows that the disk refused; return whether none are left."""

@@ -8,24 +8,23 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from trqam_fast.agents import Agent, BCAgent, TRQAMAgent
 from trqam_fast.data.sources import load_task
-from trqam_fast.errors import RunError, Stopped, UsageError
+from trqam_fast.errors import RunError, Stopped
 from trqam_fast.evaluation import Evaluator
 from trqam_fast.report import write_overview
 from trqam_fast.training import checkpoint
-from trqam_fast.training.config import TrainConfig
+from trqam_fast.training.config import STAGES, TrainConfig
 from trqam_fast.training.history import History
 from trqam_fast.training.journal import Journal
 from trqam_fast.training.online import OnlineDriver, make_online_driver
 from trqam_fast.training.run_folder import RunFolder
+from trqam_fast.training.schedule import Schedule
 from trqam_fast.training.stopping import StopRequest
 from trqam_fast.training.streams import make_generators
 from trqam_fast.training.summary import format_table, summarise
@@ -33,7 +32,6 @@ from trqam_fast.training.updater import Updater
 
 # Evaluations use seeds of their own, the same for every run, so that runs meet the same episodes.
 EVALUATION_SEED = 1_000_000
-STAGES = ("pretrain", "offline", "online")
 
 
 class Trainer:
@@ -50,6 +48,7 @@ class Trainer:
         self.evaluated = -1
         self.failures: dict[int, str] = {}
         self.last_good: dict[str, Any] = {}
+        self.unsaved = False
         self.pretrained: dict[str, Any] | None = None
         self.online_seconds: dict[str, float] = {}
         self.evaluator: Evaluator | None = None
@@ -75,6 +74,7 @@ class Trainer:
                 progress=self.bars,
             )
         self.dataset.check_length(config.agent.horizon_length)
+        self.data = self.dataset.fingerprint()
         self.say(f"data: {len(self.dataset)} transitions from {path}")
 
     def load_pretrained(self) -> None:
@@ -88,8 +88,8 @@ class Trainer:
         sizes = (config.agent, self.dataset.obs_dim, self.dataset.act_dim)
         field, critic = Agent.field_shape(*sizes), Agent.critic_shape(*sizes)
         shapes = {"actor_fast": field, "actor_slow": field, "critic": critic}
-        checkpoint.check_start(state, path, shapes, len(config.seeds))
-        self.pretrained = state
+        checkpoint.check_start(state, path, shapes, config.sequences, len(config.seeds))
+        self.pretrained = {name: state[name] for name in checkpoint.WEIGHTS}
         self.say(f"starting from {path}, stage {state['stage']}")
 
     def run(self) -> int:
@@ -103,6 +103,11 @@ class Trainer:
             for part in (self.driver, self.evaluator, self.journal):
                 if part is not None:
                     part.close()
+        if self.unsaved:
+            raise RunError(
+                f"the end of the run could not be saved; make room and continue with --resume "
+                f"--run-dir {self.folder.path}"
+            )
         return self.finish()
 
     def run_stages(self, state: dict[str, Any] | None) -> None:
@@ -127,8 +132,9 @@ class Trainer:
             checkpoint.start_from(agent, pretrained)
             with self.stop.at_once():
                 self.success["pretrain"] = self.evaluate("pretrain", agent, 0)
-        if stage != "online":
+        if stage != "online" and config.offline_steps > 0:
             self.train("offline", agent, ends["pretrain"], state)
+            agent.load_state_dict(self.last_good)
             state = None
         if config.online_steps > 0:
             if config.kl_budget_online is not None:
@@ -157,7 +163,12 @@ class Trainer:
             graph = self.config.graph and self.dataset.on_device
             return Updater(agent, self.dataset, generators, history, graph=graph)
         self.driver = make_online_driver(
-            self.config, agent, self.dataset, generators, history, self.journal.episode
+            self.config,
+            agent,
+            self.dataset,
+            generators,
+            history,
+            lambda *episode: self.journal.episode(*episode, self.failures),
         )
         return self.driver
 
@@ -167,18 +178,19 @@ class Trainer:
         Nothing is read back from the device but at log rows, evaluations and checkpoints.
         """
         config, last = self.config, self.config.stage_ends[stage]
+        schedule = Schedule.of(config, stage)
         generators = make_generators(config.seeds, stage, agent.device)
         updates_per_step = config.utd_ratio if stage == "online" else 1
         history = History(config.log_interval * updates_per_step)
         step = offset
         if state is not None:
-            checkpoint.restore(agent, state, self.checkpoint_path(state["step"]))
+            checkpoint.restore(agent, state, self.folder.checkpoint(state["step"]))
             for generator, saved in zip(generators, state["generators"], strict=True):
                 generator.set_state(saved)
             history.values, step = state["history"], state["step"]
         driver = self.make_driver(stage, agent, generators, history)
         if state is not None and isinstance(driver, OnlineDriver):
-            driver.load_state_dict(state["online"])
+            driver.load_state_dict(state.pop("online"))
         self.last_good = agent.state_dict()
         bar = tqdm(
             desc=stage,
@@ -197,16 +209,16 @@ class Trainer:
             self.save(stage, agent, generators, history, step)
 
         # A run that was stopped during an evaluation begins with it.
-        if offset < step < last and self.evaluated < step and self.evaluates(stage, step - offset):
+        if offset < step < last and self.evaluated < step and schedule.evaluates(step - offset):
             self.evaluate_or_stop(stage, agent, step, save)
         clock, rows = time.perf_counter(), len(history.values)
         while step < last and len(self.failures) < agent.runs:
-            step += driver.run(min(self.until_event(stage, step - offset), last - step), go_on)
+            step += driver.run(min(schedule.until_event(step - offset), last - step), go_on)
             progress, done = step - offset, step == last
-            logging = progress % config.log_interval == 0 or done
-            saving = progress % config.save_interval == 0 or done or bool(self.stop)
-            evaluating = self.evaluates(stage, progress) and not done
-            if not (logging or saving or evaluating):
+            logging = progress % schedule.log == 0 or done
+            saving = progress % schedule.save == 0 or done
+            evaluating = schedule.evaluates(progress) and not done
+            if not (logging or saving or evaluating or self.stop):
                 continue
             self.check_finite(history, step, updates_per_step)
             seconds = time.perf_counter() - clock
@@ -219,19 +231,17 @@ class Trainer:
                 self.journal.progress(bar, rate)
             if evaluating:
                 self.evaluate_or_stop(stage, agent, step, save)
-            if saving:
+            # Looked at once more: the signal may have come since.
+            stopping = bool(self.stop)
+            if saving or stopping:
                 save()
-            self.leave_if_stopped(step)
+            if stopping:
+                self.leave(step)
             clock, rows = time.perf_counter(), len(history.values)
         bar.close()
         if stage not in self.success or self.evaluated != step:
             self.evaluate_or_stop(stage, agent, step, save)
             save()
-
-    def evaluates(self, stage: str, progress: int) -> bool:
-        """Return whether an evaluation is due in the middle of a stage."""
-        interval = self.config.eval_interval
-        return stage != "pretrain" and interval > 0 and progress % interval == 0
 
     def evaluate_or_stop(self, stage: str, agent: Agent, step: int, save) -> None:
         """Evaluate; a signal abandons the evaluation, which the continued run repeats."""
@@ -240,23 +250,14 @@ class Trainer:
                 self.success[stage] = self.evaluate(stage, agent, step)
         except Stopped:
             save()
-            self.leave_if_stopped(step)
+            self.leave(step)
 
-    def leave_if_stopped(self, step: int) -> None:
-        """Raise `Stopped` if a signal asked for it; the checkpoint is written."""
-        if self.stop:
-            raise Stopped(
-                f"stopped by {self.stop.signal} after step {step}; continue with --resume "
-                f"--run-dir {self.folder.path}"
-            )
-
-    def until_event(self, stage: str, progress: int) -> int:
-        """Return the steps until the next log row, checkpoint or evaluation of a stage."""
-        config = self.config
-        intervals = [config.log_interval, config.save_interval]
-        if stage != "pretrain" and config.eval_interval > 0:
-            intervals.append(config.eval_interval)
-        return min(interval - progress % interval for interval in intervals)
+    def leave(self, step: int) -> None:
+        """Raise `Stopped`; the checkpoint is written."""
+        raise Stopped(
+            f"stopped by {self.stop.signal} after step {step}; continue with --resume --run-dir "
+            f"{self.folder.path}"
+        )
 
     def check_finite(self, history: History, step: int, updates_per_step: int) -> None:
         """Stop the runs whose metrics left the finite numbers since the last check."""
@@ -280,7 +281,7 @@ class Trainer:
 
     def evaluate(self, stage: str, agent: Agent, step: int) -> list[float]:
         """Play the evaluation episodes with every live run; return success by run."""
-        config, success, rows = self.config, [], []
+        config, success = self.config, []
         with self.timed("evaluate"):
             if self.evaluator is None:
                 envs = min(config.eval_envs, config.eval_episodes)
@@ -290,16 +291,7 @@ class Trainer:
                     success.append(math.nan)
                     continue
                 results = self.evaluator.evaluate(agent, run, config.eval_episodes, EVALUATION_SEED)
-                mean = np.mean([tuple(result) for result in results], axis=0)
-                success.append(float(mean[0]))
-                row = {"stage": stage, "step": step, "seed": seed, "episodes": len(results)}
-                row |= {"success": f"{mean[0]:.4g}", "return": f"{mean[1]:.6g}"}
-                rows.append(row | {"length": f"{mean[2]:.6g}"})
-                self.say(
-                    f"evaluation at step {step}, seed {seed}: success {100 * mean[0]:.0f} % over "
-                    f"{len(results)} episodes, mean length {mean[2]:.0f}"
-                )
-        self.journal.evaluation(rows)
+                success.append(self.journal.evaluation(stage, step, seed, results))
         self.evaluated = step
         return success
 
@@ -327,11 +319,13 @@ class Trainer:
             if not self.journal.flush():
                 raise RunError(f"cannot write the checkpoint of step {step} before its log rows")
             checkpoint.save(
-                self.checkpoint_path(step),
+                self.folder.checkpoint(step),
                 {
                     "stage": stage,
                     "step": step,
                     "ends": self.config.stage_ends,
+                    "data": self.data,
+                    "sequences": self.config.sequences,
                     "agent": {name: tensor.cpu() for name, tensor in state.items()},
                     "shapes": checkpoint.plain_shapes(agent.online.shapes),
                     "generators": [generator.get_state() for generator in generators],
@@ -348,14 +342,12 @@ class Trainer:
             if self.stop:
                 raise
             self.say(f"warning: {error}; the run goes on", error=True)
+            self.unsaved = True
             return
+        self.unsaved = False
         ends = self.config.stage_ends.values()
-        protected = {self.checkpoint_path(end) for end in ends}
+        protected = {self.folder.checkpoint(end) for end in ends}
         checkpoint.prune(self.folder.checkpoints, self.config.keep, protected)
-
-    def checkpoint_path(self, step: int) -> Path:
-        """Return where the checkpoint of a step lies."""
-        return self.folder.checkpoints / f"step_{step:09d}.pt"
 
     def load_newest(self) -> dict[str, Any] | None:
         """Load the newest whole checkpoint and drop the log rows after it.
@@ -363,9 +355,8 @@ class Trainer:
         Raises:
             UsageError: no checkpoint is whole, or the flags move the end of a stage before it.
         """
-        state, name = checkpoint.load_newest(
-            self.folder.checkpoints, lambda text: self.say(text, error=True)
-        )
+        folder = self.folder.checkpoints
+        state, name = checkpoint.load_newest(folder, lambda text: self.say(text, error=True))
         step = -1
         if state is not None:
             step, self.evaluated = state["step"], state["evaluated"]
@@ -373,13 +364,13 @@ class Trainer:
             self.seconds, self.updates = state["seconds"], state["updates"]
             if state["online"] is not None:
                 self.online_seconds = state["online"]["seconds"]
-            for stage in STAGES[: STAGES.index(state["stage"])]:
-                before, now = state["ends"][stage], self.config.stage_ends[stage]
-                if before != now:
-                    raise UsageError(
-                        f"the flags end stage {stage} at step {now}, but the run ended it at step "
-                        f"{before} and is at step {step}; leave the stages before as they are"
-                    )
+            checkpoint.check_continuation(state, self.config.stage_ends, self.data)
+            for path in folder.glob("*.pt"):
+                if path.name > name:
+                    path.rename(path.with_suffix(".damaged"))
+        for path in folder.glob("*.partial"):
+            path.unlink()
+        self.folder.write_json("config.json", self.config.to_dict())
         self.folder.truncate(step, self.evaluated)
         self.say(f"resuming from {name or 'the start'}")
         return state

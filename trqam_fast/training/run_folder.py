@@ -131,7 +131,8 @@ class RunFolder:
                 f"--run-dir {self.path} already holds a run; continue it with --resume, replace "
                 "it with --overwrite, or name another folder"
             )
-        if self.path.exists() and not self.exists and any(self.path.iterdir()):
+        others = self.path.iterdir() if self.path.exists() and not self.exists else ()
+        if any(path.suffix != ".partial" for path in others):
             raise UsageError(
                 f"--run-dir {self.path} holds other files; name an empty or new folder"
             )
@@ -149,11 +150,16 @@ class RunFolder:
                 (self.path / name).unlink(missing_ok=True)
             for name in ("checkpoints", "evaluation", "trackers"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
-            self.checkpoints.mkdir(parents=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             self.write_json("config.json", config)
             self.write_json("versions.json", versions())
+            self.checkpoints.mkdir()
         except OSError as error:
             raise RunError(f"cannot write to --run-dir {self.path}: {error}") from None
+
+    def checkpoint(self, step: int) -> Path:
+        """Return where the checkpoint of a step lies."""
+        return self.checkpoints / f"step_{step:09d}.pt"
 
     def truncate(self, step: int, evaluated: int) -> None:
         """Drop the log rows after `step`, and evaluations after `evaluated`."""
