@@ -3,6 +3,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cerrno>
+#include <system_error>
+
 #include "adam_step.h"
 #include "adjoint_matching.h"
 #include "mlp.h"
@@ -270,11 +273,18 @@ void define_passes(py::module_& module, const std::string& precision) {
 bool read_windows(int descriptor, int64_t first, uintptr_t mapped, int64_t inside,
                   uintptr_t starts, int64_t count, int64_t stride, int64_t size, uintptr_t out) {
     if (count == 0) return true;
-    const char* memory = pointer<const char>(mapped, "mapped");
+    const char* memory = inside > 0 ? pointer<const char>(mapped, "mapped") : nullptr;
     const int64_t* from = pointer<const int64_t>(starts, "starts");
     char* to = pointer<char>(out, "out");
-    py::gil_scoped_release release;
-    return trqam::read_windows(descriptor, first, memory, inside, from, count, stride, size, to);
+    try {
+        py::gil_scoped_release release;
+        return trqam::read_windows(descriptor, first, memory, inside, from, count, stride, size,
+                                   to);
+    } catch (const std::system_error& error) {
+        errno = error.code().value();
+        PyErr_SetFromErrno(PyExc_OSError);
+        throw py::error_already_set();
+    }
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <system_error>
 #include <unistd.h>
 
 namespace trqam {
@@ -19,7 +20,8 @@ bool read_windows(int descriptor, int64_t first, const char* mapped, int64_t ins
             const ssize_t got = pread(descriptor, out + done, static_cast<size_t>(size - done),
                                       static_cast<off_t>(first + at + done));
             if (got < 0 && errno == EINTR) continue;
-            if (got <= 0) return false;
+            if (got < 0) throw std::system_error(errno, std::generic_category(), "pread");
+            if (got == 0) return false;
             done += got;
         }
     }

@@ -13,7 +13,7 @@ from trqam_fast.data import dataset as dataset_module
 from trqam_fast.data import disk as disk_module
 from trqam_fast.data.dataset import FIELDS, Dataset
 from trqam_fast.data.disk import FlatDataset, has_room
-from trqam_fast.data.flat import FlatSet, convert
+from trqam_fast.data.flat import FlatSet, convert, make_env
 from trqam_fast.data.names import (
     LARGE_SETS,
     PUBLISHED,
@@ -24,7 +24,7 @@ from trqam_fast.data.names import (
 )
 from trqam_fast.data.recipe import GENERATED_DIR
 from trqam_fast.data.sources import OFFICIAL_DIR, load_arrays, load_task, present
-from trqam_fast.errors import RunError, UsageError
+from trqam_fast.errors import UsageError
 
 DATA = Path(__file__).parent / "data"
 TASK = "pointmaze-medium-navigate-singletask-task1-v0"
@@ -230,15 +230,6 @@ def test_lengths_on_disk(both_forms):
         both_forms[1].check_length(11)
 
 
-def test_a_file_that_shrinks_is_reported(both_forms, monkeypatch):
-    monkeypatch.setattr(disk_module, "RESIDENT", 0)
-    disk = FlatDataset(both_forms[1].flat, 1)
-    with open(disk.flat.file("records"), "r+b") as file:
-        file.truncate(300)
-    with pytest.raises(RunError, match="has become shorter"):
-        disk.sample(make_generators([0]), 32, 3, 0.9)
-
-
 def test_only_a_gpu_with_room_takes_a_copy(both_forms, monkeypatch):
     flat = both_forms[1].flat
     assert not has_room(flat, torch.device("cpu"))
@@ -322,28 +313,39 @@ def test_generated_data_stay_away_from_official_ones():
 
 @pytest.mark.parametrize("form", ["archive", "flat"])
 def test_sparse_reward(tmp_path, form, monkeypatch):
+    """Rows with no, one and both cubes at their goals; the flat form has uneven trajectories."""
+    name, task = "cube-double-play-singletask-task1-v0", "cube-double-singletask-task1-v0"
+    env = make_env(task)
+    goals = env.unwrapped._data.mocap_pos.copy()
+    env.close()
     rng = np.random.default_rng(0)
-    path = tmp_path / "cube-double-play-v0.npz"
+    path = tmp_path / "cube-double-play-v0-000.npz"
     arrays = {
         "observations": rng.normal(size=(20, 37)).astype(np.float32),
         "actions": rng.uniform(-1, 1, size=(20, 5)).astype(np.float32),
-        "terminals": np.arange(20) % 10 == 9,
+        "terminals": np.isin(np.arange(20), (4, 19)),
         "qpos": rng.normal(size=(20, 28)).astype(np.float32),
     }
+    arrays["qpos"][1::2, 14:17] = goals[0]
+    arrays["qpos"][2::4, 21:24] = goals[1]
+    arrays["qpos"][7:9, 14:17], arrays["qpos"][7:9, 21:24] = goals
+    if form == "archive":
+        path = path.with_name("cube-double-play-v0.npz")
     np.savez(path, **arrays)
     if form == "flat":
-        tasks = {1: "cube-double-singletask-task1-v0"}  # each environment takes a second to make
-        monkeypatch.setattr(DatasetName, "single_tasks", lambda name: tasks)
-        convert([path], parse_dataset("cube-double-play-v0"), path.with_suffix(".flat"), False)
-        path.unlink()
-    name = "cube-double-play-singletask-task1-v0"
+        # Each environment takes a second to make.
+        monkeypatch.setattr(DatasetName, "single_tasks", lambda name: {1: task})
+        target = tmp_path / "cube-double-play-v0.flat"
+        convert([path], parse_dataset("cube-double-play-v0"), target, False)
     dense, _ = load_task(name, dataset_dir=tmp_path)
     sparse, found = load_task(name, dataset_dir=tmp_path, sparse=True)
     assert found.suffix == {"archive": ".npz", "flat": ".flat"}[form]
-    assert len(dense) == 18
-    dense, sparse = dense.tail(18)["rewards"], sparse.tail(18)["rewards"]
-    assert set(dense.tolist()) <= {-2.0, -1.0, 0.0}
-    assert np.array_equal(sparse, -(dense != 0).astype(np.float32))
+    assert dense.trajectory_ends().tolist() == [3, 17]
+    dense, sparse = dense.tail(18), sparse.tail(18)
+    assert set(dense["rewards"].tolist()) == {-2.0, -1.0, 0.0}
+    solved = np.isin(np.r_[0:4, 5:19], (7, 8))
+    assert np.array_equal(sparse["rewards"], np.where(solved, 0, -1))
+    assert np.array_equal(sparse["masks"], ~solved)
 
 
 def test_the_newer_form_is_taken(archive, both_forms):
@@ -379,63 +381,3 @@ def test_present(archive, both_forms):
     within.mkdir()
     archive.rename(within / "cube-triple-play-v0-001.npz")
     assert within / "cube-triple-play-v0-001.npz" in [found.path for found in present(folder)]
-
-
-class TestBadFiles:
-    def write(self, path, **changes):
-        np.savez(path, **{k: v for k, v in {**raw_arrays(), **changes}.items() if v is not None})
-
-    def load(self, path):
-        return load_arrays(path, "pointmaze-medium-singletask-task1-v0")
-
-    def test_truncated(self, archive):
-        content = archive.read_bytes()
-        for size in (0, 100, len(content) // 2, len(content) - 10):
-            archive.write_bytes(content[:size])
-            with pytest.raises(UsageError, match="truncated"):
-                self.load(archive)
-
-    def test_flipped_bit(self, archive):
-        content = bytearray(archive.read_bytes())
-        content[400] ^= 1  # among the observations
-        archive.write_bytes(content)
-        with pytest.raises(UsageError, match="Bad CRC-32 for file 'observations.npy'"):
-            self.load(archive)
-
-    def test_missing_key(self, archive):
-        self.write(archive, qpos=None)
-        with pytest.raises(UsageError, match=r"no array 'qpos' \[\?, \?\]"):
-            self.load(archive)
-
-    @pytest.mark.parametrize(
-        ("name", "shape", "expected"),
-        [
-            ("actions", (66, 3), r"\[\?, 2\]"),
-            ("actions", (65, 2), r"\[\?, 2\]"),
-            ("terminals", (66, 1), r"\[\?\]"),
-        ],
-    )
-    def test_wrong_shape(self, archive, name, shape, expected):
-        self.write(archive, **{name: np.zeros(shape, np.float32)})
-        wrong = rf"{name} has shape \[{', '.join(map(str, shape))}\], expected {expected}"
-        with pytest.raises(UsageError, match=wrong):
-            self.load(archive)
-
-    def test_pickled_object(self, archive):
-        self.write(archive, actions=np.array([[{}, {}]] * 66, dtype=object))
-        with pytest.raises(UsageError, match="damaged|truncated"):
-            self.load(archive)
-
-    def test_non_finite(self, archive):
-        broken = raw_arrays()["observations"]
-        broken[7, 1] = np.nan
-        self.write(archive, observations=broken)
-        with pytest.raises(UsageError, match="observations has non-finite values"):
-            self.load(archive)
-
-    def test_the_last_row_is_terminal(self, archive):
-        terminals = raw_arrays()["terminals"]
-        terminals[-1] = False
-        self.write(archive, terminals=terminals)
-        with pytest.raises(UsageError, match="last row is not terminal"):
-            self.load(archive)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from trqam_fast.data import __main__ as command
 from trqam_fast.data import download
-from trqam_fast.data.download import Policy, Transfer, fetch, get, plan
+from trqam_fast.data.download import Policy, Transfer, Version, fetch, get, plan, quoted
 from trqam_fast.errors import RunError, UsageError
 
 NAME = "cube-double-play-v0"
@@ -37,6 +38,7 @@ class Server(ThreadingHTTPServer):
         self.ranges = True
         self.change_after = None  # requests after which another file is there
         self.span = None  # Content-Range, if it lies
+        self.held = None  # event that a cut answer waits for before its connection ends
         self.seen = []
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
@@ -68,7 +70,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(server.length or len(body)))
         self.send_header("ETag", server.tag)
         self.end_headers()
+        held = server.held
         self.wfile.write(body[: server.cuts.pop(0)] if server.cuts else body)
+        if held:
+            held.wait(20)
         self.close_connection = True
 
 
@@ -238,11 +243,106 @@ def test_ten_processes_fetch_once(server, tmp_path, content):
     assert files(tmp_path) == ["a.npz"]
 
 
-def test_leftovers_of_a_killed_process_go(server, tmp_path, policy):
-    left = tmp_path / ".a.npz.0123.partial"
-    left.write_bytes(b"half")
-    fetch([f"{server.url}/a.npz"], tmp_path / "a.npz", policy, progress=False)
-    assert not left.exists()
+def killed(server, path, size):
+    """Fetch in a process that is killed when `size` bytes are on the disk."""
+    server.held = threading.Event()
+    server.cuts = [size]
+    context = multiprocessing.get_context("fork")
+    process = context.Process(
+        target=fetch, args=([f"{server.url}/a.npz"], path, Policy(timeout=60), False)
+    )
+    process.start()
+    partial = path.with_name(f".{path.name}.partial")
+    deadline = time.monotonic() + 20
+    while not (partial.exists() and partial.stat().st_size > 0):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    server.held.set()
+    server.held = None
+    server.seen.clear()
+    return partial.stat().st_size
+
+
+def test_a_killed_download_goes_on(server, tmp_path, policy, content):
+    path = tmp_path / "a.npz"
+    have = killed(server, path, 600_000)
+    fetch([f"{server.url}/a.npz"], path, policy, progress=False)
+    assert server.seen == [("/a.npz", f"bytes={have}-", '"one"')]
+    assert path.read_bytes() == content and files(tmp_path) == ["a.npz"]
+
+
+@pytest.mark.parametrize("how", ["another file", "another host", "no note", "damaged note", "bit"])
+def test_a_killed_download_that_cannot_go_on_begins_anew(server, tmp_path, policy, content, how):
+    path, url = tmp_path / "a.npz", f"{server.url}/a.npz"
+    have = killed(server, path, 600_000)
+    partial = tmp_path / ".a.npz.partial"
+    note = tmp_path / ".a.npz.partial.json"
+    if how == "another file":
+        server.tag = '"two"'
+    elif how == "another host":
+        url = f"{server.url}/mirror/a.npz"
+    elif how == "no note":
+        note.unlink()
+    elif how == "damaged note":
+        note.write_text('{"url": 1}')
+    else:
+        partial.write_bytes(b"x" * have)
+    fetch([url], path, policy, progress=False)
+    assert path.read_bytes() == content and files(tmp_path) == ["a.npz"]
+    if how in ("another host", "no note", "damaged note"):
+        assert [span for _, span, _ in server.seen] == [None]
+
+
+def test_a_download_that_was_killed_at_its_end(server, tmp_path, policy, content):
+    partial, url = tmp_path / ".a.npz.partial", f"{server.url}/a.npz"
+    partial.write_bytes(content)
+    Version(url, len(content), '"one"').write(partial)
+    fetch([url], tmp_path / "a.npz", policy, progress=False)
+    assert server.seen == [] and files(tmp_path) == ["a.npz"]
+
+
+def test_an_interrupted_download_is_kept(server, tmp_path, policy, content):
+    server.cuts = [100_000]
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    path, url = tmp_path / "a.npz", f"{server.url}/a.npz"
+    with pytest.raises(KeyboardInterrupt):
+        fetch([url], path, Policy(sleep=interrupt), progress=False)
+    assert (tmp_path / ".a.npz.partial").stat().st_size == 100_000
+    fetch([url], path, policy, progress=False)
+    assert server.seen[1][1] == "bytes=100000-" and path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "mirror",
+    ["http://[::1", "http://host:99999", "http://host:x", "http://", "http:///x", "ftp://host",
+     "http://höst/x", "http://h ost/x"],
+)  # fmt: skip
+def test_mirrors_that_are_no_address(mirror, tmp_path):
+    with pytest.raises(UsageError, match="--mirror .* is no address") as error:
+        get(NAME, tmp_path, [mirror])
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+def test_the_path_of_a_mirror_is_quoted(server, tmp_path, policy):
+    assert quoted("https://host/a%20b?x=1") == "https://host/a%20b?x=1"
+    get(NAME, tmp_path, [f"{server.url}/dätä sets"], policy, progress=False)
+    assert server.seen[0][0] == f"/d%C3%A4t%C3%A4%20sets/{NAME}.npz"
+
+
+def test_a_host_that_sends_one_to_no_address(server, tmp_path, policy, monkeypatch):
+    def redirect(self):
+        self.send_response(302)
+        self.send_header("Location", "http://[::1")
+        self.end_headers()
+
+    monkeypatch.setattr(Handler, "do_GET", redirect)
+    with pytest.raises(RunError, match="cannot fetch a.npz"):
+        fetch([f"{server.url}/a.npz"], tmp_path / "a.npz", policy, progress=False)
 
 
 def test_a_file_that_is_cut_off_is_fetched_again(server, tmp_path, policy, content):
@@ -273,7 +373,7 @@ def test_a_full_disk_is_not_the_hosts_fault(server, tmp_path, policy, monkeypatc
 
     monkeypatch.setattr(download, "open", lambda *a: Full(real(*a)), raising=False)
     with pytest.raises(RunError, match="cannot write .*No space left"):
-        Transfer(f"{server.url}/a.npz", tmp_path / "a.npz", policy, progress=False).run()
+        Transfer(Version(f"{server.url}/a.npz"), tmp_path / "a.npz", policy, progress=False).run()
     assert len(server.seen) == 1
 
 

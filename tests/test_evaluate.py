@@ -124,6 +124,22 @@ def test_load_run(trained, tmp_path):
     assert torch.equal(load_run(tmp_path / "copy").agent.online.flat, state["online"])
 
 
+def test_a_damaged_newest_checkpoint_is_passed_over(trained, tmp_path, capsys):
+    """With a warning; if none is whole, there is one sentence."""
+    folder, copy = trained[0], tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    newest, before = (copy / f"checkpoints/step_{step:09d}.pt" for step in (20, 10))
+    newest.write_bytes(newest.read_bytes()[:1000])
+    assert run(copy, "--episodes", 1, "--out", tmp_path / "out") == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: ") and newest.name in line
+    assert json.loads((tmp_path / "out/summary.json").read_text())["checkpoint"] == before.name
+    before.write_bytes(b"")
+    assert run(copy) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ") and "holds no whole checkpoint" in last
+
+
 def test_unusable_runs_end_with_one_sentence(trained, tmp_path, capsys):
     folder, _ = trained
 
@@ -140,8 +156,8 @@ def test_unusable_runs_end_with_one_sentence(trained, tmp_path, capsys):
     shutil.copytree(folder, copy)
     newest = copy / "checkpoints/step_000000020.pt"
     newest.write_bytes(newest.read_bytes()[:1000])
-    message = error(copy)
-    assert "step_000000020.pt" in message and "--checkpoint" in message
+    message = error(copy, "--checkpoint", newest)
+    assert "step_000000020.pt" in message and "name another one with --checkpoint" in message
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"actor_hidden_dims": [24]}))
     other = copy / "checkpoints/step_000000010.pt"

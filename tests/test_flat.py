@@ -2,7 +2,11 @@
 
 import hashlib
 import json
+import os
 import shutil
+import threading
+import time
+import weakref
 
 import numpy as np
 import pytest
@@ -124,6 +128,87 @@ def test_a_failing_conversion_leaves_the_old_set(folder, flat, monkeypatch):
         command.main(["convert", str(folder)])
     assert sorted(path.name for path in folder.iterdir()) == before
     assert problems_of_flat(flat) == []
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_failing_rename_leaves_the_old_set(folder, flat, monkeypatch, failing):
+    """The old set makes room and comes back; if even that fails, the next conversion helps."""
+    before = sorted(path.name for path in folder.iterdir())
+    content = (flat / "manifest.json").read_text()
+    rename, calls = os.rename, []
+
+    def fail(*paths):
+        calls.append(paths)
+        if len(calls) == failing:
+            raise OSError(5, "Input/output error")
+        rename(*paths)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(RunError, match="cannot write .*Input/output error"):
+        convert(sorted(folder.glob("*-00?.npz")), MAZE, flat, progress=False)
+    assert len(calls) == 2 * failing - 1
+    assert sorted(path.name for path in folder.iterdir()) == before
+    assert (flat / "manifest.json").read_text() == content
+    assert problems_of_flat(flat) == []
+
+
+def test_leftovers_of_killed_conversions(tmp_path):
+    """Parts go, the old set comes back if it is the only one, and other sets stay."""
+    target = tmp_path / "a.flat"
+
+    def make(name):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+
+    for name in ("a.flat.1.partial", "a.flat.2.old", "b.flat.1.partial"):
+        make(name)
+    with pytest.raises(KeyError), flat_module.new_folder(target):
+        assert (target / "file").read_text() == "a.flat.2.old"
+        raise KeyError
+    make("a.flat.3.old")
+    with flat_module.new_folder(target) as new:
+        (new / "file").write_text("new")
+    assert (target / "file").read_text() == "new"
+    assert {p.name for p in tmp_path.iterdir()} == {"a.flat", "b.flat.1.partial", ".a.flat.lock"}
+
+
+def test_two_conversions_do_not_meet(tmp_path):
+    """The second waits for the first, and neither removes the other's part."""
+    target, order = tmp_path / "a.flat", []
+
+    def write(name):
+        with flat_module.new_folder(target) as new:
+            order.append(name)
+            time.sleep(0.1)
+            (new / "file").write_text(name)
+            order.append(name)
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert "".join(order) in ("aabb", "bbaa")
+    assert (target / "file").read_text() == order[-1]
+    assert {path.name for path in tmp_path.iterdir()} == {"a.flat", ".a.flat.lock"}
+
+
+def test_terminals_of_one_file_are_in_memory_at_a_time(folder, monkeypatch):
+    read, alive, most = flat_module.read_terminals, weakref.WeakSet(), []
+
+    class Terminals(np.ndarray):
+        __hash__ = object.__hash__
+
+    def count(*args):
+        rows = read(*args).view(Terminals)
+        alive.add(rows)
+        most.append(len(alive))
+        return rows
+
+    monkeypatch.setattr(flat_module, "read_terminals", count)
+    monkeypatch.setattr(type(MAZE), "single_tasks", lambda name: {})
+    convert(sorted(folder.glob("*-00?.npz")), MAZE, folder / "again.flat", progress=False)
+    assert most == [1, 1, 1]
 
 
 def test_the_last_file_is_bad(folder):
@@ -309,4 +394,4 @@ def test_benchmark_of_large_sets(tmp_path, monkeypatch):
     assert large_data.main([*words, "--json", str(tmp_path / "out.json")]) == 0
     record = json.loads((tmp_path / "out.json").read_text())
     assert record["disk_over_memory"] > 0 and len(record["batch"]) == 4
-    assert list((tmp_path / "data").iterdir()) == []
+    assert {path.suffix for path in (tmp_path / "data").iterdir()} == {".lock"}

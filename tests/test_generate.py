@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import ogbench
 import pytest
 
 from trqam_fast.data import generate_episode, manipspace, pointmaze, recipe, shards
+from trqam_fast.data import generate_workers as workers_module
 from trqam_fast.data.generate_workers import make_shards
 from trqam_fast.data.manipspace import is_healthy
 from trqam_fast.data.recipe import GENERATED_NAMES, GENERATOR_VERSION, Recipe
@@ -279,6 +281,37 @@ def test_a_failure_stops_everything(expert, workers, message, tmp_path):
     assert not plan[1].path.exists()
     missing = [shard for shard in plan if not shard.path.exists()]
     assert len(list(make_shards(missing, FakeExpert, 1))) == sum(s.episodes for s in missing)
+
+
+class LeavingExpert(FakeExpert):
+    """Its process is gone as soon as it has reported its first shard."""
+
+    def __init__(self):
+        super().__init__()
+        send = Connection.send
+
+        def leave(connection, message):
+            send(connection, message)
+            if message == workers_module.SHARD:
+                os._exit(4)
+
+        Connection.send = leave
+
+
+def test_a_worker_that_dies_before_its_next_orders(tmp_path, monkeypatch):
+    """It is reported as dead, not as a file that cannot be written."""
+    ready = workers_module.wait
+
+    def slowly(connections):
+        found = ready(connections)
+        time.sleep(0.5)  # the process ends before its message is read
+        return found
+
+    monkeypatch.setattr(workers_module, "wait", slowly)
+    with pytest.raises(RunError, match="a worker process died with exit code 4"):
+        for _ in make_shards(plan_shards(tmp_path, "train", 16), LeavingExpert, 2):
+            pass
+    assert not multiprocessing.active_children()
 
 
 def test_assembled_files_are_those_of_one_array(tmp_path):

@@ -1,5 +1,6 @@
 import base64
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -12,7 +13,7 @@ from trqam_fast.cli import run_command
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.report import read_run, write_overview
 from trqam_fast.report.__main__ import main
-from trqam_fast.report.figures import PANELS, draw_panel, panels_of, points_of
+from trqam_fast.report.figures import PANELS, draw_panel, draw_picture, panels_of, points_of
 from trqam_fast.report.page import render_success
 from trqam_fast.report.runs import read_runs
 
@@ -241,6 +242,35 @@ def test_names_are_told_apart_and_escaped(tmp_path):
     assert [run.name for run in read_runs(paths)] == ["first/<b>run", "second/<b>run"]
     page = report(*paths, out=tmp_path / "out")
     assert "b" not in page.tags and "second/ <b>run" in page.text
+
+
+def test_odd_names(tmp_path):
+    """Dollars, underscores and bytes that are no UTF-8: as they are, in pictures and the page."""
+    names = ("cost$5", "$x^$", "$\\frac$", "_hidden", os.fsdecode(b"caf\xe9"))
+    paths = [make_run(tmp_path / name, stages=("pretrain",)) for name in names]
+    page = report(*paths, out=tmp_path / "out")
+    (panel,) = [panel for panel in PANELS if panel.column == "bc_loss"]
+    figure = draw_picture(panel, read_runs(paths))
+    shown = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert [text.strip().replace(r"\$", "$") for text in shown] == [*names[:4], r"caf\udce9"]
+    figure.canvas.draw()
+    plt.close(figure)
+    assert r"caf\udce9" in page.text and "cost$5" in page.text
+    write_overview(make_run(tmp_path / "run", env_name="$a^$", algo="\udce9"), tmp_path / "a.png")
+
+
+def test_columns_stay_inside_the_folder(tmp_path):
+    """A column's name is no path, and two that differ never share a picture."""
+    run = make_run(tmp_path / "run", stages=("pretrain",))
+    names = ["../../evil", "a/b", "a_b", "a b", "$x^$", "..", "n" * 300]
+    lines = (run / "metrics.csv").read_text().splitlines()
+    lines = [",".join([lines[0], *names]), *(line + ",0.4" * len(names) for line in lines[1:])]
+    (run / "metrics.csv").write_text("\n".join(lines) + "\n")
+    out = tmp_path / "deep" / "er" / "out"
+    page = report(run, out=out)
+    assert len(page.images) == 3 + len(names)
+    assert len(list(out.iterdir())) == 1 + len(page.images)
+    assert [p for p in tmp_path.rglob("*.png") if p.parent != out] == []
 
 
 def test_many_runs(tmp_path):

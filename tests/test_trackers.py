@@ -5,7 +5,7 @@ import types
 import pytest
 import torch
 
-from trqam_fast.errors import UsageError
+from trqam_fast.errors import Stopped, UsageError
 from trqam_fast.training import trackers as module
 from trqam_fast.training.trackers import Trackers
 
@@ -139,6 +139,18 @@ def test_a_failing_tracker_is_reported_once(where, tmp_path, wandb, monkeypatch,
     assert line == "warning: --wandb failed (no route); the run goes on without it"
 
 
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, Stopped])
+def test_a_stop_is_no_failure(stop, tmp_path, wandb, monkeypatch):
+    def interrupt(*_):
+        raise stop
+
+    monkeypatch.setattr(FakeRun, "log", interrupt)
+    trackers = start(tmp_path)
+    with pytest.raises(stop):
+        trackers.log("metrics", METRICS)
+    assert list(trackers.trackers) == ["wandb"]
+
+
 def test_one_failing_tracker_leaves_the_other(tmp_path, wandb, monkeypatch):
     class Other:
         def __init__(self, folder, config):
@@ -156,6 +168,31 @@ def test_one_failing_tracker_leaves_the_other(tmp_path, wandb, monkeypatch):
         trackers.log("metrics", METRICS | {"step": step})
     assert [step for _, step in trackers.trackers["tensorboard"].rows] == [1, 2]
     assert list(trackers.trackers) == ["tensorboard"]
+
+
+def test_a_tracker_gets_what_it_missed(tmp_path, wandb, monkeypatch):
+    """Rows that one tracker has and another has not, as it failed or was not asked for."""
+    rows = []
+
+    class Other:
+        def __init__(self, folder, config):
+            folder.mkdir(parents=True, exist_ok=True)
+
+        def log(self, values, step):
+            rows.append(step)
+
+    monkeypatch.setattr(module, "TensorBoardTracker", Other)
+    monkeypatch.setattr(module, "check_packages", lambda *_: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeRun, "log", lambda *_: 1 / 0)
+        first = start(tmp_path, tensorboard=True)
+        for step in (1, 2):
+            first.log("metrics", METRICS | {"step": step})
+    second = start(tmp_path, tensorboard=True)
+    for step in (1, 2, 3):
+        second.log("metrics", METRICS | {"step": step})
+    assert rows == [1, 2, 3]
+    assert [row["step"] for row in wandb.runs[-1].rows] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])

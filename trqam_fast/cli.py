@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 
 from trqam_fast.errors import FAILURE, RunError, Stopped, UsageError
@@ -11,6 +12,9 @@ from trqam_fast.kernels import BackendError
 
 def run_command(main: Callable[[], int]) -> int:
     """Run `main`; print expected errors as one sentence and return the exit status."""
+    # Of the simulators: no display is needed, and their action bounds are given in float64.
+    warnings.filterwarnings("ignore", module="glfw")
+    warnings.filterwarnings("ignore", message=".*Box (low|high)'s precision lowered")
     try:
         return main()
     except (UsageError, RunError) as error:

@@ -21,6 +21,7 @@ from trqam_fast.parity import READ_ERRORS, Deviations, agent_tensors
 from trqam_fast.training import checkpoint
 
 TOLERANCE = 1e-5
+LARGEST = float(np.finfo(np.float32).max)
 FIELDS = ("actor_slow", "actor_fast")
 NETWORKS = {*FIELDS, "target_actor_slow", "critic", "target_critic"}
 UNUSED = {"target_actor_fast"}
@@ -87,11 +88,22 @@ class FlaxCheckpoint:
         return value
 
     def number(self, tree: dict[Any, Any], name: str) -> float | None:
-        """Return a scalar, or None where there is none."""
+        """Return a scalar, or None where there is none.
+
+        Raises:
+            UsageError: it is no float32: NaN, infinite or too large.
+        """
         found = tree.get(name)
         if isinstance(found, flax_pickle.Array) and found.value is not None:
             found = found.value.item() if found.value.size == 1 else None
-        return float(found) if isinstance(found, (int, float)) else None
+        if not isinstance(found, (int, float)):
+            return None
+        if not -LARGEST <= found <= LARGEST:
+            raise UsageError(
+                f"{self.path}: {name} is not finite or too large; take an earlier checkpoint of "
+                "that run"
+            )
+        return float(found)
 
     def layers(self, network: str) -> tuple[list[tuple[int, ...]], bool]:
         """Return the shapes of a network's kernels in order, and whether it has LayerNorm."""
@@ -205,6 +217,10 @@ def load_moments(agent: Agent, source: FlaxCheckpoint) -> None:
     count = None if adam is None else source.number(adam, "count")
     if adam is None or count is None:
         return
+    if count < 0 or count % 1:
+        raise UsageError(
+            f"{source.path}: Adam's count of updates is {count:g}; the checkpoint is damaged"
+        )
     agent.steps.fill_(count)
     for ours, theirs in ((agent.exp_avg, "mu"), (agent.exp_avg_sq, "nu")):
         moments = source.entry(adam, theirs)
@@ -220,16 +236,17 @@ def copy_array(tensor: Tensor, array: np.ndarray, where: str) -> None:
     """Copy an array into a tensor that has the run axis as well.
 
     Raises:
-        UsageError: its shape is another one, or it holds NaN or infinity.
+        UsageError: its shape is another one, or it holds NaN or what is no float32.
     """
     if tuple(array.shape) != tuple(tensor.shape[1:]):
         raise UsageError(
             f"{where} has shape {list(array.shape)}, but the other arrays imply "
             f"{list(tensor.shape[1:])}; the checkpoint is damaged"
         )
-    if not np.isfinite(array).all():
+    array = array.astype(np.float64)
+    if not (np.abs(array) <= LARGEST).all():
         raise UsageError(f"{where} is not finite; take an earlier checkpoint of that run")
-    tensor[0].copy_(torch.from_numpy(array.astype(np.float64)))
+    tensor[0].copy_(torch.from_numpy(array))
 
 
 def to_state(agent: Agent, source: FlaxCheckpoint) -> dict[str, Any]:
@@ -260,21 +277,28 @@ def load_expected(path: Path) -> dict[str, np.ndarray]:
     return expected
 
 
-def compare(agent: Agent, expected: dict[str, np.ndarray], where: Path) -> dict[str, float]:
+def check_sizes(agent: Agent, expected: dict[str, np.ndarray], where: Path) -> None:
+    """Raise `UsageError` unless the file of `--check` belongs to networks of these sizes."""
+    observations, noise = expected["observations"], expected["noise"]
+    if observations.ndim != 2 or noise.ndim != 2 or len(observations) != len(noise):
+        raise UsageError(
+            f"--check {where} has observations of shape {list(observations.shape)} and noise of "
+            f"shape {list(noise.shape)}; both need one row for each case"
+        )
+    if observations.shape[1] != agent.obs_dim or noise.shape[1] != agent.dim:
+        raise UsageError(
+            f"--check {where} has observations of {observations.shape[1]} numbers and actions of "
+            f"{noise.shape[1]}, but the checkpoint has {agent.obs_dim} and {agent.dim}"
+        )
+
+
+def compare(agent: Agent, expected: dict[str, np.ndarray]) -> dict[str, float]:
     """Return the worst deviation of every quantity in `expected` that the agent has.
 
     Actions are those of the flow's ODE from `noise`, and values are taken at `noise` itself.
-
-    Raises:
-        UsageError: the file belongs to networks of other sizes.
     """
     observations = torch.from_numpy(expected["observations"]).float()[None]
     noise = torch.from_numpy(expected["noise"]).float()[None]
-    if observations.shape[2:] != (agent.obs_dim,) or noise.shape[2:] != (agent.dim,):
-        raise UsageError(
-            f"--check {where} has observations of {observations.shape[-1]} numbers and actions of "
-            f"{noise.shape[-1]}, but the checkpoint has {agent.obs_dim} and {agent.dim}"
-        )
     deviations = Deviations()
 
     def add(name: str, value: Tensor) -> None:
@@ -304,6 +328,8 @@ def main(argv: list[str] | None = None) -> int:
     expected = None if args.check is None else load_expected(args.check)
     source = FlaxCheckpoint(args.pickle)
     agent = build_agent(source)
+    if expected is not None:
+        check_sizes(agent, expected, args.check)
     checkpoint.save(args.out, to_state(agent, source))
     state = checkpoint.load(args.out)
     print(describe(agent, source, state))
@@ -314,7 +340,7 @@ def main(argv: list[str] | None = None) -> int:
     if expected is None:
         return 0
     agent.load_state_dict(state["agent"])
-    worst = compare(agent, expected, args.check)
+    worst = compare(agent, expected)
     for name, deviation in worst.items():
         print(f"{name:13}  {deviation:8.1e}{'' if deviation <= TOLERANCE else '  TOO LARGE'}")
     largest = max(worst.values(), default=float("inf"))

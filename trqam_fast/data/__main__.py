@@ -18,6 +18,9 @@ from trqam_fast.data.recipe import GENERATED_DIR, Recipe
 from trqam_fast.data.sources import OFFICIAL_DIR, Found, present
 from trqam_fast.errors import FAILURE, UsageError
 
+NAMED = 10
+"""Missing files that a message names."""
+
 
 @dataclass(frozen=True)
 class ListArgs:
@@ -44,7 +47,7 @@ class VerifyArgs:
     """Check datasets: checksums, arrays, shapes, dtypes, finite values, terminals."""
 
     sources: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Names in the folder, npz files or flat sets."""
+    """Names in the folder, npz files, flat sets, or folders of them."""
     dataset_dir: Path = OFFICIAL_DIR
     """Folder where names are looked up."""
 
@@ -79,7 +82,8 @@ class ConvertArgs:
     """A name in the folder, npz files of one dataset, or a folder of them."""
     dataset_dir: Path | None = None
     """Folder where names are looked up and the flat set goes to: for a name by default the one
-    that ogbench uses, for files the one that they lie in."""
+    that ogbench uses, for files the one that they lie in. A large set lies in a folder of its name
+    in it, before and after."""
 
 
 Command = (
@@ -154,26 +158,45 @@ def resolve(source: str, folder: Path) -> list[Path]:
     Raises:
         UsageError: there are none.
     """
-    path = Path(source).expanduser()
-    if path.suffix == ".flat" or path.is_file():
+    path, base = Path(source).expanduser(), folder.expanduser()
+    if path.suffix in (".npz", ".flat") or path.is_file():
         found = [path]
-    elif path.is_dir() or path.suffix == ".npz":
-        found = archives_in(path) if path.is_dir() else []
+    elif path.is_dir():
+        found = stored_in(path)
+    elif source in LARGE_SETS:
+        found = stored_in(base / source)
     else:
         name = parse_dataset(source).dataset_name
-        base = folder.expanduser()
-        names = [f"{name}.npz", f"{name}-val.npz", f"{name}.flat"]
-        found = [] if source in LARGE_SETS else [base / file for file in names]
+        found = [base / file for file in (f"{name}.npz", f"{name}-val.npz", f"{name}.flat")]
         found = [path for path in found if path.exists()]
-        found += archives_in(base / source)
     if not found or not all(path.exists() for path in found):
         raise UsageError(f"{source!r} is no dataset in {folder} and no file; see the list command")
     return found
 
 
-def archives_in(folder: Path) -> list[Path]:
-    """Return the archives of a folder in order, -val files left out."""
-    return [path for path in sorted(folder.glob("*.npz")) if not path.stem.endswith("-val")]
+def stored_in(folder: Path) -> list[Path]:
+    """Return the archives of a folder in order, then its flat sets.
+
+    Raises:
+        UsageError: it has the name of a large set, but not all of its archives.
+    """
+    archives, flats = sorted(folder.glob("*.npz")), sorted(folder.glob("*.flat"))
+    large = LARGE_SETS.get(folder.absolute().name)
+    if large is not None and archives:
+        missing = sorted({*large.file_names} - {path.name for path in archives})
+        if missing:
+            more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+            raise UsageError(
+                f"{folder} lacks {len(missing)} of {large.files} files, "
+                f"{', '.join(missing[:NAMED])}{more}; get them, or name the files that you want"
+            )
+        archives = [path for path in archives if is_val(path) or path.name in large.file_names]
+    return archives + flats
+
+
+def is_val(path: Path) -> bool:
+    """Return whether an archive is for validation."""
+    return path.stem.endswith("-val")
 
 
 def verify(args: VerifyArgs) -> int:
@@ -213,19 +236,20 @@ def convert_sources(args: ConvertArgs) -> int:
     """Convert and print the path."""
     looked_up = args.dataset_dir or OFFICIAL_DIR
     found = [path for source in args.sources for path in resolve(source, looked_up)]
-    archives = sorted(
-        {path for path in found if path.suffix == ".npz" and not path.stem.endswith("-val")}
-    )
+    archives = sorted({path for path in found if path.suffix == ".npz" and not is_val(path)})
     if not archives:
         raise UsageError(f"{' '.join(args.sources)} has no npz file to convert")
     names: dict[str, DatasetName] = {}
     for path in archives:
         name = parse_dataset(path.stem)
-        names[name.dataset_name] = name
+        parent = path.parent.absolute().name
+        names[parent if parent in LARGE_SETS else name.dataset_name] = name
     if len(names) > 1:
         raise UsageError(f"the files are of {len(names)} datasets, {', '.join(names)}; take one")
-    (name,) = names.values()
+    ((stored, name),) = names.items()
     folder = args.dataset_dir.expanduser() if args.dataset_dir else archives[0].parent
+    if stored in LARGE_SETS and folder.absolute().name != stored:
+        folder /= stored  # The files of 1M, 10M and 100M have the same names.
     target = folder / f"{name.dataset_name}.flat"
     print(convert(archives, name, target, progress=sys.stderr.isatty()))
     return 0

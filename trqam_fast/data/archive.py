@@ -14,7 +14,9 @@ import ogbench
 from trqam_fast.data.names import PUBLISHED, DatasetName
 from trqam_fast.errors import UsageError
 
-UNREADABLE = (OSError, zipfile.BadZipFile, ValueError, EOFError, zlib.error, KeyError)
+UNREADABLE = (
+    OSError, zipfile.BadZipFile, ValueError, EOFError, zlib.error, KeyError, RuntimeError,
+)  # fmt: skip
 """What reading a damaged archive raises."""
 
 KINDS = {"terminals": "biuf", "button_states": "iu"}

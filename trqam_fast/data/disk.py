@@ -18,6 +18,9 @@ from trqam_fast.kernels.dispatch import EXTENSION
 RESIDENT = 640 * 2**20
 """Bytes of a flat set's records that may stay in memory."""
 
+READ_WINDOWS = getattr(EXTENSION, "read_windows", None)
+"""The extension's way to read pieces; None without one, or with one of an older version."""
+
 
 class FlatDataset(Transitions):
     """N transitions in a flat set on disk; the same batches as from memory, bit for bit.
@@ -90,13 +93,17 @@ class FlatDataset(Transitions):
         """Return `rows` records from each of `starts` `[n]`: `[n, rows, O + A]`, valid till reuse.
 
         Raises:
-            RunError: the file has become shorter.
+            RunError: the file has become shorter or cannot be read.
         """
         count, size = len(starts), rows * self.width
         if (count, rows) not in self._buffers:
             self._buffers[count, rows] = torch.empty(count, size)
         buffer = self._buffers[count, rows]
-        if not self._read(np.ascontiguousarray(starts), rows, buffer):
+        try:
+            whole = self._read(np.ascontiguousarray(starts), rows, buffer)
+        except OSError as error:
+            raise RunError(f"cannot read {self.flat.file('records')}: {error.strerror}") from None
+        if not whole:
             raise RunError(f"{self.flat.file('records')} has become shorter; convert it again")
         return buffer.numpy().reshape(count, rows, self.width)
 
@@ -105,8 +112,8 @@ class FlatDataset(Transitions):
         descriptor, first = self._file.fileno(), self.flat.offset("records")
         inside = len(self._mapped) - rows + 1  # starts whose windows are mapped
         stride, size = 4 * self.width, 4 * buffer.shape[1]
-        if EXTENSION is not None:
-            return EXTENSION.read_windows(
+        if READ_WINDOWS is not None:
+            return READ_WINDOWS(
                 descriptor, first, self._mapped.data_ptr(), inside, starts.ctypes.data,
                 len(starts), stride, size, buffer.data_ptr(),
             )  # fmt: skip
@@ -114,8 +121,13 @@ class FlatDataset(Transitions):
         for line, start in zip(lines, starts.tolist(), strict=True):
             if start < inside:
                 line[:] = mapped[start : start + rows].ravel()
-            elif os.preadv(descriptor, [line.view(np.uint8)], first + start * stride) != size:
-                return False
+                continue
+            missing, at = memoryview(line.view(np.uint8)), first + start * stride
+            while missing:
+                done = os.preadv(descriptor, [missing], at)
+                if not done:
+                    return False
+                missing, at = missing[done:], at + done
         return True
 
     def gather(self, starts: Tensor, horizon: int, discount: float) -> Batch:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import http.client
+import json
 import os
+import string
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ogbench.utils import DATASET_URL
@@ -24,8 +25,9 @@ from trqam_fast.errors import RunError, UsageError
 
 REQUIRED = {"observations", "actions", "terminals"}
 BLOCK = 2**18
-BROKEN = (OSError, http.client.HTTPException)
-"""What a connection that fails raises; urllib's errors are OSErrors."""
+BROKEN = (OSError, http.client.HTTPException, ValueError)
+"""What a connection that fails raises; urllib's errors are OSErrors, a host that sends one to an
+address that is none makes a ValueError."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,7 @@ def get(
         UsageError: unknown name, or an address that is none.
         RunError: no host gave a whole file.
     """
-    for mirror in mirrors or []:
-        if urllib.parse.urlsplit(mirror).scheme not in ("http", "https"):
-            raise UsageError(
-                f"--mirror {mirror!r} is no address; begin it with http:// or https://"
-            )
-    hosts = [*(mirrors or []), DATASET_URL]
+    hosts = [*(quoted(mirror) for mirror in mirrors or []), DATASET_URL]
     files = plan(name, folder)
     for address, path in files:
         urls = [f"{host.rstrip('/')}/{address}" for host in hosts]
@@ -113,10 +110,26 @@ def get(
     return [path for _, path in files]
 
 
+def quoted(mirror: str) -> str:
+    """Return an address in the characters that are sent; raise `UsageError` if it is none."""
+    try:
+        parts = urllib.parse.urlsplit(mirror)
+        host = f"{parts.hostname}:{parts.port}" if parts.hostname else ""
+    except ValueError:
+        host = ""
+    if not host or not host.isascii() or " " in host or parts.scheme not in ("http", "https"):
+        raise UsageError(
+            f"--mirror {mirror!r} is no address; begin it with http:// or https:// and a host's "
+            "name in ASCII"
+        )
+    return urllib.parse.quote(mirror, safe=string.punctuation)
+
+
 def fetch(urls: list[str], path: Path, policy: Policy, progress: bool = True) -> None:
     """Fetch one archive from the first address that gives a whole one, unless it is there.
 
-    One that is there but cut off is replaced.
+    One that is there but cut off is replaced. What came before a process was killed is kept and
+    gone on with, if the host still has the same version.
 
     Raises:
         RunError: none did; the message says why for each.
@@ -127,31 +140,40 @@ def fetch(urls: list[str], path: Path, policy: Policy, progress: bool = True) ->
     with locked(path.with_name(f".{path.name}.lock")):
         if path.exists() and not is_damaged(path):
             return
-        # Whoever left these is gone: it would hold the lock.
-        for left in path.parent.glob(f".{path.name}.*.partial"):
-            left.unlink()
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-        reasons = []
+        temporary = path.with_name(f".{path.name}.partial")
+        kept = Version.read(temporary)
+        versions = [kept] if kept is not None and kept.url in urls else []
         try:
-            for url in urls:
-                try:
-                    Transfer(url, temporary, policy, progress).run()
-                    check_archive(temporary)
-                except Refused as error:
-                    reasons.append(f"{url}: {error}")
-                    continue
-                with open(temporary, "rb") as file:
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
-                return
-        finally:
+            fetch_first([*versions, *map(Version, urls)], temporary, path, policy, progress)
+        except Exception:
+            Version.note(temporary).unlink(missing_ok=True)
             temporary.unlink(missing_ok=True)
+            raise
+
+
+def fetch_first(
+    versions: list[Version], temporary: Path, path: Path, policy: Policy, progress: bool
+) -> None:
+    """Fetch the first version that is a whole archive; raise `RunError` if none is."""
+    reasons = []
+    for version in versions:
+        try:
+            Transfer(version, temporary, policy, progress).run()
+            check_archive(temporary)
+        except Refused as error:
+            reasons.append(f"{version.url}: {error}")
+            continue
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        Version.note(temporary).unlink(missing_ok=True)
+        os.replace(temporary, path)
+        return
     raise RunError(
         f"cannot fetch {path.name} ({'; '.join(reasons)}); try --mirror with another host"
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock file; it ends with the process, however that ends."""
     with open(path, "w") as file:
@@ -172,21 +194,63 @@ def check_archive(path: Path) -> None:
         raise Refused(f"the file has no array {missing[0]!r}; it is not a dataset of OGBench")
 
 
+@dataclass(frozen=True)
+class Version:
+    """A file that a host has.
+
+    Attributes:
+        url: Its address.
+        total: Its bytes, if known.
+        tag: What stands for these bytes, its ETag or date; None if it has to be asked for.
+    """
+
+    url: str
+    total: int | None = None
+    tag: str | None = None
+
+    @staticmethod
+    def note(partial: Path) -> Path:
+        """Return where the version of a file that has come in part is noted."""
+        return partial.with_name(f"{partial.name}.json")
+
+    @classmethod
+    def read(cls, partial: Path) -> Version | None:
+        """Return the version of a file that has come in part, or None."""
+        try:
+            found = cls(**json.loads(cls.note(partial).read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+        whole = isinstance(found.total, int) and isinstance(found.tag, str)
+        return found if whole and partial.exists() else None
+
+    def write(self, partial: Path) -> None:
+        """Note the version, if it can be recognised."""
+        # Without a note, a download that is killed begins anew.
+        with contextlib.suppress(OSError):
+            if self.tag is None or self.total is None:
+                self.note(partial).unlink(missing_ok=True)
+            else:
+                self.note(partial).write_text(json.dumps(asdict(self)))
+
+
 class Transfer:
     """The download of one address into one file, over as many connections as it takes."""
 
-    def __init__(self, url: str, path: Path, policy: Policy, progress: bool) -> None:
-        self.url, self.path, self.policy = url, path, policy
-        self.total: int | None = None
-        self.tag: str | None = None
+    def __init__(self, version: Version, path: Path, policy: Policy, progress: bool) -> None:
+        self.url, self.path, self.policy = version.url, path, policy
+        self.total, self.tag = version.total, version.tag
         self.bar = tqdm(
-            desc=url.rpartition("/")[2], unit="B", unit_scale=True, disable=not progress
+            desc=self.url.rpartition("/")[2], unit="B", unit_scale=True, disable=not progress
         )
 
     def run(self) -> None:
         """Download all of it; raise `Refused` if the host does not give it."""
-        failures, best = 0, 0
-        with self.bar, open(self.path, "wb") as file:
+        with self.bar, open(self.path, "wb" if self.tag is None else "ab") as file:
+            failures, best = 0, file.tell()
+            self.bar.reset(self.total)
+            self.bar.update(best)
+            if best and best == self.total:
+                return
             while True:
                 try:
                     came = self.connect(file)
@@ -234,6 +298,7 @@ class Transfer:
                 strong = tag is not None and not tag.startswith("W/")
                 self.tag = tag if strong else response.headers.get("Last-Modified")
                 self.bar.reset(self.total)
+                Version(self.url, self.total, self.tag).write(self.path)
             while block := response.read(BLOCK):
                 try:
                     file.write(block)

@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -31,7 +32,8 @@ import numpy as np
 from ogbench.relabel_utils import relabel_dataset
 from tqdm import tqdm
 
-from trqam_fast.data.archive import layout_of, read_raw, read_terminals
+from trqam_fast.data.archive import Layout, layout_of, read_raw, read_terminals
+from trqam_fast.data.download import locked
 from trqam_fast.data.names import DatasetName
 from trqam_fast.errors import RunError, UsageError
 
@@ -218,22 +220,51 @@ class Writer:
 def new_folder(target: Path) -> Iterator[Path]:
     """Give a temporary folder that takes the name `target` if all goes well.
 
+    Whoever wants the same name waits.
+
     Raises:
         RunError: the disk is full or not writable; the folder of that name is untouched.
     """
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    replaced = target.with_name(f"{target.name}.{os.getpid()}.old")
+    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if target.exists():
-            os.rename(target, replaced)
-        os.rename(temporary, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with locked(target.with_name(f".{target.name}.lock")):
+            tidy(target)
+            try:
+                temporary.mkdir()
+                yield temporary
+                replace(target, temporary)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise RunError(f"cannot write {target}: {error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def tidy(target: Path) -> None:
+    """Remove what killed conversions left; one that is alive would hold the lock."""
+    for old in target.parent.glob(f"{target.name}.*.old"):
+        if target.exists():
+            shutil.rmtree(old)
+        else:  # Killed between the two renames.
+            os.rename(old, target)
+    for left in target.parent.glob(f"{target.name}.*.partial"):
+        shutil.rmtree(left)
+
+
+def replace(target: Path, new: Path) -> None:
+    """Give the folder `new` the name `target`; a folder of that name stays if this fails."""
+    if not target.exists():
+        os.rename(new, target)
+        return
+    old = new.with_suffix(".old")
+    try:
+        os.rename(target, old)
+        os.rename(new, target)
+    except BaseException:
+        if not target.exists():
+            os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def convert(sources: list[Path], name: DatasetName, target: Path, progress: bool = True) -> Path:
@@ -253,7 +284,7 @@ def convert(sources: list[Path], name: DatasetName, target: Path, progress: bool
         RunError: the disk is full.
     """
     layout = layout_of(name)
-    terminals = [read_terminals(path, layout) for path in sources]
+    counts = [count_rows(path, layout) for path in sources]
     envs = {task: make_env(env_id) for task, env_id in name.single_tasks().items()}
     default = make_env(name.single_task(None))
     manifest = {
@@ -262,13 +293,13 @@ def convert(sources: list[Path], name: DatasetName, target: Path, progress: bool
         "env": name.env_id,
         "obs_dim": layout.obs_dim,
         "act_dim": layout.act_dim,
-        "transitions": int(sum((rows == 0).sum() for rows in terminals)),
-        "trajectories": int(sum((rows != 0).sum() for rows in terminals)),
+        "transitions": sum(transitions for transitions, _ in counts),
+        "trajectories": sum(trajectories for _, trajectories in counts),
         "tasks": list(envs),
         "default_task": default.unwrapped.cur_task_id,
         "sources": [
-            {"file": path.name, "bytes": path.stat().st_size, "transitions": int((rows == 0).sum())}
-            for path, rows in zip(sources, terminals, strict=True)
+            {"file": path.name, "bytes": path.stat().st_size, "transitions": transitions}
+            for path, (transitions, _) in zip(sources, counts, strict=True)
         ],
         "versions": {package: metadata.version(package) for package in PACKAGES},
     }
@@ -285,6 +316,13 @@ def convert(sources: list[Path], name: DatasetName, target: Path, progress: bool
         for env in (*envs.values(), default):
             env.close()
     return target
+
+
+def count_rows(path: Path, layout: Layout) -> tuple[int, int]:
+    """Return the transitions and the trajectories of an OGBench file."""
+    terminals = read_terminals(path, layout)
+    trajectories = int(np.count_nonzero(terminals))
+    return len(terminals) - trajectories, trajectories
 
 
 def make_env(env_id: str) -> gymnasium.Env:

@@ -52,22 +52,18 @@ def in_processes(
         for _ in range(workers):
             connection, process = start_worker(make_expert)
             running[connection] = process
-            connection.send(next(todo))
+            with reported(process):
+                connection.send(next(todo))
         while running:
             for connection in wait(list(running)):
-                try:
+                with reported(running[connection]):
                     message = connection.recv()
-                except (EOFError, ConnectionResetError):
-                    running[connection].join()
-                    raise RunError(
-                        "a worker process died with exit code "
-                        f"{running[connection].exitcode}; {KEPT}"
-                    ) from None
                 if message == EPISODE:
                     yield
                 elif message == SHARD:
                     shard = next(todo, None)
-                    connection.send(shard)
+                    with reported(running[connection]):
+                        connection.send(shard)
                     if shard is None:
                         running.pop(connection).join()
                 else:
@@ -76,6 +72,16 @@ def in_processes(
         for process in running.values():
             process.kill()  # Shards are written whole, so nothing is lost but the present one.
             process.join()
+
+
+@contextlib.contextmanager
+def reported(process: BaseProcess) -> Iterator[None]:
+    """Raise `RunError` where the other side of a pipe turns out to be gone."""
+    try:
+        yield
+    except (EOFError, ConnectionError):
+        process.join()
+        raise RunError(f"a worker process died with exit code {process.exitcode}; {KEPT}") from None
 
 
 def start_worker(make_expert: Callable[[], Expert]) -> tuple[Connection, BaseProcess]:

@@ -14,7 +14,7 @@ from trqam_fast.data.archive import is_damaged, layout_of, read_raw
 from trqam_fast.data.dataset import FIELDS, Dataset
 from trqam_fast.data.disk import FlatDataset, open_flat
 from trqam_fast.data.flat import ACTION_LIMIT, FlatSet, sparse_rewards
-from trqam_fast.data.names import DatasetName, parse_dataset, parse_task
+from trqam_fast.data.names import LARGE_SETS, PUBLISHED, DatasetName, parse_dataset, parse_task
 from trqam_fast.data.recipe import GENERATED_DIR, Recipe, can_generate
 from trqam_fast.errors import UsageError
 
@@ -62,12 +62,27 @@ def present(folder: Path) -> list[Found]:
 
 
 def fetch_hint(dataset_name: str, folder: Path) -> str:
-    """Return the commands that make or fetch a dataset."""
+    """Return the commands that make, fetch or find a dataset."""
     where = "" if folder == OFFICIAL_DIR else f" --dataset-dir {folder}"
-    hint = f"fetch it with 'python -m trqam_fast.data get {dataset_name}{where}'"
+    large = [name for name, entry in LARGE_SETS.items() if entry.dataset_name == dataset_name]
+    ways = []
+    for name in large:
+        stored = folder if folder.expanduser().absolute().name == name else folder / name
+        train, convert = f"train with --dataset-dir {stored}", f"convert {stored}"
+        if (stored.expanduser() / f"{dataset_name}.flat").exists():
+            ways.append(train)
+        elif any(stored.expanduser().glob("*.npz")):
+            ways.append(f"make it one with 'python -m trqam_fast.data {convert}' and {train}")
+    if dataset_name in PUBLISHED:
+        ways.append(f"fetch it with 'python -m trqam_fast.data get {dataset_name}{where}'")
+    elif not ways:
+        ways.append(
+            f"fetch one of {' and '.join(large)} with 'python -m trqam_fast.data get NAME{where}', "
+            f"convert it and train with --dataset-dir {folder / 'NAME'}"
+        )
     if can_generate(dataset_name):
-        hint += ", or train with --generated, which makes it with the scripted expert"
-    return hint
+        ways.append("train with --generated, which makes it with the scripted expert")
+    return ", or ".join(ways)
 
 
 def stored_form(archive: Path) -> Path | None:

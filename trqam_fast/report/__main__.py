@@ -12,7 +12,7 @@ import tyro
 from trqam_fast.cli import run_command
 from trqam_fast.errors import UsageError
 from trqam_fast.report.page import write_report
-from trqam_fast.report.runs import read_runs
+from trqam_fast.report.runs import printable, read_runs
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     for run in runs:
         for problem in run.problems:
             print(f"{run.name}: {problem}")
-    print(write_report(runs, out))
+    print(printable(str(write_report(runs, out))))
     return 0
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
-from trqam_fast.report.runs import Point, Run, read_run
+from trqam_fast.report.runs import Point, Run, printable, read_run
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, without the pale yellow.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -65,8 +67,11 @@ class Panel:
 
     @property
     def file(self) -> str:
-        """Name of its picture."""
-        return f"{self.column}.png"
+        """Name of its picture; of a column that is no file name, its letters and a checksum."""
+        name = re.sub(r"[^\w-]", "_", self.column, flags=re.ASCII)[:80]
+        if name != self.column:
+            name += f"-{zlib.crc32(self.column.encode()):08x}"
+        return f"{name}.png"
 
 
 PANELS = (
@@ -131,7 +136,7 @@ def draw_panel(axis: Axes, panel: Panel, runs: list[Run], first: int = 0) -> Non
         few = len(points) <= 30
         axis.plot(
             steps, [point.value for point in points], color=colour, linestyle=dash, linewidth=1.6,
-            marker="o" if few else None, markersize=3.5, label=shorten(run.name), zorder=3,
+            marker="o" if few else None, markersize=3.5, label=label_of(run.name), zorder=3,
         )  # fmt: skip
         if panel.column in RATES:
             axis.vlines(steps, lows, highs, color=colour, linewidth=1, alpha=0.5 if few else 0.1)
@@ -154,9 +159,9 @@ def draw_budget(axis: Axes, run: Run, points: list[Point], colour: str) -> None:
 
 def finish_axis(axis: Axes, panel: Panel, points: list[Point], ends: list[int]) -> None:
     """Set scales, labels and the dotted ends of stages."""
-    axis.set_title(panel.title)
+    axis.set_title(literal(shorten(panel.title, 45)))
     axis.set_xlabel("step")
-    axis.set_ylabel(panel.label)
+    axis.set_ylabel(literal(shorten(panel.label, 45)))
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
     if points:
@@ -179,6 +184,17 @@ def shorten(name: str, length: int = 25) -> str:
     """A name that fits a legend; the middle is left out."""
     half = (length - 1) // 2
     return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"
+
+
+def literal(text: str) -> str:
+    """A text as matplotlib draws it: without mathematics, and without what no font has."""
+    return printable(text).replace("$", r"\$")
+
+
+def label_of(name: str) -> str:
+    """A run's label; matplotlib leaves those out that begin with an underscore."""
+    label = literal(shorten(name))
+    return f" {label}" if label.startswith("_") else label
 
 
 def draw_picture(panel: Panel, runs: list[Run]) -> Figure:
@@ -218,5 +234,6 @@ def write_overview(folder: Path, path: Path) -> None:
             if not points_of(run, panel):
                 axis.text(0.5, 0.5, "no values", ha="center", transform=axis.transAxes)
         title = f"{run.config.get('algo', 'run')} on {run.config.get('env_name', 'unknown task')}"
-        figure.suptitle(f"{title}, {len(run.seeds)} seeds (dotted: a stage ends; dashed: budget)")
+        title = f"{title}, {len(run.seeds)} seeds (dotted: a stage ends; dashed: budget)"
+        figure.suptitle(literal(title))
         save(figure, path, OVERVIEW_DPI)

@@ -12,7 +12,7 @@ from typing import Any
 
 from trqam_fast.errors import RunError
 from trqam_fast.report.figures import COLOURS, DASHES, Panel, draw_picture, panels_of, save
-from trqam_fast.report.runs import Run
+from trqam_fast.report.runs import Run, printable
 
 SEEDS_SHOWN = 8
 
@@ -79,7 +79,7 @@ def write_report(runs: list[Run], out: Path) -> Path:
             pictures.append((panel, path.read_bytes()))
         page = out / "index.html"
         temporary = page.with_name(page.name + ".partial")
-        temporary.write_text(render(runs, pictures), encoding="utf-8")
+        temporary.write_text(printable(render(runs, pictures)), encoding="utf-8")
         os.replace(temporary, page)
     except OSError as error:
         raise RunError(f"cannot write the report to --out {out}: {error}") from None

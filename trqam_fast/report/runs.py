@@ -170,7 +170,7 @@ def read_run(path: Path, name: str | None = None) -> Run:
     files = ("config.json", "versions.json", "metrics.csv", "eval.csv", "summary.json")
     if not any((path / file).exists() for file in files):
         raise UsageError(f"{path} holds no run (none of {', '.join(files)}); name a run folder")
-    run = Run(path, name or path.resolve().name)
+    run = Run(path, printable(name or path.resolve().name))
     run.config = read_json(run, "config.json", "its settings are unknown")
     run.versions = read_json(run, "versions.json", "its versions are unknown")
     run.metrics = read_csv(run, "metrics.csv")
@@ -184,6 +184,11 @@ def read_run(path: Path, name: str | None = None) -> Run:
     for seed, reason in (failures if isinstance(failures, dict) else {}).items():
         run.problems.append(f"seed {seed} failed: {reason}")
     return run
+
+
+def printable(text: str) -> str:
+    """A text with escapes for bytes of file names that are no UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def read_json(run: Run, file: str, consequence: str) -> dict[str, Any]:

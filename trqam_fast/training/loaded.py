@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +42,8 @@ def load_run(
 
     Args:
         path: The run folder.
-        checkpoint: One of its checkpoints; the newest by default.
+        checkpoint: One of its checkpoints; the newest whole one by default, with a warning on
+            stderr for each damaged one after it.
         device: Torch device to act on, whatever the run was trained on.
         backend: Implementation of the ops.
 
@@ -53,15 +55,7 @@ def load_run(
     if not folder.exists:
         raise UsageError(f"{path} holds no config.json; name the folder of a run")
     config = read_config(folder, {"device": device, "backend": backend})
-    found = checkpoint or checkpoints.newest(folder.checkpoints)
-    if found is None:
-        raise UsageError(f"{path} holds no checkpoint yet; wait for its first one")
-    if not found.is_file():
-        raise UsageError(f"--checkpoint {found} is not a file; name one of {folder.checkpoints}")
-    try:
-        state = checkpoints.load(found)
-    except UsageError as error:
-        raise UsageError(f"{error}; name another one with --checkpoint") from None
+    found, state = read_checkpoint(folder, checkpoint)
     check_asked(config)
     obs_dim, act_dim = task_sizes(config.env_name)
     config = settle_backend(config, act_dim)
@@ -85,6 +79,35 @@ def load_run(
             "name a checkpoint of this run"
         ) from None
     return LoadedRun(config, agent, state["stage"], state["step"], found)
+
+
+def read_checkpoint(folder: RunFolder, asked: Path | None) -> tuple[Path, dict[str, Any]]:
+    """Return the checkpoint asked for, or the newest whole one, and its contents.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if asked is None:
+        try:
+            state, name = checkpoints.load_newest(folder.checkpoints, warn)
+        except UsageError:
+            raise UsageError(
+                f"{folder.checkpoints} holds no whole checkpoint; train again with --overwrite"
+            ) from None
+        if state is None:
+            raise UsageError(f"{folder.path} holds no checkpoint yet; wait for its first one")
+        return folder.checkpoints / name, state
+    if not asked.is_file():
+        raise UsageError(f"--checkpoint {asked} is not a file; name one of {folder.checkpoints}")
+    try:
+        return asked, checkpoints.load(asked)
+    except UsageError as error:
+        raise UsageError(f"{error}; name another one with --checkpoint") from None
+
+
+def warn(text: str) -> None:
+    """Print to stderr."""
+    print(text, file=sys.stderr)
 
 
 def read_config(folder: RunFolder, overrides: dict[str, Any]) -> TrainConfig:

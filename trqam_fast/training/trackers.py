@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import netrc
 import os
@@ -101,8 +102,8 @@ class Trackers:
 
     They copy what the CSV logs hold, under tags like ``pretrain/bc_loss/seed0``; an evaluation's
     are ``offline/eval_success/seed0``. A tracker that fails is reported once and left out from
-    then on: it never stops or changes a run. Rows that were logged before the run was resumed are
-    not logged again.
+    then on: it never stops or changes a run. Rows that a tracker has from before the run was
+    resumed are not logged to it again.
 
     Args:
         folder: The run folder; everything goes to its subfolder ``trackers``.
@@ -168,8 +169,6 @@ class Trackers:
         if not self.trackers:
             return
         identity = ",".join([kind, *(str(row[key]) for key in KEYS)])
-        if identity in self.logged:
-            return
         prefix = "eval_" if kind == "eval" else ""
         values = {
             f"{row['stage']}/{prefix}{name}/seed{row['seed']}": number
@@ -178,14 +177,19 @@ class Trackers:
         }
         step = int(row["step"])
         for name, tracker in list(self.trackers.items()):
+            line = f"{name},{identity}"
+            if line in self.logged:
+                continue
             self._guard(f"--{name}", lambda tracker=tracker: tracker.log(values, step))
-        self.logged.add(identity)
-        try:
-            with open(self.journal, "a") as file:
-                file.write(identity + "\n")
-        except OSError:
-            # After a resume these rows are then logged twice, which is all that is lost.
-            return
+            if name in self.trackers:
+                self._remember(line)
+
+    def _remember(self, line: str) -> None:
+        """Note in the journal that a tracker has a row."""
+        self.logged.add(line)
+        # Without a journal, rows are logged twice after a resume, which is all that is lost.
+        with contextlib.suppress(OSError), open(self.journal, "a") as file:
+            file.write(line + "\n")
 
     def close(self) -> None:
         """Write everything out."""
