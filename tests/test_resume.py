@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.kill_run import compare_runs, differences, reached, start, wait_for_line
+from tests.runs import run
 from trqam_fast import train
 from trqam_fast.cli import run_command
 from trqam_fast.data.recipe import Recipe
@@ -25,11 +26,9 @@ END = sum(STEPS.values())
 
 
 @pytest.fixture(scope="module")
-def flags(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("generated")
-    Recipe("pointmaze-medium-navigate-v0", 3000, 0.5, 0).ensure(folder, progress=False)
+def flags(generated):
     return [
-        "--preset", "smoke", "--generated-dir", str(folder), "--generated-transitions", "3000",
+        "--preset", "smoke", "--generated-dir", str(generated), "--generated-transitions", "3000",
         "--bc-steps", "300", "--offline-steps", "60", "--online-steps", "60",
         "--start-training", "10", "--utd-ratio", "2", "--kl-budget-online", "2",
         "--log-interval", "20", "--eval-interval", "40", "--save-interval", "15",
@@ -43,10 +42,6 @@ def whole(flags, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
     assert run(flags, folder) == 0
     return folder
-
-
-def run(flags, folder, *more) -> int:
-    return run_command(lambda: train.main([*flags, "--run-dir", str(folder), *more]))
 
 
 @pytest.mark.slow

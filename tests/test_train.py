@@ -1,4 +1,3 @@
-import csv
 import json
 import shutil
 import subprocess
@@ -9,43 +8,14 @@ import pytest
 import torch
 
 from tests.kill_run import compare_runs
+from tests.runs import rows, run
 from trqam_fast import train
 from trqam_fast.agents import AgentConfig
-from trqam_fast.cli import run_command
-from trqam_fast.data.recipe import Recipe
 from trqam_fast.training import checkpoint
 from trqam_fast.training.loop import Trainer
 from trqam_fast.training.presets import DEFAULT, PRESETS, parse_config
 
 TASK = "pointmaze-medium-navigate-singletask-task1-v0"
-
-
-@pytest.fixture(scope="module")
-def generated(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("generated")
-    Recipe("pointmaze-medium-navigate-v0", 3000, 0.5, 0).ensure(folder, progress=False)
-    return folder
-
-
-@pytest.fixture
-def flags(generated):
-    return [
-        "--preset", "smoke", "--generated-dir", str(generated), "--generated-transitions", "3000",
-        "--generated-noise", "0.5", "--bc-steps", "20", "--offline-steps", "20",
-        "--online-steps", "0",
-        "--log-interval", "5", "--eval-interval", "10", "--save-interval", "5",
-        "--eval-episodes", "1", "--eval-envs", "1", "--batch-size", "8",
-        "--actor-hidden-dims", "16", "16", "--value-hidden-dims", "16", "16",
-    ]  # fmt: skip
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def run(flags, folder, *more) -> int:
-    return run_command(lambda: train.main([*flags, "--run-dir", str(folder), *more]))
 
 
 def test_run_folder(flags, tmp_path, capsys):
@@ -217,57 +187,6 @@ def test_no_whole_checkpoint(flags, tmp_path, capsys):
     assert "holds no whole checkpoint; start again with --overwrite" in capsys.readouterr().err
 
 
-def test_non_finite_loss_stops_that_run_alone(flags, tmp_path, capsys, monkeypatch):
-    """The other seed ends as if alone; the diverged one keeps its last good weights."""
-    from trqam_fast.agents import TRQAMAgent
-
-    folder, update = tmp_path / "run", TRQAMAgent.update
-    count = 0
-
-    def poisoned(self, batch, noise):
-        nonlocal count
-        count += 1
-        if count == 13:
-            batch.rewards[0] = float("inf")
-        return update(self, batch, noise)
-
-    monkeypatch.setattr(TRQAMAgent, "update", poisoned)
-    assert run(flags, folder, "--seeds", "3", "5", "--keep", "9") == 1
-    captured = capsys.readouterr()
-    assert "seed 3: critic_loss is not finite at step 33" in captured.err
-    monkeypatch.undo()
-    last = checkpoint.load(folder / "checkpoints/step_000000040.pt")["agent"]
-    good = checkpoint.load(folder / "checkpoints/step_000000030.pt")["agent"]
-    for name in last:
-        assert torch.equal(last[name][0], good[name][0]), name
-    assert run(flags, tmp_path / "alone", "--seeds", "5") == 0
-    alone = checkpoint.load(tmp_path / "alone/checkpoints/step_000000040.pt")["agent"]
-    torch.testing.assert_close(last["online"][1], alone["online"][0], atol=1e-4, rtol=1e-3)
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary["final_success_by_seed"][0] is None
-    assert summary["failures"] == {"3": "critic_loss is not finite at step 33"}
-    assert {r["seed"] for r in rows(folder / "metrics.csv") if r["step"] == "40"} == {"5"}
-
-
-def test_a_diverged_seed_keeps_its_weights_online(flags, tmp_path, monkeypatch):
-    from trqam_fast.agents import TRQAMAgent
-
-    folder, update, count = tmp_path / "run", TRQAMAgent.update, 0
-
-    def poisoned(self, batch, noise):
-        nonlocal count
-        count += 1
-        if count == 13:
-            batch.rewards[0] = float("inf")
-        return update(self, batch, noise)
-
-    monkeypatch.setattr(TRQAMAgent, "update", poisoned)
-    online = ("--online-steps", "10", "--start-training", "3", "--keep", "1")
-    assert run(flags, folder, "--seeds", "3", "5", *online) == 1
-    last = checkpoint.load(folder / "checkpoints/step_000000050.pt")
-    assert last["stage"] == "online" and last["agent"]["online"].isfinite().all()
-
-
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
@@ -346,27 +265,6 @@ def test_half_written_row_is_dropped_on_resume(flags, tmp_path):
         file.write("pretrain,2")
     assert run([], folder, "--resume") == 0
     assert rows(folder / "metrics.csv")[-1]["step"] == "20"
-
-
-def test_divergence_in_pretraining_leaves_finite_weights(flags, tmp_path, monkeypatch):
-    from trqam_fast.agents import BCAgent
-
-    update, count = BCAgent.update, 0
-
-    def poisoned(self, batch, noise):
-        nonlocal count
-        count += 1
-        if count == 13:
-            batch.actions[0] = float("nan")
-        return update(self, batch, noise)
-
-    monkeypatch.setattr(BCAgent, "update", poisoned)
-    assert run(flags, tmp_path / "run", "--seeds", "3", "5") == 1
-    for path in (tmp_path / "run/checkpoints").glob("*.pt"):
-        assert checkpoint.load(path)["agent"]["online"].isfinite().all(), path.name
-    summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert summary["failures"] == {"3": "bc_loss is not finite at step 13"}
-    assert summary["final_success_by_seed"][1] is not None
 
 
 def test_missing_dataset(tmp_path, capsys):

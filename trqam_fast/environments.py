@@ -10,7 +10,7 @@ import torch
 
 from trqam_fast.data.names import parse_task
 from trqam_fast.errors import RunError
-from trqam_fast.evaluation.episodes import make_env
+from trqam_fast.evaluation.episodes import begin, make_env, restored_global_state
 
 
 class Step(NamedTuple):
@@ -44,15 +44,10 @@ class OnlineEnvironment:
 
     def reset(self, episode: int) -> None:
         """Begin an episode."""
-        rng = np.random.default_rng([self.seed, episode])
-        before = np.random.get_state()
-        np.random.seed(int(rng.integers(2**32)))
-        self.env.action_space.seed(int(rng.integers(2**31)))
-        observation, _ = self.env.reset(seed=int(rng.integers(2**31)))
-        # Some mazes draw from numpy's global generator, so this environment keeps a state of it.
-        self._global_state = np.random.get_state()
-        np.random.set_state(before)
-        self.episode, self.observation = episode, np.asarray(observation)
+        with restored_global_state():
+            self.observation = begin(self.env, np.random.default_rng([self.seed, episode]))
+            self._global_state = np.random.get_state()
+        self.episode = episode
         self.actions: list[np.ndarray] = []
         self.total = 0.0
 
@@ -81,11 +76,10 @@ class OnlineEnvironment:
         return Step(transition, outcome)
 
     def _simulate(self, action: np.ndarray) -> tuple[np.ndarray, bool, bool, float, float]:
-        before = np.random.get_state()
-        np.random.set_state(self._global_state)
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        self._global_state = np.random.get_state()
-        np.random.set_state(before)
+        with restored_global_state():
+            np.random.set_state(self._global_state)
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            self._global_state = np.random.get_state()
         self.actions.append(action)
         self.total += float(reward)
         success = float(info["success"])

@@ -60,6 +60,19 @@ def make_env(env_id: str, **options: Any) -> gymnasium.Env:
     return env
 
 
+def begin(env: gymnasium.Env, rng: np.random.Generator) -> np.ndarray:
+    """Begin an episode whose random numbers follow from `rng` alone; return the observation.
+
+    numpy's global generator is left in the episode's state of it: some mazes draw from it in every
+    step.
+    """
+    np.random.seed(int(rng.integers(2**32)))
+    # The spaces sample in reset of some environments, from a generator of their own.
+    env.action_space.seed(int(rng.integers(2**31)))
+    observation, _ = env.reset(seed=int(rng.integers(2**31)))
+    return np.asarray(observation)
+
+
 class Slot:
     """One environment, reused from episode to episode, and the episode it is playing."""
 
@@ -71,10 +84,7 @@ class Slot:
         """Begin an episode whose random numbers follow from (seed, episode) alone."""
         self.episode, self.noise_shape = order.episode, order.noise_shape
         self.rng = np.random.default_rng([order.seed, order.episode])
-        np.random.seed(int(self.rng.integers(2**32)))
-        # The spaces sample in reset of some environments, from a generator of their own.
-        self.env.action_space.seed(int(self.rng.integers(2**31)))
-        observation, _ = self.env.reset(seed=int(self.rng.integers(2**31)))
+        observation = begin(self.env, self.rng)
         self.global_state = np.random.get_state()
         self.total, self.length = 0.0, 0
         self.open_video(order.video)
@@ -86,7 +96,6 @@ class Slot:
 
     def play(self, chunk: np.ndarray) -> Request | EpisodeResult:
         """Execute a chunk `[H, A]` open loop, or as much of it as the episode lasts."""
-        # Some mazes draw from numpy's global generator, so every episode has its own state of it.
         np.random.set_state(self.global_state)
         for action in np.clip(chunk, -1.0, 1.0):
             observation, reward, terminated, truncated, info = self.env.step(action)

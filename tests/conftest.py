@@ -1,0 +1,24 @@
+"""Fixtures of the tests that train."""
+
+import pytest
+
+from trqam_fast.data.recipe import Recipe
+
+
+@pytest.fixture(scope="session")
+def generated(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("generated")
+    Recipe("pointmaze-medium-navigate-v0", 3000, 0.5, 0).ensure(folder, progress=False)
+    return folder
+
+
+@pytest.fixture
+def flags(generated):
+    return [
+        "--preset", "smoke", "--generated-dir", str(generated), "--generated-transitions", "3000",
+        "--generated-noise", "0.5", "--bc-steps", "20", "--offline-steps", "20",
+        "--online-steps", "0",
+        "--log-interval", "5", "--eval-interval", "10", "--save-interval", "5",
+        "--eval-episodes", "1", "--eval-envs", "1", "--batch-size", "8",
+        "--actor-hidden-dims", "16", "16", "--value-hidden-dims", "16", "16",
+    ]  # fmt: skip

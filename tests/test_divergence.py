@@ -1,0 +1,75 @@
+"""A seed whose loss is not finite stops alone and keeps its last good weights."""
+
+import json
+
+import torch
+
+from tests.runs import rows, run
+from trqam_fast.agents import BCAgent, TRQAMAgent
+from trqam_fast.training import checkpoint
+
+
+def test_non_finite_loss_stops_that_run_alone(flags, tmp_path, capsys, monkeypatch):
+    """The other seed ends as if alone; the diverged one keeps its last good weights."""
+    folder, update = tmp_path / "run", TRQAMAgent.update
+    count = 0
+
+    def poisoned(self, batch, noise):
+        nonlocal count
+        count += 1
+        if count == 13:
+            batch.rewards[0] = float("inf")
+        return update(self, batch, noise)
+
+    monkeypatch.setattr(TRQAMAgent, "update", poisoned)
+    assert run(flags, folder, "--seeds", "3", "5", "--keep", "9") == 1
+    captured = capsys.readouterr()
+    assert "seed 3: critic_loss is not finite at step 33" in captured.err
+    monkeypatch.undo()
+    last = checkpoint.load(folder / "checkpoints/step_000000040.pt")["agent"]
+    good = checkpoint.load(folder / "checkpoints/step_000000030.pt")["agent"]
+    for name in last:
+        assert torch.equal(last[name][0], good[name][0]), name
+    assert run(flags, tmp_path / "alone", "--seeds", "5") == 0
+    alone = checkpoint.load(tmp_path / "alone/checkpoints/step_000000040.pt")["agent"]
+    torch.testing.assert_close(last["online"][1], alone["online"][0], atol=1e-4, rtol=1e-3)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["final_success_by_seed"][0] is None
+    assert summary["failures"] == {"3": "critic_loss is not finite at step 33"}
+    assert {r["seed"] for r in rows(folder / "metrics.csv") if r["step"] == "40"} == {"5"}
+
+
+def test_divergence_in_pretraining_leaves_finite_weights(flags, tmp_path, monkeypatch):
+    update, count = BCAgent.update, 0
+
+    def poisoned(self, batch, noise):
+        nonlocal count
+        count += 1
+        if count == 13:
+            batch.actions[0] = float("nan")
+        return update(self, batch, noise)
+
+    monkeypatch.setattr(BCAgent, "update", poisoned)
+    assert run(flags, tmp_path / "run", "--seeds", "3", "5") == 1
+    for path in (tmp_path / "run/checkpoints").glob("*.pt"):
+        assert checkpoint.load(path)["agent"]["online"].isfinite().all(), path.name
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["failures"] == {"3": "bc_loss is not finite at step 13"}
+    assert summary["final_success_by_seed"][1] is not None
+
+
+def test_a_diverged_seed_keeps_its_weights_online(flags, tmp_path, monkeypatch):
+    folder, update, count = tmp_path / "run", TRQAMAgent.update, 0
+
+    def poisoned(self, batch, noise):
+        nonlocal count
+        count += 1
+        if count == 13:
+            batch.rewards[0] = float("inf")
+        return update(self, batch, noise)
+
+    monkeypatch.setattr(TRQAMAgent, "update", poisoned)
+    online = ("--online-steps", "10", "--start-training", "3", "--keep", "1")
+    assert run(flags, folder, "--seeds", "3", "5", *online) == 1
+    last = checkpoint.load(folder / "checkpoints/step_000000050.pt")
+    assert last["stage"] == "online" and last["agent"]["online"].isfinite().all()
