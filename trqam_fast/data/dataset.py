@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,14 +26,14 @@ FINGERPRINT_ROWS = 1000
 
 
 class Outcomes(NamedTuple):
-    """What H-step sequences from n neighbouring starts come to at their last step.
+    """What H-step sequences come to at their last step, all of one shape.
 
     Attributes:
-        rewards: R, the discounted sum, float32 `[n]`.
-        masks: m, float32 `[n]`.
-        valid: 1 where step H-1 lies in the trajectory of the start, float32 `[n]`.
-        steps: Steps in that trajectory, 1 to H, int64 `[n]`.
-        ended: Whether the last of them ends the trajectory, bool `[n]`.
+        rewards: R, the discounted sum, float32.
+        masks: m, float32.
+        valid: 1 where step H-1 lies in the trajectory of the start, float32.
+        steps: Steps in that trajectory, 1 to H, int64.
+        ended: Whether the last of them ends the trajectory, bool.
     """
 
     rewards: Tensor
@@ -42,38 +43,49 @@ class Outcomes(NamedTuple):
     ended: Tensor
 
 
-def outcomes(
-    rewards: Tensor, masks: Tensor, terminals: Tensor, horizon: int, discount: float
+def follow(
+    rewards: Sequence[Tensor], masks: Sequence[Tensor], terminals: Sequence[Tensor], discount: float
 ) -> Outcomes:
-    """Follow the sequences from every start among some consecutive transitions.
+    """Follow sequences of H steps, many at once.
 
     Elementwise operations only, so the result is the same on every device.
 
     Args:
-        rewards: `[n + H - 1]`, float32.
-        masks: 0 where the task is solved, `[n + H - 1]`, float32.
-        terminals: Not 0 at the end of a trajectory, `[n + H - 1]`.
-        horizon: H.
+        rewards: Of step 0, 1, ..., H - 1, float32, all of one shape `[...]`.
+        masks: 0 where the task is solved; likewise.
+        terminals: Not 0 at the end of a trajectory; likewise.
         discount: gamma of one step.
 
     Returns:
-        The outcomes of the n first starts.
+        The outcomes, each `[...]`.
     """
-    count, device = len(rewards) - horizon + 1, rewards.device
-    discounts = (discount ** torch.arange(horizon, dtype=torch.float32)).tolist()
-    total = torch.zeros(count, dtype=torch.float64, device=device)
-    mask = torch.ones(count, device=device)
-    steps = torch.zeros(count, dtype=torch.int64, device=device)
-    ended = torch.zeros(count, dtype=torch.bool, device=device)
-    valid = ~ended
-    for step, factor in enumerate(discounts):
-        now = slice(step, step + count)
+    powers = torch.arange(len(rewards), dtype=torch.float32)
+    total = torch.zeros_like(rewards[0], dtype=torch.float64)
+    mask = torch.ones_like(masks[0])
+    ended = torch.zeros_like(rewards[0], dtype=torch.bool)
+    valid, steps = ~ended, torch.zeros_like(ended, dtype=torch.int64)
+    for step, factor in enumerate((discount**powers).tolist()):
         valid = ~ended
-        total += torch.where(valid, rewards[now] * factor, 0.0)
-        mask = torch.where(valid, torch.minimum(mask, masks[now]), mask)
+        total += torch.where(valid, rewards[step] * factor, 0.0)
+        mask = torch.where(valid, torch.minimum(mask, masks[step]), mask)
         steps += valid
-        ended |= terminals[now] != 0
+        ended |= terminals[step] != 0
     return Outcomes(total.float(), mask, valid.float(), steps, ended)
+
+
+def outcomes(
+    rewards: Tensor, masks: Tensor, terminals: Tensor, horizon: int, discount: float
+) -> Outcomes:
+    """Follow the sequences of `horizon` steps from every start among consecutive transitions.
+
+    Takes three columns `[n + H - 1]` and returns the outcomes of the n first starts.
+    """
+    count = len(rewards) - horizon + 1
+    columns = (
+        [column[step : step + count] for step in range(horizon)]
+        for column in (rewards, masks, terminals)
+    )
+    return follow(*columns, discount)
 
 
 class Transitions:

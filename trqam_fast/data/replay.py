@@ -9,19 +9,7 @@ import torch
 from torch import Tensor
 
 from trqam_fast.agents import Batch
-from trqam_fast.data.dataset import FIELDS, Transitions
-
-
-def accumulate(
-    rewards: Tensor, masks: Tensor, terminals: Tensor, discount: float
-) -> tuple[Tensor, ...]:
-    """Return R_j, m_j and valid_j of sequences `[..., H]` of rewards, masks and terminals."""
-    ended = terminals.cummax(-1).values
-    valid = torch.cat([torch.ones_like(ended[..., :1]), 1.0 - ended[..., :-1]], dim=-1)
-    discounts = discount ** torch.arange(rewards.shape[-1], device=rewards.device)
-    sums = (discounts.to(rewards.dtype) * rewards * valid).cumsum(-1)
-    # An invalid step must not lower the running minimum, so it counts as 1.
-    return sums, torch.where(valid > 0, masks, 1.0).cummin(-1).values, valid
+from trqam_fast.data.dataset import FIELDS, Transitions, follow
 
 
 class ReplayBuffer:
@@ -106,20 +94,15 @@ class ReplayBuffer:
         run = torch.arange(self.runs, device=starts.device).unsqueeze(-1)
         index = starts.unsqueeze(-1) + torch.arange(horizon, device=starts.device)
         data, each = self.online, run.unsqueeze(-1)
-        rewards, masks, valid = accumulate(
-            data["rewards"][each, index],
-            data["masks"][each, index],
-            data["terminals"][each, index],
-            discount,
-        )
-        last_valid = starts + valid.sum(-1).long() - 1
+        columns = (data[name][each, index].unbind(-1) for name in ("rewards", "masks", "terminals"))
+        found = follow(*columns, discount)
         return Batch(
             data["observations"][run, starts],
             data["actions"][each, index],
-            rewards[..., -1],
-            masks[..., -1],
-            valid[..., -1],
-            data["next_observations"][run, last_valid],
+            found.rewards,
+            found.masks,
+            found.valid,
+            data["next_observations"][run, starts + found.steps - 1],
         )
 
     def state_dict(self) -> dict[str, Any]:
