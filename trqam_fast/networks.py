@@ -60,6 +60,18 @@ class MLPShape:
         return MLPWeights(*(tuple(tensors[a:b]) for a, b in zip(starts, ends, strict=True)))
 
 
+@dataclass(frozen=True)
+class ScalarShape:
+    """One number of each run, in the place of a network: a bias without a layer."""
+
+    tensor_shapes = ((1,),)
+    size = aligned(1)
+
+    def group(self, tensors: list[Tensor]) -> MLPWeights:
+        """Arrange the number as `MLPWeights`."""
+        return MLPWeights((), tuple(tensors), (), ())
+
+
 class ParameterBlock:
     """Named networks of S runs in one `[S, P]` tensor.
 
@@ -72,7 +84,7 @@ class ParameterBlock:
 
     def __init__(
         self,
-        shapes: Mapping[str, MLPShape],
+        shapes: Mapping[str, MLPShape | ScalarShape],
         runs: int,
         *,
         dtype: torch.dtype = torch.float32,

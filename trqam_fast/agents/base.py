@@ -44,6 +44,9 @@ class Noise(NamedTuple):
         next_action: `[S, B, N, D]`, N candidates; None for behaviour cloning.
         sde_x0: `[S, B, D]`; None for behaviour cloning.
         sde_eps: `[S, K - 1, B, D]`; None for behaviour cloning.
+        edit_x0: Start of the flow whose action is edited, `[S, B, D]`; QAM-E only, as all below.
+        edit_eps: Of the edit policy, `[S, B, D]`.
+        next_edit: Of the edit policy at the next observations, `[S, B, N, D]`.
     """
 
     bc_x0: Tensor
@@ -51,6 +54,9 @@ class Noise(NamedTuple):
     next_action: Tensor | None = None
     sde_x0: Tensor | None = None
     sde_eps: Tensor | None = None
+    edit_x0: Tensor | None = None
+    edit_eps: Tensor | None = None
+    next_edit: Tensor | None = None
 
 
 class Terms(NamedTuple):
@@ -69,6 +75,9 @@ class Terms(NamedTuple):
     trajectory: Tensor | None = None
     adjoint: Tensor | None = None
     next_actions: Tensor | None = None
+
+
+Networks = dict[str, MLPWeights]
 
 
 def repeat_rows(rows: Tensor, count: int) -> Tensor:
@@ -211,13 +220,24 @@ class Agent:
         index = best.view(runs, rows, 1, 1).expand(-1, -1, 1, dim)
         return candidates.gather(2, index).squeeze(2)
 
+    @property
+    def noise_dim(self) -> int:
+        """Standard normals that an action of the policy takes."""
+        return self.dim
+
+    def refine(
+        self, networks: Networks, observations: Tensor, actions: Tensor, noise: Tensor | None
+    ) -> Tensor:
+        """Return what the policy makes of the flow's actions `[S, n, D]`; here they are its own."""
+        return actions
+
     @torch.no_grad()
     def act(self, observations: Tensor, noise: Tensor, run: int | None = None) -> Tensor:
         """Sample actions: the flow's ODE, clip, best of N.
 
         Args:
             observations: `[S, n, O]`, or `[1, n, O]` with `run`.
-            noise: `[S, n, N, D]`, standard normal; likewise.
+            noise: `[S, n, N, noise_dim]`, standard normal; likewise.
             run: Act with the policy of this run alone.
 
         Returns:
@@ -230,14 +250,17 @@ class Agent:
                 for name, network in networks.items()
             }
         count = noise.shape[2]
+        repeated, noise = repeat_rows(observations, count), noise.flatten(1, 2)
         x = ode_rollout(
             networks[self.acting_field],
-            repeat_rows(observations, count),
-            noise.flatten(1, 2),
+            repeated,
+            noise[..., : self.dim].contiguous(),
             self.config.flow_steps,
             **self.options,
         )
-        return self.choose_candidate(networks.get("critic"), observations, x.view_as(noise))
+        x = self.refine(networks, repeated, x, noise[..., self.dim :])
+        candidates = x.unflatten(1, (-1, count))
+        return self.choose_candidate(networks.get("critic"), observations, candidates)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values that restore the agent, each with the run axis first."""

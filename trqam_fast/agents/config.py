@@ -8,7 +8,7 @@ from typing import Literal
 
 from trqam_fast.errors import UsageError
 
-Algorithm = Literal["trqam", "qam", "bc"]
+Algorithm = Literal["trqam", "qam", "qam-e", "bc"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,10 @@ class AgentConfig:
     """Path-KL estimates are clipped at this multiple of the budget (TRQAM)."""
     inv_temp: float = 1.0
     """Inverse temperature that multiplies the terminal adjoint (QAM)."""
+    edit_scale: float = 0.1
+    """Size of the edit policy's changes to an action (QAM-E); 0 is QAM."""
+    edit_target_entropy: float = -0.5
+    """Entropy that the edit policy is held to, for each dimension of an action (QAM-E)."""
     clip_grad: bool = True
     """Clip the gradient of each run to global norm 1."""
     clip_adj: bool = True
@@ -83,7 +87,7 @@ class AgentConfig:
             self._require(name, value > 0 and math.isfinite(value), "use a positive number")
         for name in ("discount", "tau", "kl_ema_coef"):
             self._require(name, 0 < getattr(self, name) <= 1, "use a number in (0, 1]")
-        for name in ("rho", "eta_lambda", "lambda_min"):
+        for name in ("rho", "eta_lambda", "lambda_min", "edit_scale"):
             value = getattr(self, name)
             self._require(name, value >= 0 and math.isfinite(value), "use zero or more")
         self._require("lambda_max", self.lambda_max >= self.lambda_min, "use --lambda-min or more")

@@ -35,15 +35,13 @@ class TRQAMAgent(Agent):
         algo: Literal["trqam", "qam"] = "trqam",
         **options,
     ) -> None:
-        field = self.field_shape(config, obs_dim, act_dim)
-        critic = self.critic_shape(config, obs_dim, act_dim)
-        shapes = {"actor_fast": field, "actor_slow": field, "critic": critic}
+        shapes = self.network_shapes(config, obs_dim, act_dim)
         super().__init__(config, obs_dim, act_dim, shapes, seeds, **options)
         self.algo = algo
         # The targets hold the last two networks of the online block in the same order, so that
         # one operation moves both.
         self.target = ParameterBlock(
-            {"actor_slow": field, "critic": critic},
+            {name: shapes[name] for name in ("actor_slow", "critic")},
             self.runs,
             dtype=self.dtype,
             device=self.device,
@@ -51,6 +49,13 @@ class TRQAMAgent(Agent):
         self.copy_targets()
         self.lam = torch.full((self.runs,), INITIAL_LAM, dtype=self.dtype, device=self.device)
         self.kl_ema = torch.full_like(self.lam, INITIAL_KL_EMA)
+
+    @classmethod
+    def network_shapes(cls, config: AgentConfig, obs_dim: int, act_dim: int) -> dict[str, Any]:
+        """Architecture of all networks by name, in storage order."""
+        field = cls.field_shape(config, obs_dim, act_dim)
+        critic = cls.critic_shape(config, obs_dim, act_dim)
+        return {"actor_fast": field, "actor_slow": field, "critic": critic}
 
     @property
     def _online_of_target(self) -> Tensor:
@@ -80,21 +85,23 @@ class TRQAMAgent(Agent):
 
         # Rollout of the SDE and, in the same call, of the next actions' ODE.
         candidates = noise.next_action
+        next_rows = repeat_rows(batch.next_observations, candidates.shape[2])
         rollout = sde_rollout(
             networks["actor_fast"],
             base,
             batch.observations,
             noise.sde_x0,
             noise.sde_eps,
-            ode_observations=repeat_rows(batch.next_observations, candidates.shape[2]),
+            ode_observations=next_rows,
             ode_x0=candidates.flatten(1, 2),
             **self.options,
         )
         with torch.no_grad():
+            frozen = {name: network.detach() for name, network in networks.items()}
+            edit = None if noise.next_edit is None else noise.next_edit.flatten(1, 2)
+            actions = self.refine(frozen, next_rows, rollout.ode_x, edit)
             next_actions = self.choose_candidate(
-                networks["critic"].detach(),
-                batch.next_observations,
-                rollout.ode_x.view_as(candidates),
+                frozen["critic"], batch.next_observations, actions.view_as(candidates)
             )
             target_q = self.target_values(batch, next_actions)
         q = self.critic_values(networks["critic"], batch.observations, self.policy_actions(batch))

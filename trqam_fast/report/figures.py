@@ -108,7 +108,7 @@ def points_of(run: Run, panel: Panel) -> list[Point]:
         return run.success()
     if panel.column == "episodes":
         return run.episode_success()
-    if panel.column == "lam" and run.config.get("algo") == "qam":
+    if panel.column == "lam" and run.config.get("algo") in ("qam", "qam-e"):
         return []  # QAM's never moves
     points = run.curve(panel.column)
     if panel.band is not None:

@@ -190,6 +190,11 @@ def check_start(
         raise UsageError(f"{path} holds {saved} runs, but --seeds names {runs}; use as many")
     if state["stage"] == "pretrain":
         shapes = {"actor_slow": shapes["actor_slow"]}
+    elif len(shapes) > 1 and set(shapes) != set(state["shapes"]):
+        raise UsageError(
+            f"{path} holds the networks {', '.join(state['shapes'])}, but --algo needs "
+            f"{', '.join(shapes)}; use the algorithm of the checkpoint"
+        )
     check_shapes(state["shapes"], plain_shapes(shapes), path)
 
 

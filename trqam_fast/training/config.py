@@ -36,7 +36,7 @@ class TrainConfig:
     env_name: str = DEFAULT_ENV
     """OGBench single task, e.g. cube-double-play-singletask-task1-v0."""
     algo: Algorithm = "trqam"
-    """trqam, qam, or bc for the pretraining stage alone."""
+    """trqam, qam, qam-e (QAM with an edit policy), or bc for the pretraining stage alone."""
     seeds: tuple[int, ...] = (0,)
     """Independent runs trained together in one process, one for each seed."""
     device: str = "cpu"

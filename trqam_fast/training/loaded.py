@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trqam_fast.agents import Agent, BCAgent, TRQAMAgent
+from trqam_fast.agents import Agent, make_agent
 from trqam_fast.data.names import parse_task
 from trqam_fast.errors import UsageError
 from trqam_fast.evaluation.episodes import make_env
@@ -59,8 +59,8 @@ def load_run(
     check_asked(config)
     obs_dim, act_dim = task_sizes(config.env_name)
     config = settle_backend(config, act_dim)
-    pretraining = state["stage"] == "pretrain"
-    agent = (BCAgent if pretraining else TRQAMAgent)(
+    agent = make_agent(
+        "bc" if state["stage"] == "pretrain" else config.algo,
         config.agent,
         obs_dim,
         act_dim,
@@ -68,7 +68,6 @@ def load_run(
         device=config.device,
         backend=config.backend,
         precision=config.precision,
-        **({} if pretraining else {"algo": config.algo}),
     )
     try:
         agent.load_state_dict(state["agent"])

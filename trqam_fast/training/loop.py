@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from trqam_fast.agents import Agent, BCAgent, TRQAMAgent
+from trqam_fast.agents import Agent, Algorithm, QAMEAgent, TRQAMAgent, make_agent
 from trqam_fast.data.sources import load_task
 from trqam_fast.errors import RunError, Stopped
 from trqam_fast.evaluation import Evaluator
@@ -85,9 +85,11 @@ class Trainer:
         """
         config = self.config
         state, path = checkpoint.load_pretrained(config.pretrained)
-        sizes = (config.agent, self.dataset.obs_dim, self.dataset.act_dim)
-        field, critic = Agent.field_shape(*sizes), Agent.critic_shape(*sizes)
-        shapes = {"actor_fast": field, "actor_slow": field, "critic": critic}
+        edits = config.algo == "qam-e" and config.agent.edit_scale > 0
+        kind = QAMEAgent if edits else TRQAMAgent
+        shapes = kind.network_shapes(config.agent, self.dataset.obs_dim, self.dataset.act_dim)
+        if config.bc_steps > 0:
+            shapes = {"actor_slow": shapes["actor_slow"]}
         checkpoint.check_start(state, path, shapes, config.sequences, len(config.seeds))
         self.pretrained = {name: state[name] for name in checkpoint.WEIGHTS}
         self.say(f"starting from {path}, stage {state['stage']}")
@@ -117,7 +119,7 @@ class Trainer:
         pretrained = self.pretrained if state is None else None
         field = None
         if stage == "pretrain" and config.bc_steps > 0:
-            agent = self.make_agent(BCAgent)
+            agent = self.make_agent("bc")
             if pretrained is not None:
                 checkpoint.start_from(agent, pretrained)
             self.train("pretrain", agent, 0, state)
@@ -125,7 +127,7 @@ class Trainer:
                 return
             # A run that diverged goes on (without being reported) from its last good weights.
             field, state = self.last_good["online"], None
-        agent = self.make_agent(TRQAMAgent, algo=config.algo)
+        agent = self.make_agent(config.algo)
         if field is not None:
             agent.load_pretrained(field)
         elif pretrained is not None:
@@ -141,10 +143,11 @@ class Trainer:
                 agent.config = dataclasses.replace(agent.config, kl_budget=config.kl_budget_online)
             self.train("online", agent, ends["offline"], state)
 
-    def make_agent(self, kind: type, **options) -> Any:
+    def make_agent(self, algo: Algorithm) -> Any:
         """Build an agent for the task's sizes."""
         config = self.config
-        return kind(
+        return make_agent(
+            algo,
             config.agent,
             self.dataset.obs_dim,
             self.dataset.act_dim,
@@ -152,7 +155,6 @@ class Trainer:
             device=config.device,
             backend=config.backend,
             precision=config.precision,
-            **options,
         )
 
     def make_driver(

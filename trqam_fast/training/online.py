@@ -95,7 +95,7 @@ class OnlineDriver:
         start = time.perf_counter()
         agent, count = self.agent, self.agent.config.best_of_n
         options = {"dtype": agent.dtype, "device": agent.device}
-        noise = torch.zeros(agent.runs, 1, count, agent.dim, dtype=agent.dtype)
+        noise = torch.zeros(agent.runs, 1, count, agent.noise_dim, dtype=agent.dtype)
         for run in runs:
             noise[run].normal_(generator=self.generators[run])
         observations = np.stack(self.observations)

@@ -91,7 +91,7 @@ class RunFolder:
     METRICS = (
         "stage", "step", "seed", "critic_loss", "bc_loss", "adjoint_loss", "path_kl", "lam",
         "kl_ema", "q_mean", "q_min", "q_max", "adjoint_mean", "adjoint_std", "adjoint_max",
-        "grad_norm",
+        "grad_norm", "edit_q_loss", "edit_entropy", "edit_alpha",
     )  # fmt: skip
     EVAL = ("step", "success", "stage", "seed", "episodes", "return", "length")
     EPISODES = ("step", "seed", "episode", "success", "return", "length")
