@@ -14,6 +14,7 @@ from trqam_fast.evaluation import Evaluator
 from trqam_fast.evaluation.statistics import mean_interval, student_quantile, wilson_interval
 from trqam_fast.evaluation.video import RENDER_OPTIONS, VideoWriter, find_renderer
 from trqam_fast.training.loaded import load_run
+from trqam_fast.training.loop import EVALUATION_SEED
 
 SEEDS = (3, 5)
 EPISODES = 2
@@ -100,7 +101,8 @@ def test_another_checkpoint_and_the_default_folder(trained, monkeypatch):
     path = folder / "checkpoints/step_000000010.pt"
     assert run(folder, "--checkpoint", path, "--episodes", EPISODES) == 0
     assert seen == before[: len(SEEDS)]
-    assert len(rows(folder / "evaluation/step_000000010/episodes.csv")) == 4
+    name = f"step_000000010-seed_{EVALUATION_SEED}-episodes_{EPISODES}"
+    assert len(rows(folder / "evaluation" / name / "episodes.csv")) == 4
     seen.clear()
     assert run(folder, "--checkpoint", path, "--episodes", 1, "--seed", 0) == 0
     assert not seen[0] & before[0]  # another seed, other episodes

@@ -46,6 +46,7 @@ def test_run_folder(flags, tmp_path, capsys):
     assert all(0 <= float(r["success"]) <= 1 for r in evaluations)
 
     summary = json.loads((folder / "summary.json").read_text())
+    assert summary["backend"] == "cpp" and summary["precision"] == "ieee"
     assert 0 <= summary["pretrained_success"] <= 1 and 0 <= summary["final_success"] <= 1
     assert set(summary["seconds"]) == {"data", "pretrain", "offline", "online", "evaluate"}
     assert all(value > 0 for stage, value in summary["seconds"].items() if stage != "online")
@@ -206,6 +207,7 @@ def test_no_whole_checkpoint(flags, tmp_path, capsys):
         (["--online-steps", "5", "--algo", "bc"], "--algo bc has no critic to fine-tune with"),
         (["--balanced-sampling", "--start-training", "2"], "--start-training is 2, but half"),
         (["--bc-steps", "0", "--offline-steps", "0"], "so there is nothing to do; set one of them"),
+        (["--online-steps", "50"], "updates begin after --start-training 50, so none would happen"),
         (["--utd-ratio", "0"], "--utd-ratio is 0; use 1 or more"),
         (["--pretrained", "nowhere.pt"], "--pretrained nowhere.pt does not exist"),
         (["--log-interval", "0"], "--log-interval is 0; use 1 or more"),
@@ -292,6 +294,10 @@ def test_help_explains_every_flag(capsys):
                  "--actor-hidden-dims", "--seeds", "--resume"):  # fmt: skip
         assert flag in text
     assert "Path-KL budget" in text
+
+
+def test_cloning_alone_needs_no_other_flag():
+    assert parse_config(["--preset", "smoke", "--algo", "bc"]).online_steps == 0
 
 
 def test_presets():

@@ -23,6 +23,9 @@ def run_command(main: Callable[[], int]) -> int:
     except Stopped as stop:
         print(stop, file=sys.stderr)
         return stop.status
+    except BrokenPipeError:  # the reader of our output has seen enough, as `head` does
+        sys.stdout = None
+        return FAILURE
     except OSError as error:
         print(f"error: {error}; what was saved before is untouched", file=sys.stderr)
         return FAILURE

@@ -269,9 +269,9 @@ def load_expected(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
+            if not {"observations", "noise"} <= set(archive.files):
+                raise ValueError("it has no observations or no noise")
             expected = {name: archive[name].astype(np.float64) for name in archive.files}
-        if not {"observations", "noise"} <= set(expected):
-            raise ValueError("it has no observations or no noise")
     except READ_ERRORS as error:
         raise UsageError(f"--check {path} cannot be used ({error}); give an npz file") from None
     return expected

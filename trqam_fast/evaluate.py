@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import json
 import os
 import sys
@@ -33,7 +34,7 @@ Table = dict[int, list[EpisodeResult]]
 class EvaluateArgs:
     """Play episodes with the policies of a run and report success, return and length.
 
-    The default seed and number of episodes are those of the trainer's evaluations. Intervals are
+    The default seed and number of episodes are those of the run's own evaluations. Intervals are
     95 %: Wilson's for the episodes of a seed and for all together, Student's for the mean over
     seeds.
     """
@@ -42,8 +43,8 @@ class EvaluateArgs:
     """Run folder."""
     checkpoint: Path | None = None
     """Checkpoint; the run's newest by default."""
-    episodes: int = 50
-    """Episodes for each seed of the run."""
+    episodes: int | None = None
+    """Episodes for each seed of the run; by default its --eval-episodes."""
     workers: int = 0
     """Processes that step the environments; 0 steps them in this one. Outcomes do not depend on
     it."""
@@ -58,13 +59,14 @@ class EvaluateArgs:
     video: int = 0
     """Episodes of each seed to write as mp4 files, the first ones."""
     out: Path | None = None
-    """Folder for the results; evaluation/step_<step> in the run folder by default."""
+    """Folder for the results; evaluation/step_<step>-seed_<seed>-episodes_<episodes> in the run
+    folder by default."""
 
     def __post_init__(self) -> None:
         bounds = {"episodes": 1, "workers": 0, "envs": 1, "seed": 0, "video": 0}
         for name, bound in bounds.items():
-            if getattr(self, name) < bound:
-                value = getattr(self, name)
+            value = getattr(self, name)
+            if value is not None and value < bound:
                 raise UsageError(f"--{name} is {value}; use {bound} or more")
         check_device(self.device)
 
@@ -187,7 +189,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.video > 0:
         check_encoder()
     loaded = load_run(args.run, args.checkpoint, args.device, args.backend)
-    folder = args.out or args.run / "evaluation" / f"step_{loaded.step:09d}"
+    episodes = args.episodes or loaded.config.eval_episodes
+    args = dataclasses.replace(args, episodes=episodes)
+    name = f"step_{loaded.step:09d}-seed_{args.seed}-episodes_{episodes}"
+    folder = args.out or args.run / "evaluation" / name
     table: Table = {}
     evaluator = Evaluator(loaded.config.env_name, min(args.envs, args.episodes), args.workers)
     with contextlib.closing(evaluator):

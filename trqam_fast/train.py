@@ -72,6 +72,8 @@ def main(argv: list[str] | None = None) -> int:
     if config.threads > 0:
         torch.set_num_threads(config.threads)
     check_asked(config)
+    if config.pretrained is not None:
+        checkpoint.check_exists(config.pretrained)
     check_packages(config.tensorboard, config.wandb)
     folder = RunFolder(config.run_dir)
     if config.resume == "no":

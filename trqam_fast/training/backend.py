@@ -9,7 +9,7 @@ import torch
 
 from trqam_fast.errors import RunError
 from trqam_fast.kernels import BackendError
-from trqam_fast.kernels.dispatch import check_backend, triton_problem
+from trqam_fast.kernels.dispatch import check_backend, passes_problem, triton_problem
 from trqam_fast.kernels.mlp import limits_problem
 from trqam_fast.self_test import triton_problems
 from trqam_fast.training.config import TrainConfig
@@ -54,6 +54,14 @@ def settle_backend(config: TrainConfig, act_dim: int) -> TrainConfig:
     if precision == "auto":
         precision = "tf32" if backend == "triton" else "ieee"
     return dataclasses.replace(config, backend=backend, precision=precision)
+
+
+def running_backend(config: TrainConfig) -> str:
+    """Return what computes the networks' passes of a settled configuration."""
+    if config.backend != "auto":
+        return config.backend
+    problem = passes_problem(torch.device(config.device), torch.float32, config.precision)
+    return "cpp" if problem is None else "reference"
 
 
 def find_problem(config: TrainConfig, act_dim: int) -> str | None:

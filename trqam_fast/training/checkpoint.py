@@ -153,14 +153,31 @@ def load_pretrained(path: Path) -> tuple[dict[str, Any], Path]:
     Raises:
         UsageError: there is none, or it is damaged.
     """
+    path = check_exists(path)
+    return load(path), path
+
+
+def check_exists(path: Path) -> Path:
+    """Return the checkpoint that ``--pretrained`` names, itself or the newest of a run folder.
+
+    Raises:
+        UsageError: there is none.
+    """
     if path.is_dir():
-        folder, found = path, newest(path / "checkpoints")
+        found = newest(path / "checkpoints")
         if found is None:
-            raise UsageError(f"--pretrained {folder} holds no checkpoint; name a run or a file")
-        path = found
+            raise UsageError(f"--pretrained {path} holds no checkpoint; name a run or a file")
+        return found
     if not path.exists():
         raise UsageError(f"--pretrained {path} does not exist; name a checkpoint or a run folder")
-    return load(path), path
+    return path
+
+
+def task_sizes(field: list[list[int]]) -> tuple[int, int]:
+    """Widths of an observation and of a policy's output, from a field's tensor shapes."""
+    kernels = [shape for shape in field if len(shape) == 2]
+    outputs = kernels[-1][1]
+    return kernels[0][0] - outputs - 1, outputs
 
 
 def check_start(
@@ -185,6 +202,13 @@ def check_start(
                 f"{path} was made with --{name.replace('_', '-')} {value}, but the flags ask for "
                 f"{sequences[name]}; use the checkpoint's"
             )
+    found, wanted = (task_sizes(s["actor_slow"]) for s in (state["shapes"], plain_shapes(shapes)))
+    if found != wanted:
+        raise UsageError(
+            f"{path} was made for observations of {found[0]} numbers and policy outputs of "
+            f"{found[1]}, but this task and its chunks have {wanted[0]} and {wanted[1]}; name the "
+            "checkpoint's --env-name, --horizon-length and --action-chunking"
+        )
     saved = state["agent"]["online"].shape[0]
     if saved not in (1, runs):
         raise UsageError(f"{path} holds {saved} runs, but --seeds names {runs}; use as many")

@@ -44,8 +44,8 @@ class TrainConfig:
     backend: Backend = "auto"
     """Implementation of the ops; auto takes the fastest one that works."""
     precision: Literal["auto", "ieee", "tf32", "bf16"] = "auto"
-    """Operands of matrix products in the Triton kernels; auto is tf32 there, as in the authors'
-    JAX code on a GPU, and ieee (float32) elsewhere."""
+    """Operands of matrix products in the compiled passes: ieee (float32), bf16, and with Triton
+    tf32; auto is tf32 there, as in the authors' JAX code on a GPU, and ieee elsewhere."""
     graph: bool = True
     """On a GPU, replay the update as a captured graph; the numbers are the same without."""
     threads: int = 0
@@ -142,6 +142,11 @@ class TrainConfig:
             raise UsageError(
                 f"--online-steps is {self.online_steps}, but --algo bc has no critic to fine-tune "
                 "with; use --algo trqam or qam"
+            )
+        if 0 < self.online_steps <= self.start_training:
+            raise UsageError(
+                f"--online-steps is {self.online_steps}, but updates begin after --start-training "
+                f"{self.start_training}, so none would happen; use fewer steps to start or more"
             )
         if self.balanced_sampling and self.start_training < self.agent.horizon_length:
             raise UsageError(

@@ -19,6 +19,7 @@ from trqam_fast.errors import RunError, Stopped
 from trqam_fast.evaluation import Evaluator
 from trqam_fast.report import write_overview
 from trqam_fast.training import checkpoint
+from trqam_fast.training.backend import running_backend
 from trqam_fast.training.config import STAGES, TrainConfig
 from trqam_fast.training.history import History
 from trqam_fast.training.journal import Journal
@@ -38,7 +39,7 @@ class Trainer:
     """One run of S seeds in one folder."""
 
     def __init__(self, config: TrainConfig, folder: RunFolder, stop: StopRequest) -> None:
-        self.config, self.folder, self.stop = config, folder, stop
+        self.asked, self.config, self.folder, self.stop = config, config, folder, stop
         self.bars = sys.stderr.isatty()
         self.journal = Journal(config, folder)
         self.say = self.journal.say
@@ -372,7 +373,7 @@ class Trainer:
                     path.rename(path.with_suffix(".damaged"))
         for path in folder.glob("*.partial"):
             path.unlink()
-        self.folder.write_json("config.json", self.config.to_dict())
+        self.folder.write_json("config.json", self.asked.to_dict())
         self.folder.truncate(step, self.evaluated)
         self.say(f"resuming from {name or 'the start'}")
         return state
@@ -380,8 +381,8 @@ class Trainer:
     def finish(self) -> int:
         """Write the summary and the curves, print the table, return the exit status."""
         summary = summarise(
-            self.config, self.success, self.seconds, self.updates, self.online_seconds,
-            self.failures,
+            self.config, running_backend(self.config), self.success, self.seconds, self.updates,
+            self.online_seconds, self.failures,
         )  # fmt: skip
         self.folder.write_json("summary.json", summary)
         write_overview(self.folder.path, self.folder.path / "curves.png")

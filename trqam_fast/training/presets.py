@@ -142,4 +142,6 @@ def parse_config(argv: list[str], base: TrainConfig | None = None) -> TrainConfi
         base = preset_config(name, env_name)
         if flag_value(argv, "--pretrained") is not None:
             base = dataclasses.replace(base, bc_steps=0)
+        if flag_value(argv, "--algo") == "bc":
+            base = dataclasses.replace(base, online_steps=0)
     return tyro.cli(TrainConfig, args=argv, default=base, prog="python -m trqam_fast.train")

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from trqam_fast import __version__
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.kernels.dispatch import load_extension
 
@@ -185,15 +184,16 @@ class RunFolder:
             return config
         except (OSError, ValueError) as error:
             raise UsageError(
-                f"--run-dir {self.path} holds no run to resume ({error}); start one without "
-                "--resume"
+                f"--run-dir {self.path} holds no run to resume: config.json is "
+                f"{'missing' if isinstance(error, FileNotFoundError) else 'damaged'}; start one "
+                "without --resume"
             ) from None
 
 
 def versions() -> dict[str, str]:
     """Versions of everything that a run's numbers depend on."""
-    found = {"trqam_fast": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
+    found = {"python": platform.python_version()}
+    for package in ("trqam_fast", *PACKAGES):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

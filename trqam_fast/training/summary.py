@@ -12,6 +12,7 @@ from trqam_fast.training.config import TrainConfig
 
 def summarise(
     config: TrainConfig,
+    backend: str,
     success: dict[str, list[float]],
     seconds: dict[str, float],
     updates: dict[str, int],
@@ -22,6 +23,7 @@ def summarise(
 
     Args:
         config: The run's configuration.
+        backend: What computed the networks' passes.
         success: Success of every seed (NaN where it diverged) at the end of each stage.
         seconds: Seconds of each stage, of loading the data and of evaluations.
         updates: Updates of each stage.
@@ -32,7 +34,7 @@ def summarise(
     result = {
         "env_name": config.env_name,
         "algo": config.algo,
-        "backend": config.backend,
+        "backend": backend,
         "precision": config.precision,
         "seeds": list(config.seeds),
     }
@@ -84,6 +86,8 @@ def format_table(config: TrainConfig, summary: dict[str, Any]) -> str:
     lines.append(row("mean", [percent(summary[f"{name}_success"]) for name in columns]))
     lines += ["", f"{'stage':>10}  {'seconds':>8}  {'updates/s':>9}"]
     for stage, seconds in summary["seconds"].items():
+        if seconds == 0:
+            continue
         rate = summary["updates_per_second"].get(stage)
         shown = "" if rate is None else f"{rate:.1f}"
         lines.append(f"{stage:>10}  {seconds:>8.1f}  {shown:>9}")
