@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from pathlib import Path
 
 import torch
 
@@ -12,9 +13,15 @@ from trqam_fast.errors import RunError, UsageError
 from trqam_fast.memory import keep_freed_memory
 from trqam_fast.training import checkpoint
 from trqam_fast.training.backend import check_asked, settle_backend
-from trqam_fast.training.config import TrainConfig
+from trqam_fast.training.config import DEFAULT_ENV, TrainConfig
 from trqam_fast.training.loop import Trainer
-from trqam_fast.training.presets import describe_settings, parse_config
+from trqam_fast.training.presets import (
+    DEFAULT,
+    describe_settings,
+    flag_value,
+    parse_config,
+    spell_out_resume,
+)
 from trqam_fast.training.run_folder import RunFolder
 from trqam_fast.training.stopping import StopRequest
 from trqam_fast.training.trackers import check_packages
@@ -35,18 +42,22 @@ def resolve(argv: list[str]) -> TrainConfig:
         UsageError: impossible values, no run to resume, or a continuation that would be another
             run.
     """
-    config = parse_config(argv)
-    path = config.run_dir
-    if config.resume != "no":
-        path = path or RunFolder.newest(config.env_name, config.algo)
-    if path is None and config.resume == "yes":
-        raise UsageError(
-            f"--resume found no run of {config.algo} on {config.env_name}; name one with --run-dir"
-        )
-    path = path or RunFolder.default_path(config.env_name, config.algo)
+    argv = spell_out_resume(argv)
+    # Other flags are read on top of the run's own, so they are not looked at before it is found.
+    resume, named = flag_value(argv, "--resume"), flag_value(argv, "--run-dir")
+    if resume in ("yes", "auto") and "--overwrite" in argv:
+        raise UsageError("--resume and --overwrite exclude each other; pass one of them")
+    env_name = flag_value(argv, "--env-name") or DEFAULT_ENV
+    algo = flag_value(argv, "--algo") or DEFAULT.algo
+    path = None if named is None else Path(named)
+    if path is None and resume in ("yes", "auto"):
+        path = RunFolder.newest(env_name, algo)
+    if path is None and resume == "yes":
+        raise UsageError(f"--resume found no run of {algo} on {env_name}; name one with --run-dir")
+    path = path or RunFolder.default_path(env_name, algo)
     folder = RunFolder(path)
-    if config.resume == "no" or (config.resume == "auto" and not folder.exists):
-        return dataclasses.replace(config, run_dir=path, resume="no")
+    if resume != "yes" and not (resume == "auto" and folder.exists):
+        return dataclasses.replace(parse_config(argv), run_dir=path, resume="no")
     try:
         base = TrainConfig.from_dict(folder.read_config())
     except (KeyError, TypeError) as error:

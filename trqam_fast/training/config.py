@@ -153,8 +153,6 @@ class TrainConfig:
                 f"--start-training is {self.start_training}, but half of a balanced batch needs "
                 f"--horizon-length {self.agent.horizon_length} online steps; use more"
             )
-        if self.resume != "no" and self.overwrite:
-            raise UsageError("--resume and --overwrite exclude each other; pass one of them")
         check_device(self.device)
 
     def _require(self, name: str, condition: bool, remedy: str) -> None:
