@@ -9,19 +9,24 @@ from trqam_fast.agents import BCAgent, TRQAMAgent
 from trqam_fast.training import checkpoint
 
 
-def test_non_finite_loss_stops_that_run_alone(flags, tmp_path, capsys, monkeypatch):
-    """The other seed ends as if alone; the diverged one keeps its last good weights."""
-    folder, update = tmp_path / "run", TRQAMAgent.update
-    count = 0
+def poison(monkeypatch, kind, field, value):
+    """Let one entry of the first seed's 13th batch be `value`."""
+    update, count = kind.update, 0
 
     def poisoned(self, batch, noise):
         nonlocal count
         count += 1
         if count == 13:
-            batch.rewards[0] = float("inf")
+            getattr(batch, field)[0] = value
         return update(self, batch, noise)
 
-    monkeypatch.setattr(TRQAMAgent, "update", poisoned)
+    monkeypatch.setattr(kind, "update", poisoned)
+
+
+def test_non_finite_loss_stops_that_run_alone(flags, tmp_path, capsys, monkeypatch):
+    """The other seed ends as if alone; the diverged one keeps its last good weights."""
+    folder = tmp_path / "run"
+    poison(monkeypatch, TRQAMAgent, "rewards", float("inf"))
     assert run(flags, folder, "--seeds", "3", "5", "--keep", "9") == 1
     captured = capsys.readouterr()
     assert "seed 3: critic_loss is not finite at step 33" in captured.err
@@ -40,16 +45,7 @@ def test_non_finite_loss_stops_that_run_alone(flags, tmp_path, capsys, monkeypat
 
 
 def test_divergence_in_pretraining_leaves_finite_weights(flags, tmp_path, monkeypatch):
-    update, count = BCAgent.update, 0
-
-    def poisoned(self, batch, noise):
-        nonlocal count
-        count += 1
-        if count == 13:
-            batch.actions[0] = float("nan")
-        return update(self, batch, noise)
-
-    monkeypatch.setattr(BCAgent, "update", poisoned)
+    poison(monkeypatch, BCAgent, "actions", float("nan"))
     assert run(flags, tmp_path / "run", "--seeds", "3", "5") == 1
     for path in (tmp_path / "run/checkpoints").glob("*.pt"):
         assert checkpoint.load(path)["agent"]["online"].isfinite().all(), path.name
@@ -59,16 +55,8 @@ def test_divergence_in_pretraining_leaves_finite_weights(flags, tmp_path, monkey
 
 
 def test_a_diverged_seed_keeps_its_weights_online(flags, tmp_path, monkeypatch):
-    folder, update, count = tmp_path / "run", TRQAMAgent.update, 0
-
-    def poisoned(self, batch, noise):
-        nonlocal count
-        count += 1
-        if count == 13:
-            batch.rewards[0] = float("inf")
-        return update(self, batch, noise)
-
-    monkeypatch.setattr(TRQAMAgent, "update", poisoned)
+    folder = tmp_path / "run"
+    poison(monkeypatch, TRQAMAgent, "rewards", float("inf"))
     online = ("--online-steps", "10", "--start-training", "3", "--keep", "1")
     assert run(flags, folder, "--seeds", "3", "5", *online) == 1
     last = checkpoint.load(folder / "checkpoints/step_000000050.pt")

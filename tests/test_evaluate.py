@@ -245,7 +245,8 @@ def test_rendering_does_not_change_an_episode(tmp_path, monkeypatch, name, sizes
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("imageio_ffmpeg") is None, reason="imageio-ffmpeg is not installed"
+    importlib.util.find_spec("imageio_ffmpeg") is None,
+    reason="needs imageio-ffmpeg, the extra [video]",
 )
 def test_videos_can_be_read(tmp_path):
     import imageio_ffmpeg

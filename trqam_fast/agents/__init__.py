@@ -20,8 +20,14 @@ __all__ = [
     "QAMEAgent",
     "TRQAMAgent",
     "Terms",
+    "fine_tuning_class",
     "make_agent",
 ]
+
+
+def fine_tuning_class(algo: Algorithm, config: AgentConfig) -> type[TRQAMAgent]:
+    """Return the class that fine-tunes by an algorithm; QAM-E without edits is QAM."""
+    return QAMEAgent if algo == "qam-e" and config.edit_scale > 0 else TRQAMAgent
 
 
 def make_agent(
@@ -32,7 +38,7 @@ def make_agent(
     seeds: list[int],
     **options: Any,
 ) -> Agent:
-    """Build the agent of an algorithm; QAM-E without edits is QAM.
+    """Build the agent of an algorithm.
 
     Args:
         algo: trqam, qam, qam-e or bc.
@@ -44,7 +50,7 @@ def make_agent(
     """
     if algo == "bc":
         return BCAgent(config, obs_dim, act_dim, seeds, **options)
-    if algo == "qam-e" and config.edit_scale > 0:
+    if fine_tuning_class(algo, config) is QAMEAgent:
         return QAMEAgent(config, obs_dim, act_dim, seeds, **options)
     algo = "trqam" if algo == "trqam" else "qam"
     return TRQAMAgent(config, obs_dim, act_dim, seeds, algo=algo, **options)

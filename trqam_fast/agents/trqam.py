@@ -97,11 +97,10 @@ class TRQAMAgent(Agent):
             **self.options,
         )
         with torch.no_grad():
-            frozen = {name: network.detach() for name, network in networks.items()}
             edit = None if noise.next_edit is None else noise.next_edit.flatten(1, 2)
-            actions = self.refine(frozen, next_rows, rollout.ode_x, edit)
+            actions = self.refine(networks, next_rows, rollout.ode_x, edit)
             next_actions = self.choose_candidate(
-                frozen["critic"], batch.next_observations, actions.view_as(candidates)
+                networks["critic"], batch.next_observations, actions.view_as(candidates)
             )
             target_q = self.target_values(batch, next_actions)
         q = self.critic_values(networks["critic"], batch.observations, self.policy_actions(batch))

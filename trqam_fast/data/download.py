@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import http.client
 import json
 import os
@@ -12,7 +11,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from ogbench.utils import DATASET_URL
 from tqdm import tqdm
 
 from trqam_fast.data.archive import bad_member, is_damaged, read_headers
+from trqam_fast.data.locking import locked
 from trqam_fast.data.names import LARGE_SETS, parse_dataset
 from trqam_fast.errors import RunError, UsageError
 
@@ -145,7 +145,7 @@ def fetch(urls: list[str], path: Path, policy: Policy, progress: bool = True) ->
         versions = [kept] if kept is not None and kept.url in urls else []
         try:
             fetch_first([*versions, *map(Version, urls)], temporary, path, policy, progress)
-        except Exception:
+        except (RunError, OSError):
             Version.note(temporary).unlink(missing_ok=True)
             temporary.unlink(missing_ok=True)
             raise
@@ -171,14 +171,6 @@ def fetch_first(
     raise RunError(
         f"cannot fetch {path.name} ({'; '.join(reasons)}); try --mirror with another host"
     )
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file; it ends with the process, however that ends."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def check_archive(path: Path) -> None:

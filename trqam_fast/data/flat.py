@@ -33,7 +33,7 @@ from ogbench.relabel_utils import relabel_dataset
 from tqdm import tqdm
 
 from trqam_fast.data.archive import Layout, layout_of, read_raw, read_terminals
-from trqam_fast.data.download import locked
+from trqam_fast.data.locking import locked
 from trqam_fast.data.names import DatasetName
 from trqam_fast.errors import RunError, UsageError
 

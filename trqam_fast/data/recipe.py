@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from trqam_fast.data.generate_episode import EPISODE_STEPS, Expert
 from trqam_fast.data.generate_workers import make_shards
+from trqam_fast.data.locking import locked
 from trqam_fast.data.pointmaze import MazeExpert
-from trqam_fast.data.shards import assemble, locked, plan_shards
+from trqam_fast.data.shards import assemble, plan_shards
 from trqam_fast.errors import RunError, UsageError
 
 GENERATED_DIR = Path("~/.trqam_fast/generated")
@@ -150,7 +151,7 @@ class Recipe:
             try:
                 folder.expanduser().mkdir(parents=True, exist_ok=True)
                 lock = path.parent.with_name(f".{self.folder_name}.lock")
-                with locked(lock, say if progress else lambda _: None):
+                with locked(lock, say_waiting if progress else lambda: None):
                     if not self.is_made(folder):
                         self.make(folder, progress, workers)
             except OSError as error:
@@ -182,9 +183,9 @@ class Recipe:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def say(text: str) -> None:
+def say_waiting() -> None:
     """Print to where the progress bar is."""
-    print(text, file=sys.stderr)
+    print("waiting for another process that generates the same data", file=sys.stderr)
 
 
 def versions() -> str:

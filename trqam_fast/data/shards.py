@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -99,20 +98,3 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def locked(path: Path, say: Callable[[str], object]) -> Iterator[None]:
-    """Hold the lock of a file; it ends with the process.
-
-    Args:
-        path: The file, which stays.
-        say: Is told when another process has the lock and this one has to wait.
-    """
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("waiting for another process that generates the same data")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -118,7 +118,7 @@ def read_config(folder: RunFolder, overrides: dict[str, Any]) -> TrainConfig:
     try:
         values = json.loads((folder.path / "config.json").read_text())
         if values["precision"] == "tf32":
-            values["precision"] = "auto"  # what auto became on a GPU
+            values["precision"] = "auto"  # a GPU's alone; this may be another device
         return TrainConfig.from_dict(values | overrides)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(

@@ -7,13 +7,13 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from trqam_fast.agents import Agent, Algorithm, QAMEAgent, TRQAMAgent, make_agent
+from trqam_fast.agents import Agent, Algorithm, fine_tuning_class, make_agent
 from trqam_fast.data.sources import load_task
 from trqam_fast.errors import RunError, Stopped
 from trqam_fast.evaluation import Evaluator
@@ -86,8 +86,7 @@ class Trainer:
         """
         config = self.config
         state, path = checkpoint.load_pretrained(config.pretrained)
-        edits = config.algo == "qam-e" and config.agent.edit_scale > 0
-        kind = QAMEAgent if edits else TRQAMAgent
+        kind = fine_tuning_class(config.algo, config.agent)
         shapes = kind.network_shapes(config.agent, self.dataset.obs_dim, self.dataset.act_dim)
         if config.bc_steps > 0:
             shapes = {"actor_slow": shapes["actor_slow"]}
@@ -166,13 +165,9 @@ class Trainer:
             graph = self.config.graph and self.dataset.on_device
             return Updater(agent, self.dataset, generators, history, graph=graph)
         self.driver = make_online_driver(
-            self.config,
-            agent,
-            self.dataset,
-            generators,
-            history,
+            self.config, agent, self.dataset, generators, history,
             lambda *episode: self.journal.episode(*episode, self.failures),
-        )
+        )  # fmt: skip
         return self.driver
 
     def train(self, stage: str, agent: Agent, offset: int, state: dict[str, Any] | None) -> None:
@@ -246,7 +241,9 @@ class Trainer:
             self.evaluate_or_stop(stage, agent, step, save)
             save()
 
-    def evaluate_or_stop(self, stage: str, agent: Agent, step: int, save) -> None:
+    def evaluate_or_stop(
+        self, stage: str, agent: Agent, step: int, save: Callable[[], None]
+    ) -> None:
         """Evaluate; a signal abandons the evaluation, which the continued run repeats."""
         try:
             with self.stop.at_once():
