@@ -1,0 +1,124 @@
+"""Sweeps on a Ray cluster of several nodes, one of which dies."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from trqam_fast.sweep import cluster
+from trqam_fast.sweep.execute import execute, finished
+from trqam_fast.sweep.plan import make_plan, write_plan
+from trqam_fast.sweep.spec import parse_spec
+from trqam_fast.sweep.state import read_state
+from trqam_fast.training import checkpoint
+
+TASK = "pointmaze-medium-navigate-singletask-task1-v0"
+LOGS = ("metrics.csv", "eval.csv")
+
+
+@pytest.fixture(scope="module")
+def spec(generated):
+    return parse_spec(
+        {
+            "tasks": [TASK],
+            "algos": ["bc", "qam", "trqam"],
+            "seeds": [0, 1, 2, 3],
+            "seeds_per_job": 1,
+            "flags": {
+                "preset": "smoke", "generated_dir": str(generated), "generated_transitions": 3000,
+                "generated_noise": 0.5, "bc_steps": 100, "offline_steps": 500, "online_steps": 0,
+                "log_interval": 50, "eval_interval": 0, "save_interval": 25, "eval_episodes": 1,
+                "eval_envs": 1, "batch_size": 16, "actor_hidden_dims": [32, 32],
+                "value_hidden_dims": [32, 32],
+            },
+            "resources": {"cpus": 1, "memory_gb": 0.25},
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(spec, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed")
+    jobs = make_plan(spec, out)
+    for job in jobs:
+        assert execute(out, job).state == "done"
+    return out
+
+
+@pytest.fixture
+def nodes(monkeypatch):
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    memory = {"object_store_memory": cluster.OBJECT_STORE_BYTES, "memory": 2**30}
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **memory})
+    for _ in range(3):
+        made.add_node(num_cpus=1, **memory)
+    made.wait_for_nodes()
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+def parent(pid: int) -> int:
+    """The process that started another one."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def busy_job(jobs, out, others):
+    """Wait for a fine-tuning job with a checkpoint, beside `others`; return it with its process."""
+    while True:
+        time.sleep(0.02)
+        for job in jobs:
+            state = read_state(out, job)
+            if job.algo == "bc" or job in others or state is None or state.state != "running":
+                continue
+            if checkpoint.newest(job.run_dir(out) / "checkpoints") and not finished(out, job):
+                return job, state.pid
+
+
+def kill_a_worker_and_a_node(nodes, jobs, out, killed):
+    """Kill the process of one job and the whole node, workers and all, of another."""
+    job, pid = busy_job(jobs, out, killed)
+    os.kill(pid, signal.SIGKILL)
+    killed.append(job)
+    raylets = {node.all_processes["raylet"][0].process.pid: node for node in nodes.worker_nodes}
+    job, pid = busy_job(jobs, out, killed)
+    nodes.remove_node(raylets[parent(pid)], allow_graceful=False)
+    killed.append(job)
+
+
+@pytest.mark.slow
+def test_a_worker_and_a_node_die_and_every_run_ends_as_without(spec, undisturbed, nodes, tmp_path):
+    jobs = make_plan(spec, tmp_path)
+    assert len(jobs) == 12
+    write_plan(jobs, tmp_path)
+    killed, lines = [], []
+    killer = threading.Thread(
+        target=kill_a_worker_and_a_node, args=(nodes, jobs, tmp_path, killed), daemon=True
+    )
+    with cluster.connected(nodes.address, None, None) as ray:
+        killer.start()
+        states = cluster.run_jobs(ray, jobs, tmp_path, spec.resources, 3, lines.append)
+    assert len(killed) == 2, "no worker and no node was killed while a run was under way"
+    assert {job.name for job in jobs} == set(states)
+    assert all(state.state == "done" for state in states.values()), lines
+    for job in killed:
+        assert read_state(tmp_path, job).attempt > 1
+        assert "resuming from step_" in job.log(tmp_path).read_text()
+    for job in jobs:
+        ours, theirs = job.run_dir(tmp_path), job.run_dir(undisturbed)
+        for log in LOGS:
+            assert (ours / log).read_bytes() == (theirs / log).read_bytes(), job.name
+        end = sorted((theirs / "checkpoints").glob("*.pt"))[-1].name
+        states_at_end = [
+            torch.load(path / "checkpoints" / end, weights_only=True)["agent"]
+            for path in (ours, theirs)
+        ]
+        for name, tensor in states_at_end[0].items():
+            assert torch.equal(tensor, states_at_end[1][name]), (job.name, name)

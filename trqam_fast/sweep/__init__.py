@@ -1,0 +1,1 @@
+"""Sweeps: tasks x algorithms x seeds x settings, from one file."""

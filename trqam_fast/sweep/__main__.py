@@ -1,0 +1,151 @@
+"""Run many trainings: python -m trqam_fast.sweep SPEC --out DIR (see --help)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from trqam_fast.cli import run_command
+from trqam_fast.errors import FAILURE, REQUEUE, RunError, UsageError
+from trqam_fast.sweep import cluster
+from trqam_fast.sweep.estimate import job_seconds, makespan
+from trqam_fast.sweep.execute import execute, finished
+from trqam_fast.sweep.plan import Job, make_plan, read_plan, write_plan
+from trqam_fast.sweep.slurm import slurm_script
+from trqam_fast.sweep.spec import Resources, Spec, read_spec
+
+
+@dataclass(frozen=True)
+class SweepArgs:
+    """Run tasks x algorithms x seeds x settings, each task's pretraining first and shared.
+
+    Runs that are finished are skipped, runs that were begun continue, so the same command goes on
+    after an interruption.
+    """
+
+    spec: Annotated[Path | None, tyro.conf.Positional] = None
+    """File that describes the sweep, e.g. sweeps/smoke.toml."""
+    out: Path | None = None
+    """Folder of the sweep; machines of a cluster must share it."""
+    address: str | None = None
+    """Ray cluster to run on, e.g. auto or HOST:6379; without it Ray runs on this machine."""
+    num_cpus: int | None = None
+    """Cores of this machine to use; all by default."""
+    num_gpus: int | None = None
+    """GPUs of this machine to use; all by default."""
+    dry_run: bool = False
+    """Print the jobs with an estimate of their time, and run nothing."""
+    slurm_script: bool = False
+    """Write sweep.slurm to --out instead of running; start it there with bash."""
+    job: str | None = None
+    """Run this one job of --out in this process and exit with its status; for schedulers."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run what the flags ask for; return the exit status, 1 if a job failed."""
+    args = tyro.cli(SweepArgs, args=argv, prog="python -m trqam_fast.sweep")
+    if args.out is None:
+        raise UsageError("--out is missing; name the folder of the sweep")
+    if args.job is not None:
+        return run_one(args.out, args.job)
+    if args.spec is None:
+        raise UsageError("no sweep is named; give its file, e.g. sweeps/smoke.toml")
+    spec = read_spec(args.spec)
+    jobs = make_plan(spec, args.out)
+    if args.dry_run:
+        describe(jobs, spec, args)
+        return 0
+    if not args.slurm_script:
+        cluster.load_ray()
+    write_plan(jobs, args.out)
+    shutil.copyfile(args.spec, args.out / "sweep.toml")
+    if args.slurm_script:
+        script = args.out / "sweep.slurm"
+        script.write_text(slurm_script(jobs, args.out, spec.resources))
+        print(f"submit with: bash {script}")
+        return 0
+    return run_all(jobs, spec, args)
+
+
+def run_one(out: Path, name: str) -> int:
+    """Run a job here; return its exit status, as the trainer's."""
+    jobs = {job.name: job for job in read_plan(out)}
+    if name not in jobs:
+        raise UsageError(f"--job {name!r} is none of {out}; its plan.json names them")
+    state = execute(out.resolve(), jobs[name])
+    print(f"{state.state}  {name}" + (f": {state.reason}" if state.reason else ""))
+    return {"done": 0, "stopped": REQUEUE}.get(state.state, FAILURE)
+
+
+def run_all(jobs: list[Job], spec: Spec, args: SweepArgs) -> int:
+    """Run a sweep on Ray; return the exit status."""
+    out, resources = args.out, spec.resources
+    done = sum(finished(out, job) for job in jobs)
+    print(f"{len(jobs)} jobs, {done} of them finished; watch them with")
+    print(f"    python -m trqam_fast.status {out} --watch", flush=True)
+    if done == len(jobs):
+        return 0
+    with cluster.connected(args.address, args.num_cpus, args.num_gpus) as ray:
+        missing = cluster.missing_resources(ray, resources)
+        if missing and args.address is None:
+            raise UsageError(f"{missing}; change [resources] or --num-cpus and --num-gpus")
+        if missing:
+            print(f"warning: {missing}; the jobs wait for such a node", flush=True)
+        try:
+            states = cluster.run_jobs(
+                ray, jobs, out, resources, spec.retries, lambda line: print(line, flush=True)
+            )
+        except KeyboardInterrupt:
+            raise RunError("interrupted; the same command continues every run") from None
+    failed = [name for name, state in states.items() if state.state != "done"]
+    print(f"report: python -m trqam_fast.report {out}")
+    if failed:
+        print(f"{len(failed)} of {len(jobs)} jobs failed; the same command tries them again")
+    return FAILURE if failed else 0
+
+
+def slots(resources: Resources, args: SweepArgs) -> int:
+    """Return how many jobs this machine runs at a time."""
+    cpus = args.num_cpus or os.cpu_count() or 1
+    return max(1, int(cpus / resources.cpus))
+
+
+def in_time(seconds: float) -> str:
+    """Return a duration in words."""
+    minutes = seconds / 60
+    if minutes < 120:
+        return f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
+    return f"{minutes / 60:.1f} h"
+
+
+def describe(jobs: list[Job], spec: Spec, args: SweepArgs) -> None:
+    """Print the plan, and what it takes."""
+    on_cpu = spec.resources.gpus == 0
+    seconds: dict[str, float] = {}
+    for job in jobs:
+        state = "finished" if finished(args.out, job) else f"after {job.after}" if job.after else ""
+        if on_cpu:
+            seconds[job.name] = 0.0 if state == "finished" else job_seconds(job)
+        cost = in_time(seconds[job.name]) if on_cpu else "?"
+        print(f"{cost:>8}  {job.name}  {state}", flush=True)
+    runs = sum(len(job.seeds) for job in jobs if job.method)
+    print(f"{len(jobs)} jobs, {runs} runs that are results")
+    if not on_cpu:
+        print("no estimate of the time: it would have to be measured on the GPUs")
+        return
+    count = slots(spec.resources, args)
+    print(
+        f"at most about {in_time(makespan(jobs, seconds, count))} with {count} jobs at a time, "
+        f"{in_time(sum(seconds.values()))} one after another: measured on this machine with "
+        "updates of random data and episodes of full length; making data is not counted"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,163 @@
+"""Runs a sweep on Ray: this machine's cores and GPUs, or a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from trqam_fast.errors import UsageError
+from trqam_fast.sweep.execute import execute, finished
+from trqam_fast.sweep.plan import Job
+from trqam_fast.sweep.spec import Resources
+from trqam_fast.sweep.state import JobState, StateFile
+
+# Ray's least; jobs hand over files, and through Ray only their states.
+OBJECT_STORE_BYTES = 80 * 2**20
+
+
+class Interrupted(Exception):
+    """A job was stopped by a signal to its process, and wants to be continued elsewhere."""
+
+
+def load_ray() -> Any:
+    """Return Ray.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    # Ray reports on its use over the network unless it is told not to.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise UsageError(
+            "Ray is not installed, and sweeps run on it; pip install 'trqam_fast[sweep]', or write "
+            "--slurm-script"
+        ) from None
+    return ray
+
+
+@contextlib.contextmanager
+def connected(address: str | None, cpus: int | None, gpus: int | None) -> Iterator[Any]:
+    """Connect to a cluster, or start Ray on this machine, and leave it at the end.
+
+    Args:
+        address: Of a running cluster, ``auto`` or ``host:port``; None starts Ray here.
+        cpus: Cores that this machine gives; None is all it has.
+        gpus: GPUs that it gives; likewise.
+
+    Raises:
+        UsageError: no cluster answers there.
+    """
+    ray = load_ray()
+    options: dict[str, Any] = {"address": address}
+    if address is None:
+        options = {
+            "address": "local", "num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+        }  # fmt: skip
+    try:
+        ray.init(**options, log_to_driver=False, configure_logging=False)
+    except ConnectionError as error:
+        raise UsageError(
+            f"--address is {address}, where no Ray cluster answers ({error}); start one with "
+            "ray start --head"
+        ) from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def missing_resources(ray: Any, resources: Resources) -> str:
+    """Return what no single node has of a job's resources, in words; empty if one has all."""
+    wanted = {
+        "CPU": resources.cpus, "GPU": resources.gpus, "memory": resources.memory_gb * 2**30,
+    }  # fmt: skip
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(all(node.get(name, 0) >= least for name, least in wanted.items()) for node in nodes):
+        return ""
+    most = {name: max((node.get(name, 0) for node in nodes), default=0) for name in wanted}
+    return (
+        f"a job takes {resources.cpus:g} cores, {resources.gpus:g} GPUs and "
+        f"{resources.memory_gb:g} GiB, but no node has them all (at most {most['CPU']:g}, "
+        f"{most['GPU']:g} and {most['memory'] / 2**30:.1f} GiB)"
+    )
+
+
+def run_jobs(
+    ray: Any,
+    jobs: list[Job],
+    out: Path,
+    resources: Resources,
+    retries: int,
+    say: Callable[[str], object] = print,
+) -> dict[str, JobState]:
+    """Run the jobs that are not finished, each after the one it starts from.
+
+    A job whose process or node dies is started again, on any node, and continues from its newest
+    checkpoint.
+
+    Args:
+        ray: Ray, connected.
+        jobs: Of the sweep, each after the one it needs.
+        out: Folder of the sweep, on a file system that all nodes share.
+        resources: What each job gets.
+        retries: How often a job that died is started again.
+        say: Takes a line for each job that ends.
+
+    Returns:
+        The state of every job that was not finished before, by name.
+    """
+    out = out.resolve()
+
+    # max_calls=1: threads, kept memory and CUDA contexts end with their job.
+    @ray.remote(
+        num_cpus=resources.cpus,
+        num_gpus=resources.gpus,
+        memory=int(resources.memory_gb * 2**30),
+        max_calls=1,
+        max_retries=retries,
+        retry_exceptions=[Interrupted],
+    )
+    def run_job(job: Job, before: JobState | None) -> JobState:
+        if before is not None and before.state != "done":
+            reason = f"its pretraining failed: {before.reason}"
+            return StateFile(out, job, attempt=False).end("failed", reason)
+        state = execute(out, job)
+        if state.state == "stopped":
+            raise Interrupted(state.reason)
+        return state
+
+    references: dict[str, Any] = {}
+    for job in jobs:
+        if not finished(out, job):
+            references[job.name] = run_job.options(name=job.name).remote(
+                job, references.get(job.after)
+            )
+    named = {references[job.name]: job for job in jobs if job.name in references}
+    waiting, states = list(named), {}
+    while waiting:
+        ready, waiting = ray.wait(waiting)
+        for reference in ready:
+            job = named[reference]
+            states[job.name] = state = outcome(ray, reference, out, job)
+            seconds = (state.ended or state.started) - state.started
+            say(
+                f"{state.state:>7}  {job.name}  {seconds:.0f} s on {state.host}, "
+                f"{len(waiting)} left" + (f": {state.reason}" if state.reason else "")
+            )
+    return states
+
+
+def outcome(ray: Any, reference: Any, out: Path, job: Job) -> JobState:
+    """Return a job's state, also of one whose processes died too often."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayError as error:
+        lines = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+        return StateFile(out, job, attempt=False).end("failed", reason)

@@ -1,0 +1,147 @@
+"""How long a sweep takes, from short measurements on this machine."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import torch
+
+from trqam_fast.agents import Agent, make_agent
+from trqam_fast.agents.config import AgentConfig
+from trqam_fast.data.dataset import Dataset
+from trqam_fast.data.names import parse_task
+from trqam_fast.evaluation.episodes import Request, begin, make_env
+from trqam_fast.evaluation.policy import ROWS, choose_chunks
+from trqam_fast.sweep.plan import Job, config_of_job
+from trqam_fast.training.backend import settle_backend
+from trqam_fast.training.config import TrainConfig
+from trqam_fast.training.history import History
+from trqam_fast.training.streams import make_generators
+from trqam_fast.training.updater import Updater
+
+START_SECONDS = 10.0
+"""Of a process: imports, Ray's worker, reading the data."""
+
+PROBE_SECONDS = 1.0
+PROBE_ROWS = 1000
+
+
+def seconds_per_call(call: Callable[[], object]) -> float:
+    """Return the median time of a call, of those that fit into `PROBE_SECONDS`, at least two."""
+    call()
+    times: list[float] = []
+    while len(times) < 2 or sum(times) < PROBE_SECONDS:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def random_data(obs_dim: int, act_dim: int) -> Dataset:
+    """Return transitions of random numbers, in one trajectory."""
+    draw = np.random.default_rng(0).standard_normal
+    observations = draw((PROBE_ROWS + 1, obs_dim))
+    terminals = np.zeros(PROBE_ROWS)
+    terminals[-1] = 1
+    return Dataset.from_arrays(
+        {
+            "observations": observations[:-1],
+            "next_observations": observations[1:],
+            "actions": draw((PROBE_ROWS, act_dim)).clip(-1, 1),
+            "rewards": -np.ones(PROBE_ROWS),
+            "masks": np.ones(PROBE_ROWS),
+            "terminals": terminals,
+        }
+    )
+
+
+@cache
+def probe_environment(env_id: str) -> tuple[int, int, int, float]:
+    """Return widths of observation and action, steps of the longest episode, seconds a step."""
+    env = make_env(env_id)
+    try:
+        observation = begin(env, np.random.default_rng(0))
+        action = np.zeros(env.action_space.shape, dtype=np.float32)
+
+        def step() -> None:
+            _, _, terminated, truncated, _ = env.step(action)
+            if terminated or truncated:
+                env.reset()
+
+        seconds = seconds_per_call(step)
+        return len(observation), len(action), env.spec.max_episode_steps, seconds
+    finally:
+        env.close()
+
+
+@cache
+def probe_agent(
+    algo: str, config: AgentConfig, obs_dim: int, act_dim: int, runs: int, backend: str
+) -> tuple[float, float]:
+    """Return the seconds of an update of all runs, and of a policy call's row."""
+    seeds = tuple(range(runs))
+    agent: Agent = make_agent(algo, config, obs_dim, act_dim, list(seeds), backend=backend)
+    generators = make_generators(seeds, "offline", "cpu")
+    history = History(10_000)
+    updater = Updater(agent, random_data(obs_dim, act_dim), generators, history, graph=False)
+    noise = np.zeros((config.best_of_n, agent.noise_dim))
+    requests = [Request(np.zeros(obs_dim), noise)] * ROWS
+    update = seconds_per_call(lambda: updater.run(1))
+    return update, seconds_per_call(lambda: choose_chunks(agent, 0, requests)) / ROWS
+
+
+def job_seconds(job: Job) -> float:
+    """Estimate the seconds of a CPU job that runs alone, without making data.
+
+    Evaluations are counted with episodes of full length, which is the most that they can take.
+    """
+    config = config_of_job(job)
+    obs_dim, act_dim, steps, step_seconds = probe_environment(parse_task(job.env_name).env_id)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.threads or threads)
+    try:
+        backend = settle_backend(config, act_dim).backend
+        agent = (config.agent, obs_dim, act_dim, len(job.seeds), backend)
+        update, act = probe_agent(job.algo, *agent)
+    finally:
+        torch.set_num_threads(threads)
+    updates = config.bc_steps if job.algo == "bc" else config.offline_steps
+    online = 0 if job.algo == "bc" else config.online_steps
+    updates += max(0, online - config.start_training) * config.utd_ratio
+    episodes = evaluations(job, config) * config.eval_episodes * len(job.seeds)
+    playing = episodes * steps * (step_seconds + act / config.agent.chunk_length)
+    acting = online * len(job.seeds) * (step_seconds + act * ROWS)
+    return START_SECONDS + updates * update + playing + acting
+
+
+def evaluations(job: Job, config: TrainConfig) -> int:
+    """Return how often a job evaluates: at the start, in intervals, and at the ends of stages."""
+    if job.algo == "bc":
+        return 1
+    count = 1
+    for steps in (config.offline_steps, config.online_steps):
+        if steps > 0:
+            count += -(-steps // config.eval_interval) if config.eval_interval else 1
+    return count
+
+
+def makespan(jobs: list[Job], seconds: dict[str, float], slots: int) -> float:
+    """Return when the last job ends if `slots` run at a time, each after the one it needs."""
+    ends: dict[str, float] = {}
+    free, left = [0.0] * slots, list(jobs)
+    while left:
+        place = heapq.heappop(free)
+        ready = {
+            job.name: max(place, ends.get(job.after, 0.0))
+            for job in left
+            if job.after is None or job.after in ends
+        }
+        name = min(ready, key=ready.__getitem__)
+        ends[name] = ready[name] + seconds[name]
+        heapq.heappush(free, ends[name])
+        left = [job for job in left if job.name != name]
+    return max(ends.values(), default=0.0)

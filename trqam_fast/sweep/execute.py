@@ -1,0 +1,84 @@
+"""Runs one job in this process, from wherever it was left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import traceback
+from pathlib import Path
+
+from trqam_fast import train
+from trqam_fast.data.locking import locked
+from trqam_fast.errors import RunError, Stopped, UsageError
+from trqam_fast.kernels import BackendError
+from trqam_fast.sweep.plan import Job
+from trqam_fast.sweep.state import JobState, StateFile, read_state, state_path
+
+
+def finished(out: Path, job: Job) -> bool:
+    """Whether a job has come to its end, with or without seeds that diverged."""
+    return (job.run_dir(out) / "summary.json").exists()
+
+
+def execute(out: Path, job: Job) -> JobState:
+    """Run a job to its end, a signal or a failure, and return its state.
+
+    A job that was begun continues from its newest checkpoint; a finished one is left alone. Two
+    processes never run the same one: the second waits for the first. What the trainer prints goes
+    to the job's log.
+
+    Args:
+        out: Folder of the sweep, on a file system that all machines share.
+        job: The job.
+
+    Returns:
+        Its state: done, failed or stopped.
+    """
+    path = state_path(out, job)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_suffix(".lock")):
+        if finished(out, job):
+            state = read_state(out, job)
+            if state is not None and state.state == "done":
+                return state
+            return StateFile(out, job, attempt=False).end("done", failed_seeds(out, job))
+        file = StateFile(out, job)
+        file.write()
+        with file.beating():
+            state, reason = train_to_log(out, job)
+        return file.end(state, reason)
+
+
+def train_to_log(out: Path, job: Job) -> tuple[str, str]:
+    """Run the trainer; return the state that the job is in then, and why."""
+    log = job.log(out)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    flags = [*job.flags, "--run-dir", str(job.run_dir(out)), "--resume", "auto"]
+    with (
+        open(log, "a", buffering=1) as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+    ):
+        print(f"python -m trqam_fast.train {' '.join(flags)}")
+        try:
+            train.main(flags)
+        except Stopped as stop:
+            print(stop)
+            return "stopped", str(stop)
+        except (UsageError, RunError, BackendError) as error:
+            print(f"error: {error}")
+            return "failed", str(error)
+        except SystemExit as error:
+            return "failed", f"the trainer refused the flags (status {error.code}); see {log}"
+        except Exception as error:
+            # A job's failure is its result: the sweep goes on with the others.
+            traceback.print_exc(file=sys.stderr)
+            return "failed", f"{type(error).__name__}: {error}; see {log}"
+    return "done", failed_seeds(out, job)
+
+
+def failed_seeds(out: Path, job: Job) -> str:
+    """Return which seeds of a finished job diverged, in words; empty if none did."""
+    summary = json.loads((job.run_dir(out) / "summary.json").read_text())
+    return "; ".join(f"seed {seed}: {why}" for seed, why in summary["failures"].items())

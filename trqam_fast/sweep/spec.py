@@ -1,0 +1,242 @@
+"""The file that describes a sweep."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from trqam_fast.agents import Algorithm
+from trqam_fast.data.names import known_tasks, nearest, parse_task
+from trqam_fast.errors import UsageError
+from trqam_fast.training.config import TrainConfig
+from trqam_fast.training.presets import PAPER
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ALGOS = get_args(Algorithm)
+FLAGS = PAPER.to_dict()
+"""The trainer's flags and their values; those of the sweep itself are taken out."""
+for _name in ("env_name", "algo", "seeds", "run_dir"):
+    del FLAGS[_name]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one job gets.
+
+    Attributes:
+        cpus: Processor cores; also its threads, unless the flags say otherwise.
+        gpus: GPUs; with Ray a fraction shares one among several jobs.
+        memory_gb: Memory of the host, in 2^30 bytes. Seeds are packed as far as their updates fit;
+            with Ray no node is given more than it has.
+        gpu_memory_gb: Memory of one whole GPU, of which a job may use its fraction.
+        time: Limit for Slurm, e.g. "24:00:00".
+        partition: Slurm partition.
+    """
+
+    cpus: float = 1
+    gpus: float = 0
+    memory_gb: float = 4
+    gpu_memory_gb: float = 24
+    time: str | None = None
+    partition: str | None = None
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A sweep.
+
+    Attributes:
+        tasks: OGBench single tasks.
+        algos: Algorithms; bc is the pretraining itself, as a result.
+        seeds: Seeds of every task and algorithm.
+        seeds_per_job: Most seeds in one process; none leaves it to the memory.
+        retries: How often a job whose process or node died is tried again.
+        flags: Flags of all runs, by name with underscores.
+        task: Flags of the runs of one task.
+        algo: Flags of the fine-tuning runs of one algorithm.
+        grid: Lists of values by algorithm and flag; every combination is a method of its own.
+        resources: What one job gets.
+    """
+
+    tasks: tuple[str, ...]
+    algos: tuple[Algorithm, ...]
+    seeds: tuple[int, ...]
+    seeds_per_job: int | None = None
+    retries: int = 3
+    flags: dict[str, Any] = field(default_factory=dict)
+    task: dict[str, dict[str, Any]] = field(default_factory=dict)
+    algo: dict[str, dict[str, Any]] = field(default_factory=dict)
+    grid: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    resources: Resources = field(default_factory=Resources)
+
+    def methods(self, algo: str) -> list[dict[str, Any]]:
+        """Return the flags of every combination in an algorithm's grid; one empty one without."""
+        grid = self.grid.get(algo, {})
+        return [
+            dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
+        ]
+
+
+def read_spec(path: Path) -> Spec:
+    """Read a sweep's file.
+
+    Raises:
+        UsageError: there is none, or something in it is wrong: the sentence names it.
+    """
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read the sweep {path}: {error.strerror}; name a file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML ({error}); mend that line") from None
+    try:
+        return parse_spec(values)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def parse_spec(values: dict[str, Any]) -> Spec:
+    """Check what a sweep's file holds.
+
+    Raises:
+        UsageError: something is wrong.
+    """
+    check_names("the file", values, [f.name for f in dataclasses.fields(Spec)])
+    for name in ("tasks", "algos", "seeds"):
+        listed = values.get(name)
+        if not isinstance(listed, list) or not listed:
+            raise UsageError(f"{name} is {listed!r}; give a list of one or more")
+        if len(set(map(str, listed))) < len(listed):
+            raise UsageError(f"{name} is {listed!r}; name each only once")
+    for algo in [*values["algos"], *values.get("algo", {}), *values.get("grid", {})]:
+        if algo not in ALGOS:
+            raise UsageError(f"{algo!r} is no algorithm; use {', '.join(ALGOS)}")
+    resources = check_resources(table("[resources]", values.get("resources", {})))
+    for name, least in (("seeds_per_job", 1), ("retries", 0)):
+        if name in values and (not is_a(values[name], int) or values[name] < least):
+            raise UsageError(f"{name} is {values[name]!r}; give a whole number from {least} on")
+    for seed in values["seeds"]:
+        if not is_a(seed, int) or seed < 0:
+            raise UsageError(f"seeds has {seed!r}; give whole numbers from 0 on")
+    tasks = tuple(task for name in values["tasks"] for task in expand_task(name))
+    named = {"flags": table("[flags]", values.get("flags", {}))}
+    for kind, known in (("task", tasks), ("algo", tuple(values["algos"]))):
+        for key, flags in table(f"[{kind}]", values.get(kind, {})).items():
+            if key not in known:
+                raise UsageError(
+                    f"[{kind}.{key}] is for none of the sweep's {kind}s; add it to {kind}s or "
+                    "remove the table"
+                )
+            named[f"{kind}.{key}"] = table(f"[{kind}.{key}]", flags)
+    for title, flags in named.items():
+        check_flags(title, flags)
+    for algo, grid in values.get("grid", {}).items():
+        check_grid(algo, table(f"[grid.{algo}]", grid), values["algos"])
+    return Spec(**values | {
+        "tasks": tasks, "algos": tuple(values["algos"]), "seeds": tuple(values["seeds"]),
+        "resources": resources,
+    })  # fmt: skip
+
+
+def table(title: str, value: Any) -> dict[str, Any]:
+    """Return a table of the file.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if not isinstance(value, dict):
+        raise UsageError(f"{title} is {value!r}; write a table of names and values")
+    return value
+
+
+def expand_task(name: Any) -> list[str]:
+    """Return the tasks that a name stands for: ``task*`` is every task of a dataset by number.
+
+    Raises:
+        UsageError: OGBench has none of that name.
+    """
+    if not isinstance(name, str) or "task*" not in name:
+        return [parse_task(str(name)).env_name]
+    head, _, tail = name.partition("task*")
+    known = known_tasks()
+    found = [task for n in range(1, 100) if (task := f"{head}task{n}{tail}") in known]
+    if not found:
+        raise UsageError(f"{name!r} stands for no OGBench single task{nearest(name, known)}")
+    return found
+
+
+def is_a(value: Any, kind: type) -> bool:
+    """Whether a value of the file is of a flag's type; whole numbers serve as float."""
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def check_names(where: str, values: dict[str, Any], known: list[str]) -> None:
+    """Raise `UsageError` if a name is not among the known ones."""
+    for name in values:
+        if name not in known:
+            raise UsageError(
+                f"{where} has {name!r}, which means nothing there{nearest(name, known)}"
+            )
+
+
+def check_resources(values: dict[str, Any]) -> Resources:
+    """Return the resources of a job.
+
+    Raises:
+        UsageError: an unknown name or an impossible value.
+    """
+    check_names("[resources]", values, [f.name for f in dataclasses.fields(Resources)])
+    for name in ("cpus", "gpus", "memory_gb", "gpu_memory_gb"):
+        value = values.get(name, 1)
+        if not is_a(value, float) or value < 0 or (value == 0 and name != "gpus"):
+            raise UsageError(f"[resources] {name} is {value!r}; give a positive number")
+    for name in ("time", "partition"):
+        if not isinstance(values.get(name, ""), str):
+            raise UsageError(f"[resources] {name} is {values[name]!r}; write it in quotes")
+    if values.get("gpus", 0) > 1 and values["gpus"] != int(values["gpus"]):
+        raise UsageError(
+            f"[resources] gpus is {values['gpus']}; give a whole number or a fraction of one GPU"
+        )
+    return Resources(**values)
+
+
+def check_flags(where: str, flags: dict[str, Any]) -> None:
+    """Raise `UsageError` if a flag is unknown or its value of another type.
+
+    Args:
+        where: Title of the table.
+        flags: Values by name.
+    """
+    check_names(f"[{where}]", flags, list(FLAGS))
+    kinds = {f.name: f.type for f in dataclasses.fields(TrainConfig)}
+    for name, value in flags.items():
+        now = FLAGS[name]
+        kind = list if isinstance(now, tuple) else type(now)
+        if now is None:  # optional ones are paths or numbers
+            kind = str if "Path" in str(kinds[name]) else float
+        if not is_a(value, kind):
+            raise UsageError(f"[{where}] {name} is {value!r}; give a value of type {kind.__name__}")
+
+
+def check_grid(algo: str, grid: dict[str, Any], algos: list[str]) -> None:
+    """Raise `UsageError` if the grid of an algorithm is not lists of flags' values."""
+    if algo not in algos or algo == "bc":
+        raise UsageError(
+            f"[grid.{algo}] is for no fine-tuning algorithm of the sweep; add it to algos or "
+            "remove the table"
+        )
+    for name, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise UsageError(f"[grid.{algo}] {name} is {values!r}; give a list of values")
+        for value in values:
+            check_flags(f"grid.{algo}", {name: value})

@@ -1,0 +1,113 @@
+"""What became of a sweep's jobs, in files that any machine can read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from trqam_fast.errors import UsageError
+from trqam_fast.sweep.plan import Job
+
+HEARTBEAT_SECONDS = 10.0
+STALE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class JobState:
+    """A job's state, as the process that runs it last wrote it.
+
+    Attributes:
+        state: running, done, failed, or stopped by a signal, to be continued.
+        reason: One sentence where it failed or stopped, else empty.
+        host: Machine that ran it.
+        pid: Process that ran it.
+        attempt: How often it was started.
+        started, ended: Unix seconds of the last attempt; `ended` is None while it runs.
+        beat: Unix seconds of the last sign of life.
+    """
+
+    state: Literal["running", "done", "failed", "stopped"]
+    reason: str
+    host: str
+    pid: int
+    attempt: int
+    started: float
+    ended: float | None
+    beat: float = 0.0
+
+    @property
+    def stale(self) -> bool:
+        """Whether it should be running, but has given no sign of life for too long."""
+        return self.state == "running" and time.time() - self.beat > STALE_SECONDS
+
+
+def state_path(out: Path, job: Job) -> Path:
+    """Return the file of a job's state."""
+    return out / "jobs" / f"{job.name}.json"
+
+
+def read_state(out: Path, job: Job) -> JobState | None:
+    """Return a job's state, None if it has not been started.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    path = state_path(out, job)
+    try:
+        return JobState(**json.loads(path.read_text()), beat=path.stat().st_mtime)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{path} is damaged ({error}); delete it") from None
+
+
+class StateFile:
+    """Writes the state of one attempt at a job; what is no attempt keeps their number."""
+
+    def __init__(self, out: Path, job: Job, *, attempt: bool = True) -> None:
+        self.path = state_path(out, job)
+        before = read_state(out, job)
+        attempts = (0 if before is None else before.attempt) + attempt
+        self.values: dict[str, Any] = {
+            "state": "running", "reason": "", "host": socket.gethostname(), "pid": os.getpid(),
+            "attempt": attempts, "started": time.time(), "ended": None,
+        }  # fmt: skip
+
+    def end(self, state: str, reason: str = "") -> JobState:
+        """Write that the job has ended, and return that."""
+        self.write(state=state, reason=reason, ended=time.time())
+        return JobState(**self.values, beat=time.time())
+
+    def write(self, **changes: Any) -> None:
+        """Write the state with some values changed."""
+        self.values |= changes
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(self.path.name + ".partial")
+        temporary.write_text(json.dumps(self.values, indent=1) + "\n")
+        os.replace(temporary, self.path)
+
+    @contextlib.contextmanager
+    def beating(self) -> Iterator[None]:
+        """Give a sign of life every `HEARTBEAT_SECONDS` inside."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(HEARTBEAT_SECONDS):
+                with contextlib.suppress(OSError):  # a file system that is away for a while
+                    os.utime(self.path)
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
