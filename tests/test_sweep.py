@@ -283,7 +283,7 @@ def test_the_dry_run_writes_nothing(tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     assert run("sweeps/smoke.toml", "--out", out, "--dry-run", "--num-cpus", 2) == 0
     shown = capsys.readouterr().out
-    assert f"{TASK}/trqam_kl-budget_0.5/seeds_0_1_2  after {TASK}/bc/seeds_0_1_2" in shown
+    assert f"{TASK}/trqam_kl-budget_0.5/seeds_0_1_2  after its pretraining" in shown
     assert "8 jobs, 24 runs that are results" in shown
     assert "with 2 jobs at a time" in shown
     assert not out.exists()

@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from trqam_fast.cli import run_command
-from trqam_fast.errors import FAILURE, REQUEUE, RunError, UsageError
+from trqam_fast.errors import FAILURE, REQUEUE, RunError, Stopped, UsageError
 from trqam_fast.sweep import cluster
 from trqam_fast.sweep.estimate import job_seconds, makespan
 from trqam_fast.sweep.execute import execute, finished
@@ -102,7 +102,11 @@ def run_all(jobs: list[Job], spec: Spec, args: SweepArgs) -> int:
                 ray, jobs, out, resources, spec.retries, lambda line: print(line, flush=True)
             )
         except KeyboardInterrupt:
-            raise RunError("interrupted; the same command continues every run") from None
+            raise RunError(
+                "interrupted; the same command continues every run from its last checkpoint"
+            ) from None
+    if any(state.state == "stopped" for state in states.values()):
+        raise Stopped("the sweep was stopped; the same command continues every run")
     failed = [name for name, state in states.items() if state.state != "done"]
     print(f"report: python -m trqam_fast.report {out}")
     if failed:
@@ -129,11 +133,12 @@ def describe(jobs: list[Job], spec: Spec, args: SweepArgs) -> None:
     on_cpu = spec.resources.gpus == 0
     seconds: dict[str, float] = {}
     for job in jobs:
-        state = "finished" if finished(args.out, job) else f"after {job.after}" if job.after else ""
+        over = finished(args.out, job)
         if on_cpu:
-            seconds[job.name] = 0.0 if state == "finished" else job_seconds(job)
-        cost = in_time(seconds[job.name]) if on_cpu else "?"
-        print(f"{cost:>8}  {job.name}  {state}", flush=True)
+            seconds[job.name] = 0.0 if over else job_seconds(job)
+        cost = in_time(seconds[job.name]) if on_cpu and not over else ""
+        note = "finished" if over else "after its pretraining" if job.after else ""
+        print(f"{cost:>8}  {job.name}  {note}".rstrip(), flush=True)
     runs = sum(len(job.seeds) for job in jobs if job.method)
     print(f"{len(jobs)} jobs, {runs} runs that are results")
     if not on_cpu:

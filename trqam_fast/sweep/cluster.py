@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,10 @@ from trqam_fast.sweep.state import JobState, StateFile
 
 # Ray's least; jobs hand over files, and through Ray only their states.
 OBJECT_STORE_BYTES = 80 * 2**20
+
+
+STOP = "stop"
+"""File in a sweep's folder that asks its jobs to write a checkpoint and end."""
 
 
 class Interrupted(Exception):
@@ -88,6 +94,26 @@ def missing_resources(ray: Any, resources: Resources) -> str:
     )
 
 
+@contextlib.contextmanager
+def watching(out: Path) -> Iterator[None]:
+    """Send this process SIGUSR1 when the file `STOP` appears, which every node sees."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(1.0):
+            if (out / STOP).exists():
+                os.kill(os.getpid(), signal.SIGUSR1)
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 def run_jobs(
     ray: Any,
     jobs: list[Job],
@@ -99,7 +125,8 @@ def run_jobs(
     """Run the jobs that are not finished, each after the one it starts from.
 
     A job whose process or node dies is started again, on any node, and continues from its newest
-    checkpoint.
+    checkpoint. An interrupt (Ctrl-C), or the file `STOP`, lets the running jobs write a checkpoint
+    and end, and starts no others; a second interrupt leaves at once.
 
     Args:
         ray: Ray, connected.
@@ -113,6 +140,7 @@ def run_jobs(
         The state of every job that was not finished before, by name.
     """
     out = out.resolve()
+    (out / STOP).unlink(missing_ok=True)
 
     # max_calls=1: threads, kept memory and CUDA contexts end with their job.
     @ray.remote(
@@ -124,11 +152,14 @@ def run_jobs(
         retry_exceptions=[Interrupted],
     )
     def run_job(job: Job, before: JobState | None) -> JobState:
+        if (out / STOP).exists():
+            return StateFile(out, job, attempt=False).end("stopped", "the sweep was stopped")
         if before is not None and before.state != "done":
             reason = f"its pretraining failed: {before.reason}"
             return StateFile(out, job, attempt=False).end("failed", reason)
-        state = execute(out, job)
-        if state.state == "stopped":
+        with watching(out):
+            state = execute(out, job)
+        if state.state == "stopped" and not (out / STOP).exists():
             raise Interrupted(state.reason)
         return state
 
@@ -141,7 +172,14 @@ def run_jobs(
     named = {references[job.name]: job for job in jobs if job.name in references}
     waiting, states = list(named), {}
     while waiting:
-        ready, waiting = ray.wait(waiting)
+        try:
+            ready, waiting = ray.wait(waiting)
+        except KeyboardInterrupt:
+            if (out / STOP).exists():
+                raise
+            (out / STOP).touch()
+            say("stopping: running jobs write a checkpoint; interrupt again to leave at once")
+            continue
         for reference in ready:
             job = named[reference]
             states[job.name] = state = outcome(ray, reference, out, job)

@@ -84,12 +84,12 @@ def slurm_script(jobs: Sequence[Job], out: Path, resources: Resources) -> str:
     Raises:
         UsageError: a value that a line for Slurm cannot hold.
     """
-    first = [job for job in jobs if job.after is None and job.algo == "bc"]
-    ordered = [*first, *(job for job in jobs if job not in first)]
+    first = [job for job in jobs if job.algo == "bc"]
+    ordered = [*first, *(job for job in jobs if job.algo != "bc")]
     out = out.resolve()
     options = {
         "job-name": out.name,
-        "output": f"{out}/logs/slurm-%A_%a.out".replace("%", "%%").replace("-%%A_%%a", "-%A_%a"),
+        "output": str(out).replace("%", "%%") + "/logs/slurm-%A_%a.out",
         "open-mode": "append",
         "requeue": None,
         "signal": "B:USR1@120",
@@ -133,5 +133,5 @@ def directive(name: str, value: str | int | None) -> str:
                 f"--slurm-script cannot write {value!r} as Slurm's --{name}, because it contains "
                 f"{character!r}; use another name"
             )
-    quoted = f'"{value}"' if " " in str(value) else value
-    return f"#SBATCH --{name}={quoted}"
+    plain = shlex.quote(str(value)) == str(value)
+    return f"#SBATCH --{name}={value}" if plain else f'#SBATCH --{name}="{value}"'
