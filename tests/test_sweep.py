@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+from pathlib import Path
 
 import pytest
 
@@ -156,6 +157,24 @@ def test_a_given_checkpoint_replaces_pretraining(tmp_path):
 def test_a_star_stands_for_all_tasks():
     spec = parse_spec(BASE | {"tasks": ["scene-play-singletask-task*-v0"]})
     assert len(spec.tasks) == 5
+    spec = parse_spec(
+        BASE
+        | {
+            "tasks": ["scene-play-singletask-task*-v0", CUBE],
+            "task": {
+                "scene-play-singletask-task*-v0": {"lr": 0.1, "tau": 0.2},
+                "scene-play-singletask-task3-v0": {"lr": 0.3},
+            },
+        }
+    )
+    assert spec.task["scene-play-singletask-task2-v0"] == {"lr": 0.1, "tau": 0.2}
+    assert spec.task["scene-play-singletask-task3-v0"] == {"lr": 0.3, "tau": 0.2}
+    assert CUBE not in spec.task
+
+
+@pytest.mark.parametrize("name", ["smoke", "paper"])
+def test_the_sweeps_of_this_repository_are_valid(name, tmp_path):
+    assert make_plan(read_spec(Path(f"sweeps/{name}.toml")), tmp_path)
 
 
 def test_seeds_are_packed_as_far_as_memory_allows(tmp_path):

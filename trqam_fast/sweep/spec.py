@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -128,21 +129,22 @@ def parse_spec(values: dict[str, Any]) -> Spec:
             raise UsageError(f"seeds has {seed!r}; give whole numbers from 0 on")
     tasks = tuple(task for name in values["tasks"] for task in expand_task(name))
     named = {"flags": table("[flags]", values.get("flags", {}))}
-    for kind, known in (("task", tasks), ("algo", tuple(values["algos"]))):
-        for key, flags in table(f"[{kind}]", values.get(kind, {})).items():
-            if key not in known:
-                raise UsageError(
-                    f"[{kind}.{key}] is for none of the sweep's {kind}s; add it to {kind}s or "
-                    "remove the table"
-                )
-            named[f"{kind}.{key}"] = table(f"[{kind}.{key}]", flags)
+    by_task: dict[str, dict[str, Any]] = {}
+    for name, flags in table("[task]", values.get("task", {})).items():
+        named[f"task.{name}"] = table(f"[task.{name}]", flags)
+        for task in expand_task(name):
+            by_task[task] = by_task.get(task, {}) | flags
+            check_member("task", name, task, tasks)
+    for name, flags in table("[algo]", values.get("algo", {})).items():
+        named[f"algo.{name}"] = table(f"[algo.{name}]", flags)
+        check_member("algo", name, name, values["algos"])
     for title, flags in named.items():
         check_flags(title, flags)
     for algo, grid in values.get("grid", {}).items():
         check_grid(algo, table(f"[grid.{algo}]", grid), values["algos"])
     return Spec(**values | {
         "tasks": tasks, "algos": tuple(values["algos"]), "seeds": tuple(values["seeds"]),
-        "resources": resources,
+        "task": by_task, "resources": resources,
     })  # fmt: skip
 
 
@@ -187,6 +189,15 @@ def check_names(where: str, values: dict[str, Any], known: list[str]) -> None:
             raise UsageError(
                 f"{where} has {name!r}, which means nothing there{nearest(name, known)}"
             )
+
+
+def check_member(kind: str, name: str, member: str, known: Sequence[str]) -> None:
+    """Raise `UsageError` if a table is for something that the sweep does not have."""
+    if member not in known:
+        raise UsageError(
+            f"[{kind}.{name}] is for none of the sweep's {kind}s; add it to {kind}s or remove the "
+            "table"
+        )
 
 
 def check_resources(values: dict[str, Any]) -> Resources:

@@ -1,0 +1,1 @@
+"""A live table of a sweep, or of any runs."""

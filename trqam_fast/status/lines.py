@@ -1,0 +1,213 @@
+"""What became of the jobs of a sweep, or of the runs in a folder."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from trqam_fast.errors import UsageError
+from trqam_fast.status.progress import Progress, read_progress
+from trqam_fast.sweep.plan import NAMES, Job, read_plan
+from trqam_fast.sweep.state import JobState, read_state
+
+ENDED = ("done", "failed", "blocked")
+PENDING = ("running", "queued", "waiting", "stopped", "stale")
+
+
+@dataclass
+class Line:
+    """A job of a sweep, or a run.
+
+    Attributes:
+        name: Of the job, or the run's folder.
+        task, method, algo, seeds: What it trains.
+        kind: running, queued, waiting (for its pretraining), blocked (which failed), stopped, stale
+            (no heartbeat), unreadable, unfinished (a run outside of a sweep), done or failed.
+        state: The kind in words, with its reason.
+        progress: How far it is.
+        after: Name of its pretraining.
+        left: Estimated seconds until its end, None if there is no estimate.
+    """
+
+    name: str
+    task: str
+    method: str
+    algo: str
+    seeds: str
+    kind: str
+    state: str
+    progress: Progress
+    after: str | None = None
+    left: float | None = None
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words, roughly."""
+    for unit, size in (("d", 86400), ("h", 3600)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
+
+
+def age(since: float) -> str:
+    """Return the time since a moment in words, in minutes at least."""
+    seconds = time.time() - since
+    return duration(seconds) if seconds >= 60 else "under 1 min"
+
+
+def done_text(progress: Progress, seeds: int) -> str:
+    """Return "done", with the seeds that failed."""
+    if not progress.failures:
+        return "done"
+    reasons = "; ".join(f"seed {seed}: {why}" for seed, why in progress.failures.items())
+    return f"done, {len(progress.failures)} of {seeds} seeds failed: {reasons}"
+
+
+def read_lines(folder: Path) -> tuple[list[Line], bool]:
+    """Return a line for each job or run in a folder, and whether they are runs without a sweep.
+
+    Raises:
+        UsageError: there are none, or the sweep's plan is damaged.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder; name that of a sweep or of a run")
+    runs = not (folder / "plan.json").exists()
+    lines = run_lines(folder) if runs else job_lines(folder)
+    estimate(lines)
+    return lines, runs
+
+
+def job_lines(out: Path) -> list[Line]:
+    """Return a line for each job of a sweep.
+
+    Raises:
+        UsageError: its plan is damaged.
+    """
+    jobs = read_plan(out)
+    states = {job.name: read_job(out, job) for job in jobs}
+    lines = []
+    for job in jobs:
+        progress = read_progress(job.run_dir(out), job.flags)
+        kind, text = job_state(job, states, progress)
+        method, seeds = job.method or "pretraining", " ".join(map(str, job.seeds))
+        lines.append(
+            Line(job.name, job.env_name, method, job.algo, seeds, kind, text, progress, job.after)
+        )
+    return lines
+
+
+def read_job(out: Path, job: Job) -> JobState | str | None:
+    """Return a job's state, None if it was not started, or why it cannot be read."""
+    try:
+        return read_state(out, job)
+    except (UsageError, OSError) as error:
+        return str(error)
+
+
+def job_state(
+    job: Job, states: dict[str, JobState | str | None], progress: Progress
+) -> tuple[str, str]:
+    """Return a job's kind and its state in words, by its own state and its pretraining's."""
+    state = states[job.name]
+    if isinstance(state, str):
+        return "unreadable", f"unreadable: {state}"
+    if state is None:
+        before = states.get(job.after or "")
+        stage = before.state if isinstance(before, JobState) else None
+        if job.after is None or stage == "done":
+            return "queued", "queued"
+        if stage == "failed":
+            return "blocked", "blocked: its pretraining failed"
+        return "waiting", "waiting for its pretraining"
+    if state.stale:
+        return "stale", f"stale: no heartbeat for {age(state.beat)}, host {state.host}"
+    if state.state == "done":
+        return "done", done_text(progress, len(job.seeds))
+    if state.state == "running" and state.attempt > 1:
+        return "running", f"running, attempt {state.attempt}"
+    if state.state == "failed" and state.reason:
+        return "failed", f"failed: {state.reason}"
+    return state.state, state.reason or state.state
+
+
+def run_lines(folder: Path) -> list[Line]:
+    """Return a line for each run in a folder, which may itself be one.
+
+    Raises:
+        UsageError: there is none.
+    """
+    lines = []
+    for path, folders, files in os.walk(folder):
+        folders.sort()
+        if "config.json" not in files:
+            continue
+        folders.clear()
+        progress = read_progress(Path(path))
+        config = progress.config
+        seeds = config["seeds"] if isinstance(config.get("seeds"), list) else []
+        algo = str(config.get("algo", ""))
+        kind, text = "done", done_text(progress, len(seeds))
+        if not progress.summary:
+            kind = "unfinished"
+            text = f"unfinished, newest row {age(progress.newest)} ago"
+        if not config:
+            kind, text = "unreadable", "unreadable: its config.json"
+        lines.append(
+            Line(
+                os.path.relpath(path, folder), str(config.get("env_name", "")),
+                NAMES.get(algo, algo), algo, " ".join(map(str, seeds)), kind, text, progress,
+            )
+        )  # fmt: skip
+    if not lines:
+        raise UsageError(f"{folder} holds neither a sweep nor a run; name the folder of one")
+    return lines
+
+
+def estimate(lines: list[Line]) -> None:
+    """Estimate the time left of every line that has not ended, in seconds.
+
+    Steps over speed: a stage's own, else the median of runs of the same algorithm on the same task,
+    on any task, or of any algorithm. It is scaled by what evaluations and the rest took in finished
+    runs of the algorithm, nothing as long as there are none.
+    """
+    speeds: dict[tuple[str, ...], list[float]] = {}
+    overheads: dict[str, list[float]] = {}
+    for line in lines:
+        for stage, speed in line.progress.speeds.items():
+            for key in ((stage, line.algo, line.task), (stage, line.algo), (stage,)):
+                speeds.setdefault(key, []).append(speed)
+        if line.progress.overhead is not None:
+            overheads.setdefault(line.algo, []).append(line.progress.overhead)
+    for line in lines:
+        if line.kind not in (*PENDING, "unfinished") or not line.progress.ends:
+            continue
+        seconds, begin = 0.0, line.progress.step
+        for stage, end in line.progress.ends.items():
+            if end <= begin:
+                continue
+            keys = ((stage, line.algo, line.task), (stage, line.algo), (stage,))
+            known = next((speeds[key] for key in keys if key in speeds), [math.nan])
+            speed = line.progress.speeds.get(stage, statistics.median(known))
+            seconds += (end - begin) / speed
+            begin = end
+        if not math.isnan(seconds):
+            line.left = seconds * statistics.median(overheads.get(line.algo, [1.0]))
+
+
+def sweep_left(lines: list[Line]) -> float | None:
+    """Return the estimated seconds until all jobs have ended, None without an estimate.
+
+    What is left of all, shared by as many as run now, and at least that of a job and of its
+    pretraining before it.
+    """
+    pending = {line.name: line for line in lines if line.kind in PENDING}
+    running = sum(line.kind == "running" for line in lines)
+    left = {name: line.left for name, line in pending.items() if line.left is not None}
+    if running == 0 or len(left) < len(pending):
+        return None
+    chains = [left[name] + left.get(line.after or "", 0.0) for name, line in pending.items()]
+    return max(sum(left.values()) / running, *chains)

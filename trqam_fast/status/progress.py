@@ -1,0 +1,200 @@
+"""How far a run is, by the files in its folder, whatever state they are in."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import math
+import os
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trqam_fast.training.config import DEFAULT_ENV, STAGES
+from trqam_fast.training.presets import flag_value, preset_config
+
+TAIL = 64 * 1024
+"""Bytes read from the end of a log."""
+STEPS = dict(zip(STAGES, ("bc_steps", "offline_steps", "online_steps"), strict=True))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the files of a run tell.
+
+    Attributes:
+        config, summary: The JSON files; empty where they cannot be read.
+        ends: Step at which each of its stages ends.
+        stage, step: Of the newest log row.
+        rate: Updates per second in the newest interval.
+        speeds: Steps per second by stage, evaluations apart.
+        success, lam, path_kl: The newest values, means over the seeds.
+        newest: Unix seconds of the last change of a log.
+    """
+
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    ends: dict[str, int]
+    stage: str
+    step: int
+    rate: float | None
+    speeds: dict[str, float]
+    success: float | None
+    lam: float | None
+    path_kl: float | None
+    newest: float
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Reason by seed that diverged, once the run has ended."""
+        found = self.summary.get("failures")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def overhead(self) -> float | None:
+        """How many times as long a finished run took as its updates alone."""
+        seconds = self.summary.get("seconds")
+        if not isinstance(seconds, dict):
+            return None
+        training = sum(seconds.get(stage, 0) for stage in STAGES)
+        return sum(seconds.values()) / training if training > 0 else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON file's names and values, nothing if it cannot be read."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def newest_rows(path: Path) -> Iterator[dict[str, str]]:
+    """Yield the whole rows in the last 64 KiB of a log, newest first; none if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            head = file.readline(TAIL)
+            start = max(len(head), file.seek(0, os.SEEK_END) - TAIL)
+            file.seek(start)
+            text = file.read(TAIL).decode(errors="replace")
+    except OSError:
+        return
+    columns = head.decode(errors="replace").rstrip("\n").split(",")
+    lines = text.split("\n")[start > len(head) : -1]  # the first and last may be parts of a row
+    for line in reversed(lines):
+        cells = line.split(",")
+        if len(cells) == len(columns):
+            row = dict(zip(columns, cells, strict=True))
+            if row.get("step", "").isdecimal():
+                yield row
+
+
+def newest_group(rows: Iterable[dict[str, str]], seeds: Iterable[str] = ()) -> list[dict[str, str]]:
+    """Return the rows of the newest step that has all of `seeds`, else of the newest."""
+    newest: list[dict[str, str]] = []
+    for _, group in itertools.groupby(rows, lambda row: (row.get("stage"), row["step"])):
+        found = list(group)
+        if {row.get("seed") for row in found}.issuperset(seeds):
+            return found
+        newest = newest or found
+    return newest
+
+
+def mean(rows: list[dict[str, str]], column: str) -> float | None:
+    """Return the mean of a column's finite values, None if there are none."""
+    values = [number(row.get(column, "")) for row in rows]
+    finite = [value for value in values if math.isfinite(value)]
+    return statistics.fmean(finite) if finite else None
+
+
+def number(cell: str) -> float:
+    """Return a cell's number, NaN if it is none."""
+    try:
+        return float(cell)
+    except ValueError:
+        return math.nan
+
+
+def stage_ends(config: dict[str, Any]) -> dict[str, int]:
+    """Return the step at which each stage of a configuration ends, empty stages left out."""
+    ends, end = {}, 0
+    for stage in STAGES[:1] if config.get("algo") == "bc" else STAGES:
+        steps = config.get(STEPS[stage])
+        if isinstance(steps, int) and steps > 0:
+            end += steps
+            ends[stage] = end
+    return ends
+
+
+@functools.cache
+def preset_values(preset: str, env_name: str) -> dict[str, Any]:
+    """Return the trainer's values for a preset and task, before other flags."""
+    return preset_config(preset, env_name).to_dict()
+
+
+def planned_config(flags: Sequence[str]) -> dict[str, Any]:
+    """Return the stages that the trainer's flags ask for, and their algorithm."""
+    words = list(flags)
+    env_name = flag_value(words, "--env-name") or DEFAULT_ENV
+    preset = flag_value(words, "--preset") or ("default" if env_name == DEFAULT_ENV else "paper")
+    values = dict(preset_values(preset, env_name))
+    values["algo"] = flag_value(words, "--algo") or values["algo"]
+    if flag_value(words, "--pretrained") is not None:
+        values["bc_steps"] = 0
+    for name in STEPS.values():
+        given = flag_value(words, f"--{name.replace('_', '-')}")
+        if given is not None:
+            values[name] = int(given)
+    return values
+
+
+def read_progress(folder: Path, flags: Sequence[str] | None = None) -> Progress:
+    """Read a run folder, whatever state it is in; `flags` are those that it will start with."""
+    config = read_json(folder / "config.json")
+    if not stage_ends(config) and flags is not None:
+        config = planned_config(flags)
+    ends = stage_ends(config)
+    last_of: dict[str, dict[str, str]] = {}
+    for row in newest_rows(folder / "timing.csv"):
+        last_of.setdefault(row.get("stage", ""), row)
+        if row.get("stage") == next(iter(ends), ""):  # the first stage: others come later
+            break
+    speeds, begin = {}, 0
+    for stage, end in ends.items():
+        row = last_of.get(stage, {})
+        seconds, step = number(row.get("seconds", "")), int(row.get("step", 0))
+        if seconds > 0 and step > begin:
+            speeds[stage] = (step - begin) / seconds
+        begin = end
+    group = newest_group(newest_rows(folder / "metrics.csv"))
+    seeds = [row.get("seed", "") for row in group]
+    evaluation = newest_group(newest_rows(folder / "eval.csv"), seeds)
+    timing = list(last_of.values())[:1]
+    last = max(timing + group[:1], key=lambda row: int(row["step"]), default={})
+    return Progress(
+        config=config,
+        summary=read_json(folder / "summary.json"),
+        ends=ends,
+        stage=last.get("stage") or next(iter(ends), ""),
+        step=int(last.get("step", 0)),
+        rate=mean(timing, "updates_per_second"),
+        speeds=speeds,
+        success=mean(evaluation, "success"),
+        lam=mean(group, "lam"),
+        path_kl=mean(group, "path_kl"),
+        newest=newest_change(folder),
+    )
+
+
+def newest_change(folder: Path) -> float:
+    """Return when a run's logs were last written, in Unix seconds; 0 if there are none."""
+    newest = 0.0
+    for name in ("config.json", "metrics.csv", "timing.csv", "eval.csv"):
+        try:
+            newest = max(newest, (folder / name).stat().st_mtime)
+        except OSError:
+            continue
+    return newest

@@ -1,0 +1,143 @@
+"""Lines as a table for a terminal of any width."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from trqam_fast.status.lines import Line, duration, sweep_left
+
+COLUMNS = (
+    "#", "run", "task", "method", "seeds", "stage", "step", "updates/s", "left", "success",
+    "lambda", "path-KL", "state",
+)  # fmt: skip
+LEAST = {"run": 6, "task": 8, "method": 5, "seeds": 3, "state": 9}
+"""Columns that a narrow terminal cuts, and how much of them stays."""
+QUIET = ("queued", "waiting", "done")
+"""Kinds of lines that a terminal has no room for first."""
+OTHER_ROWS = 4
+"""Rows of a terminal that the totals, the line above them, the clock and the cursor take."""
+LEFT_ALIGNED = ("run", "task", "method", "seeds", "stage", "state")
+
+
+def short(steps: int) -> str:
+    """Return a number of steps, large ones in thousands."""
+    return str(steps) if steps < 100_000 else f"{steps // 1000}k"
+
+
+def optional(value: float | None, form: str) -> str:
+    """Return a formatted value, or a dash."""
+    return "-" if value is None else format(value, form)
+
+
+def cut(text: str, width: int, column: str) -> str:
+    """Return a column's text in at most `width` characters.
+
+    Tasks lose first what all of them share; names lose their middle, states their end.
+    """
+    if len(text) > width and column == "task":
+        text = text.replace("-singletask", "").removesuffix("-v0")
+    if len(text) <= width:
+        return text
+    tail = 0 if column == "state" else (width - 2) // 2
+    return f"{text[: width - 2 - tail]}..{text[len(text) - tail :]}"
+
+
+def printable(text: str) -> str:
+    """Return a text in one line without characters that would disturb a terminal."""
+    words = " ".join(text.split())
+    return "".join(c if c.isprintable() else "?" for c in words)
+
+
+def cells_of(line: Line, number: int) -> dict[str, str]:
+    """Return a line's cells by column."""
+    progress = line.progress
+    began = line.kind not in ("queued", "waiting", "blocked")
+    end = max(progress.ends.values(), default=0)
+    return {
+        "#": str(number),
+        "run": printable(line.name),
+        "task": printable(line.task),
+        "method": printable(line.method),
+        "seeds": line.seeds,
+        "stage": printable(progress.stage) if began else "-",
+        "step": f"{short(progress.step)}/{short(end)}" if end else "-",
+        "updates/s": optional(progress.rate, ".1f"),
+        "left": "-" if line.left is None or line.kind != "running" else duration(line.left),
+        "success": optional(progress.success, ".0%"),
+        "lambda": optional(progress.lam, ".3g"),
+        "path-KL": optional(progress.path_kl, ".3g"),
+        "state": printable(line.state),
+    }
+
+
+def render(
+    lines: Sequence[Line], runs: bool, width: int | None = None, height: int | None = None
+) -> str:
+    """Return the table, what did not fit into it, and the totals.
+
+    Args:
+        lines: What to show.
+        runs: Whether these are runs outside of a sweep, which are told apart by their folders.
+        width: Columns of the terminal; None if there is no limit.
+        height: Its rows; a longer table leaves out jobs that wait or are done, and says so.
+    """
+    numbered = list(enumerate(lines, 1))
+    folders = runs and len(lines) > 1
+    shown = table_of(numbered, folders, width)
+    if height is not None and len(shown) + OTHER_ROWS > height:
+        hidden = Counter(line.kind for line in lines if line.kind in QUIET)
+        shown = table_of([pair for pair in numbered if pair[1].kind not in QUIET], folders, width)
+        words = ", ".join(f"{count} {kind}" for kind, count in hidden.items())
+        shown.append(f"not shown here, only without --watch: {words or 'nothing'}")
+    return "\n".join([*shown, "", totals(lines, runs)])
+
+
+def table_of(numbered: Sequence[tuple[int, Line]], folders: bool, width: int | None) -> list[str]:
+    """Return the table's rows, its head first, and below them whole what was cut in them."""
+    rows = [cells_of(line, number) for number, line in numbered]
+    columns = [name for name in COLUMNS[1:] if name != "run" or folders]
+    widths = {name: max([len(name), *(len(row[name]) for row in rows)]) for name in COLUMNS}
+    gap = "  "
+    if width is not None and sum(widths[name] + 2 for name in columns) - 2 > width:
+        columns, gap = ["#", *columns], " "
+        shrink(widths, columns, width)
+    shown = [gap.join(pad(name, widths[name], name) for name in columns).rstrip()]
+    below = []
+    for row in rows:
+        cells = {name: cut(row[name], widths[name], name) for name in columns}
+        shown.append(gap.join(pad(cells[n], widths[n], n) for n in columns).rstrip())
+        if any(cells[name] != row[name] for name in columns):
+            names = ", ".join(row[n] for n in ("run", "task", "method") if n in columns)
+            below.append(f"{row['#']}: {names}, seeds {row['seeds']}: {row['state']}")
+    return [*shown, *([""] if below else []), *below]
+
+
+def shrink(widths: dict[str, int], columns: Sequence[str], width: int) -> None:
+    """Narrow the columns that may be cut, the widest first, until a table fits, if it can."""
+    elastic = [name for name in columns if name in LEAST]
+    while sum(widths[name] + 1 for name in columns) - 1 > width:
+        name = max(elastic, key=lambda name: widths[name] - LEAST[name])
+        if widths[name] <= LEAST[name]:
+            return
+        widths[name] -= 1
+
+
+def pad(cell: str, width: int, column: str) -> str:
+    """Return a cell as wide as its column."""
+    return cell.ljust(width) if column in LEFT_ALIGNED else cell.rjust(width)
+
+
+def totals(lines: Sequence[Line], runs: bool) -> str:
+    """Return how many jobs are in which state, and the time that is left."""
+    count = Counter(line.kind for line in lines)
+    kinds = ["unfinished", "done"] if runs else ["running", "queued", "done", "failed"]
+    kinds += [kind for kind in count if kind not in kinds]
+    text = ", ".join(f"{count[kind]} {kind}" for kind in kinds)
+    diverged = sum(bool(line.progress.failures) for line in lines if line.kind == "done")
+    if diverged:
+        text += f" ({diverged} of the done with failed seeds)"
+    left = sweep_left(lines)
+    if left is not None:
+        text += f"; about {duration(left)} left with {count['running']} at a time"
+    return text
