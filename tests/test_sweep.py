@@ -321,6 +321,12 @@ def test_a_command_that_lacks_something(tmp_path, capsys):
     assert "--out is missing" in capsys.readouterr().err
 
 
+def test_an_address_where_nothing_answers_is_told_at_once(tmp_path, capsys):
+    pytest.importorskip("ray")
+    assert run("sweeps/smoke.toml", "--out", tmp_path, "--address", "127.0.0.1:9") == 2
+    assert "127.0.0.1:9, where no Ray cluster answers" in capsys.readouterr().err
+
+
 def test_the_schedule_respects_order_and_places():
     def job(name, after=None):
         return Job(name, TASK, "bc", None, (0,), after, ())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,6 +47,25 @@ def load_ray() -> Any:
     return ray
 
 
+def no_cluster(address: str | None, error: Exception) -> UsageError:
+    """Return what to say when no cluster answers."""
+    return UsageError(
+        f"--address is {address}, where no Ray cluster answers ({error}); start one with "
+        "ray start --head"
+    )
+
+
+def check_answers(address: str) -> None:
+    """Raise `UsageError` if nothing listens at ``host:port``; Ray itself waits for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise no_cluster(address, error) from None
+
+
 @contextlib.contextmanager
 def connected(address: str | None, cpus: int | None, gpus: int | None) -> Iterator[Any]:
     """Connect to a cluster, or start Ray on this machine, and leave it at the end.
@@ -60,7 +80,9 @@ def connected(address: str | None, cpus: int | None, gpus: int | None) -> Iterat
     """
     ray = load_ray()
     options: dict[str, Any] = {"address": address}
-    if address is None:
+    if address is not None:
+        check_answers(address)
+    else:
         options = {
             "address": "local", "num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
@@ -68,10 +90,7 @@ def connected(address: str | None, cpus: int | None, gpus: int | None) -> Iterat
     try:
         ray.init(**options, log_to_driver=False, configure_logging=False)
     except ConnectionError as error:
-        raise UsageError(
-            f"--address is {address}, where no Ray cluster answers ({error}); start one with "
-            "ray start --head"
-        ) from None
+        raise no_cluster(address, error) from None
     try:
         yield ray
     finally:
