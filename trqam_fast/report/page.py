@@ -108,12 +108,17 @@ def render(runs: list[Run], pictures: list[tuple[Panel, bytes]]) -> str:
         "<h2>Versions</h2>",
         table(["run"], [run.name for run in runs], version_columns(runs)),
     ]
+    return html_page(title, CSS, parts)
+
+
+def html_page(title: str, style: str, parts: list[str]) -> str:
+    """Return a page that needs nothing outside it; empty parts are left out."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
         "img-src data:; style-src 'unsafe-inline'\">\n"
-        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n"
+        f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
         + "\n".join(part for part in parts if part)
         + "\n</body>\n</html>\n"
     )

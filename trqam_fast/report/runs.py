@@ -159,26 +159,35 @@ def success_of(rows: list[Row]) -> Interval:
     return Interval(float(np.mean(rates)), max(0.0, low), min(1.0, high))
 
 
-def read_run(path: Path, name: str | None = None) -> Run:
+FILES = ("config.json", "versions.json", "metrics.csv", "eval.csv", "summary.json")
+"""Any of them makes a folder a run's."""
+
+
+def read_run(path: Path, name: str | None = None, only: frozenset[str] | None = None) -> Run:
     """Read a run folder; what is missing or damaged is listed in `problems`.
+
+    Args:
+        path: The folder.
+        name: Its name in the report.
+        only: Columns of metrics.csv; with them versions, speeds and online episodes are left out.
 
     Raises:
         UsageError: there is no such folder, or nothing of a run in it.
     """
     if not path.is_dir():
         raise UsageError(f"{path} is no folder; name the folder of a run, e.g. runs/<env>/<algo>/*")
-    files = ("config.json", "versions.json", "metrics.csv", "eval.csv", "summary.json")
-    if not any((path / file).exists() for file in files):
-        raise UsageError(f"{path} holds no run (none of {', '.join(files)}); name a run folder")
+    if not any((path / file).exists() for file in FILES):
+        raise UsageError(f"{path} holds no run (none of {', '.join(FILES)}); name a run folder")
     run = Run(path, printable(name or path.resolve().name))
     run.config = read_json(run, "config.json", "its settings are unknown")
-    run.versions = read_json(run, "versions.json", "its versions are unknown")
-    run.metrics = read_csv(run, "metrics.csv")
-    if "updates_per_second" not in run.columns:
-        run.timing = read_csv(run, "timing.csv", ("stage", "step"))
+    run.metrics = read_csv(run, "metrics.csv", only=only)
     run.evaluations = read_csv(run, "eval.csv")
-    if (path / "episodes.csv").exists():  # there is none before the first episode ends
-        run.episodes = read_csv(run, "episodes.csv", ("step", "seed"))
+    if only is None:
+        run.versions = read_json(run, "versions.json", "its versions are unknown")
+        if "updates_per_second" not in run.columns:
+            run.timing = read_csv(run, "timing.csv", ("stage", "step"))
+        if (path / "episodes.csv").exists():  # there is none before the first episode ends
+            run.episodes = read_csv(run, "episodes.csv", ("step", "seed"))
     run.summary = read_json(run, "summary.json", "the run was stopped, or is still running")
     failures = run.summary.get("failures")
     for seed, reason in (failures if isinstance(failures, dict) else {}).items():
@@ -207,13 +216,15 @@ def read_json(run: Run, file: str, consequence: str) -> dict[str, Any]:
     return {}
 
 
-def read_csv(run: Run, file: str, keys: tuple[str, ...] = KEYS) -> list[Row]:
+def read_csv(
+    run: Run, file: str, keys: tuple[str, ...] = KEYS, only: frozenset[str] | None = None
+) -> list[Row]:
     """Return the rows of a CSV file that has the columns `keys`; note rows that are damaged."""
     rows, damaged = [], 0
     try:
         with open(run.path / file, newline="", errors="replace") as text:
             for cells in csv.DictReader(text):
-                row = parse_row(cells, keys)
+                row = parse_row(cells, keys, only)
                 if row is None:
                     damaged += 1
                 else:
@@ -240,13 +251,15 @@ def read_csv(run: Run, file: str, keys: tuple[str, ...] = KEYS) -> list[Row]:
     return rows
 
 
-def parse_row(cells: dict[str | None, Any], keys: tuple[str, ...]) -> Row | None:
-    """Return a row, or None if it is damaged."""
+def parse_row(
+    cells: dict[str | None, Any], keys: tuple[str, ...], only: frozenset[str] | None = None
+) -> Row | None:
+    """Return a row, or None if it is damaged; of its values `only` those columns, if given."""
     if None in cells or None in cells.values() or not all(cells.get(key) for key in keys):
         return None
     values = {}
     for name, cell in cells.items():
-        if name in KEYS or cell == "":
+        if name in KEYS or cell == "" or (only is not None and name not in only):
             continue
         try:
             values[name] = float(cell)

@@ -1,0 +1,391 @@
+import csv
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import time
+
+import pytest
+
+from tests.test_report import Page
+from trqam_fast.cli import run_command
+from trqam_fast.report.__main__ import main
+from trqam_fast.report.collect import domain_name
+from trqam_fast.report.comparison import COMMON, Comparison
+from trqam_fast.report.comparison_figures import short_task
+from trqam_fast.report.comparison_files import latex, measured_rates
+from trqam_fast.report.find import collect
+from trqam_fast.report.published import read_published
+
+ONE, TWO, OTHER = (
+    "cube-double-play-singletask-task1-v0",
+    "cube-double-play-singletask-task2-v0",
+    "pointmaze-medium-navigate-singletask-task1-v0",
+)
+METRICS = "stage,step,seed,bc_loss,path_kl,lam"
+EVAL = "step,success,stage,seed,episodes,return,length"
+
+
+def write_run(folder, env_name, algo, seeds, success, *, ended=True, failures=None, **config):
+    """A run folder; `success` holds the last evaluation of each seed, None for none."""
+    folder.mkdir(parents=True)
+    config = {
+        "env_name": env_name, "algo": algo, "seeds": list(seeds), "kl_budget": 0.5,
+        "bc_steps": 300 if algo == "bc" else 0, "offline_steps": 6000, "online_steps": 0,
+        "generated": True, "generated_transitions": 100_000,
+    } | config  # fmt: skip
+    evaluations, metrics = [EVAL], [METRICS]
+    for seed, last in zip(seeds, success, strict=True):
+        if algo == "bc":
+            metrics.append(f"pretrain,300,{seed},0.5,,")
+            if last is not None:
+                evaluations.append(f"300,{last},pretrain,{seed},50,-1,9")
+            continue
+        evaluations.append(f"0,0.1,pretrain,{seed},50,-1,9")
+        evaluations.append(f"3000,0.2,offline,{seed},50,-1,9")
+        for step, kl in ((1000, 0.1), (3000, 0.55), (6000, 0.4)):
+            metrics.append(f"offline,{step},{seed},0.5,{kl},{1 + step / 1000}")
+        if last is not None:
+            evaluations.append(f"6000,{last},offline,{seed},50,-1,9")
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "versions.json").write_text("{}")
+    (folder / "eval.csv").write_text("\n".join(evaluations) + "\n")
+    (folder / "metrics.csv").write_text("\n".join(metrics) + "\n")
+    if ended:
+        (folder / "summary.json").write_text(json.dumps({"failures": failures or {}}))
+    return folder
+
+
+class Sweep:
+    """A sweep's folder, as its contract says."""
+
+    def __init__(self, out):
+        self.out, self.jobs = out, []
+        out.mkdir(parents=True, exist_ok=True)
+
+    def job(self, env_name, algo, method, success, *, seeds=(0, 1, 2), state="done", reason="",
+            after=None, age=0.0, run=True, failures=None):  # fmt: skip
+        folder = (method or algo).lower().replace(" ", "_")
+        name = f"{env_name}/{folder}/seeds_{'_'.join(map(str, seeds))}"
+        self.jobs.append(
+            {
+                "name": name, "env_name": env_name, "algo": algo, "method": method,
+                "seeds": list(seeds), "after": after, "flags": ["--env-name", env_name],
+            }
+        )  # fmt: skip
+        if state is not None:
+            path = self.out / "jobs" / f"{name}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(
+                json.dumps(
+                    {
+                        "state": state, "reason": reason, "host": "node7", "pid": 1, "attempt": 1,
+                        "started": 1.0, "ended": None,
+                    }
+                )
+            )  # fmt: skip
+            os.utime(path, (time.time() - age,) * 2)
+        if run and state is not None:
+            write_run(self.out / "runs" / name, env_name, algo, seeds, success,
+                      ended=state == "done", failures=failures)  # fmt: skip
+        self.write()
+        return name
+
+    def write(self):
+        (self.out / "plan.json").write_text(json.dumps({"format": 1, "jobs": self.jobs}))
+
+
+def troubled(out):
+    """Two tasks, three methods, and everything that can happen to a run."""
+    sweep = Sweep(out)
+    clone = sweep.job(ONE, "bc", "BC", [0.0, 0.1, 0.2])
+    other = sweep.job(TWO, "bc", "BC", [0.3, 0.3, 0.3])
+    sweep.job(ONE, "qam", "QAM", [0.5, 0.6, 0.7], after=clone)
+    sweep.job(TWO, "qam", "QAM", [], state="failed", run=False, after=other,
+              reason="--device is cuda, but there is <none>")  # fmt: skip
+    sweep.job(ONE, "trqam", "TRQAM", [0.9, 0.8, None], after=clone,
+              failures={"2": "critic_loss is not finite at step 3500"})  # fmt: skip
+    sweep.job(TWO, "trqam", "TRQAM", [0.6, None], seeds=(0, 1), after=other, state="running")
+    sweep.job(TWO, "trqam", "TRQAM", [None], seeds=(2,), after=other, state="running", age=500)
+    return sweep
+
+
+def statuses(results, method, task):
+    return [r.status for r in results if (r.method, r.task) == (method, task)]
+
+
+def test_what_became_of_every_seed(tmp_path):
+    sweep = troubled(tmp_path)
+    sweep.job(OTHER, "bc", None, [0.4], seeds=(0,), state="stopped", reason="stopped by SIGUSR1")
+    sweep.job(OTHER, "qam", "QAM", [], seeds=(0,), state=None, after=sweep.jobs[-1]["name"])
+    sweep.job(OTHER, "trqam", "TRQAM", [0.8], seeds=(0,))
+    shutil.rmtree(tmp_path / "runs" / sweep.jobs[-1]["name"])
+    results, notes = collect([tmp_path])
+    assert statuses(results, "QAM", ONE) == ["done"] * 3
+    assert statuses(results, "QAM", TWO) == ["failed"] * 3
+    assert statuses(results, "TRQAM", ONE) == ["done", "done", "diverged"]
+    assert statuses(results, "TRQAM", TWO) == ["running", "running", "stale"]
+    reasons = {(r.method, r.task, r.seed): (r.status, r.reason) for r in results}
+    assert reasons[None, OTHER, "0"] == ("stopped", "stopped by SIGUSR1")
+    assert reasons["QAM", OTHER, "0"] == ("queued", "waits for its pretraining")
+    assert reasons["TRQAM", OTHER, "0"][0] == "unfinished"
+    assert "gone" in reasons["TRQAM", OTHER, "0"][1]
+    assert reasons["BC", OTHER, ""][0] == "missing"
+    by_seed = {(r.method, r.task, r.seed): r.success for r in results}
+    assert by_seed["TRQAM", ONE, "0"] == 0.9
+    for key in (("TRQAM", ONE, "2"), ("TRQAM", TWO, "0"), ("QAM", TWO, "0")):
+        assert math.isnan(by_seed[key])
+    assert notes == []
+
+
+def test_numbers(tmp_path):
+    troubled(tmp_path)
+    c = Comparison(collect([tmp_path])[0])
+    assert c.methods == ["BC", "QAM", "TRQAM"] and c.reference == "TRQAM"
+    assert c.groups[COMMON] == [ONE]
+    s = c.summaries["TRQAM", "all"]
+    assert (s.tasks, s.tasks_expected, s.runs, s.runs_expected, s.failed) == (1, 2, 2, 6, 1)
+    assert s.mean.value == pytest.approx(0.85)
+    assert s.mean_zeroed.value == pytest.approx((0.9 + 0.8 + 0.0) / 3)
+    s = c.summaries["QAM", "cube-double"]
+    assert s.failed == 3 and s.mean.value == pytest.approx(0.6)
+    assert s.mean_zeroed.value == pytest.approx(0.3)  # the task that failed counts as 0
+    bc = c.summaries["BC", "all"]
+    assert bc.mean.value == pytest.approx(0.2) and bc.mean == bc.mean_zeroed
+    assert (bc.updates, s.updates) == ("300", "6k")
+    assert s.data == "generated data, 100k transitions"
+    pair = c.pairs[0]
+    assert (pair.first, pair.second, pair.tasks) == ("TRQAM", "BC", 1)
+    assert pair.probability.value == 1.0
+    assert c.starts[ONE, "1"] == 0.1
+
+
+def test_path_kl_is_held_against_its_budget(tmp_path):
+    troubled(tmp_path)
+    c = Comparison(collect([tmp_path])[0])
+    trqam = [d for d in c.deviations if d.result.method == "TRQAM"]
+    qam = [d for d in c.deviations if d.result.method == "QAM"]
+    first = trqam[0]
+    assert (first.budget, first.first, first.last, first.lam) == (0.5, 0.1, 0.4, 7.0)
+    assert first.mean == pytest.approx(0.475)  # the row at step 1000 is not settled
+    assert first.mean_deviation == pytest.approx((0.1 + 0.2) / 2)
+    assert first.largest_deviation == pytest.approx(0.2)
+    assert qam[0].budget is None and qam[0].drift == pytest.approx(4.0)
+    assert math.isnan(qam[0].mean_deviation) and math.isnan(qam[0].lam)
+
+
+def report(*folders, out):
+    assert main([*map(str, folders), "--out", str(out)]) == 0
+    return Page((out / "index.html").read_text(encoding="utf-8"))
+
+
+def rows(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_page_and_the_files(tmp_path):
+    troubled(tmp_path / "sweep")
+    out = tmp_path / "out"
+    page = report(tmp_path / "sweep", out=out)
+    html = (out / "index.html").read_text(encoding="utf-8")
+    assert "script" not in page.tags and not re.search(r"https?:|url\(|@import|<link", html)
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    for expected in (
+        "3 methods on 2 tasks",
+        "18 runs: 11 done, 1 diverged, 3 failed, 2 still running, 1 stale",
+        "critic_loss is not finite at step 3500", "--device is cuda, but there is <none>",
+        "no sign of life from node7", "2 of 6", "failed as 0:", "3 of 6 runs", "1 common task",
+        "published", "measured here", "Source: authors' blog post", "89 ± 4",
+        "2 of 3 seeds", "0 of 3 seeds", "TRQAM > QAM", "15.0 %", "20.0 %",
+        "Path KL of each of the 9 runs",
+    ):  # fmt: skip
+        assert expected in page.text, expected
+    assert html.index("Missing, failed or unfinished") < html.index("<h2>Success")
+    assert {path.name for path in out.iterdir()} == {
+        "index.html", "scores.csv", "summary.csv", "improvement.csv", "path_kl.csv", "success.tex",
+        "intervals.png", "profiles.png", "improvement.png", f"curves_{ONE}.png",
+        f"curves_{TWO}.png", f"path_kl_{ONE}.png", f"path_kl_{TWO}.png",
+    }  # fmt: skip
+    assert len(page.images) == 7
+    scores = rows(out / "scores.csv")
+    assert len(scores) == 18 and sum(row["success"] != "" for row in scores) == 11
+    (diverged,) = [row for row in scores if row["status"] == "diverged"]
+    assert diverged["seed"] == "2" and diverged["success"] == "" and "3500" in diverged["reason"]
+    summary = rows(out / "summary.csv")
+    ours = [row for row in summary if row["kind"] == "measured here"]
+    assert len(ours) == 3 * 3 and {row["group"] for row in ours} == {"all", COMMON, "cube-double"}
+    (theirs,) = [
+        row for row in summary
+        if (row["kind"], row["method"], row["group"]) == ("published", "TRQAM", "cube-double")
+    ]  # fmt: skip
+    assert (theirs["mean"], theirs["std_over_seeds"], theirs["iqm"]) == ("0.81", "0.03", "")
+    assert len(rows(out / "path_kl.csv")) == 9
+
+
+def test_published_numbers_are_a_copy():
+    published = read_published()
+    assert len(published.domains) == 10 and len(published.rates) == 8
+    assert published.rates["TRQAM"]["puzzle-4x4"] == (99.0, 1.0)
+    assert published.rates["SQAM"]["all"] == (75.0, None)
+    assert any("Source" in line for line in published.source)
+
+
+def test_the_last_column_takes_all_published_domains_or_none(tmp_path):
+    """Our mean stands under theirs only where it has the same fifty tasks."""
+    envs = {name: "navigate" if "maze" in name else "play" for name in read_published().domains}
+    sweep = Sweep(tmp_path / "sweep")
+    for name, kind in envs.items():
+        for task in range(1, 6):
+            sweep.job(f"{name}-{kind}-singletask-task{task}-v0", "trqam", "TRQAM", [0.5],
+                      seeds=(0,))  # fmt: skip
+    sweep.job(OTHER, "trqam", "TRQAM", [1.0], seeds=(0,))
+    c = Comparison(collect([tmp_path / "sweep"])[0])
+    assert measured_rates(c, read_published())["TRQAM"]["all"].value == pytest.approx(0.5)
+    assert c.summaries["TRQAM", "all"].mean.value > 0.5
+    results = [r for r in collect([tmp_path / "sweep"])[0] if "scene" not in r.task]
+    found = measured_rates(Comparison(results), read_published())["TRQAM"]
+    assert "all" not in found and "scene" not in found and found["cube-double"].value == 0.5
+
+
+def test_latex(tmp_path):
+    """Every row has as many cells as the table has columns; published and measured are apart."""
+    sweep = Sweep(tmp_path / "sweep")
+    sweep.job(ONE, "trqam", "TRQAM a_b & 50%", [0.5, 0.75, 0.25])
+    report(tmp_path / "sweep", out=tmp_path / "out")
+    text = (tmp_path / "out" / "success.tex").read_text()
+    width = len(re.search(r"\\begin\{tabular\}\{(\w+)\}", text)[1])
+    table = [line for line in text.splitlines() if re.search(r"(?<!\\)&", line)]
+    assert len(table) == 1 + 8 + 1
+    assert all(len(re.findall(r"(?<!\\)&", line)) == width - 1 for line in table)
+    assert text.index("{published}") < text.index("{measured here}")
+    assert r"TRQAM a\_b \& 50\% & 1 & 3 & 6k" in text and "50 {\\scriptsize [" in text
+    assert table[-1].count("---") == 10  # nine domains and the mean of all
+    assert latex("a_b{c}\\") == r"a\_b\{c\}\textbackslash{}"
+    if shutil.which("pdflatex") is None:
+        return
+    (tmp_path / "a.tex").write_text(
+        r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}"
+        r"\input{out/success.tex}\end{document}"
+    )
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "a.tex"],
+        cwd=tmp_path, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_loose_runs(tmp_path):
+    """Without a plan the configurations say what ran; settings that differ make methods."""
+    write_run(tmp_path / "a", ONE, "trqam", (0, 1), [0.6, 0.8])
+    write_run(tmp_path / "b" / "c", ONE, "trqam", (0, 1), [0.4, 0.2], kl_budget=0.25)
+    write_run(tmp_path / "d", ONE, "qam", (0,), [None], ended=False)
+    write_run(tmp_path / "e", TWO, "bc", (0,), [0.3])
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "metrics.csv").write_text(METRICS + "\n")
+    results, notes = collect([tmp_path])
+    found = {(r.method, r.task): r for r in results if r.seed in ("0", "")}
+    assert found["TRQAM kl-budget 0.5", ONE].success == 0.6
+    assert found["TRQAM kl-budget 0.25", ONE].success == 0.4
+    assert found["QAM", ONE].status == "unfinished" and "summary.json" in found["QAM", ONE].reason
+    assert found["BC", ONE].status == "missing" == found["QAM", TWO].status
+    assert any(note.startswith("f: config.json does not say") for note in notes)
+
+
+def test_the_same_run_twice_counts_once(tmp_path):
+    write_run(tmp_path / "1", ONE, "qam", (0,), [0.1])
+    write_run(tmp_path / "2", ONE, "qam", (0,), [0.9])
+    write_run(tmp_path / "3", ONE, "qam", (0,), [None], ended=False)
+    results, notes = collect([tmp_path])
+    assert [r.success for r in results] == [0.9] and len(notes) == 2
+    assert all("counts instead" in note for note in notes)
+
+
+def test_an_evaluation_before_the_end_is_no_score(tmp_path):
+    write_run(tmp_path / "run", ONE, "qam", (0,), [None])
+    (result,), _ = collect([tmp_path])
+    assert result.status == "unfinished"
+    assert result.reason == "its last evaluation is at step 3000 of 6000"
+    assert result.curve == [(0, 0.1), (3000, 0.2)]
+
+
+def write_authors(folder, *, seed=10001, agent="trqam", rows=((50, 0.1), (100, 0.6)), ended=True,
+                  flags=True, **more):  # fmt: skip
+    """A run folder of the authors' code."""
+    folder.mkdir(parents=True)
+    if flags:
+        values = {
+            "env_name": ONE, "seed": seed, "offline_steps": 100, "online_steps": 0,
+            "agent": {"agent_name": agent, "kl_budget": 0.5, "lam_scale": 3.0},
+        } | more  # fmt: skip
+        (folder / "flags.json").write_text(json.dumps(values))
+    lines = ["avg_gripper_contact_length,success,episode.return,total.timesteps,step"]
+    lines += [f"0.0,{success},-10,500,{step}" for step, success in rows]
+    (folder / "eval.csv").write_text("\n".join(lines) + "\n")
+    (folder / "offline_agent.csv").write_text(
+        "actor/path_kl,dual/lambda,step\n0.1,3.0,1000\n0.55,6.0,3000\n"
+    )
+    if ended:
+        (folder / "token.tk").write_text("somewhere")
+    return folder
+
+
+def test_the_authors_runs(tmp_path):
+    base = tmp_path / "exp" / "trqam" / "reproduce" / ONE
+    write_authors(base / "TRQAM_trqam_cube_s10001_0123abcd")
+    write_authors(base / "QAM_qam_cube_s10002_0123abcd", seed=10002, agent="qam", ended=False,
+                  rows=((50, 0.3),))  # fmt: skip
+    write_authors(base / "BC_trqam_cube_s3_0123abcd", seed=3, bc_only=True)
+    write_authors(base / "tag_with_parts_fql_cube_s7_0123abcd", flags=False, ended=False)
+    write_authors(base / "unnamed", flags=False)
+    write_run(tmp_path / "exp" / "ours", ONE, "trqam", (0,), [0.9])
+    results, notes = collect([tmp_path])
+    found = {r.method: r for r in results}
+    ours, theirs = found["TRQAM"], found["TRQAM (authors' code)"]
+    assert ours.success == 0.9
+    assert (theirs.success, theirs.seed, theirs.task) == (0.6, "10001", ONE)
+    assert theirs.curve == [(50, 0.1), (100, 0.6)]
+    (track,) = theirs.tracking
+    assert (track.budget, track.path_kl, track.lam) == (0.5, [0.1, 0.55], [1.0, 2.0])
+    assert found["QAM (authors' code)"].status == "unfinished"
+    assert found["QAM (authors' code)"].reason == "its last evaluation is at step 50 of 100"
+    assert found["BC (authors' code)"].algo == "bc" and not found["BC (authors' code)"].tracking
+    by_name = found["FQL (authors' code)"]
+    assert (by_name.success, by_name.seed, by_name.task) == (0.6, "7", ONE)
+    assert (
+        len(notes) == 2 and "left out" in " ".join(notes) and "whether it has ended" in str(notes)
+    )
+    page = report(tmp_path / "exp", out=tmp_path / "out")
+    assert "TRQAM (authors' code)" in page.text
+
+
+def test_domains():
+    assert domain_name(ONE) == "cube-double"
+    assert domain_name(ONE.replace("play", "noisy")) == "cube-double-noisy"
+    assert domain_name("antmaze-large-stitch-singletask-task1-v0") == "antmaze-large-stitch"
+    assert domain_name("lift-mh-low_dim") == "lift-mh-low_dim"
+    assert short_task(ONE) == "cube-double-play task1"
+
+
+def test_a_sweep_that_has_not_begun(tmp_path):
+    sweep = Sweep(tmp_path)
+    sweep.job(ONE, "bc", None, [], state=None)
+    sweep.job(ONE, "trqam", "TRQAM", [], state=None, after=sweep.jobs[0]["name"])
+    page = report(tmp_path, out=tmp_path / "out")
+    assert "3 runs: 0 done, 3 queued" in page.text and "has not begun" in page.text
+    assert "Nothing was evaluated yet" in page.text
+
+
+def test_bad_folders_are_one_sentence(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "plan.json").write_text("{half")
+    (tmp_path / "nothing" / "in").mkdir(parents=True)
+    (tmp_path / "nothing" / "in" / "metrics.csv").write_text("")
+    for name in ("empty", "damaged", "nothing", "missing"):
+        status = run_command(lambda name=name: main([str(tmp_path / name)]))
+        assert status == 2, name
+    lines = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert len(lines) == 4 and all(line.startswith("error: ") for line in lines)

@@ -1,0 +1,125 @@
+"""Reads run folders of the authors' code.
+
+They lie at ``<save_dir>/trqam/<run_group>/<env_name>/[<tags>_]<agent>_<env>_s<seed>_<hash>`` and
+hold ``flags.json``, ``eval.csv`` (the means of each evaluation: ``success``,
+``episode.return`` and so on, and last ``step``), ``offline_agent.csv``, ``online_agent.csv`` and,
+once they have ended, ``token.tk``.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from trqam_fast.report.collect import Result, Tracking, short
+from trqam_fast.report.runs import printable
+
+NAME = re.compile(r"(?:.*_)?([a-z]+)_[a-z0-9]+_s(\d+)_[0-9a-f]{8}")
+AUTHORS = "(authors' code)"
+"""What the names of their methods end with, so that they are never mixed with ours."""
+OWN_COLUMNS = {"stage", "seed", "episodes"}
+"""Columns of this project's eval.csv that theirs has not."""
+
+
+def is_authors(folder: Path) -> bool:
+    """Whether a folder holds a run of the authors' code."""
+    if (folder / "config.json").exists() or not (folder / "eval.csv").exists():
+        return "agent" in read_flags(folder)
+    with open(folder / "eval.csv", newline="", errors="replace") as file:
+        return not OWN_COLUMNS & set(next(csv.reader(file), []))
+
+
+def read_flags(folder: Path) -> dict[str, Any]:
+    """Return flags.json, empty where there is none or it is damaged."""
+    try:
+        flags = json.loads((folder / "flags.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return flags if isinstance(flags, dict) else {}
+
+
+def read_authors(folder: Path, notes: list[str]) -> Result | None:
+    """Return the result of one of their run folders; None, and a note, if it does not say which."""
+    shown = printable(str(folder))
+    flags = read_flags(folder)
+    agent = flags["agent"] if isinstance(flags.get("agent"), dict) else {}
+    named = NAME.fullmatch(folder.name)
+    name = agent.get("agent_name") or (named and named[1])
+    seed = flags.get("seed", named and named[2])
+    if name is None or seed is None:
+        notes.append(f"{shown}: neither flags.json nor its name says what ran, so it is left out")
+        return None
+    task = str(flags.get("env_name") or folder.parent.name)
+    cloning = bool(flags.get("bc_only"))
+    algo = "bc" if cloning else str(name)
+    method = "BC" if cloning else str(name).upper()
+    if (agent.get("edit_scale") or 0) > 0:
+        algo, method = f"{algo}-e", f"{method}-E"
+    offline, online = flags.get("offline_steps"), flags.get("online_steps")
+    rows = read_rows(folder / "eval.csv", ("success",))
+    result = Result(
+        f"{method} {AUTHORS}", algo, task, str(seed), "done", folder=shown,
+        curve=[(step, values["success"]) for step, values in rows],
+        updates=" + ".join(
+            ([short(offline)] if offline else []) + ([f"{short(online)} online"] if online else [])
+        ),
+        tracking=read_tracking(folder, flags, agent),
+    )  # fmt: skip
+    end = offline + online if isinstance(offline, int) and isinstance(online, int) else None
+    if not rows:
+        result.status, result.reason = "unfinished", "eval.csv has no success yet"
+    elif not (folder / "token.tk").exists() and end is not None and rows[-1][0] < end:
+        result.status = "unfinished"
+        result.reason = f"its last evaluation is at step {rows[-1][0]} of {end}"
+    else:
+        result.success = rows[-1][1]["success"]
+        if not (folder / "token.tk").exists() and end is None:
+            notes.append(
+                f"{shown}: nothing says whether it has ended; its last evaluation, at step "
+                f"{rows[-1][0]}, counts"
+            )
+    return result
+
+
+def read_rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, float]]]:
+    """Return step and `columns` of the rows that hold finite numbers there; none without a file."""
+    found: dict[int, dict[str, float]] = {}
+    try:
+        with open(path, newline="", errors="replace") as file:
+            for cells in csv.DictReader(file):
+                try:
+                    step = int(float(cells["step"]))
+                    values = {name: float(cells[name]) for name in columns}
+                except (KeyError, TypeError, ValueError, OverflowError):
+                    continue
+                if all(map(math.isfinite, values.values())):
+                    found[step] = values
+    except FileNotFoundError:
+        return []
+    return sorted(found.items())
+
+
+def read_tracking(folder: Path, flags: dict[str, Any], agent: dict[str, Any]) -> list[Tracking]:
+    """Return the path KL that TRQAM logs; a value is that of a single update."""
+    tracks = []
+    scale = agent.get("lam_scale") or 1.0
+    for stage in ("offline", "online"):
+        rows = read_rows(folder / f"{stage}_agent.csv", ("actor/path_kl", "dual/lambda"))
+        if not rows or flags.get("bc_only"):
+            continue
+        budget = agent.get("kl_budget")
+        if stage == "online" and flags.get("kl_budget_online") is not None:
+            budget = flags["kl_budget_online"]
+        start = int(flags.get("offline_steps") or 0) if stage == "online" else 0
+        tracks.append(
+            Tracking(
+                stage, budget, [step - start for step, _ in rows],
+                [values["actor/path_kl"] for _, values in rows],
+                [values["dual/lambda"] / scale for _, values in rows], start,
+            )
+        )  # fmt: skip
+    return tracks

@@ -1,0 +1,244 @@
+"""The numbers of a comparison: scores of every method, aggregates, pairs, path KL."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trqam_fast.report.aggregate import Estimate, Scores, counts, estimates, improvement, iqm, mean
+from trqam_fast.report.authors import AUTHORS
+from trqam_fast.report.collect import FAILED, Result, Tracking
+from trqam_fast.report.published import read_published
+
+ALL, COMMON = "all", "common tasks"
+SETTLING = 2000
+"""Updates of a stage before its path KL is compared with the budget."""
+ORDER = ("bc", "qam", "qam-e", "trqam")
+
+
+class Pair(NamedTuple):
+    """P(X > Y) with its interval over the tasks that both have."""
+
+    first: str
+    second: str
+    tasks: int
+    probability: Estimate
+
+
+class Deviation(NamedTuple):
+    """How one seed's path KL went in one stage.
+
+    Attributes:
+        result, stage, budget: Whose.
+        first, last: First and last value.
+        mean: Mean after the first `SETTLING` updates of the stage, NaN if there is no value.
+        mean_deviation, largest_deviation: Of the distance from the budget over the budget there.
+        lam: Last value of the dual variable, NaN without one.
+    """
+
+    result: Result
+    stage: str
+    budget: float | None
+    first: float
+    last: float
+    mean: float
+    mean_deviation: float
+    largest_deviation: float
+    lam: float
+
+    @property
+    def drift(self) -> float:
+        """Last value over the first."""
+        return self.last / self.first if self.first else math.nan
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One method in one group of tasks.
+
+    Attributes:
+        method, group: Whose; the group is a domain, `ALL` or `COMMON`.
+        tasks, tasks_expected: With a score, and in the group.
+        runs, runs_expected: With a score, and planned; a run is one seed on one task.
+        seeds: With a score on each task that has any, in words.
+        failed: Runs that failed or diverged.
+        mean, iqm: Of the runs with a score.
+        mean_zeroed, iqm_zeroed: With a score of 0 for the failed ones; the same where none failed.
+        updates, data: What the runs were trained with and on, in words.
+    """
+
+    method: str
+    group: str
+    tasks: int
+    tasks_expected: int
+    runs: int
+    runs_expected: int
+    seeds: str
+    failed: int
+    mean: Estimate
+    iqm: Estimate
+    mean_zeroed: Estimate
+    iqm_zeroed: Estimate
+    updates: str
+    data: str
+
+
+class Comparison:
+    """Scores of methods on tasks.
+
+    Attributes:
+        results: Of methods, not of pretraining alone.
+        starts: Success of the policy that fine-tuning starts from, by task and seed.
+        methods, tasks, domains, seeds: In the order of the tables.
+        algos: Algorithm of each method.
+        reference: The method that the others are compared with.
+        scores, zeroed: ``[seeds, tasks]`` of each method; `zeroed` has 0 for the failed runs.
+        groups: Tasks by group.
+        summaries: By method and group.
+        pairs: The reference against each other method, then the others.
+        deviations: Of every seed and stage with a path KL.
+    """
+
+    def __init__(self, results: list[Result]) -> None:
+        self.results = [result for result in results if result.method is not None]
+        self.starts = {
+            (result.task, result.seed): result.start
+            for result in reversed(results)
+            if result.start is not None
+        }
+        self.algos = {str(result.method): result.algo for result in self.results}
+        self.methods = sorted(self.algos, key=self._place)
+        self.reference = max(self.methods, key=lambda name: self.algos[name] == "trqam")
+        domains = {result.task: result.domain for result in self.results}
+        self.domains = domain_order(set(domains.values()))
+        self.tasks = sorted(
+            domains, key=lambda task: (self.domains.index(domains[task]), natural(task))
+        )
+        self.seeds = sorted({result.seed for result in self.results if result.seed}, key=natural)
+        self._cells: dict[tuple[str, str], list[Result]] = {}
+        for result in self.results:
+            self._cells.setdefault((str(result.method), result.task), []).append(result)
+        self.scores = {name: self._scores(name, zeroed=False) for name in self.methods}
+        self.zeroed = {name: self._scores(name, zeroed=True) for name in self.methods}
+        self.groups = self._groups(domains)
+        self.summaries = {
+            (name, group): self._summary(name, group)
+            for name in self.methods
+            for group in self.groups
+        }
+        self.pairs = self._pairs()
+        self.deviations = [
+            deviation_of(result, track) for result in self.results for track in result.tracking
+        ]
+
+    def _place(self, method: str) -> tuple[bool, int, list[tuple[int, int, str]]]:
+        algo = self.algos[method]
+        place = ORDER.index(algo) if algo in ORDER else len(ORDER)
+        return method.endswith(AUTHORS), place, natural(method)
+
+    def _groups(self, domains: dict[str, str]) -> dict[str, list[str]]:
+        """All tasks, those that every method has if some have more, those of each domain."""
+        having = [sum(self.has(name, task) for name in self.methods) for task in self.tasks]
+        everywhere = [
+            task for task, n in zip(self.tasks, having, strict=True) if n == len(self.methods)
+        ]
+        groups = {ALL: self.tasks}
+        if everywhere and sum(having) > len(everywhere) * len(self.methods):
+            groups[COMMON] = everywhere
+        return groups | {
+            name: [task for task in self.tasks if domains[task] == name] for name in self.domains
+        }
+
+    def _scores(self, method: str, zeroed: bool) -> Scores:
+        scores = np.full((len(self.seeds), len(self.tasks)), math.nan)
+        for result in self.results:
+            if result.method == method and result.seed:
+                where = self.seeds.index(result.seed), self.tasks.index(result.task)
+                failed = zeroed and result.status in FAILED
+                scores[where] = 0.0 if failed else result.success
+        return scores
+
+    def of(self, method: str, task: str) -> list[Result]:
+        """Return the results of a method on a task."""
+        return self._cells.get((method, task), [])
+
+    def has(self, method: str, task: str) -> bool:
+        """Whether a method has a score on a task."""
+        return any(not math.isnan(result.success) for result in self.of(method, task))
+
+    def columns(self, group: str) -> list[int]:
+        """Indices of a group's tasks."""
+        return [self.tasks.index(task) for task in self.groups[group]]
+
+    def _summary(self, method: str, group: str) -> Summary:
+        columns = self.columns(group)
+        scores, zeroed = self.scores[method][:, columns], self.zeroed[method][:, columns]
+        cells = [result for task in self.groups[group] for result in self.of(method, task)]
+        failed = sum(result.status in FAILED for result in cells)
+        averages = estimates([mean, iqm], scores)
+        others = estimates([mean, iqm], zeroed) if failed else averages
+        counted = [result for result in cells if not math.isnan(result.success)]
+        numbers = counts(scores)
+        present = numbers[numbers > 0]
+        return Summary(
+            method, group, len(present), len(columns), len(counted),
+            sum(result.seed != "" for result in cells),
+            " to ".join(dict.fromkeys(str(n) for n in (present.min(), present.max())))
+            if len(present)
+            else "0",
+            failed, *averages, *others,
+            updates=in_words(result.updates for result in counted),
+            data=in_words(result.data for result in counted),
+        )  # fmt: skip
+
+    def _pairs(self) -> list[Pair]:
+        others = [name for name in self.methods if name != self.reference]
+        ordered = [self.reference, *others]
+        pairs = []
+        for number, first in enumerate(ordered):
+            for second in ordered[number + 1 :]:
+                x, y = self.scores[first], self.scores[second]
+                tasks = int(((counts(x) > 0) & (counts(y) > 0)).sum())
+                pairs.append(Pair(first, second, tasks, *estimates([improvement], x, y)))
+        return pairs
+
+
+def domain_order(names: set[str]) -> list[str]:
+    """Return domains in the order of the published table, then the others."""
+    published = read_published().domains
+    known = [name for name in published if name in names]
+    return known + sorted(names - set(published), key=natural)
+
+
+def in_words(values: Any) -> str:
+    """Return different values, each once."""
+    return " or ".join(dict.fromkeys(value for value in values if value))
+
+
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """Key by which names sort as people do: task2 before task10."""
+    return [
+        (0, int(part), "") if part.isdigit() else (1, 0, part)
+        for part in re.split(r"(\d+)", name)
+        if part
+    ]
+
+
+def deviation_of(result: Result, track: Tracking) -> Deviation:
+    """Return how one seed's path KL went in one stage."""
+    settled = np.array(
+        [value for step, value in zip(track.steps, track.path_kl, strict=True) if step > SETTLING]
+    )
+    average, distance = math.nan, np.array([math.nan])
+    if len(settled):
+        average = float(settled.mean())
+        if track.budget is not None:
+            distance = np.abs(settled - track.budget) / track.budget
+    return Deviation(
+        result, track.stage, track.budget, track.path_kl[0], track.path_kl[-1], average,
+        float(distance.mean()), float(distance.max()), track.lam[-1] if track.lam else math.nan,
+    )  # fmt: skip

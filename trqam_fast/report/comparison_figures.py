@@ -1,0 +1,272 @@
+"""Draws a comparison: intervals, profiles, pairs, and curves of each task."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+
+from trqam_fast.report.aggregate import bootstrap, counts, limits, profile, task_means
+from trqam_fast.report.comparison import Comparison
+from trqam_fast.report.figures import COLOURS, DASHES, LOG_RATIO, STYLE, label_of, literal, shorten
+
+DPI = 130
+BAND_REPS = 1000
+PROFILE_REPS = 2000
+TAUS = np.linspace(0.0, 1.0, 51)
+WIDTH = 4.4
+TOP, LEGEND_ROW = 0.32, 0.2
+
+
+def look(comparison: Comparison, method: str) -> dict[str, Any]:
+    """Return a method's colour and dashes, the same in every picture."""
+    number = comparison.methods.index(method)
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linestyle": DASHES[number // len(COLOURS) % len(DASHES)],
+    }
+
+
+def new_figure(
+    title: str, rows: list[float], entries: int, width: float = WIDTH, left: float = 0.72
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure of panels below each other, with room for a legend below them.
+
+    Args:
+        title: Heading.
+        rows: Height of each panel in inches.
+        entries: Of the legend, two in a row.
+        width: Of the figure in inches.
+        left: Room for the labels in inches.
+    """
+    gap, foot = 0.25, 0.5 + LEGEND_ROW * math.ceil(entries / 2)
+    height = TOP + sum(rows) + gap * (len(rows) - 1) + foot
+    figure = Figure(figsize=(width, height))
+    figure.text(0.1 / width, 1 - 0.09 / height, literal(shorten(title, round(13 * width))),
+                va="top", weight="bold", size=11)  # fmt: skip
+    axes, top = [], height - TOP
+    for row in rows:
+        top -= row
+        box = (left / width, top / height, 1 - (left + 0.12) / width, row / height)
+        axes.append(figure.add_axes(box))
+        top -= gap
+    return figure, axes
+
+
+def add_legend(figure: Figure, axes: list[Axes]) -> None:
+    """Put the labels of all panels below them, each once."""
+    found = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    if found:
+        figure.legend(
+            found.values(), found.keys(), loc="lower left", ncols=2, columnspacing=1.2,
+            handlelength=1.8, borderaxespad=0.2, labelspacing=0.25,
+        )  # fmt: skip
+
+
+def steps_axis(axis: Axes, label: str = "fine-tuning step") -> None:
+    """Set the axis of steps."""
+    axis.set_xlabel(label)
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
+
+
+def draw_intervals(comparison: Comparison) -> Figure:
+    """Interquartile mean of each method, with its interval, over all tasks and each domain."""
+    groups, methods = list(comparison.groups), comparison.methods
+    height = max(1.2, len(groups) * (0.1 * len(methods) + 0.08))
+    figure, (axis,) = new_figure(
+        "Success, interquartile mean", [height], len(methods), width=5.2, left=1.9
+    )
+    for row, group in enumerate(groups):
+        for number, method in enumerate(methods):
+            value, low, high = comparison.summaries[method, group].iqm
+            if math.isnan(value):
+                continue
+            place = row + 0.8 * ((number + 0.5) / len(methods) - 0.5)
+            colour = look(comparison, method)["color"]
+            axis.plot([value], [place], "o", color=colour, markersize=4,
+                      label=label_of(method))  # fmt: skip
+            axis.plot([low, high], [place] * 2, color=colour, linewidth=2.5, alpha=0.6)
+        if row % 2 == 0:
+            axis.axhspan(row - 0.5, row + 0.5, color="#f3f5f8", zorder=0)
+    axis.set_yticks(range(len(groups)), [literal(shorten(name, 24)) for name in groups])
+    axis.set_ylim(len(groups) - 0.5, -0.5)
+    axis.set_xlim(-0.02, 1.02)
+    axis.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.grid(axis="y", visible=False)
+    axis.set_xlabel("episodes solved")
+    add_legend(figure, [axis])
+    return figure
+
+
+def draw_profiles(comparison: Comparison) -> Figure:
+    """Share of runs whose success is above each threshold."""
+    figure, (axis,) = new_figure("Performance profiles", [2.5], len(comparison.methods), width=5.2)
+    for method in comparison.methods:
+        scores = comparison.scores[method]
+        if np.isnan(scores).all():
+            continue
+        style = look(comparison, method)
+        axis.plot(TAUS, profile(scores, TAUS), label=label_of(method), linewidth=1.6, **style)
+        if counts(scores).max() > 1:
+            samples = bootstrap(lambda drawn: profile(drawn, TAUS), scores, reps=PROFILE_REPS)
+            axis.fill_between(TAUS, *limits(samples), color=style["color"], alpha=0.15, linewidth=0)
+    axis.set_ylim(-0.03, 1.03)
+    axis.set_xlabel("success τ")
+    axis.set_ylabel("runs with success > τ")
+    for one in (axis.xaxis, axis.yaxis):
+        one.set_major_formatter(PercentFormatter(1.0))
+    add_legend(figure, [axis])
+    return figure
+
+
+def draw_pairs(comparison: Comparison) -> Figure:
+    """Probability of improvement of the first method of each pair over the second."""
+    pairs = [pair for pair in comparison.pairs if pair.tasks]
+    names = [f"{shorten(pair.first, 21)} > {shorten(pair.second, 21)}" for pair in pairs]
+    left = 0.35 + 0.095 * max(map(len, names))
+    figure, (axis,) = new_figure(
+        "Probability of improvement, P(X > Y)", [max(0.6, 0.3 * len(pairs))], 0, 5.2, left
+    )
+    for row, pair in enumerate(pairs):
+        value, low, high = pair.probability
+        axis.plot([low, high], [row] * 2, color=COLOURS[0], linewidth=6, alpha=0.35,
+                  solid_capstyle="butt")  # fmt: skip
+        axis.plot([value], [row], "|", color=COLOURS[0], markersize=14, markeredgewidth=2)
+    axis.set_yticks(range(len(pairs)), [literal(name) for name in names])
+    axis.set_ylim(len(pairs) - 0.4, -0.6)
+    axis.set_xlim(-0.02, 1.02)
+    axis.axvline(0.5, color="#444444", linewidth=1.2, linestyle=":")
+    axis.grid(axis="y", visible=False)
+    axis.set_xlabel("probability")
+    return figure
+
+
+def draw_curves(comparison: Comparison, task: str) -> Figure | None:
+    """Success of each method over the steps on one task, None where nothing was evaluated."""
+    shown = [m for m in comparison.methods if any(r.curve for r in comparison.of(m, task))]
+    if not shown:
+        return None
+    figure, (axis,) = new_figure(short_task(task), [2.2], len(shown))
+    for method in shown:
+        results = comparison.of(method, task)
+        steps = sorted({step for result in results for step, _ in result.curve})
+        grid = np.full((len(results), len(steps)), math.nan)
+        for row, result in enumerate(results):
+            for step, success in result.curve:
+                grid[row, steps.index(step)] = success
+        style = look(comparison, method)
+        means = task_means(grid)
+        if comparison.algos[method] == "bc":
+            axis.axhline(means[-1], label=label_of(f"{method}, at its end"),
+                         linewidth=1.4, color=style["color"], linestyle=(0, (1, 1.2)))  # fmt: skip
+            continue
+        axis.plot(steps, means, label=label_of(method), linewidth=1.6, zorder=3,
+                  marker="o" if len(steps) < 3 else None, markersize=3, **style)  # fmt: skip
+        if counts(grid).max() > 1:
+            samples = bootstrap(task_means, grid, reps=BAND_REPS)
+            axis.fill_between(steps, *limits(samples), color=style["color"], alpha=0.15,
+                              linewidth=0)  # fmt: skip
+    axis.set_ylim(-0.03, 1.03)
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.set_ylabel("episodes solved")
+    steps_axis(axis)
+    add_legend(figure, [axis])
+    return figure
+
+
+def draw_path_kl(comparison: Comparison, task: str) -> Figure | None:
+    """Path KL of every run on one task against its budget, and lambda where it moves."""
+    shown = {
+        method: [track for result in comparison.of(method, task) for track in result.tracking]
+        for method in comparison.methods
+    }
+    shown = {method: tracks for method, tracks in shown.items() if tracks}
+    if not shown:
+        return None
+    moving = any(track.lam for tracks in shown.values() for track in tracks)
+    budgets = any(track.budget is not None for tracks in shown.values() for track in tracks)
+    figure, axes = new_figure(
+        short_task(task), [1.9, 1.2] if moving else [1.9], len(shown) + budgets
+    )
+    values = []
+    for method, tracks in shown.items():
+        style = look(comparison, method) | {"linewidth": 0.9, "alpha": 0.7}
+        for number, track in enumerate(tracks):
+            label = label_of(method) if number == 0 else None
+            steps = [track.start + step for step in track.steps]
+            axes[0].plot(steps, track.path_kl, label=label, **style)
+            values += track.path_kl
+            if track.lam:
+                axes[1].plot(steps, track.lam, **style)
+        for start, end, budget in budget_lines(tracks):
+            axes[0].plot([start, end], [budget] * 2, color="#222222", linestyle="--",
+                         linewidth=2, alpha=0.5, zorder=1.5, label="budget")  # fmt: skip
+    axes[0].set_ylabel("path KL, nats")
+    if min(values) > 0 and max(values) / min(values) > LOG_RATIO:
+        axes[0].set_yscale("log")
+    else:
+        axes[0].set_ylim(bottom=0)
+    if moving:
+        axes[0].tick_params(labelbottom=False)
+        axes[1].set_ylabel("λ")
+        axes[1].set_xlim(axes[0].get_xlim())
+        axes[1].set_ylim(bottom=0)
+    steps_axis(axes[0])
+    steps_axis(axes[-1])
+    if moving:
+        axes[0].set_xlabel("")
+    add_legend(figure, axes)
+    return figure
+
+
+def budget_lines(tracks: list[Any]) -> set[tuple[int, int, float]]:
+    """Return the first and last step and the value of each budget, each once."""
+    return {
+        (track.start, track.start + track.steps[-1], track.budget)
+        for track in tracks
+        if track.budget is not None
+    }
+
+
+def draw_all(comparison: Comparison, out: Path) -> dict[str, bytes]:
+    """Write every picture as a PNG file; return their contents by name, without the ending."""
+    with plt.rc_context(STYLE):
+        figures = {
+            "intervals": lambda: draw_intervals(comparison),
+            "profiles": lambda: draw_profiles(comparison),
+        }
+        if any(pair.tasks for pair in comparison.pairs):
+            figures["improvement"] = lambda: draw_pairs(comparison)
+        for task in comparison.tasks:
+            name = file_name(task)
+            figures[f"curves_{name}"] = lambda task=task: draw_curves(comparison, task)
+            figures[f"path_kl_{name}"] = lambda task=task: draw_path_kl(comparison, task)
+        pictures = {}
+        for name, draw in figures.items():
+            figure = draw()
+            if figure is not None:
+                path = out / f"{name}.png"
+                figure.savefig(path, dpi=DPI)
+                pictures[name] = path.read_bytes()
+    return pictures
+
+
+def file_name(task: str) -> str:
+    """Return a task as a part of a file's name."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in task)[:100]
+
+
+def short_task(task: str) -> str:
+    """Return a task's name without what all of them have: ``cube-double-play task1``."""
+    return re.sub(r"-singletask(-(task\d+))?-v0$", r" \2", task).strip()
