@@ -172,7 +172,7 @@ def test_a_star_stands_for_all_tasks():
     assert CUBE not in spec.task
 
 
-@pytest.mark.parametrize("name", ["smoke", "paper"])
+@pytest.mark.parametrize("name", ["smoke", "paper", "first_table"])
 def test_the_sweeps_of_this_repository_are_valid(name, tmp_path):
     assert make_plan(read_spec(Path(f"sweeps/{name}.toml")), tmp_path)
 
