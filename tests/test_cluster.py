@@ -1,5 +1,7 @@
 """Sweeps on a Ray cluster of several nodes, one of which dies."""
 
+import dataclasses
+import functools
 import os
 import signal
 import threading
@@ -12,7 +14,7 @@ import torch
 from trqam_fast.sweep import cluster
 from trqam_fast.sweep.execute import execute, finished
 from trqam_fast.sweep.plan import make_plan, write_plan
-from trqam_fast.sweep.spec import parse_spec
+from trqam_fast.sweep.spec import Resources, parse_spec
 from trqam_fast.sweep.state import read_state
 from trqam_fast.training import checkpoint
 
@@ -122,3 +124,68 @@ def test_a_worker_and_a_node_die_and_every_run_ends_as_without(spec, undisturbed
         ]
         for name, tensor in states_at_end[0].items():
             assert torch.equal(tensor, states_at_end[1][name]), (job.name, name)
+
+
+@pytest.fixture
+def place(monkeypatch):
+    """Ray on this machine, with one place for a job."""
+    pytest.importorskip("ray")
+    with cluster.connected(None, 1, 1) as ray:
+        yield ray
+
+
+def small_sweep(spec, **resources):
+    """One seed of BC and TRQAM."""
+    return dataclasses.replace(
+        spec,
+        algos=("bc", "trqam"),
+        seeds=(0,),
+        resources=Resources(cpus=1, memory_gb=0.25, **resources),
+    )
+
+
+def when_busy(jobs, out, act):
+    """Do something in a thread as soon as fine-tuning is under way."""
+    thread = threading.Thread(target=lambda: act(*busy_job(jobs, out, [])), daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.slow
+def test_a_sweep_is_stopped_given_up_and_ended(spec, place, tmp_path):
+    """The file `stop` writes checkpoints; a job that dies too often fails; then all goes on."""
+    small = small_sweep(spec)
+    jobs = make_plan(small, tmp_path)
+    run = functools.partial(cluster.run_jobs, place, jobs, tmp_path, small.resources)
+
+    thread = when_busy(jobs, tmp_path, lambda job, pid: (tmp_path / cluster.STOP).touch())
+    states = run(3, lambda line: None)
+    thread.join()
+    assert [states[job.name].state for job in jobs] == ["done", "stopped"]
+    assert "stopped by SIGUSR1 after step" in states[jobs[1].name].reason
+
+    thread = when_busy(jobs, tmp_path, lambda job, pid: os.kill(pid, signal.SIGKILL))
+    states = run(0, lambda line: None)
+    thread.join()
+    assert list(states) == [jobs[1].name]
+    given_up = states[jobs[1].name]
+    assert given_up.state == "failed" and given_up.reason.startswith("WorkerCrashedError: ")
+    assert read_state(tmp_path, jobs[1]).reason == given_up.reason
+
+    assert run(0, lambda line: None)[jobs[1].name].state == "done"
+    assert run(0, lambda line: None) == {}
+
+
+@pytest.mark.slow
+def test_fractions_of_a_gpu_and_failures(spec, place, tmp_path):
+    """Ray believes in a GPU; the trainer does not find it, and what depends on it fails too."""
+    small = small_sweep(spec, gpus=0.5)
+    jobs = make_plan(small, tmp_path)
+    assert not cluster.missing_resources(place, small.resources)
+    states = cluster.run_jobs(place, jobs, tmp_path, small.resources, 0, lambda line: None)
+    assert "--device is cuda, but torch sees no GPU" in states[jobs[0].name].reason
+    assert states[jobs[1].name].reason == "its pretraining has not ended"
+    assert {state.state for state in states.values()} == {"failed"}
+    for resources in (Resources(cpus=2), Resources(gpus=1, memory_gb=1e6)):
+        missing = cluster.missing_resources(place, resources)
+        assert "but no node has them all (at most 1, 1 and " in missing

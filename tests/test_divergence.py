@@ -61,3 +61,23 @@ def test_a_diverged_seed_keeps_its_weights_online(flags, tmp_path, monkeypatch):
     assert run(flags, folder, "--seeds", "3", "5", *online) == 1
     last = checkpoint.load(folder / "checkpoints/step_000000050.pt")
     assert last["stage"] == "online" and last["agent"]["online"].isfinite().all()
+
+
+def test_a_seed_that_diverged_in_pretraining_is_not_fine_tuned(
+    flags, tmp_path, capsys, monkeypatch
+):
+    both, lost, tuned = (tmp_path / name for name in ("both", "lost", "tuned"))
+    poison(monkeypatch, BCAgent, "actions", float("nan"))
+    assert run(flags, both, "--algo", "bc", "--seeds", "3", "5") == 1
+    poison(monkeypatch, BCAgent, "actions", float("nan"))
+    assert run(flags, lost, "--algo", "bc", "--seeds", "3") == 1
+    monkeypatch.undo()
+    assert run(flags, tuned, "--seeds", "3", "5", "--pretrained", str(both)) == 1
+    reason = "its pretraining diverged: bc_loss is not finite at step 13"
+    assert f"error: seed 3: {reason}" in capsys.readouterr().err
+    summary = json.loads((tuned / "summary.json").read_text())
+    assert summary["failures"] == {"3": reason}
+    assert {row["seed"] for row in rows(tuned / "eval.csv")} == {"5"}
+    assert run(flags, tmp_path / "refused", "--seeds", "3", "5", "--pretrained", str(lost)) == 2
+    assert "diverged (bc_loss is not finite at step 13); name another" in capsys.readouterr().err
+    assert not (tmp_path / "refused").exists()

@@ -59,18 +59,26 @@ def small(generated):
         ({"retries": True}, "retries is True"),
         ({"flags": {"learning_rate": 1.0}}, "[flags] has 'learning_rate'"),
         ({"flags": {"seeds": [1]}}, "[flags] has 'seeds'"),
-        ({"flags": {"lr": "fast"}}, "[flags] lr is 'fast'; give a value of type float"),
-        ({"flags": {"batch_size": 1.5}}, "batch_size is 1.5; give a value of type int"),
-        ({"flags": {"generated": 1}}, "generated is 1; give a value of type bool"),
-        ({"flags": {"pretrained": 3}}, "pretrained is 3; give a value of type str"),
+        ({"flags": {"lr": "fast"}}, "[flags] lr is 'fast'; give a number"),
+        ({"flags": {"batch_size": 1.5}}, "batch_size is 1.5; give a whole number"),
+        ({"flags": {"generated": 1}}, "generated is 1; give true or false"),
+        ({"flags": {"pretrained": 3}}, "pretrained is 3; give a path in quotes"),
+        ({"flags": {"backend": "cuda"}}, "backend is 'cuda'; give 'auto' or 'reference' or"),
+        ({"flags": {"actor_hidden_dims": ["a"]}}, "give a list of a whole number"),
+        ({"flags": {"generated_noise": "much"}}, "generated_noise is 'much'; give a number"),
+        ({"flags": {"device": "cuda"}}, "[flags] has 'device'"),
         ({"flags": 3}, "[flags] is 3; write a table"),
         ({"task": {CUBE: {"lr": 0.1}}}, f"[task.{CUBE}] is for none of the sweep's tasks"),
         ({"algo": {"qam-e": {"lr": 0.1}}}, "[algo.qam-e] is for none of the sweep's algos"),
+        ({"algo": {"bc": {"lr": 0.1}}}, "[algo.bc] is for none of the sweep's algos that have"),
+        ({"tasks": [TASK, TASK.replace("task1", "task*")]}, "name each only once, stars resolved"),
+        ({"grid": 3}, "[grid] is 3; write a table"),
+        ({"grid": {"trqam": {"lr": [1, 1.0]}}}, "give each value only once"),
         ({"grid": {"bc": {"lr": [0.1]}}}, "[grid.bc] is for no fine-tuning algorithm"),
         ({"grid": {"trqam": {"kl_budget": 0.5}}}, "kl_budget is 0.5; give a list"),
         ({"resources": {"cpu": 1}}, "[resources] has 'cpu'"),
         ({"resources": {"cpus": 0}}, "cpus is 0"),
-        ({"resources": {"gpus": 1.5}}, "gpus is 1.5; give a whole number or a fraction"),
+        ({"resources": {"gpus": 1.5}}, "gpus is 1.5; a job uses one GPU at most"),
     ],
 )
 def test_a_mistake_in_the_file_is_named(changes, message):
@@ -89,6 +97,11 @@ def test_a_mistake_in_the_file_is_named(changes, message):
             f"horizon_length of trqam on {TASK} is 1, but it shares its pretraining",
         ),
         ({"flags": {"pretrained": "x.pt"}}, "algos has bc, but pretrained is 'x.pt'"),
+        (
+            {"flags": {"pretrained": "x.pt", "bc_steps": 3}, "algos": ["trqam"]},
+            "bc_steps is 3, but pretrained is 'x.pt'",
+        ),
+        ({"grid": {"qam": {"pretrained": ["a.pt"]}}}, "pretrained of qam is 'a.pt', but"),
         ({"algo": {"qam": {"offline_steps": 0}}}, "--offline-steps and --online-steps are 0"),
     ],
 )
@@ -172,7 +185,7 @@ def test_a_star_stands_for_all_tasks():
     assert CUBE not in spec.task
 
 
-@pytest.mark.parametrize("name", ["smoke", "paper", "first_table"])
+@pytest.mark.parametrize("name", ["smoke", "paper", "first_table", "matched"])
 def test_the_sweeps_of_this_repository_are_valid(name, tmp_path):
     assert make_plan(read_spec(Path(f"sweeps/{name}.toml")), tmp_path)
 
@@ -203,7 +216,7 @@ def test_a_plan_is_kept_added_to_and_defended(tmp_path):
     assert set(read_plan(tmp_path)) == set(more)
     write_plan(jobs, tmp_path)
     assert set(read_plan(tmp_path)) == set(more)
-    with pytest.raises(UsageError, match=r"other flags \(nothing became --lr 0.1\)"):
+    with pytest.raises(UsageError, match="other flags: --lr unset became 0.1; name another"):
         write_plan(plan(tmp_path, flags={"lr": 0.1}), tmp_path)
     (tmp_path / "plan.json").write_text("{")
     with pytest.raises(UsageError, match="damaged"):
@@ -212,12 +225,47 @@ def test_a_plan_is_kept_added_to_and_defended(tmp_path):
         read_plan(tmp_path / "none")
 
 
+def test_seeds_that_were_packed_together_stay_so(tmp_path):
+    write_plan(plan(tmp_path, tasks=[CUBE], seeds=[4, 0, 1]), tmp_path)
+
+    def groups(**changes):
+        jobs = plan(tmp_path, tasks=[CUBE], **changes)
+        return [job.seeds for job in jobs if job.algo == "trqam"]
+
+    assert groups(seeds=[0, 1, 2, 3, 4]) == [(4, 0, 1), (2, 3)]
+    assert groups(seeds=[0, 1, 2, 3, 4], seeds_per_job=1) == [(4, 0, 1), (2,), (3,)]
+    assert groups(seeds=[0, 1]) == [(0, 1)]
+
+
+def test_what_does_not_change_a_run_may_change(tmp_path):
+    """The order of flags, whether BC is a result, and where the sweep's folder lies."""
+    flags = {"lr": 0.1, "tau": 0.2}
+    write_plan(plan(tmp_path / "a", algos=["trqam"], flags=flags), tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / "b")
+    now = plan(tmp_path / "b", flags=dict(reversed(flags.items())))
+    write_plan(now, tmp_path / "b")
+    assert set(read_plan(tmp_path / "b")) == set(now)
+
+
+def test_nothing_starts_from_half_a_pretraining(tmp_path, small, monkeypatch):
+    bc, qam, _ = make_plan(parse_spec(small), tmp_path)
+
+    def crash(self, stage, agent, step):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trqam_fast.training.loop.Trainer.evaluate", crash)
+        assert execute(tmp_path, bc).state == "failed"
+    assert list((bc.run_dir(tmp_path) / "checkpoints").glob("*.pt"))
+    assert execute(tmp_path, qam).reason == "its pretraining has not ended"
+    assert not qam.run_dir(tmp_path).exists()
+
+
 def test_jobs_run_are_skipped_and_fail(tmp_path, small):
     jobs = make_plan(parse_spec(small), tmp_path)
     bc, qam, _ = jobs
     early = execute(tmp_path, qam)
-    assert (early.state, early.attempt) == ("failed", 1)
-    assert "--pretrained" in early.reason and "does not exist" in early.reason
+    assert (early.state, early.reason) == ("failed", "its pretraining has not ended")
     state = execute(tmp_path, bc)
     assert (state.state, state.reason, state.attempt) == ("done", "", 1)
     assert state.ended >= state.started and state.pid == os.getpid()
@@ -225,9 +273,12 @@ def test_jobs_run_are_skipped_and_fail(tmp_path, small):
     again = execute(tmp_path, bc)
     assert dataclasses.replace(again, beat=0) == dataclasses.replace(state, beat=0)
     late = execute(tmp_path, qam)
-    assert (late.state, late.attempt) == ("done", 2)
-    state_path(tmp_path, bc).unlink()
-    assert execute(tmp_path, bc).attempt == 0
+    assert (late.state, late.attempt) == ("done", 1)
+    for text in (None, "", '{"state": "running"}'):
+        state_path(tmp_path, bc).unlink()
+        if text is not None:
+            state_path(tmp_path, bc).write_text(text)
+        assert (execute(tmp_path, bc).state, execute(tmp_path, bc).attempt) == ("done", 0)
 
 
 def test_a_seed_that_diverges_is_the_reason(tmp_path, small):

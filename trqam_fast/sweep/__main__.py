@@ -15,7 +15,7 @@ from trqam_fast.cli import run_command
 from trqam_fast.errors import FAILURE, REQUEUE, RunError, Stopped, UsageError
 from trqam_fast.sweep import cluster
 from trqam_fast.sweep.estimate import job_seconds, makespan
-from trqam_fast.sweep.execute import execute, finished
+from trqam_fast.sweep.execute import execute, finished, settle
 from trqam_fast.sweep.plan import Job, make_plan, read_plan, write_plan
 from trqam_fast.sweep.slurm import slurm_script
 from trqam_fast.sweep.spec import Resources, Spec, read_spec
@@ -36,9 +36,9 @@ class SweepArgs:
     address: str | None = None
     """Ray cluster to run on, e.g. auto or HOST:6379; without it Ray runs on this machine."""
     num_cpus: int | None = None
-    """Cores of this machine to use; all by default."""
+    """Cores of this machine to use, without --address; all by default."""
     num_gpus: int | None = None
-    """GPUs of this machine to use; all by default."""
+    """GPUs of this machine to use, without --address; all by default."""
     dry_run: bool = False
     """Print the jobs with an estimate of their time, and run nothing."""
     slurm_script: bool = False
@@ -64,7 +64,9 @@ def main(argv: list[str] | None = None) -> int:
     if not args.slurm_script:
         cluster.load_ray()
     write_plan(jobs, args.out)
-    shutil.copyfile(args.spec, args.out / "sweep.toml")
+    copy = args.out / "sweep.toml"
+    if not (copy.exists() and copy.samefile(args.spec)):
+        shutil.copyfile(args.spec, copy)
     if args.slurm_script:
         script = args.out / "sweep.slurm"
         script.write_text(slurm_script(jobs, args.out, spec.resources))
@@ -90,6 +92,8 @@ def run_all(jobs: list[Job], spec: Spec, args: SweepArgs) -> int:
     print(f"{len(jobs)} jobs, {done} of them finished; watch them with")
     print(f"    python -m trqam_fast.status {out} --watch", flush=True)
     if done == len(jobs):
+        for job in jobs:
+            settle(out, job)
         return 0
     with cluster.connected(args.address, args.num_cpus, args.num_gpus) as ray:
         missing = cluster.missing_resources(ray, resources)
@@ -115,9 +119,10 @@ def run_all(jobs: list[Job], spec: Spec, args: SweepArgs) -> int:
 
 
 def slots(resources: Resources, args: SweepArgs) -> int:
-    """Return how many jobs this machine runs at a time."""
+    """Return how many jobs this machine runs at a time, by its cores and its memory."""
     cpus = args.num_cpus or os.cpu_count() or 1
-    return max(1, int(cpus / resources.cpus))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return max(1, int(min(cpus / resources.cpus, memory / resources.memory_gb)))
 
 
 def in_time(seconds: float) -> str:
@@ -146,9 +151,9 @@ def describe(jobs: list[Job], spec: Spec, args: SweepArgs) -> None:
         return
     count = slots(spec.resources, args)
     print(
-        f"at most about {in_time(makespan(jobs, seconds, count))} with {count} jobs at a time, "
-        f"{in_time(sum(seconds.values()))} one after another: measured on this machine with "
-        "updates of random data and episodes of full length; making data is not counted"
+        f"about {in_time(makespan(jobs, seconds, count))} with {count} jobs at a time, "
+        f"{in_time(sum(seconds.values()))} one after another, if all episodes have full length and "
+        "jobs do not slow each other down; measured on this machine, without making data"
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trqam_fast.errors import UsageError
-from trqam_fast.sweep.execute import execute, finished
+from trqam_fast.sweep.execute import NO_PRETRAINING, execute, finished, settle
 from trqam_fast.sweep.plan import Job
 from trqam_fast.sweep.spec import Resources
 from trqam_fast.sweep.state import JobState, StateFile
@@ -171,11 +171,10 @@ def run_jobs(
         retry_exceptions=[Interrupted],
     )
     def run_job(job: Job, before: JobState | None) -> JobState:
-        if (out / STOP).exists():
+        if (out / STOP).exists() and not finished(out, job):
             return StateFile(out, job, attempt=False).end("stopped", "the sweep was stopped")
         if before is not None and before.state != "done":
-            reason = f"its pretraining failed: {before.reason}"
-            return StateFile(out, job, attempt=False).end("failed", reason)
+            return StateFile(out, job, attempt=False).end("failed", NO_PRETRAINING)
         with watching(out):
             state = execute(out, job)
         if state.state == "stopped" and not (out / STOP).exists():
@@ -184,7 +183,9 @@ def run_jobs(
 
     references: dict[str, Any] = {}
     for job in jobs:
-        if not finished(out, job):
+        if finished(out, job):
+            settle(out, job)
+        else:
             references[job.name] = run_job.options(name=job.name).remote(
                 job, references.get(job.after)
             )
@@ -215,6 +216,16 @@ def outcome(ray: Any, reference: Any, out: Path, job: Job) -> JobState:
     try:
         return ray.get(reference)
     except ray.exceptions.RayError as error:
-        lines = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
-        return StateFile(out, job, attempt=False).end("failed", reason)
+        file = StateFile(out, job, attempt=False)
+        state, reason = file.values | {"state": "failed"}, reason_of(error)
+        try:
+            return file.end("failed", reason)
+        except OSError:  # the others go on though the disk is full
+            return JobState(**state | {"reason": reason, "ended": state["started"]})
+
+
+def reason_of(error: Exception) -> str:
+    """Return why Ray gave a job up, in a sentence: the error in the job, else Ray's own words."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[0] if lines else 'no reason given'}"

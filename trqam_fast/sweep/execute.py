@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -15,10 +16,17 @@ from trqam_fast.kernels import BackendError
 from trqam_fast.sweep.plan import Job
 from trqam_fast.sweep.state import JobState, StateFile, read_state, state_path
 
+NO_PRETRAINING = "its pretraining has not ended"
+
 
 def finished(out: Path, job: Job) -> bool:
     """Whether a job has come to its end, with or without seeds that diverged."""
-    return (job.run_dir(out) / "summary.json").exists()
+    return over(job.run_dir(out))
+
+
+def over(run_dir: Path) -> bool:
+    """Whether a run has come to its end."""
+    return (run_dir / "summary.json").exists()
 
 
 def execute(out: Path, job: Job) -> JobState:
@@ -26,7 +34,7 @@ def execute(out: Path, job: Job) -> JobState:
 
     A job that was begun continues from its newest checkpoint; a finished one is left alone. Two
     processes never run the same one: the second waits for the first. What the trainer prints goes
-    to the job's log.
+    to the job's log. Nothing starts from pretraining that has not ended.
 
     Args:
         out: Folder of the sweep, on a file system that all machines share.
@@ -37,17 +45,35 @@ def execute(out: Path, job: Job) -> JobState:
     """
     path = state_path(out, job)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path.with_suffix(".lock")):
+    with locked(path.with_suffix(".lock"), lambda: note(out, job, "waiting for another process")):
         if finished(out, job):
-            state = read_state(out, job)
-            if state is not None and state.state == "done":
-                return state
-            return StateFile(out, job, attempt=False).end("done", failed_seeds(out, job))
+            return settle(out, job)
+        if job.after is not None and not over(out / "runs" / job.after):
+            return StateFile(out, job, attempt=False).end("failed", NO_PRETRAINING)
         file = StateFile(out, job)
         file.write()
         with file.beating():
             state, reason = train_to_log(out, job)
         return file.end(state, reason)
+
+
+def settle(out: Path, job: Job) -> JobState:
+    """Return the state of a finished job, written anew if its process did not come to that."""
+    try:
+        state = read_state(out, job)
+    except UsageError:
+        state = None
+    if state is not None and state.state == "done":
+        return state
+    return StateFile(out, job, attempt=False).end("done", failed_seeds(out, job))
+
+
+def note(out: Path, job: Job, line: str) -> None:
+    """Add a line to a job's log."""
+    log = job.log(out)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a") as file:
+        print(line, file=file)
 
 
 def train_to_log(out: Path, job: Job) -> tuple[str, str]:
@@ -60,7 +86,7 @@ def train_to_log(out: Path, job: Job) -> tuple[str, str]:
         contextlib.redirect_stdout(file),
         contextlib.redirect_stderr(file),
     ):
-        print(f"python -m trqam_fast.train {' '.join(flags)}")
+        print(f"python -m trqam_fast.train {shlex.join(flags)}")
         try:
             train.main(flags)
         except Stopped as stop:

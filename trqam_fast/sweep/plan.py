@@ -26,7 +26,7 @@ WIDEST_OBSERVATION, WIDEST_ACTION = 128, 21
 OTHER_BYTES = 2**30
 
 # Flags that belong to pretraining alone, and those that it has no use for.
-PRETRAINING_ALONE = ("bc_steps",)
+PRETRAINING_ALONE = ("bc_steps", "pretrained")
 FINE_TUNING_ALONE = ("offline_steps", "online_steps")
 
 # What a fine-tuning run and its pretraining must have in common.
@@ -73,31 +73,38 @@ def make_plan(spec: Spec, out: Path) -> list[Job]:
 
     Args:
         spec: The sweep.
-        out: Its folder.
+        out: Its folder; seeds that a plan there has packed together stay so.
 
     Raises:
         UsageError: flags that no run can have.
     """
-    out = out.resolve()
+    out, groups = out.resolve(), groups_of(out)
     pretraining: list[Job] = []
     fine_tuning: list[Job] = []
     for env_name in spec.tasks:
         common = defaults(spec) | spec.flags | spec.task.get(env_name, {})
         shared = {k: v for k, v in common.items() if k not in FINE_TUNING_ALONE}
-        tuned = {k: v for k, v in common.items() if k not in PRETRAINING_ALONE}
+        tuned = {k: v for k, v in common.items() if k != "bc_steps"}
         start = common.get("pretrained")
         if start is not None and "bc" in spec.algos:
             raise UsageError(
                 f"algos has bc, but pretrained is {start!r}, so nothing is cloned; remove one"
             )
+        if start is not None and "bc_steps" in common:
+            raise UsageError(
+                f"bc_steps is {common['bc_steps']}, but pretrained is {start!r}; remove one"
+            )
         configs = [config_of(env_name, "bc", shared)] if start is None else []
         methods: list[tuple[Algorithm, str, dict[str, Any]]] = []
         for algo in spec.algos:
             for setting in spec.methods(algo) if algo != "bc" else ():
-                flags = tuned | spec.algo.get(algo, {}) | setting
-                methods.append((algo, " ".join([NAMES[algo], *setting_words(setting)]), flags))
-                configs.append(check_shared(env_name, algo, flags, configs))
-        for seeds in packed(spec, configs):
+                own = spec.algo.get(algo, {}) | setting
+                methods.append(
+                    (algo, " ".join([NAMES[algo], *setting_words(setting)]), tuned | own)
+                )
+                check_own(algo, own)
+                configs.append(check_shared(env_name, algo, tuned | own, configs))
+        for seeds in packed(spec, configs, groups.get(env_name, [])):
             tail = f"seeds_{'_'.join(map(str, seeds))}"
             first = None
             if start is None:
@@ -142,21 +149,35 @@ def config_of_job(job: Job) -> TrainConfig:
     return parse_config([*job.flags, "--device", "cpu"])
 
 
+def groups_of(out: Path) -> dict[str, list[tuple[int, ...]]]:
+    """Return the seeds that the plan in a sweep's folder packs together, by task."""
+    groups: dict[str, list[tuple[int, ...]]] = {}
+    for job in read_plan(out) if (out / "plan.json").exists() else ():
+        found = groups.setdefault(job.env_name, [])
+        if job.seeds not in found:
+            found.append(job.seeds)
+    return groups
+
+
+def check_own(algo: str, own: dict[str, Any]) -> None:
+    """Raise `UsageError` if an algorithm's own flags are about the pretraining that all share."""
+    for name in PRETRAINING_ALONE:
+        if name in own:
+            raise UsageError(
+                f"{name} of {algo} is {own[name]!r}, but pretraining is shared; set it under "
+                "[flags] or [task]"
+            )
+
+
 def check_shared(
     env_name: str, algo: str, flags: dict[str, Any], others: list[TrainConfig]
 ) -> TrainConfig:
     """Return the configuration of a fine-tuning run.
 
     Raises:
-        UsageError: it has other data or another field than its pretraining, or needs some.
+        UsageError: impossible values, or other data or another field than its pretraining has.
     """
-    for name in PRETRAINING_ALONE:
-        if name in flags:
-            raise UsageError(
-                f"{name} of {algo} is {flags[name]}, but pretraining is shared; set it under "
-                "[flags] or [task]"
-            )
-    config = config_of(env_name, algo, flags | {"pretrained": flags.get("pretrained", "shared")})
+    config = config_of(env_name, algo, {"pretrained": "shared"} | flags)
     if others:
         ours, theirs = config.to_dict(), others[0].to_dict()
         for name in SHARED:
@@ -194,16 +215,26 @@ def command_line(
     return tuple(words)
 
 
-def packed(spec: Spec, configs: list[TrainConfig]) -> list[tuple[int, ...]]:
+def packed(
+    spec: Spec, configs: list[TrainConfig], groups: list[tuple[int, ...]]
+) -> list[tuple[int, ...]]:
     """Return the seeds in groups of one process, as large as memory and `seeds_per_job` allow.
 
-    All jobs of a task have the same groups, since each starts from one pretraining.
+    All jobs of a task have the same groups, since each starts from one pretraining. Of the
+    `groups` that there are already, those within the sweep's seeds stay.
     """
     most = min(seeds_that_fit(spec, config) for config in configs)
     most = min(most, spec.seeds_per_job or most)
-    groups = -(-len(spec.seeds) // most)
-    size = -(-len(spec.seeds) // groups)
-    return [spec.seeds[i : i + size] for i in range(0, len(spec.seeds), size)]
+    kept: list[tuple[int, ...]] = []
+    left = list(spec.seeds)
+    for group in groups:
+        if set(group) <= set(left):
+            kept.append(group)
+            left = [seed for seed in left if seed not in group]
+    if not left:
+        return kept
+    size = -(-len(left) // -(-len(left) // most))
+    return [*kept, *(tuple(left[i : i + size]) for i in range(0, len(left), size))]
 
 
 def seeds_that_fit(spec: Spec, config: TrainConfig) -> int:
@@ -226,20 +257,21 @@ def run_bytes(agent: AgentConfig, runs: int, threads: int) -> dict[str, int]:
 
 
 def write_plan(jobs: list[Job], out: Path) -> None:
-    """Write plan.json, unless a sweep with other jobs of these names is there.
+    """Write plan.json; jobs that are there and not among `jobs` stay in it.
 
     Raises:
-        UsageError: the folder holds another sweep.
+        UsageError: the folder holds a sweep in which one of them has other flags.
         RunError: it cannot be written.
     """
     path = out / "plan.json"
     if path.exists():
         before = {job.name: job for job in read_plan(out)}
         for job in jobs:
-            if before.get(job.name, job) != job:
+            changed = differences(before.get(job.name, job), job)
+            if changed:
                 raise UsageError(
-                    f"--out {out} holds a sweep in which {job.name} has other flags "
-                    f"({differences(before[job.name], job)}); name another folder"
+                    f"--out {out} holds a sweep in which {job.name} has other flags: "
+                    f"{'; '.join(changed)}; name another folder"
                 )
         named = {job.name for job in jobs}
         jobs = [*jobs, *(job for name, job in before.items() if name not in named)]
@@ -253,11 +285,29 @@ def write_plan(jobs: list[Job], out: Path) -> None:
         raise RunError(f"cannot write to --out {out}: {error.strerror}") from None
 
 
-def differences(before: Job, now: Job) -> str:
-    """Return the words that two jobs' flags differ in, shortly."""
-    gone = [word for word in before.flags if word not in now.flags]
-    new = [word for word in now.flags if word not in before.flags]
-    return f"{' '.join(gone) or 'nothing'} became {' '.join(new) or 'nothing'}"
+def differences(before: Job, now: Job) -> list[str]:
+    """Return how the flags of two jobs of one name differ, in words.
+
+    Where a job starts from another one, its folder may have moved with the sweep's.
+    """
+    old, new = by_flag(before), by_flag(now)
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    if before.after == now.after and now.after is not None:
+        names = [name for name in names if name != "--pretrained"]
+    return [f"{name} {old.get(name, 'unset')} became {new.get(name, 'unset')}" for name in names]
+
+
+def by_flag(job: Job) -> dict[str, str]:
+    """Return the values of a job's flags in words, by flag."""
+    values: dict[str, list[str]] = {}
+    flag = ""
+    for word in job.flags:
+        if word.startswith("--"):
+            flag = word
+            values[flag] = []
+        else:
+            values[flag].append(word)
+    return {name: " ".join(words) or "given" for name, words in values.items()}
 
 
 def read_plan(out: Path) -> list[Job]:

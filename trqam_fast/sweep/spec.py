@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from trqam_fast.agents import Algorithm
+from trqam_fast.agents import AgentConfig, Algorithm
 from trqam_fast.data.names import known_tasks, nearest, parse_task
 from trqam_fast.errors import UsageError
 from trqam_fast.training.config import TrainConfig
-from trqam_fast.training.presets import PAPER
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,10 +22,13 @@ else:
     import tomli as tomllib
 
 ALGOS = get_args(Algorithm)
-FLAGS = PAPER.to_dict()
-"""The trainer's flags and their values; those of the sweep itself are taken out."""
-for _name in ("env_name", "algo", "seeds", "run_dir"):
-    del FLAGS[_name]
+DECIDED_HERE = ("env_name", "algo", "seeds", "device", "run_dir", "resume", "overwrite", "agent")
+FLAGS = {
+    name: kind
+    for name, kind in (get_type_hints(TrainConfig) | get_type_hints(AgentConfig)).items()
+    if name not in DECIDED_HERE
+}
+"""The trainer's flags and their types, without those that the sweep itself decides."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Resources:
 
     Attributes:
         cpus: Processor cores; also its threads, unless the flags say otherwise.
-        gpus: GPUs; with Ray a fraction shares one among several jobs.
+        gpus: 0 trains on the CPU, 1 on a GPU; with Ray a fraction shares one among several jobs.
         memory_gb: Memory of the host, in 2^30 bytes. Seeds are packed as far as their updates fit;
             with Ray no node is given more than it has.
         gpu_memory_gb: Memory of one whole GPU, of which a job may use its fraction.
@@ -117,7 +120,8 @@ def parse_spec(values: dict[str, Any]) -> Spec:
             raise UsageError(f"{name} is {listed!r}; give a list of one or more")
         if len(set(map(str, listed))) < len(listed):
             raise UsageError(f"{name} is {listed!r}; name each only once")
-    for algo in [*values["algos"], *values.get("algo", {}), *values.get("grid", {})]:
+    grids = table("[grid]", values.get("grid", {}))
+    for algo in [*values["algos"], *table("[algo]", values.get("algo", {})), *grids]:
         if algo not in ALGOS:
             raise UsageError(f"{algo!r} is no algorithm; use {', '.join(ALGOS)}")
     resources = check_resources(table("[resources]", values.get("resources", {})))
@@ -128,6 +132,8 @@ def parse_spec(values: dict[str, Any]) -> Spec:
         if not is_a(seed, int) or seed < 0:
             raise UsageError(f"seeds has {seed!r}; give whole numbers from 0 on")
     tasks = tuple(task for name in values["tasks"] for task in expand_task(name))
+    if len(set(tasks)) < len(tasks):
+        raise UsageError(f"tasks is {values['tasks']!r}; name each only once, stars resolved")
     named = {"flags": table("[flags]", values.get("flags", {}))}
     by_task: dict[str, dict[str, Any]] = {}
     for name, flags in table("[task]", values.get("task", {})).items():
@@ -137,10 +143,11 @@ def parse_spec(values: dict[str, Any]) -> Spec:
             check_member("task", name, task, tasks)
     for name, flags in table("[algo]", values.get("algo", {})).items():
         named[f"algo.{name}"] = table(f"[algo.{name}]", flags)
-        check_member("algo", name, name, values["algos"])
+        tuned = [algo for algo in values["algos"] if algo != "bc"]
+        check_member("algo", name, name, tuned)
     for title, flags in named.items():
         check_flags(title, flags)
-    for algo, grid in values.get("grid", {}).items():
+    for algo, grid in grids.items():
         check_grid(algo, table(f"[grid.{algo}]", grid), values["algos"])
     return Spec(**values | {
         "tasks": tasks, "algos": tuple(values["algos"]), "seeds": tuple(values["seeds"]),
@@ -175,11 +182,34 @@ def expand_task(name: Any) -> list[str]:
     return found
 
 
-def is_a(value: Any, kind: type) -> bool:
-    """Whether a value of the file is of a flag's type; whole numbers serve as float."""
+def is_a(value: Any, kind: Any) -> bool:
+    """Whether a value of the file is what a type hint says; whole numbers serve as float."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        element = get_args(kind)[0]
+        return isinstance(value, list) and all(is_a(item, element) for item in value)
+    if isinstance(kind, UnionType):  # optional flags; none is leaving them out
+        return any(is_a(value, option) for option in get_args(kind))
+    if kind is Path:
+        return isinstance(value, str)
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def in_words(kind: Any) -> str:
+    """Return a type hint in words of the file."""
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return f"a list of {in_words(get_args(kind)[0])}"
+    if isinstance(kind, UnionType):
+        return in_words(get_args(kind)[0])
+    return {
+        bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes",
+        Path: "a path in quotes",
+    }[kind]  # fmt: skip
 
 
 def check_names(where: str, values: dict[str, Any], known: list[str]) -> None:
@@ -195,8 +225,8 @@ def check_member(kind: str, name: str, member: str, known: Sequence[str]) -> Non
     """Raise `UsageError` if a table is for something that the sweep does not have."""
     if member not in known:
         raise UsageError(
-            f"[{kind}.{name}] is for none of the sweep's {kind}s; add it to {kind}s or remove the "
-            "table"
+            f"[{kind}.{name}] is for none of the sweep's {kind}s that have settings of their own; "
+            f"add it to {kind}s or remove the table"
         )
 
 
@@ -214,9 +244,10 @@ def check_resources(values: dict[str, Any]) -> Resources:
     for name in ("time", "partition"):
         if not isinstance(values.get(name, ""), str):
             raise UsageError(f"[resources] {name} is {values[name]!r}; write it in quotes")
-    if values.get("gpus", 0) > 1 and values["gpus"] != int(values["gpus"]):
+    if values.get("gpus", 0) > 1:
         raise UsageError(
-            f"[resources] gpus is {values['gpus']}; give a whole number or a fraction of one GPU"
+            f"[resources] gpus is {values['gpus']}; a job uses one GPU at most, give 1 or a "
+            "fraction"
         )
     return Resources(**values)
 
@@ -229,14 +260,9 @@ def check_flags(where: str, flags: dict[str, Any]) -> None:
         flags: Values by name.
     """
     check_names(f"[{where}]", flags, list(FLAGS))
-    kinds = {f.name: f.type for f in dataclasses.fields(TrainConfig)}
     for name, value in flags.items():
-        now = FLAGS[name]
-        kind = list if isinstance(now, tuple) else type(now)
-        if now is None:  # optional ones are paths or numbers
-            kind = str if "Path" in str(kinds[name]) else float
-        if not is_a(value, kind):
-            raise UsageError(f"[{where}] {name} is {value!r}; give a value of type {kind.__name__}")
+        if not is_a(value, FLAGS[name]):
+            raise UsageError(f"[{where}] {name} is {value!r}; give {in_words(FLAGS[name])}")
 
 
 def check_grid(algo: str, grid: dict[str, Any], algos: list[str]) -> None:
@@ -249,5 +275,7 @@ def check_grid(algo: str, grid: dict[str, Any], algos: list[str]) -> None:
     for name, values in grid.items():
         if not isinstance(values, list) or not values:
             raise UsageError(f"[grid.{algo}] {name} is {values!r}; give a list of values")
+        if any(values.count(value) > 1 for value in values):
+            raise UsageError(f"[grid.{algo}] {name} is {values!r}; give each value only once")
         for value in values:
             check_flags(f"grid.{algo}", {name: value})

@@ -74,7 +74,10 @@ class StateFile:
 
     def __init__(self, out: Path, job: Job, *, attempt: bool = True) -> None:
         self.path = state_path(out, job)
-        before = read_state(out, job)
+        try:
+            before = read_state(out, job)
+        except UsageError:  # damaged, and about to be written anew
+            before = None
         attempts = (0 if before is None else before.attempt) + attempt
         self.values: dict[str, Any] = {
             "state": "running", "reason": "", "host": socket.gethostname(), "pid": os.getpid(),

@@ -222,6 +222,18 @@ def check_start(
     check_shapes(state["shapes"], plain_shapes(shapes), path)
 
 
+def inherited_failures(state: dict[str, Any], path: Path) -> dict[int, str]:
+    """Return why runs that start from a checkpoint are lost already: theirs diverged there.
+
+    Raises:
+        UsageError: all are.
+    """
+    saved, failures = state["agent"]["online"].shape[0], state.get("failures", {})
+    if len(failures) == saved:
+        raise UsageError(f"all runs in {path} diverged ({failures[0]}); name another checkpoint")
+    return {run: f"its pretraining diverged: {reason}" for run, reason in failures.items()}
+
+
 def start_from(agent: Agent, state: dict[str, Any]) -> None:
     """Give a new agent the weights of a checkpoint, whose single run serves for all seeds.
 

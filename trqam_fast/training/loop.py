@@ -92,7 +92,10 @@ class Trainer:
             shapes = {"actor_slow": shapes["actor_slow"]}
         checkpoint.check_start(state, path, shapes, config.sequences, len(config.seeds))
         self.pretrained = {name: state[name] for name in checkpoint.WEIGHTS}
+        self.failures = checkpoint.inherited_failures(state, path)
         self.say(f"starting from {path}, stage {state['stage']}")
+        for run, reason in self.failures.items():
+            self.say(f"error: seed {config.seeds[run]}: {reason}", error=True)
 
     def run(self) -> int:
         """Run all stages; return the exit status, 1 if a seed diverged."""
@@ -186,6 +189,7 @@ class Trainer:
             for generator, saved in zip(generators, state["generators"], strict=True):
                 generator.set_state(saved)
             history.values, step = state["history"], state["step"]
+            del state["agent"]  # it is as large as the agent itself
         driver = self.make_driver(stage, agent, generators, history)
         if state is not None and isinstance(driver, OnlineDriver):
             driver.load_state_dict(state.pop("online"))
