@@ -10,11 +10,12 @@ import pytest
 
 from trqam_fast.cli import run_command
 from trqam_fast.status import __main__ as command
-from trqam_fast.status.lines import duration, read_lines
+from trqam_fast.status.lines import read_lines
 from trqam_fast.status.progress import TAIL, newest_rows, planned_config, read_progress, stage_ends
 from trqam_fast.status.table import COLUMNS, cut, render
 from trqam_fast.sweep.plan import Job, write_plan
 from trqam_fast.training.presets import parse_config
+from trqam_fast.wording import duration, exact_duration
 
 TASK = "cube-single-play-singletask-task1-v0"
 HEADS = {
@@ -141,6 +142,22 @@ def test_every_state(sweep):
         assert part in totals
 
 
+@pytest.mark.parametrize("name", ["running", "stale", "stopped", "broken", "queued"])
+def test_a_run_with_a_summary_is_over(sweep, name):
+    """Whatever its state says: its process may have died before it wrote that it is done."""
+    out, jobs = sweep
+    number = list(jobs).index(name)
+    assert read_lines(out)[0][number].kind != "done"
+    make_run(jobs[name].run_dir(out), summary={"failures": {"4": "no"}})
+    lines, _ = read_lines(out)
+    assert lines[number].kind == "done" and lines[number].left is None
+    assert lines[number].state == "done, 1 of 2 seeds failed: seed 4: no".replace(
+        "of 2", f"of {len(jobs[name].seeds)}"
+    )
+    if name == "broken":  # what comes after it can begin
+        assert lines[list(jobs).index("blocked")].kind == "queued"
+
+
 def test_time_left(sweep):
     """Of the sweep: what is left of all over the jobs that run now, or its longest chain."""
     out, jobs = sweep
@@ -175,7 +192,9 @@ def test_no_estimate_without_speeds(tmp_path):
     "flags",
     [
         [],
-        ["--algo", "bc", "--online-steps", "70"],
+        ["--algo", "bc"],
+        ["--algo", "bc", "--env-name", TASK],
+        ["--algo", "bc", "--env-name", TASK, "--bc-steps", "70"],
         ["--env-name", TASK],
         ["--env-name", TASK, "--preset", "smoke", "--offline-steps=7", "--online_steps", "70"],
         ["--pretrained", "x"],
@@ -183,13 +202,16 @@ def test_no_estimate_without_speeds(tmp_path):
     ],
 )
 def test_a_plan_has_the_trainer_s_stages(flags):
-    if flags[:2] == ["--algo", "bc"]:
-        assert stage_ends(planned_config(flags)) == {"pretrain": 3000}
-        return
+    """Before a run has begun it has the stages that the trainer would write for it."""
     config = parse_config(flags)
+    planned = stage_ends(planned_config(flags))
+    assert planned == stage_ends(config.to_dict())
+    if config.algo == "bc":  # which is over after pretraining, whatever the other lengths are
+        assert planned == {"pretrain": config.bc_steps}
+        return
     lengths = (config.bc_steps, config.offline_steps, config.online_steps)
     ends = {s: e for (s, e), n in zip(config.stage_ends.items(), lengths, strict=True) if n > 0}
-    assert stage_ends(planned_config(flags)) == ends
+    assert planned == ends
 
 
 def test_steps_count_on(tmp_path):
@@ -249,10 +271,11 @@ def test_a_folder_that_disappears(sweep, monkeypatch):
     def refuse(*_):
         raise OSError(116, "Stale file handle")
 
-    monkeypatch.setattr("trqam_fast.status.lines.read_state", refuse)
+    monkeypatch.setattr("trqam_fast.status.outcome.read_state", refuse)
     lines, _ = read_lines(out)
-    assert {line.kind for line in lines} == {"unreadable"}
-    assert "Stale file handle" in lines[0].state
+    over = [lines[list(jobs).index(name)].kind for name in ("bc", "diverged")]
+    assert over == ["done"] * 2 and [line.kind for line in lines].count("unreadable") == 8
+    assert "Stale file handle" in lines[1].state
     monkeypatch.undo()
     (out / "jobs" / f"{jobs['stale'].name}.json").write_text("{")
     assert [line.kind for line in read_lines(out)[0]].count("unreadable") == 1
@@ -366,6 +389,8 @@ def test_four_hundred_jobs_take_under_two_seconds(tmp_path):
 def test_durations():
     words = [duration(s) for s in (4.4, 59, 90, 3600, 5400, 100_000, 200_000)]
     assert words == ["4 s", "59 s", "2 min", "60 min", "1.5 h", "27.8 h", "2.3 d"]
+    exact = [exact_duration(s) for s in (4.44, 59.7, 65, 3900)]
+    assert exact == ["4.4 s", "59.7 s", "1 min 05 s", "1 h 05 min"]
 
 
 def test_what_is_cut():

@@ -16,7 +16,7 @@ from trqam_fast.report.comparison import Comparison
 from trqam_fast.report.comparison_page import write_comparison
 from trqam_fast.report.find import collect, is_run
 from trqam_fast.report.page import write_report
-from trqam_fast.report.runs import printable, read_runs
+from trqam_fast.report.runs import encodable, read_runs
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     out = args.out or (args.runs[0] / "report" if len(args.runs) == 1 else Path("report"))
     compare = any(path.is_dir() and not is_run(path) for path in args.runs)
     page = report_methods(args.runs, out) if compare else report_runs(args.runs, out)
-    print(printable(str(page)))
+    print(encodable(str(page)))
     return 0
 
 
@@ -65,7 +65,7 @@ def report_methods(folders: tuple[Path, ...], out: Path) -> Path:
             f"{notes[0] if notes else 'its plan is empty'}"
         )
     for note in notes:
-        print(printable(note))
+        print(encodable(note))
     states = collections.Counter(result.status for result in results)
     print(", ".join(f"{number} {state}" for state, number in states.most_common()))
     return write_comparison(Comparison(results), results, notes, out)

@@ -9,20 +9,27 @@ once they have ended, ``token.tk``.
 from __future__ import annotations
 
 import csv
-import json
 import math
 import re
 from pathlib import Path
 from typing import Any
 
-from trqam_fast.report.collect import Result, Tracking, short
-from trqam_fast.report.runs import printable
+from trqam_fast.report.collect import Result, Tracking, updates_in_words
+from trqam_fast.report.runs import encodable
+from trqam_fast.status.progress import read_json
 
 NAME = re.compile(r"(?:.*_)?([a-z]+)_[a-z0-9]+_s(\d+)_[0-9a-f]{8}")
 AUTHORS = "(authors' code)"
 """What the names of their methods end with, so that they are never mixed with ours."""
 OWN_COLUMNS = {"stage", "seed", "episodes"}
 """Columns of this project's eval.csv that theirs has not."""
+SETTINGS = (
+    "offline_steps", "online_steps", "buffer_size", "start_training", "utd_ratio",
+    "dataset_proportion", "horizon_length", "sparse", "balanced_sampling", "kl_budget_online",
+)  # fmt: skip
+"""Their flags that say how a run was trained."""
+NO_SETTINGS = {"agent_name", "ob_dims", "action_dim"}
+"""What their agent's flags have beside its hyperparameters."""
 
 
 def is_authors(folder: Path) -> bool:
@@ -35,16 +42,20 @@ def is_authors(folder: Path) -> bool:
 
 def read_flags(folder: Path) -> dict[str, Any]:
     """Return flags.json, empty where there is none or it is damaged."""
-    try:
-        flags = json.loads((folder / "flags.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return flags if isinstance(flags, dict) else {}
+    return read_json(folder / "flags.json")
+
+
+def settings_of_flags(flags: dict[str, Any], agent: dict[str, Any]) -> dict[str, Any]:
+    """Return what says how a run was trained: SETTINGS of its flags, and those of its agent."""
+    chosen = {name: flags[name] for name in SETTINGS if name in flags}
+    if flags.get("bc_only"):
+        chosen["bc_steps"] = flags.get("offline_steps")
+    return chosen | {name: value for name, value in agent.items() if name not in NO_SETTINGS}
 
 
 def read_authors(folder: Path, notes: list[str]) -> Result | None:
     """Return the result of one of their run folders; None, and a note, if it does not say which."""
-    shown = printable(str(folder))
+    shown = encodable(str(folder))
     flags = read_flags(folder)
     agent = flags["agent"] if isinstance(flags.get("agent"), dict) else {}
     named = NAME.fullmatch(folder.name)
@@ -64,10 +75,8 @@ def read_authors(folder: Path, notes: list[str]) -> Result | None:
     result = Result(
         f"{method} {AUTHORS}", algo, task, str(seed), "done", folder=shown,
         curve=[(step, values["success"]) for step, values in rows],
-        updates=" + ".join(
-            ([short(offline)] if offline else []) + ([f"{short(online)} online"] if online else [])
-        ),
-        tracking=read_tracking(folder, flags, agent),
+        updates=updates_in_words(flags),
+        tracking=read_tracking(folder, flags, agent), config=settings_of_flags(flags, agent),
     )  # fmt: skip
     end = offline + online if isinstance(offline, int) and isinstance(online, int) else None
     if not rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import os
 from dataclasses import dataclass, field
@@ -11,25 +12,25 @@ from typing import Any, Literal
 
 from trqam_fast.data.names import parse_task
 from trqam_fast.errors import UsageError
-from trqam_fast.report.runs import Run, printable, read_run
-from trqam_fast.sweep.plan import NAMES, Job, read_plan
-from trqam_fast.sweep.state import JobState, read_state
-from trqam_fast.training.config import STAGES
+from trqam_fast.report.runs import Run, encodable, read_run
+from trqam_fast.status.outcome import Kind, read_outcomes
+from trqam_fast.status.progress import stage_ends
+from trqam_fast.sweep.plan import NAMES, Job, config_of_job, read_plan
 from trqam_fast.training.domains import domain_of
+from trqam_fast.wording import short_count
 
 Status = Literal[
     "done", "diverged", "failed", "stopped", "running", "stale", "queued", "unfinished", "missing"
 ]
 FAILED: tuple[Status, ...] = ("diverged", "failed")
 GOING_ON: tuple[Status, ...] = ("queued", "running", "stale", "stopped")
-TRACKED = frozenset({"path_kl", "lam"})
-
-# Settings that two runs of one method may differ in.
-FREE = {
-    "env_name", "algo", "seeds", "run_dir", "preset", "pretrained", "device", "backend", "graph",
-    "threads", "dataset_dir", "generated_dir", "log_interval", "eval_interval", "eval_episodes",
-    "eval_envs", "eval_workers", "save_interval", "keep", "tensorboard", "wandb", "bc_steps",
+STATUSES: dict[Kind, Status] = {
+    "queued": "queued", "waiting": "queued", "blocked": "queued", "running": "running",
+    "stale": "stale", "stopped": "stopped", "failed": "failed", "done": "done",
+    "unreadable": "unfinished",
 }  # fmt: skip
+"""Of the seeds of a job, by what became of it."""
+TRACKED = frozenset({"path_kl", "lam"})
 
 
 @dataclass
@@ -67,6 +68,9 @@ class Result:
         updates: What it was trained with, in words.
         data: The data that it was trained on, in words.
         tracking: Path KL of each stage.
+        config: Its settings, of a run that has not begun those planned; empty if unknown. In a
+            sweep `bc_steps` is that of its pretraining.
+        sweep: Folder of its sweep, empty without one.
     """
 
     method: str | None
@@ -82,6 +86,8 @@ class Result:
     updates: str = ""
     data: str = ""
     tracking: list[Tracking] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict, repr=False)
+    sweep: str = ""
 
     @property
     def domain(self) -> str:
@@ -111,43 +117,34 @@ def collect_sweep(out: Path, notes: list[str]) -> list[Result]:
         UsageError: its plan is damaged.
     """
     jobs = read_plan(out)
-    states: dict[str, JobState | None] = {}
-    damaged: dict[str, str] = {}
-    for job in jobs:
-        try:
-            states[job.name] = read_state(out, job)
-        except UsageError as error:
-            states[job.name], damaged[job.name] = None, str(error)
+    outcomes = read_outcomes(out, jobs)
+    configs: dict[str, dict[str, Any]] = {}
     results = []
     for job in jobs:
-        status, reason = status_of(job, states)
-        if job.name in damaged:
-            status, reason = "unfinished", damaged[job.name]
+        outcome = outcomes[job.name]
+        status, reason = STATUSES[outcome.kind], outcome.reason
         folder = job.run_dir(out)
         run = Run(folder, job.name)
         if folder.is_dir() and any(folder.iterdir()):
             run = read_noting(folder, job.name, status, notes)
-        elif status == "done":
-            status, reason = "unfinished", f"its run folder {folder} is gone"
+            if status == "done" and not run.summary:
+                status, reason = "unfinished", "its summary.json is damaged"
+        config = configs[job.name] = run.config or planned_settings(job)
+        if "bc_steps" in configs.get(job.after or "", {}):
+            config = config | {"bc_steps": configs[str(job.after)]["bc_steps"]}
         seeds = [str(seed) for seed in job.seeds]
-        results += results_of(run, job.method, job.algo, job.env_name, seeds, status, reason)
+        for result in results_of(run, job.method, job.algo, job.env_name, seeds, status, reason):
+            result.config, result.sweep = config, str(out)
+            results.append(result)
     return results
 
 
-def status_of(job: Job, states: dict[str, JobState | None]) -> tuple[Status, str]:
-    """Return what became of a job, and why."""
-    state = states[job.name]
-    if state is None:
-        before = None if job.after is None else states.get(job.after)
-        if before is not None and before.state == "failed":
-            return "queued", "its pretraining failed"
-        waits = job.after is not None and (before is None or before.state != "done")
-        return "queued", "waits for its pretraining" if waits else "has not begun"
-    if state.stale:
-        return "stale", f"no sign of life from {state.host}: the process or the machine is gone"
-    if state.state == "running":
-        return "running", f"on {state.host}"
-    return state.state, state.reason
+def planned_settings(job: Job) -> dict[str, Any]:
+    """Return the settings of a job as its config.json would have them, none if it has no such."""
+    try:
+        return json.loads(json.dumps(config_of_job(job).to_dict()))
+    except (UsageError, SystemExit):  # flags of another version
+        return {}
 
 
 def read_noting(folder: Path, name: str, status: Status, notes: list[str]) -> Run:
@@ -177,14 +174,14 @@ def results_of(
     failures = failures if isinstance(failures, dict) else {}
     cloned = [row.step for row in (*run.metrics, *run.evaluations) if row.stage == "pretrain"]
     begin = 0 if algo == "bc" else max(cloned, default=0)
-    last, end = last_stage(run.config)
+    last, end = next(reversed(stage_ends(run.config).items()), (None, None))
     results = []
     for seed in seeds:
         rows = [row for row in run.evaluations if row.seed == seed]
         rows = [row for row in rows if math.isfinite(row.values.get("success", math.nan))]
         starts = [row.values["success"] for row in rows if row.stage == "pretrain"]
         result = Result(
-            method, algo, task, seed, status, reason, printable(str(run.path)),
+            method, algo, task, seed, status, reason, encodable(str(run.path)),
             start=starts[-1] if starts else None,
             curve=[
                 (row.step - begin, row.values["success"]) for row in rows if row.step >= begin
@@ -207,35 +204,14 @@ def results_of(
     return results
 
 
-def last_stage(config: dict[str, Any]) -> tuple[str | None, int | None]:
-    """Return a run's last stage and the step at which it ends, None where nothing says so."""
-    steps = [config.get(name) for name in ("bc_steps", "offline_steps", "online_steps")]
-    if not all(isinstance(number, int) for number in steps):
-        return None, None
-    if config.get("algo") == "bc":
-        return "pretrain", steps[0]
-    stage = max((number for number in range(3) if steps[number] > 0), default=0)
-    return STAGES[stage], sum(steps)
-
-
 def updates_in_words(config: dict[str, Any]) -> str:
     """Return how long a run fine-tunes; of bc how long it clones."""
     if config.get("algo") == "bc":
-        return short(config.get("bc_steps"))
+        return short_count(config.get("bc_steps"))
     offline, online = config.get("offline_steps"), config.get("online_steps")
-    parts = [short(offline)] if offline else []
-    parts += [f"{short(online)} online"] if online else []
+    parts = [short_count(offline)] if offline else []
+    parts += [f"{short_count(online)} online"] if online else []
     return " + ".join(parts)
-
-
-def short(number: Any) -> str:
-    """Return a count as 1M, 12.5k or 700."""
-    if not isinstance(number, int):
-        return ""
-    for size, letter in ((1_000_000, "M"), (1_000, "k")):
-        if number >= size:
-            return f"{number / size:g}{letter}"
-    return str(number)
 
 
 def data_in_words(config: dict[str, Any]) -> str:
@@ -244,7 +220,7 @@ def data_in_words(config: dict[str, Any]) -> str:
         return ""
     if not config.get("generated"):
         return "published data"
-    return f"generated data, {short(config.get('generated_transitions'))} transitions"
+    return f"generated data, {short_count(config.get('generated_transitions'))} transitions"
 
 
 def tracking_of(run: Run, seed: str, begin: int) -> list[Tracking]:
@@ -275,40 +251,14 @@ def collect_loose(folders: list[Path], root: Path, notes: list[str]) -> list[Res
             runs.append(run)
         else:
             notes.append(f"{run.name}: config.json does not say what ran, so it is left out")
-    names = method_names(runs)
     results = []
-    for run, method in zip(runs, names, strict=True):
+    for run in runs:
         status, reason = ("done", "") if run.summary else (
             "unfinished", "summary.json is missing: it was stopped, or is still running",
         )  # fmt: skip
-        config = run.config
-        results += results_of(
-            run, method, str(config["algo"]), str(config["env_name"]), run.seeds, status, reason
-        )
+        algo, task = str(run.config["algo"]), str(run.config["env_name"])
+        method = NAMES.get(algo, algo)
+        for result in results_of(run, method, algo, task, run.seeds, status, reason):
+            result.config = run.config
+            results.append(result)
     return results
-
-
-def method_names(runs: list[Run]) -> list[str]:
-    """Name the method of every run: its algorithm, and the settings that tell it from others.
-
-    Those are the settings that runs of one algorithm on one task differ in.
-    """
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for run in runs:
-        groups.setdefault((run.config["algo"], run.config["env_name"]), []).append(run.config)
-    differ: dict[str, dict[str, None]] = {}
-    for (algo, _), configs in groups.items():
-        for name in dict.fromkeys(name for config in configs for name in config):
-            values = {str(config.get(name)) for config in configs}
-            if name not in FREE and len(values) > 1:
-                differ.setdefault(algo, {})[name] = None
-    return [
-        " ".join(
-            [NAMES.get(run.config["algo"], str(run.config["algo"]))]
-            + [
-                f"{name.replace('_', '-')} {run.config.get(name)}"
-                for name in differ.get(run.config["algo"], {})
-            ]
-        )
-        for run in runs
-    ]

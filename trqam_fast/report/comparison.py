@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,12 +22,25 @@ ORDER = ("bc", "qam", "qam-e", "trqam")
 
 
 class Pair(NamedTuple):
-    """P(X > Y) with its interval over the tasks that both have."""
+    """P(X > Y) with its interval over the tasks that both have.
+
+    Attributes:
+        first, second: X and Y.
+        tasks: With a score of both.
+        runs: Of X and of Y with a score, on all tasks.
+        failed: Runs of X and of Y that failed or diverged.
+        probability: Of the runs with a score.
+        tasks_zeroed, zeroed: With a score of 0 for the failed runs; the same where none failed.
+    """
 
     first: str
     second: str
     tasks: int
+    runs: tuple[int, int]
+    failed: tuple[int, int]
     probability: Estimate
+    tasks_zeroed: int
+    zeroed: Estimate
 
 
 class Deviation(NamedTuple):
@@ -92,7 +106,8 @@ class Comparison:
 
     Attributes:
         results: Of methods, not of pretraining alone.
-        starts: Success of the policy that fine-tuning starts from, by task and seed.
+        starts: Success of the policies that fine-tuning starts from, by task and seed; one, unless
+            methods start from different policies.
         methods, tasks, domains, seeds: In the order of the tables.
         algos: Algorithm of each method.
         reference: The method that the others are compared with.
@@ -105,11 +120,11 @@ class Comparison:
 
     def __init__(self, results: list[Result]) -> None:
         self.results = [result for result in results if result.method is not None]
-        self.starts = {
-            (result.task, result.seed): result.start
-            for result in reversed(results)
-            if result.start is not None
-        }
+        self.starts: dict[tuple[str, str], list[float]] = {}
+        for result in results:
+            known = self.starts.setdefault((result.task, result.seed), [])
+            if result.start is not None and result.start not in known:
+                known.append(result.start)
         self.algos = {str(result.method): result.algo for result in self.results}
         self.methods = sorted(self.algos, key=self._place)
         self.reference = max(self.methods, key=lambda name: self.algos[name] == "trqam")
@@ -166,6 +181,13 @@ class Comparison:
         """Return the results of a method on a task."""
         return self._cells.get((method, task), [])
 
+    def start_of(self, result: Result) -> float | None:
+        """Return the success that a run starts from, by another method's run if all agree."""
+        if result.start is not None:
+            return result.start
+        known = self.starts.get((result.task, result.seed), [])
+        return known[0] if len(known) == 1 else None
+
     def has(self, method: str, task: str) -> bool:
         """Whether a method has a score on a task."""
         return any(not math.isnan(result.success) for result in self.of(method, task))
@@ -191,8 +213,8 @@ class Comparison:
             if len(present)
             else "0",
             failed, *averages, *others,
-            updates=in_words(result.updates for result in counted),
-            data=in_words(result.data for result in counted),
+            updates=each_once(result.updates for result in counted),
+            data=each_once(result.data for result in counted),
         )  # fmt: skip
 
     def _pairs(self) -> list[Pair]:
@@ -201,10 +223,27 @@ class Comparison:
         pairs = []
         for number, first in enumerate(ordered):
             for second in ordered[number + 1 :]:
-                x, y = self.scores[first], self.scores[second]
-                tasks = int(((counts(x) > 0) & (counts(y) > 0)).sum())
-                pairs.append(Pair(first, second, tasks, *estimates([improvement], x, y)))
+                pairs.append(self._pair(first, second))
         return pairs
+
+    def _pair(self, first: str, second: str) -> Pair:
+        x, y = self.scores[first], self.scores[second]
+        both = [self.summaries[name, ALL] for name in (first, second)]
+        failed = both[0].failed, both[1].failed
+        (probability,) = estimates([improvement], x, y)
+        zeroed, tasks = probability, shared_tasks(x, y)
+        if any(failed):
+            x, y = self.zeroed[first], self.zeroed[second]
+            (zeroed,) = estimates([improvement], x, y)
+        return Pair(
+            first, second, tasks, (both[0].runs, both[1].runs), failed, probability,
+            shared_tasks(x, y), zeroed,
+        )  # fmt: skip
+
+
+def shared_tasks(x: Scores, y: Scores) -> int:
+    """Return the number of tasks on which both have a score."""
+    return int(((counts(x) > 0) & (counts(y) > 0)).sum())
 
 
 def domain_order(names: set[str]) -> list[str]:
@@ -214,8 +253,8 @@ def domain_order(names: set[str]) -> list[str]:
     return known + sorted(names - set(published), key=natural)
 
 
-def in_words(values: Any) -> str:
-    """Return different values, each once."""
+def each_once(values: Iterable[str]) -> str:
+    """Return different values in words, each once."""
     return " or ".join(dict.fromkeys(value for value in values if value))
 
 

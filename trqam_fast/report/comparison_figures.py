@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from trqam_fast.report.aggregate import bootstrap, counts, limits, profile, task_means
-from trqam_fast.report.comparison import Comparison
+from trqam_fast.report.comparison import ALL, Comparison
 from trqam_fast.report.figures import COLOURS, DASHES, LOG_RATIO, STYLE, label_of, literal, shorten
 
 DPI = 130
@@ -23,6 +23,10 @@ PROFILE_REPS = 2000
 TAUS = np.linspace(0.0, 1.0, 51)
 WIDTH = 4.4
 TOP, LEGEND_ROW = 0.32, 0.2
+LONGEST_PAIR = 26
+"""Letters of a pair's names in one line."""
+ZEROED = (0, (4, 1.5))
+"""Dashes of what has failed runs as 0."""
 
 
 def look(comparison: Comparison, method: str) -> dict[str, Any]:
@@ -80,25 +84,42 @@ def steps_axis(axis: Axes, label: str = "fine-tuning step") -> None:
     axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
 
 
+def failed_runs(comparison: Comparison, method: str) -> int:
+    """Return the number of a method's runs that failed or diverged."""
+    return comparison.summaries[method, ALL].failed
+
+
 def draw_intervals(comparison: Comparison) -> Figure:
-    """Interquartile mean of each method, with its interval, over all tasks and each domain."""
+    """Interquartile mean of each method, with its interval, over all tasks and each domain.
+
+    Where runs failed, a hollow point has them as 0.
+    """
     groups, methods = list(comparison.groups), comparison.methods
     height = max(1.2, len(groups) * (0.1 * len(methods) + 0.08))
+    any_failed = any(failed_runs(comparison, name) for name in methods)
     figure, (axis,) = new_figure(
-        "Success, interquartile mean", [height], len(methods), width=5.2, left=1.9
+        "Success, interquartile mean", [height], len(methods) + any_failed, width=5.2, left=1.9
     )
     for row, group in enumerate(groups):
         for number, method in enumerate(methods):
-            value, low, high = comparison.summaries[method, group].iqm
-            if math.isnan(value):
-                continue
+            s = comparison.summaries[method, group]
             place = row + 0.8 * ((number + 0.5) / len(methods) - 0.5)
             colour = look(comparison, method)["color"]
-            axis.plot([value], [place], "o", color=colour, markersize=4,
-                      label=label_of(method))  # fmt: skip
-            axis.plot([low, high], [place] * 2, color=colour, linewidth=2.5, alpha=0.6)
+            if not math.isnan(s.iqm.value):
+                axis.plot([s.iqm.value], [place], "o", color=colour, markersize=4,
+                          label=label_of(method))  # fmt: skip
+                axis.plot([s.iqm.low, s.iqm.high], [place] * 2, color=colour, linewidth=2.5,
+                          alpha=0.6)  # fmt: skip
+            if s.failed:
+                axis.plot([s.iqm_zeroed.value], [place], "o", color=colour, markersize=5,
+                          markerfacecolor="white", zorder=3)  # fmt: skip
+                axis.plot([s.iqm_zeroed.low, s.iqm_zeroed.high], [place] * 2, color=colour,
+                          linewidth=1, linestyle=ZEROED)  # fmt: skip
         if row % 2 == 0:
             axis.axhspan(row - 0.5, row + 0.5, color="#f3f5f8", zorder=0)
+    if any_failed:
+        axis.plot([], [], "o", color="#444444", markersize=5, markerfacecolor="white",
+                  linestyle=ZEROED, linewidth=1, label="failed runs as 0")  # fmt: skip
     axis.set_yticks(range(len(groups)), [literal(shorten(name, 24)) for name in groups])
     axis.set_ylim(len(groups) - 0.5, -0.5)
     axis.set_xlim(-0.02, 1.02)
@@ -110,17 +131,25 @@ def draw_intervals(comparison: Comparison) -> Figure:
 
 
 def draw_profiles(comparison: Comparison) -> Figure:
-    """Share of runs whose success is above each threshold."""
-    figure, (axis,) = new_figure("Performance profiles", [2.5], len(comparison.methods), width=5.2)
+    """Share of runs whose success is above each threshold; thin lines have failed runs as 0."""
+    any_failed = any(failed_runs(comparison, name) for name in comparison.methods)
+    figure, (axis,) = new_figure(
+        "Performance profiles", [2.5], len(comparison.methods) + any_failed, width=5.2
+    )
     for method in comparison.methods:
-        scores = comparison.scores[method]
+        scores, style = comparison.scores[method], look(comparison, method)
+        if failed_runs(comparison, method):
+            axis.plot(TAUS, profile(comparison.zeroed[method], TAUS), color=style["color"],
+                      linewidth=1.2, linestyle=ZEROED)  # fmt: skip
         if np.isnan(scores).all():
             continue
-        style = look(comparison, method)
         axis.plot(TAUS, profile(scores, TAUS), label=label_of(method), linewidth=1.6, **style)
         if counts(scores).max() > 1:
             samples = bootstrap(lambda drawn: profile(drawn, TAUS), scores, reps=PROFILE_REPS)
             axis.fill_between(TAUS, *limits(samples), color=style["color"], alpha=0.15, linewidth=0)
+    if any_failed:
+        axis.plot([], [], color="#444444", linewidth=1.2, linestyle=ZEROED,
+                  label="failed runs as 0")  # fmt: skip
     axis.set_ylim(-0.03, 1.03)
     axis.set_xlabel("success τ")
     axis.set_ylabel("runs with success > τ")
@@ -131,24 +160,38 @@ def draw_profiles(comparison: Comparison) -> Figure:
 
 
 def draw_pairs(comparison: Comparison) -> Figure:
-    """Probability of improvement of the first method of each pair over the second."""
-    pairs = [pair for pair in comparison.pairs if pair.tasks]
+    """Probability of improvement of the first method of each pair over the second.
+
+    Where runs failed, a second bar below has them as 0.
+    """
+    pairs = [pair for pair in comparison.pairs if pair.tasks_zeroed]
     names = [f"{shorten(pair.first, 21)} > {shorten(pair.second, 21)}" for pair in pairs]
-    left = 0.35 + 0.095 * max(map(len, names))
+    high = 0.3
+    if max(map(len, names)) > LONGEST_PAIR:
+        names, high = [name.replace(" > ", " >\n") for name in names], 0.42
+    left = 0.35 + 0.095 * max(len(line) for name in names for line in name.split("\n"))
+    any_failed = any(any(pair.failed) for pair in pairs)
     figure, (axis,) = new_figure(
-        "Probability of improvement, P(X > Y)", [max(0.6, 0.3 * len(pairs))], 0, 5.2, left
-    )
+        "Probability of improvement, P(X > Y)", [max(0.6, high * len(pairs))],
+        2 * any_failed, 5.2, left,
+    )  # fmt: skip
     for row, pair in enumerate(pairs):
-        value, low, high = pair.probability
-        axis.plot([low, high], [row] * 2, color=COLOURS[0], linewidth=6, alpha=0.35,
-                  solid_capstyle="butt")  # fmt: skip
-        axis.plot([value], [row], "|", color=COLOURS[0], markersize=14, markeredgewidth=2)
+        shift = 0.17 if any(pair.failed) else 0.0
+        bars = [(row - shift, pair.probability, COLOURS[0], "runs with a score")]
+        if shift:
+            bars.append((row + shift, pair.zeroed, COLOURS[1], "failed runs as 0"))
+        for place, (value, low, high), colour, label in bars:
+            axis.plot([low, high], [place] * 2, color=colour, linewidth=6, alpha=0.35,
+                      solid_capstyle="butt")  # fmt: skip
+            axis.plot([value], [place], "|", color=colour, markersize=8 if shift else 14,
+                      markeredgewidth=2, label=label if any_failed else None)  # fmt: skip
     axis.set_yticks(range(len(pairs)), [literal(name) for name in names])
     axis.set_ylim(len(pairs) - 0.4, -0.6)
     axis.set_xlim(-0.02, 1.02)
     axis.axvline(0.5, color="#444444", linewidth=1.2, linestyle=":")
     axis.grid(axis="y", visible=False)
     axis.set_xlabel("probability")
+    add_legend(figure, [axis])
     return figure
 
 
@@ -246,7 +289,7 @@ def draw_all(comparison: Comparison, out: Path) -> dict[str, bytes]:
             "intervals": lambda: draw_intervals(comparison),
             "profiles": lambda: draw_profiles(comparison),
         }
-        if any(pair.tasks for pair in comparison.pairs):
+        if any(pair.tasks_zeroed for pair in comparison.pairs):
             figures["improvement"] = lambda: draw_pairs(comparison)
         for task in comparison.tasks:
             name = file_name(task)

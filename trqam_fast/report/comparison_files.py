@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from trqam_fast.report.aggregate import Estimate, estimates, mean
+from trqam_fast.report.aggregate import Estimate, counts, estimates, mean
 from trqam_fast.report.comparison import SETTLING, Comparison
 from trqam_fast.report.published import ALL, Published
 
@@ -17,7 +17,7 @@ TASKS_EACH, SEEDS_EACH, UPDATES = 5, 8, "1M"
 """Of the published numbers."""
 
 
-def number(value: float | None, digits: int = 6) -> str:
+def csv_number(value: float | None, digits: int = 6) -> str:
     """Return a number for a CSV file, nothing where there is none."""
     return "" if value is None or math.isnan(value) else f"{value:.{digits}g}"
 
@@ -39,8 +39,8 @@ def scores_csv(comparison: Comparison) -> str:
         columns,
         (
             (
-                r.method, r.algo, r.task, r.domain, r.seed, r.status, number(r.success),
-                number(comparison.starts.get((r.task, r.seed))), r.updates, r.data, r.reason,
+                r.method, r.algo, r.task, r.domain, r.seed, r.status, csv_number(r.success),
+                csv_number(comparison.start_of(r)), r.updates, r.data, r.reason,
                 r.folder,
             )
             for r in comparison.results
@@ -60,7 +60,7 @@ def summary_csv(comparison: Comparison, published: Published) -> str:
         row = ["measured here", method, group, s.tasks, s.tasks_expected, s.runs,
                s.runs_expected, s.failed, s.seeds, s.updates, s.data]  # fmt: skip
         for found in (s.mean, s.iqm, s.mean_zeroed, s.iqm_zeroed):
-            row += [number(value) for value in found]
+            row += [csv_number(value) for value in found]
         rows.append([*row, ""])
     for method, rates in published.rates.items():
         for group, rate in rates.items():
@@ -68,20 +68,33 @@ def summary_csv(comparison: Comparison, published: Published) -> str:
             runs = tasks * SEEDS_EACH
             row = ["published", method, group, tasks, tasks, runs, runs, "", SEEDS_EACH, UPDATES]
             deviation = None if rate.deviation is None else rate.deviation / 100
-            row += ["published data", number(rate.mean / 100), *[""] * 11, number(deviation)]
+            row += [
+                "published data",
+                csv_number(rate.mean / 100),
+                *[""] * 11,
+                csv_number(deviation),
+            ]
             rows.append(row)
     return csv_text(columns, rows)
 
 
 def improvement_csv(comparison: Comparison) -> str:
-    """Return the probability of improvement of every pair."""
+    """Return the probability of improvement of every pair, also with failed runs as 0."""
+    ends = ("", "_low", "_high")
+    columns = ["x", "y", "tasks", "x_runs", "y_runs", "x_failed", "y_failed"]
+    columns += [*(f"probability{end}" for end in ends), "tasks_failed_as_0"]
+    columns += [f"probability_failed_as_0{end}" for end in ends]
     return csv_text(
-        ("x", "y", "tasks", "probability", "low", "high"),
+        columns,
         (
-            (pair.first, pair.second, pair.tasks, *map(number, pair.probability))
+            (
+                pair.first, pair.second, pair.tasks, *pair.runs, *pair.failed,
+                *map(csv_number, pair.probability), pair.tasks_zeroed,
+                *map(csv_number, pair.zeroed),
+            )
             for pair in comparison.pairs
         ),
-    )
+    )  # fmt: skip
 
 
 def path_kl_csv(comparison: Comparison) -> str:
@@ -94,30 +107,40 @@ def path_kl_csv(comparison: Comparison) -> str:
         (
             (
                 d.result.method, d.result.task, d.result.seed, d.result.status, d.stage,
-                number(d.budget), number(d.first), number(d.last), number(d.mean),
-                number(d.mean_deviation), number(d.largest_deviation), number(d.drift),
-                number(d.lam),
+                csv_number(d.budget), csv_number(d.first), csv_number(d.last), csv_number(d.mean),
+                csv_number(d.mean_deviation), csv_number(d.largest_deviation), csv_number(d.drift),
+                csv_number(d.lam),
             )
             for d in comparison.deviations
         ),
     )  # fmt: skip
 
 
-def measured_rates(comparison: Comparison, published: Published) -> dict[str, dict[str, Estimate]]:
+def measured_rates(
+    comparison: Comparison, published: Published, zeroed: bool = False
+) -> dict[str, dict[str, Estimate]]:
     """Return our means by method, then by domain or `ALL`, as the published table has them.
 
     `ALL` is there only where every task of every published domain has a score, so that it means
-    the same.
+    the same. With `zeroed` failed runs have a score of 0.
     """
     found = {}
     for method in comparison.methods:
+        scores = (comparison.zeroed if zeroed else comparison.scores)[method]
+        tasks = {
+            name: int((counts(scores[:, comparison.columns(name)]) > 0).sum())
+            for name in comparison.domains
+        }
         summaries = {name: comparison.summaries[method, name] for name in comparison.domains}
-        found[method] = {name: s.mean for name, s in summaries.items() if s.runs}
-        whole = [name for name in published.domains if name in summaries]
-        if [name for name in whole if summaries[name].tasks == TASKS_EACH] == published.domains:
+        found[method] = {
+            name: s.mean_zeroed if zeroed else s.mean
+            for name, s in summaries.items()
+            if tasks[name]
+        }
+        whole = [name for name in published.domains if tasks.get(name) == TASKS_EACH]
+        if whole == published.domains:
             columns = [column for name in whole for column in comparison.columns(name)]
-            scores = comparison.scores[method][:, columns]
-            found[method][ALL] = estimates([mean], scores)[0]
+            found[method][ALL] = estimates([mean], scores[:, columns])[0]
     return found
 
 
@@ -138,7 +161,8 @@ def latex_table(comparison: Comparison, published: Published) -> str:
         r"\centering",
         r"\caption{Success in percent. Published: mean and standard deviation over seeds, by the "
         r"methods' authors. Measured here: mean over tasks and seeds with its 95\,\% stratified "
-        r"bootstrap interval; runs without a result are left out and counted. The last column is "
+        r"bootstrap interval; runs without a result are left out and counted; where runs failed or "
+        r"diverged, the same with a success of 0 for them. The last column is "
         rf"the mean over the {len(published.domains)} published domains.}}",
         r"\label{tab:success}",
         r"\resizebox{\textwidth}{!}{%",
@@ -154,12 +178,19 @@ def latex_table(comparison: Comparison, published: Published) -> str:
         cells += [latex_rate(rates.get(name)) for name in columns]
         lines.append(" & ".join(cells) + r" \\")
     lines += [r"\midrule", rf"\multicolumn{{{width}}}{{l}}{{\emph{{measured here}}}} \\"]
+    zeroed = measured_rates(comparison, published, zeroed=True)
     for method, found in measured_rates(comparison, published).items():
         s = comparison.summaries[method, ALL]
         cells = [latex(method), of(s.tasks, s.tasks_expected), of(s.runs, s.runs_expected)]
         cells += [latex(s.updates) or "---"]
         cells += [latex_estimate(found.get(name)) for name in columns]
         lines.append(" & ".join(cells) + r" \\")
+        if s.failed:
+            tasks = int((counts(comparison.zeroed[method]) > 0).sum())
+            cells = [r"\quad failed runs as 0", of(tasks, s.tasks_expected)]
+            cells += [f"{of(s.runs + s.failed, s.runs_expected)} ({s.failed} failed)", ""]
+            cells += [latex_estimate(zeroed[method].get(name)) for name in columns]
+            lines.append(" & ".join(cells) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}}", r"\end{table*}", ""]
     return "\n".join(lines)
 

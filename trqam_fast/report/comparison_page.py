@@ -9,9 +9,9 @@ from html import escape
 from pathlib import Path
 
 from trqam_fast.errors import RunError
-from trqam_fast.report.aggregate import REPS, task_means
+from trqam_fast.report.aggregate import REPS, Estimate, task_means
 from trqam_fast.report.collect import FAILED, Result
-from trqam_fast.report.comparison import ALL, COMMON, Comparison, Summary
+from trqam_fast.report.comparison import ALL, COMMON, Comparison, Pair, Summary
 from trqam_fast.report.comparison_figures import draw_all, short_task
 from trqam_fast.report.comparison_files import (
     DASH,
@@ -43,7 +43,7 @@ from trqam_fast.report.comparison_parts import (
 )
 from trqam_fast.report.page import CSS, html_page, table
 from trqam_fast.report.published import Published, read_published
-from trqam_fast.report.runs import printable
+from trqam_fast.report.runs import encodable
 
 SCORE = (
     "A run is one seed of one method on one task. Its score is the success at the last evaluation "
@@ -59,7 +59,8 @@ STATISTICS = (
 )
 PAIRS = (
     "P(X > Y): how often a run of X beats a run of Y on the same task, ties counted half, averaged "
-    "over the tasks that both have. 0.5 is no difference."
+    "over the tasks that both have. 0.5 is no difference. Failed runs as 0 lose to every run that "
+    "solved anything, and tie among themselves."
 )
 CURVES = (
     "Mean success over the runs that were evaluated at a step, unfinished ones among them, with "
@@ -105,7 +106,7 @@ def write_comparison(comparison: Comparison, results: list[Result], notes: list[
         texts["index.html"] = render(comparison, results, notes, published, pictures)
         for name, text in texts.items():
             temporary = out / f"{name}.partial"
-            temporary.write_text(printable(text), encoding="utf-8")
+            temporary.write_text(encodable(text), encoding="utf-8")
             os.replace(temporary, out / name)
     except OSError as error:
         raise RunError(f"cannot write the report to --out {out}: {error}") from None
@@ -163,8 +164,16 @@ def render_overall(c: Comparison) -> str:
         if group == ALL:
             columns += overall_counts(rows)
         columns += [
-            (f"IQM, %{where}", [with_zeroed(s.iqm, s.iqm_zeroed, s.failed) for s in rows], True),
-            (f"mean, %{where}", [with_zeroed(s.mean, s.mean_zeroed, s.failed) for s in rows], True),
+            (
+                f"IQM, %{where}",
+                [with_zeroed(s.iqm, s.iqm_zeroed, s.failed > 0) for s in rows],
+                True,
+            ),
+            (
+                f"mean, %{where}",
+                [with_zeroed(s.mean, s.mean_zeroed, s.failed > 0) for s in rows],
+                True,
+            ),
         ]
     note = ""
     if COMMON in c.groups:
@@ -197,8 +206,8 @@ def render_domains(c: Comparison) -> str:
         for domain in c.domains:
             s = c.summaries[method, domain]
             cells.append(
-                f"IQM {with_zeroed(s.iqm, s.iqm_zeroed, s.failed)}<br>"
-                f"mean {with_zeroed(s.mean, s.mean_zeroed, s.failed)}<br>"
+                f"IQM {with_zeroed(s.iqm, s.iqm_zeroed, s.failed > 0)}<br>"
+                f"mean {with_zeroed(s.mean, s.mean_zeroed, s.failed > 0)}<br>"
                 f'<span class="range">{count_of(s.runs, s.runs_expected, "run")}, '
                 f"{count_of(s.tasks, s.tasks_expected, 'task')}</span>"
             )
@@ -208,7 +217,7 @@ def render_domains(c: Comparison) -> str:
 
 def render_published(c: Comparison, published: Published) -> str:
     """The published table and below it our means, each marked as what it is."""
-    ours = measured_rates(c, published)
+    ours, zeroed = (measured_rates(c, published, zeroed) for zeroed in (False, True))
     words = f"{TASKS_EACH} tasks for each domain, {SEEDS_EACH} seeds, {UPDATES} updates"
     kinds = [f"published<br>{small(words)}"] * len(published.rates)
     for method in c.methods:
@@ -228,6 +237,8 @@ def render_published(c: Comparison, published: Published) -> str:
         for method in c.methods:
             found = ours[method].get(name)
             cells.append(DASH if found is None else percent(found))
+            if name in zeroed[method] and c.summaries[method, name].failed:
+                cells[-1] = with_zeroed(found, zeroed[method][name], failed=True)
             if found is not None and name != ALL:
                 s = c.summaries[method, name]
                 if s.tasks < TASKS_EACH or s.runs < s.runs_expected:
@@ -245,12 +256,17 @@ def render_published(c: Comparison, published: Published) -> str:
     )
 
 
+def pretrained(c: Comparison, task: str) -> str:
+    """The mean success that fine-tuning starts from on a task, if methods agree on it."""
+    found = [values for (name, _), values in c.starts.items() if name == task and values]
+    if any(len(values) > 1 for values in found):
+        return '<span class="bad">differs</span>'
+    return f"{100 * sum(values[0] for values in found) / len(found):.1f}" if found else DASH
+
+
 def render_tasks(c: Comparison) -> str:
     """Success on each task, with the number of seeds."""
-    starts = []
-    for task in c.tasks:
-        values = [value for (name, _), value in c.starts.items() if name == task]
-        starts.append(f"{100 * sum(values) / len(values):.1f}" if values else DASH)
+    starts = [pretrained(c, task) for task in c.tasks]
     columns = [("pretrained", starts, True)]
     for method in c.methods:
         means, zeroed = task_means(c.scores[method]), task_means(c.zeroed[method])
@@ -274,14 +290,39 @@ def render_pairs(c: Comparison) -> str:
     """The probability of improvement of every pair."""
     cells = []
     for pair in c.pairs:
-        value, low, high = pair.probability
-        text = DASH if math.isnan(value) else f"{value:.3f}"
-        if not math.isnan(low):
-            text += f' <span class="range">{low:.3f} to {high:.3f}</span>'
+        text = share(pair.probability)
+        if any(pair.failed):
+            text += f'<br><span class="bad">failed as 0:</span> {share(pair.zeroed)}'
         cells.append(text)
     columns = [
         ("P(X > Y)", cells, True),
-        ("tasks", [str(pair.tasks) for pair in c.pairs], True),
+        ("tasks", [tasks_of(pair) for pair in c.pairs], True),
+        ("runs of X", [runs_of(pair, 0) for pair in c.pairs], True),
+        ("runs of Y", [runs_of(pair, 1) for pair in c.pairs], True),
     ]
     names = [f"{pair.first} > {pair.second}" for pair in c.pairs]
     return f"<p>{PAIRS}</p>" + table(["X > Y"], names, columns)
+
+
+def share(found: Estimate) -> str:
+    """A probability with its interval, as HTML."""
+    text = DASH if math.isnan(found.value) else f"{found.value:.3f}"
+    if not math.isnan(found.low):
+        text += f' <span class="range">{found.low:.3f} to {found.high:.3f}</span>'
+    return text
+
+
+def tasks_of(pair: Pair) -> str:
+    """On how many tasks both have a score, and on how many with failed runs as 0 if on more."""
+    text = str(pair.tasks)
+    if pair.tasks_zeroed > pair.tasks:
+        text += f'<br><span class="bad">{pair.tasks_zeroed}</span>'
+    return text
+
+
+def runs_of(pair: Pair, which: int) -> str:
+    """How many runs of X (0) or Y (1) have a score, and how many failed."""
+    text = str(pair.runs[which])
+    if pair.failed[which]:
+        text += f'<br><span class="bad">{pair.failed[which]} failed</span>'
+    return text

@@ -47,9 +47,9 @@ def percent(found: Estimate) -> str:
     return text
 
 
-def with_zeroed(found: Estimate, zeroed: Estimate, failed: int) -> str:
-    """An estimate, and below it the one in which failed runs count as 0."""
-    text = percent(found)
+def with_zeroed(found: Estimate | None, zeroed: Estimate, failed: bool) -> str:
+    """An estimate, and if runs failed below it the one in which they count as 0."""
+    text = DASH if found is None else percent(found)
     if failed:
         text += f'<br><span class="bad">failed as 0:</span> {percent(zeroed)}'
     return text
@@ -74,7 +74,8 @@ def render_problems(results: list[Result], notes: list[str]) -> str:
         return ""
     order = list(WORDS)
     keys = sorted(groups, key=lambda key: order.index(key[0]))
-    parts = ['<h2>Missing, failed or unfinished</h2><div class="problems">']
+    heading = "Missing, failed or unfinished" if keys else "To be known"
+    parts = [f'<h2>{heading}</h2><div class="problems">']
     if keys:
         columns = [
             ("seeds", [escape(" ".join(groups[key])) for key in keys], False),

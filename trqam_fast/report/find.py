@@ -10,6 +10,7 @@ from trqam_fast.errors import UsageError
 from trqam_fast.report.authors import is_authors, read_authors, read_flags
 from trqam_fast.report.collect import Result, collect_loose, collect_sweep
 from trqam_fast.report.runs import FILES
+from trqam_fast.report.settings import tell_apart
 
 
 @dataclass
@@ -72,7 +73,10 @@ def collect(roots: list[Path]) -> tuple[list[Result], list[str]]:
         results += collect_loose(found.runs, root, notes)
         theirs = [read_authors(folder, notes) for folder in found.authors]
         results += [result for result in theirs if result is not None]
-    return [*without_repeats(results, notes), *missing(results)], notes
+    tell_apart(results, notes)
+    results = without_repeats(results, notes)
+    notes += different_starts(results)
+    return [*results, *missing(results)], notes
 
 
 def without_repeats(results: list[Result], notes: list[str]) -> list[Result]:
@@ -88,11 +92,36 @@ def without_repeats(results: list[Result], notes: list[str]) -> list[Result]:
             result, before,
         )  # fmt: skip
         kept[key] = keep
-        notes.append(
+        note = (
             f"{leave.folder}: {keep.folder} is the same method, task and seed "
             f"({keep.method or 'pretraining'}, {keep.task}, {keep.seed}) and counts instead"
         )
+        if None not in (keep.start, leave.start) and keep.start != leave.start:
+            note += f", though its start differs ({keep.start:g} and not {leave.start:g})"
+        notes.append(note)
     return list(kept.values())
+
+
+def different_starts(results: list[Result]) -> list[str]:
+    """Return a note for each task on which methods do not start with the same success."""
+    starts: dict[str, dict[str, dict[float, list[str]]]] = {}
+    for result in results:
+        if result.start is not None:
+            seeds = starts.setdefault(result.task, {})
+            methods = seeds.setdefault(result.seed, {}).setdefault(result.start, [])
+            methods.append(result.method or "pretraining")
+    notes = []
+    for task, seeds in starts.items():
+        differ = {seed: values for seed, values in seeds.items() if len(values) > 1}
+        if differ:
+            seed, values = next(iter(differ.items()))
+            words = "; ".join(f"{100 * v:.1f} %: {', '.join(names)}" for v, names in values.items())
+            notes.append(
+                f"{task}, seeds {' '.join(differ)}: the methods do not start with the same "
+                f"success, so not from the same pretrained policy or not evaluated alike (seed "
+                f"{seed}: {words})"
+            )
+    return notes
 
 
 def missing(results: list[Result]) -> list[Result]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from trqam_fast.errors import RunError
 from trqam_fast.report.figures import COLOURS, DASHES, Panel, draw_picture, panels_of, save
-from trqam_fast.report.runs import Run, printable
+from trqam_fast.report.runs import Run, encodable
+from trqam_fast.wording import exact_duration
 
 SEEDS_SHOWN = 8
 
@@ -79,7 +80,7 @@ def write_report(runs: list[Run], out: Path) -> Path:
             pictures.append((panel, path.read_bytes()))
         page = out / "index.html"
         temporary = page.with_name(page.name + ".partial")
-        temporary.write_text(printable(render(runs, pictures)), encoding="utf-8")
+        temporary.write_text(encodable(render(runs, pictures)), encoding="utf-8")
         os.replace(temporary, page)
     except OSError as error:
         raise RunError(f"cannot write the report to --out {out}: {error}") from None
@@ -281,13 +282,14 @@ def render_success(run: Run, stage: str) -> str:
 def render_time(run: Run) -> str:
     """The time of all parts together."""
     spent = seconds_of(run)
-    return duration(sum(spent.values())) if spent else "–"
+    return exact_duration(sum(spent.values())) if spent else "–"
 
 
 def render_parts(run: Run) -> str:
     """The time of every part."""
     spent = seconds_of(run)
-    return ", ".join(f"{escape(name)} {duration(value)}" for name, value in spent.items()) or "–"
+    parts = [f"{escape(name)} {exact_duration(value)}" for name, value in spent.items()]
+    return ", ".join(parts) or "–"
 
 
 def seconds_of(run: Run) -> dict[str, float]:
@@ -303,16 +305,6 @@ def render_shares(run: Run) -> str:
     if not isinstance(online, dict) or not online or total <= 0:
         return "–"
     return ", ".join(f"{escape(name)} {float(t) / total:.0%}" for name, t in online.items())
-
-
-def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, whichever is readable."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02} s"
-    return f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def render_rates(run: Run) -> str:

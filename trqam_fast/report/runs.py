@@ -178,29 +178,29 @@ def read_run(path: Path, name: str | None = None, only: frozenset[str] | None = 
         raise UsageError(f"{path} is no folder; name the folder of a run, e.g. runs/<env>/<algo>/*")
     if not any((path / file).exists() for file in FILES):
         raise UsageError(f"{path} holds no run (none of {', '.join(FILES)}); name a run folder")
-    run = Run(path, printable(name or path.resolve().name))
-    run.config = read_json(run, "config.json", "its settings are unknown")
+    run = Run(path, encodable(name or path.resolve().name))
+    run.config = read_json_of(run, "config.json", "its settings are unknown")
     run.metrics = read_csv(run, "metrics.csv", only=only)
     run.evaluations = read_csv(run, "eval.csv")
     if only is None:
-        run.versions = read_json(run, "versions.json", "its versions are unknown")
+        run.versions = read_json_of(run, "versions.json", "its versions are unknown")
         if "updates_per_second" not in run.columns:
             run.timing = read_csv(run, "timing.csv", ("stage", "step"))
         if (path / "episodes.csv").exists():  # there is none before the first episode ends
             run.episodes = read_csv(run, "episodes.csv", ("step", "seed"))
-    run.summary = read_json(run, "summary.json", "the run was stopped, or is still running")
+    run.summary = read_json_of(run, "summary.json", "the run was stopped, or is still running")
     failures = run.summary.get("failures")
     for seed, reason in (failures if isinstance(failures, dict) else {}).items():
         run.problems.append(f"seed {seed} failed: {reason}")
     return run
 
 
-def printable(text: str) -> str:
+def encodable(text: str) -> str:
     """A text with escapes for bytes of file names that are no UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def read_json(run: Run, file: str, consequence: str) -> dict[str, Any]:
+def read_json_of(run: Run, file: str, consequence: str) -> dict[str, Any]:
     """Return a JSON file of the folder; note it where it cannot be read."""
     try:
         values = json.loads((run.path / file).read_text())

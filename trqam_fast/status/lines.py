@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import os
 import statistics
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from trqam_fast.errors import UsageError
+from trqam_fast.status.outcome import read_outcomes
 from trqam_fast.status.progress import Progress, read_progress
-from trqam_fast.sweep.plan import NAMES, Job, read_plan
-from trqam_fast.sweep.state import JobState, read_state
+from trqam_fast.sweep.plan import NAMES, read_plan
+from trqam_fast.wording import time_since
 
 ENDED = ("done", "failed", "blocked")
 PENDING = ("running", "queued", "waiting", "stopped", "stale")
@@ -25,8 +25,7 @@ class Line:
     Attributes:
         name: Of the job, or the run's folder.
         task, method, algo, seeds: What it trains.
-        kind: running, queued, waiting (for its pretraining), blocked (which failed), stopped, stale
-            (no heartbeat), unreadable, unfinished (a run outside of a sweep), done or failed.
+        kind: That of an `Outcome`; of a run outside of a sweep done, unfinished or unreadable.
         state: The kind in words, with its reason.
         progress: How far it is.
         after: Name of its pretraining.
@@ -43,20 +42,6 @@ class Line:
     progress: Progress
     after: str | None = None
     left: float | None = None
-
-
-def duration(seconds: float) -> str:
-    """Return a time in words, roughly."""
-    for unit, size in (("d", 86400), ("h", 3600)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
-
-
-def age(since: float) -> str:
-    """Return the time since a moment in words, in minutes at least."""
-    seconds = time.time() - since
-    return duration(seconds) if seconds >= 60 else "under 1 min"
 
 
 def done_text(progress: Progress, seeds: int) -> str:
@@ -88,50 +73,18 @@ def job_lines(out: Path) -> list[Line]:
         UsageError: its plan is damaged.
     """
     jobs = read_plan(out)
-    states = {job.name: read_job(out, job) for job in jobs}
+    outcomes = read_outcomes(out, jobs)
     lines = []
     for job in jobs:
         progress = read_progress(job.run_dir(out), job.flags)
-        kind, text = job_state(job, states, progress)
+        kind, text = outcomes[job.name].kind, outcomes[job.name].words
+        if kind == "done":
+            text = done_text(progress, len(job.seeds))
         method, seeds = job.method or "pretraining", " ".join(map(str, job.seeds))
         lines.append(
             Line(job.name, job.env_name, method, job.algo, seeds, kind, text, progress, job.after)
         )
     return lines
-
-
-def read_job(out: Path, job: Job) -> JobState | str | None:
-    """Return a job's state, None if it was not started, or why it cannot be read."""
-    try:
-        return read_state(out, job)
-    except (UsageError, OSError) as error:
-        return str(error)
-
-
-def job_state(
-    job: Job, states: dict[str, JobState | str | None], progress: Progress
-) -> tuple[str, str]:
-    """Return a job's kind and its state in words, by its own state and its pretraining's."""
-    state = states[job.name]
-    if isinstance(state, str):
-        return "unreadable", f"unreadable: {state}"
-    if state is None:
-        before = states.get(job.after or "")
-        stage = before.state if isinstance(before, JobState) else None
-        if job.after is None or stage == "done":
-            return "queued", "queued"
-        if stage == "failed":
-            return "blocked", "blocked: its pretraining failed"
-        return "waiting", "waiting for its pretraining"
-    if state.stale:
-        return "stale", f"stale: no heartbeat for {age(state.beat)}, host {state.host}"
-    if state.state == "done":
-        return "done", done_text(progress, len(job.seeds))
-    if state.state == "running" and state.attempt > 1:
-        return "running", f"running, attempt {state.attempt}"
-    if state.state == "failed" and state.reason:
-        return "failed", f"failed: {state.reason}"
-    return state.state, state.reason or state.state
 
 
 def run_lines(folder: Path) -> list[Line]:
@@ -153,7 +106,7 @@ def run_lines(folder: Path) -> list[Line]:
         kind, text = "done", done_text(progress, len(seeds))
         if not progress.summary:
             kind = "unfinished"
-            text = f"unfinished, newest row {age(progress.newest)} ago"
+            text = f"unfinished, newest row {time_since(progress.newest)} ago"
         if not config:
             kind, text = "unreadable", "unreadable: its config.json"
         lines.append(

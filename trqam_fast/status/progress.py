@@ -136,7 +136,10 @@ def preset_values(preset: str, env_name: str) -> dict[str, Any]:
 
 
 def planned_config(flags: Sequence[str]) -> dict[str, Any]:
-    """Return the stages that the trainer's flags ask for, and their algorithm."""
+    """Return the stages that the trainer's flags ask for, and their algorithm.
+
+    Its parser takes 20 ms for a job, this a few microseconds: a table of 400 jobs has to be quick.
+    """
     words = list(flags)
     env_name = flag_value(words, "--env-name") or DEFAULT_ENV
     preset = flag_value(words, "--preset") or ("default" if env_name == DEFAULT_ENV else "paper")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from trqam_fast.status.lines import Line, duration, sweep_left
+from trqam_fast.status.lines import Line, sweep_left
+from trqam_fast.wording import duration
 
 COLUMNS = (
     "#", "run", "task", "method", "seeds", "stage", "step", "updates/s", "left", "success",
@@ -20,7 +21,7 @@ OTHER_ROWS = 4
 LEFT_ALIGNED = ("run", "task", "method", "seeds", "stage", "state")
 
 
-def short(steps: int) -> str:
+def rounded_steps(steps: int) -> str:
     """Return a number of steps, large ones in thousands."""
     return str(steps) if steps < 100_000 else f"{steps // 1000}k"
 
@@ -43,7 +44,7 @@ def cut(text: str, width: int, column: str) -> str:
     return f"{text[: width - 2 - tail]}..{text[len(text) - tail :]}"
 
 
-def printable(text: str) -> str:
+def one_line(text: str) -> str:
     """Return a text in one line without characters that would disturb a terminal."""
     words = " ".join(text.split())
     return "".join(c if c.isprintable() else "?" for c in words)
@@ -56,18 +57,18 @@ def cells_of(line: Line, number: int) -> dict[str, str]:
     end = max(progress.ends.values(), default=0)
     return {
         "#": str(number),
-        "run": printable(line.name),
-        "task": printable(line.task),
-        "method": printable(line.method),
+        "run": one_line(line.name),
+        "task": one_line(line.task),
+        "method": one_line(line.method),
         "seeds": line.seeds,
-        "stage": printable(progress.stage) if began else "-",
-        "step": f"{short(progress.step)}/{short(end)}" if end else "-",
+        "stage": one_line(progress.stage) if began else "-",
+        "step": f"{rounded_steps(progress.step)}/{rounded_steps(end)}" if end else "-",
         "updates/s": optional(progress.rate, ".1f"),
         "left": "-" if line.left is None or line.kind != "running" else duration(line.left),
         "success": optional(progress.success, ".0%"),
         "lambda": optional(progress.lam, ".3g"),
         "path-KL": optional(progress.path_kl, ".3g"),
-        "state": printable(line.state),
+        "state": one_line(line.state),
     }
 
 

@@ -19,6 +19,7 @@ from trqam_fast.sweep.execute import execute, finished, settle
 from trqam_fast.sweep.plan import Job, make_plan, read_plan, write_plan
 from trqam_fast.sweep.slurm import slurm_script
 from trqam_fast.sweep.spec import Resources, Spec, read_spec
+from trqam_fast.wording import duration
 
 
 @dataclass(frozen=True)
@@ -125,14 +126,6 @@ def slots(resources: Resources, args: SweepArgs) -> int:
     return max(1, int(min(cpus / resources.cpus, memory / resources.memory_gb)))
 
 
-def in_time(seconds: float) -> str:
-    """Return a duration in words."""
-    minutes = seconds / 60
-    if minutes < 120:
-        return f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
-    return f"{minutes / 60:.1f} h"
-
-
 def describe(jobs: list[Job], spec: Spec, args: SweepArgs) -> None:
     """Print the plan, and what it takes."""
     on_cpu = spec.resources.gpus == 0
@@ -141,7 +134,7 @@ def describe(jobs: list[Job], spec: Spec, args: SweepArgs) -> None:
         over = finished(args.out, job)
         if on_cpu:
             seconds[job.name] = 0.0 if over else job_seconds(job)
-        cost = in_time(seconds[job.name]) if on_cpu and not over else ""
+        cost = duration(seconds[job.name]) if on_cpu and not over else ""
         note = "finished" if over else "after its pretraining" if job.after else ""
         print(f"{cost:>8}  {job.name}  {note}".rstrip(), flush=True)
     runs = sum(len(job.seeds) for job in jobs if job.method)
@@ -151,8 +144,8 @@ def describe(jobs: list[Job], spec: Spec, args: SweepArgs) -> None:
         return
     count = slots(spec.resources, args)
     print(
-        f"about {in_time(makespan(jobs, seconds, count))} with {count} jobs at a time, "
-        f"{in_time(sum(seconds.values()))} one after another, if all episodes have full length and "
+        f"about {duration(makespan(jobs, seconds, count))} with {count} jobs at a time, "
+        f"{duration(sum(seconds.values()))} one after another, if all episodes have full length and "
         "jobs do not slow each other down; measured on this machine, without making data"
     )
 

@@ -1,0 +1,40 @@
+"""Times and counts in words, for people."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+
+def duration(seconds: float) -> str:
+    """Return a time roughly, as estimates are: 4 s, 2 min, 1.5 h, 2.3 d."""
+    for unit, size in (("d", 86400), ("h", 3600)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
+
+
+def exact_duration(seconds: float) -> str:
+    """Return a measured time: 4.2 s, 2 min 33 s, 1 h 05 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    return f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def time_since(moment: float) -> str:
+    """Return the time since a moment in Unix seconds, in minutes at least."""
+    seconds = time.time() - moment
+    return duration(seconds) if seconds >= 60 else "under 1 min"
+
+
+def short_count(number: Any) -> str:
+    """Return a count as 1M, 12.5k or 700; nothing for what is no whole number."""
+    if not isinstance(number, int):
+        return ""
+    for size, letter in ((1_000_000, "M"), (1_000, "k")):
+        if number >= size:
+            return f"{number / size:g}{letter}"
+    return str(number)
