@@ -43,6 +43,6 @@ def lean_adjoint(
 ) -> Tensor:
     """Return a_0..a_{K-1}; see the package's `lean_adjoint`."""
     return torch.ops.trqam_fast.lean_adjoint_triton(
-        list(base_velocity.tensors), bool(base_velocity.norm_scales), observations, trajectory,
+        list(base_velocity.tensors), base_velocity.layer_norm, observations, trajectory,
         terminal_adjoint, precision,
     )  # fmt: skip

@@ -53,7 +53,7 @@ def describe(weights: MLPWeights) -> tuple[list[int], list[Tensor]]:
     tensors = [_dense(tensor, lead) for tensor in weights.tensors]
     numbers = [
         weights.lead[0], weights.lead[1] if lead == 2 else 1, len(weights.kernels) - 1,
-        int(bool(weights.norm_scales)), weights.in_features,
+        int(weights.layer_norm), weights.in_features,
     ]  # fmt: skip
     numbers += [kernel.shape[-1] for kernel in weights.kernels]
     for tensor in tensors:
@@ -88,6 +88,6 @@ def scratch_bytes() -> int:
 
 def tape_elements(weights: MLPWeights, rows: int) -> int:
     """Return the elements of a tape that keeps `rows` rows of every network."""
-    norm = int(bool(weights.norm_scales))
+    norm = int(weights.layer_norm)
     per_row = sum(2 * aligned(kernel.shape[-1]) + norm for kernel in weights.kernels[:-1])
     return per_row * rows * weights.lead.numel()

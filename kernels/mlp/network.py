@@ -112,7 +112,7 @@ def make_plan(
         widths=widths,
         width=width,
         out=weights.out_features,
-        norm=bool(weights.norm_scales),
+        norm=weights.layer_norm,
         ensemble=weights.lead[1] if len(weights.lead) == 2 else 1,
         train=train,
         k_major=k_major,

@@ -144,7 +144,7 @@ def mlp(weights: MLPWeights, inputs: Tensor, precision: str) -> Tensor:
     tensors = weights.tensors
     train = torch.is_grad_enabled() and any(t.requires_grad for t in (inputs, *tensors))
     result = _CompiledMLP.apply(
-        weights.memory, precision, train, bool(weights.norm_scales), inputs, *tensors
+        weights.memory, precision, train, weights.layer_norm, inputs, *tensors
     )
     return result.view(*weights.lead, inputs.shape[1], weights.out_features)
 
@@ -154,5 +154,5 @@ def forward_along(
 ) -> Tensor:
     """Return the field at (s, X_k, t_k), `[S, K, B, D]`, without gradients."""
     return torch.ops.trqam_fast.velocity_along_cpp(
-        list(velocity.tensors), bool(velocity.norm_scales), observations, points, precision
+        list(velocity.tensors), velocity.layer_norm, observations, points, precision
     )

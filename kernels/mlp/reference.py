@@ -17,7 +17,7 @@ def mlp(weights: MLPWeights, inputs: Tensor) -> Tensor:
         y = y @ kernel + bias.unsqueeze(-2)
         if layer < last:
             y = F.gelu(y, approximate="tanh")
-            if weights.norm_scales:
+            if weights.layer_norm:
                 y = F.layer_norm(y, y.shape[-1:], eps=NORM_EPS)
                 y = y * weights.norm_scales[layer].unsqueeze(-2)
                 y = y + weights.norm_biases[layer].unsqueeze(-2)

@@ -152,7 +152,7 @@ def mlp(weights: MLPWeights, inputs: Tensor, precision: str) -> Tensor:
     """Apply the MLPs to `inputs` `[S, N, in]`; see `trqam_fast.kernels.mlp.mlp`."""
     tensors = weights.tensors
     train = torch.is_grad_enabled() and any(t.requires_grad for t in (inputs, *tensors))
-    result = _TritonMLP.apply(bool(weights.norm_scales), precision, train, inputs, *tensors)
+    result = _TritonMLP.apply(weights.layer_norm, precision, train, inputs, *tensors)
     return result.view(*weights.lead, inputs.shape[1], weights.out_features)
 
 
@@ -161,6 +161,6 @@ def forward_along(
 ) -> Tensor:
     """Return the field at (s, X_k, t_k), `[S, K * B, D]`, without gradients."""
     return torch.ops.trqam_fast.mlp_triton_forward(
-        list(velocity.tensors), bool(velocity.norm_scales), observations, points,
+        list(velocity.tensors), velocity.layer_norm, observations, points,
         points.shape[1], 0, precision, False,
     )[0]  # fmt: skip

@@ -61,6 +61,11 @@ class MLPWeights(NamedTuple):
         return (*self.kernels, *self.biases, *self.norm_scales, *self.norm_biases)
 
     @property
+    def layer_norm(self) -> bool:
+        """Whether the hidden layers have LayerNorm."""
+        return len(self.norm_scales) > 0
+
+    @property
     def lead(self) -> torch.Size:
         """Leading axes: (runs,) for a field, (runs, ensemble) for critics."""
         return self.kernels[0].shape[:-2]

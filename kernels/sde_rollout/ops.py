@@ -124,8 +124,8 @@ def sde_rollout(
     if ode_observations is None or ode_x0 is None:
         ode_observations, ode_x0 = observations[:, :0], x0[:, :0]
     return _CompiledRollout.apply(
-        velocity.memory, bool(velocity.norm_scales), precision, train,
-        base_velocity.detach().tensors, bool(base_velocity.norm_scales), observations, x0, noise,
+        velocity.memory, velocity.layer_norm, precision, train,
+        base_velocity.detach().tensors, base_velocity.layer_norm, observations, x0, noise,
         ode_observations.detach(), ode_x0.detach(), *velocity.tensors,
     )  # fmt: skip
 
@@ -135,7 +135,7 @@ def ode_rollout(
     velocity: MLPWeights, observations: Tensor, x0: Tensor, flow_steps: int, precision: str
 ) -> Tensor:
     """Return X_K of the noise-free flow; see the package's `ode_rollout`."""
-    norm, tensors, no_rows = bool(velocity.norm_scales), list(velocity.tensors), x0[:, :0]
+    norm, tensors, no_rows = velocity.layer_norm, list(velocity.tensors), x0[:, :0]
     return torch.ops.trqam_fast.sde_rollout_cpp(
         tensors, norm, tensors, norm, observations[:, :0], no_rows, no_rows, observations, x0,
         flow_steps, precision, False,

@@ -112,7 +112,7 @@ def sde_rollout(
     train = torch.is_grad_enabled() and any(t.requires_grad for t in velocity.tensors)
     drawn = isinstance(noise, Philox)
     return _TritonRollout.apply(
-        bool(velocity.norm_scales), precision, train, flow_steps, base_velocity.detach().tensors,
+        velocity.layer_norm, precision, train, flow_steps, base_velocity.detach().tensors,
         observations, x0, None if drawn else noise, noise.seed if drawn else None,
         noise.offset if drawn else None, ode_observations, ode_x0, *velocity.tensors,
     )  # fmt: skip
@@ -125,7 +125,7 @@ def ode_rollout(
     """Return X_K of the noise-free flow; see the package's `ode_rollout`."""
     no_rows = x0[:, :0]
     return torch.ops.trqam_fast.sde_rollout_triton(
-        list(velocity.tensors), list(velocity.tensors), bool(velocity.norm_scales),
+        list(velocity.tensors), list(velocity.tensors), velocity.layer_norm,
         observations[:, :0], no_rows, no_rows, None, None, observations, x0, flow_steps,
         precision, False,
     )[2]  # fmt: skip

@@ -145,8 +145,8 @@ def describe(jobs: list[Job], spec: Spec, args: SweepArgs) -> None:
     count = slots(spec.resources, args)
     print(
         f"about {duration(makespan(jobs, seconds, count))} with {count} jobs at a time, "
-        f"{duration(sum(seconds.values()))} one after another, if all episodes have full length and "
-        "jobs do not slow each other down; measured on this machine, without making data"
+        f"{duration(sum(seconds.values()))} one after another, if all episodes have full length "
+        "and jobs do not slow each other down; measured on this machine, without making data"
     )
 
 
