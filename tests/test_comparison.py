@@ -13,7 +13,7 @@ from tests.test_report import Page
 from trqam_fast.cli import run_command
 from trqam_fast.report.__main__ import main
 from trqam_fast.report.collect import domain_name
-from trqam_fast.report.comparison import COMMON, Comparison
+from trqam_fast.report.comparison import COMMON, Comparison, each_once
 from trqam_fast.report.comparison_figures import short_task
 from trqam_fast.report.comparison_files import latex, measured_rates
 from trqam_fast.report.find import collect
@@ -159,7 +159,7 @@ def test_numbers(tmp_path):
     bc = c.summaries["BC", "all"]
     assert bc.mean.value == pytest.approx(0.1) and bc.mean == bc.mean_zeroed
     assert (bc.updates, s.updates) == ("300", "6k")
-    assert s.data == "generated data, 100k transitions"
+    assert s.data == "100k generated"
     pair = c.pairs[0]
     assert (pair.first, pair.second, pair.tasks) == ("TRQAM", "BC", 1)
     assert pair.probability.value == 1.0
@@ -394,3 +394,9 @@ def test_bad_folders_are_one_sentence(tmp_path, capsys):
         assert status == 2, name
     lines = [line for line in capsys.readouterr().err.splitlines() if line]
     assert len(lines) == 4 and all(line.startswith("error: ") for line in lines)
+
+
+def test_what_all_share_is_said_once():
+    assert each_once(["100k generated", "", "50k generated"]) == "100k or 50k generated"
+    assert each_once(["published", "50k generated"]) == "published or 50k generated"
+    assert each_once(["12k", "12k", "3k"]) == "12k or 3k"

@@ -219,8 +219,8 @@ def data_in_words(config: dict[str, Any]) -> str:
     if not config:
         return ""
     if not config.get("generated"):
-        return "published data"
-    return f"generated data, {short_count(config.get('generated_transitions'))} transitions"
+        return "published"
+    return f"{short_count(config.get('generated_transitions'))} generated"
 
 
 def tracking_of(run: Run, seed: str, begin: int) -> list[Tracking]:

@@ -254,8 +254,12 @@ def domain_order(names: set[str]) -> list[str]:
 
 
 def each_once(values: Iterable[str]) -> str:
-    """Return different values in words, each once."""
-    return " or ".join(dict.fromkeys(value for value in values if value))
+    """Return different values in words, each once, and a last word that all share once."""
+    found = list(dict.fromkeys(value for value in values if value))
+    last = {value.rpartition(" ")[2] for value in found}
+    if len(found) > 1 and len(last) == 1:
+        return f"{' or '.join(value.rpartition(' ')[0] for value in found)} {last.pop()}"
+    return " or ".join(found)
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:

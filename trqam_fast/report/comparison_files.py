@@ -69,7 +69,7 @@ def summary_csv(comparison: Comparison, published: Published) -> str:
             row = ["published", method, group, tasks, tasks, runs, runs, "", SEEDS_EACH, UPDATES]
             deviation = None if rate.deviation is None else rate.deviation / 100
             row += [
-                "published data",
+                "published",
                 csv_number(rate.mean / 100),
                 *[""] * 11,
                 csv_number(deviation),
