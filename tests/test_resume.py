@@ -19,7 +19,7 @@ from trqam_fast.cli import run_command
 from trqam_fast.data.recipe import Recipe
 from trqam_fast.training import checkpoint, run_folder
 from trqam_fast.training.presets import parse_config
-from trqam_fast.training.run_folder import CsvLog
+from trqam_fast.training.run_folder import CsvLog, RunFolder
 
 STEPS = {"pretrain": 300, "offline": 60, "online": 60}
 END = sum(STEPS.values())
@@ -282,3 +282,18 @@ def test_rows_that_the_disk_refuses_are_written_later(tmp_path, monkeypatch):
     monkeypatch.undo()
     log.write([{"step": 3, "value": 4}])
     assert log.path.read_text() == "step,value\n1,2\n2,3\n3,4\n"
+
+
+def test_a_run_is_written_by_one_process_at_a_time(flags, tmp_path, capsys):
+    """Also where the other one has not come further than the folder."""
+    folder = tmp_path / "run"
+    with RunFolder(folder).held():
+        assert run(flags, folder) == 2
+        assert "is being written by another process" in capsys.readouterr().err
+        assert [path.name for path in folder.iterdir()] == ["run.lock"]
+    assert run(flags, folder) == 0
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with RunFolder(folder).held():
+        assert run(flags, folder, "--resume", "--offline-steps", "30") == 2
+        assert run(flags, folder, "--overwrite") == 2
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

@@ -99,12 +99,15 @@ def main(argv: list[str] | None = None) -> int:
             if config.pretrained is not None and not begun:
                 trainer.load_pretrained()
         trainer.config = settle_backend(config, trainer.dataset.act_dim)
-        if config.resume == "no":
-            folder.create(config.to_dict())
-        try:
-            return trainer.run()
-        except KeyboardInterrupt:
-            raise RunError(f"interrupted; continue with --resume --run-dir {folder.path}") from None
+        with folder.held():
+            if config.resume == "no":
+                folder.create(config.to_dict())
+            try:
+                return trainer.run()
+            except KeyboardInterrupt:
+                raise RunError(
+                    f"interrupted; continue with --resume --run-dir {folder.path}"
+                ) from None
 
 
 if __name__ == "__main__":

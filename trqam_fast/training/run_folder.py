@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import importlib.metadata
 import io
 import json
@@ -11,7 +12,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from trqam_fast.errors import RunError, UsageError
 from trqam_fast.kernels.dispatch import load_extension
 
 RUNS_DIR = Path("runs")
+LOCK = "run.lock"
 PACKAGES = ("torch", "triton", "numpy", "ogbench", "mujoco", "gymnasium")
 
 
@@ -131,10 +133,35 @@ class RunFolder:
                 "it with --overwrite, or name another folder"
             )
         others = self.path.iterdir() if self.path.exists() and not self.exists else ()
-        if any(path.suffix != ".partial" for path in others):
+        if any(path.suffix != ".partial" and path.name != LOCK for path in others):
             raise UsageError(
                 f"--run-dir {self.path} holds other files; name an empty or new folder"
             )
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the folder and keep other processes from writing to it, as far as its disk can.
+
+        Raises:
+            UsageError: another process has it.
+            RunError: it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / LOCK, "w")
+        except OSError as error:
+            raise RunError(f"cannot write to --run-dir {self.path}: {error}") from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(
+                    f"--run-dir {self.path} is being written by another process; wait for its end "
+                    "or name another folder"
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+            yield
 
     def create(self, config: dict[str, Any]) -> None:
         """Make the folder, empty it of an older run, write config.json and versions.json.
