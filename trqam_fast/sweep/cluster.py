@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from trqam_fast.errors import UsageError
 from trqam_fast.sweep.execute import NO_PRETRAINING, execute, finished, settle
 from trqam_fast.sweep.plan import Job
 from trqam_fast.sweep.spec import Resources
-from trqam_fast.sweep.state import JobState, StateFile
+from trqam_fast.sweep.state import JobState, StateFile, repeating
 
 # Ray's least; jobs hand over files, and through Ray only their states.
 OBJECT_STORE_BYTES = 80 * 2**20
@@ -116,21 +115,15 @@ def missing_resources(ray: Any, resources: Resources) -> str:
 @contextlib.contextmanager
 def watching(out: Path) -> Iterator[None]:
     """Send this process SIGUSR1 when the file `STOP` appears, which every node sees."""
-    ended = threading.Event()
 
-    def watch() -> None:
-        while not ended.wait(1.0):
-            if (out / STOP).exists():
-                os.kill(os.getpid(), signal.SIGUSR1)
-                return
+    def watch() -> bool:
+        if not (out / STOP).exists():
+            return True
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return False
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with repeating(1.0, watch):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def run_jobs(

@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -100,17 +100,29 @@ class StateFile:
     @contextlib.contextmanager
     def beating(self) -> Iterator[None]:
         """Give a sign of life every `HEARTBEAT_SECONDS` inside."""
-        ended = threading.Event()
 
-        def beat() -> None:
-            while not ended.wait(HEARTBEAT_SECONDS):
-                with contextlib.suppress(OSError):  # a file system that is away for a while
-                    os.utime(self.path)
+        def beat() -> bool:
+            with contextlib.suppress(OSError):  # a file system that is away for a while
+                os.utime(self.path)
+            return True
 
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
-        try:
+        with repeating(HEARTBEAT_SECONDS, beat):
             yield
-        finally:
-            ended.set()
-            thread.join()
+
+
+@contextlib.contextmanager
+def repeating(seconds: float, call: Callable[[], bool]) -> Iterator[None]:
+    """Inside, call something every so many seconds in a thread, as long as it returns True."""
+    ended = threading.Event()
+
+    def loop() -> None:
+        while not ended.wait(seconds) and call():
+            pass
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
