@@ -58,6 +58,7 @@ def nodes(monkeypatch):
     from ray.cluster_utils import Cluster
 
     memory = {"object_store_memory": cluster.OBJECT_STORE_BYTES, "memory": 2**30}
+    handler = signal.getsignal(signal.SIGTERM)
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **memory})
     for _ in range(3):
         made.add_node(num_cpus=1, **memory)
@@ -65,6 +66,7 @@ def nodes(monkeypatch):
     yield made
     ray.shutdown()
     made.shutdown()
+    signal.signal(signal.SIGTERM, handler)
 
 
 def parent(pid: int) -> int:
@@ -128,10 +130,12 @@ def test_a_worker_and_a_node_die_and_every_run_ends_as_without(spec, undisturbed
 
 @pytest.fixture
 def place(monkeypatch):
-    """Ray on this machine, with one place for a job."""
+    """Ray on this machine, with one place for a job; it leaves no handler of signals behind."""
     pytest.importorskip("ray")
+    handler = signal.getsignal(signal.SIGTERM)
     with cluster.connected(None, 1, 1) as ray:
         yield ray
+    assert signal.getsignal(signal.SIGTERM) is handler
 
 
 def small_sweep(spec, **resources):

@@ -67,7 +67,7 @@ def check_answers(address: str) -> None:
 
 @contextlib.contextmanager
 def connected(address: str | None, cpus: int | None, gpus: int | None) -> Iterator[Any]:
-    """Connect to a cluster, or start Ray on this machine, and leave it at the end.
+    """Connect to a cluster, or start Ray on this machine, and leave it at the end; main thread.
 
     Args:
         address: Of a running cluster, ``auto`` or ``host:port``; None starts Ray here.
@@ -86,6 +86,7 @@ def connected(address: str | None, cpus: int | None, gpus: int | None) -> Iterat
             "address": "local", "num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
         }  # fmt: skip
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options, log_to_driver=False, configure_logging=False)
     except ConnectionError as error:
@@ -94,6 +95,7 @@ def connected(address: str | None, cpus: int | None, gpus: int | None) -> Iterat
         yield ray
     finally:
         ray.shutdown()
+        signal.signal(signal.SIGTERM, handler)  # Ray leaves one of its own
 
 
 def missing_resources(ray: Any, resources: Resources) -> str:
