@@ -25,7 +25,7 @@ from trqam_fast.agents import AgentConfig, TRQAMAgent
 from trqam_fast.cli import run_command
 from trqam_fast.errors import RunError
 from trqam_fast.evaluation import Evaluator
-from trqam_fast.training.loaded import task_sizes
+from trqam_fast.training.load_run import task_sizes
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from trqam_fast.kernels.dispatch import load_extension
-from trqam_fast.training.run_folder import versions
+from trqam_fast.runs.folder import versions
 
 ROOT = Path(__file__).resolve().parent.parent
 

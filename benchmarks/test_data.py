@@ -9,7 +9,7 @@ import torch
 from benchmarks import large_data
 from benchmarks.conftest import DEVICES
 from trqam_fast.data.dataset import Dataset
-from trqam_fast.data.disk import FlatDataset
+from trqam_fast.data.flat_dataset import FlatDataset
 
 TRANSITIONS = 100_000
 FORMS = [(device, form, "ieee") for device in DEVICES for form in ("memory", "disk")]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trqam_fast.data.recipe import Recipe
+from trqam_fast.data.generate.recipe import Recipe
 
 
 @pytest.fixture(scope="session")

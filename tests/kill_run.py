@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import tyro
 
-from trqam_fast.training import checkpoint
+from trqam_fast.runs import checkpoint
 from trqam_fast.training.config import STAGES, TrainConfig
 
 LOGS = ("metrics.csv", "eval.csv", "episodes.csv")

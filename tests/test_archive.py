@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tests.test_data import raw_arrays
-from trqam_fast.data.archive import Layout, is_damaged, problems_of, read_raw
-from trqam_fast.data.sources import load_arrays
+from trqam_fast.data.load import load_arrays
+from trqam_fast.data.npz import Layout, is_damaged, problems_of, read_raw
 from trqam_fast.errors import UsageError
 
 

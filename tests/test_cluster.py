@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from trqam_fast.runs import checkpoint
 from trqam_fast.sweep import cluster
 from trqam_fast.sweep.execute import execute, finished
 from trqam_fast.sweep.plan import make_plan, write_plan
 from trqam_fast.sweep.spec import Resources, parse_spec
 from trqam_fast.sweep.state import read_state
-from trqam_fast.training import checkpoint
 
 TASK = "pointmaze-medium-navigate-singletask-task1-v0"
 LOGS = ("metrics.csv", "eval.csv")

@@ -10,7 +10,7 @@ from trqam_fast import convert, flax_pickle
 from trqam_fast.agents import AgentConfig, BCAgent, TRQAMAgent
 from trqam_fast.cli import run_command
 from trqam_fast.errors import UsageError
-from trqam_fast.training import checkpoint
+from trqam_fast.runs import checkpoint
 
 DATA = Path(__file__).parent / "data"
 REAL = DATA / "reference_checkpoint.pkl"

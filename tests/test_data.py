@@ -12,8 +12,10 @@ import torch
 from trqam_fast.data import dataset as dataset_module
 from trqam_fast.data import disk as disk_module
 from trqam_fast.data.dataset import FIELDS, Dataset
-from trqam_fast.data.disk import FlatDataset, has_room
 from trqam_fast.data.flat import FlatSet, convert, make_env
+from trqam_fast.data.flat_dataset import FlatDataset, has_room
+from trqam_fast.data.generate.recipe import GENERATED_DIR
+from trqam_fast.data.load import OFFICIAL_DIR, load_arrays, load_task, present
 from trqam_fast.data.names import (
     LARGE_SETS,
     PUBLISHED,
@@ -22,8 +24,6 @@ from trqam_fast.data.names import (
     parse_dataset,
     parse_task,
 )
-from trqam_fast.data.recipe import GENERATED_DIR
-from trqam_fast.data.sources import OFFICIAL_DIR, load_arrays, load_task, present
 from trqam_fast.errors import UsageError
 
 DATA = Path(__file__).parent / "data"

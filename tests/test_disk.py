@@ -12,9 +12,9 @@ import torch
 from tests.test_data import MAZE, make_generators, raw_arrays
 from trqam_fast.data import disk as disk_module
 from trqam_fast.data.dataset import Dataset
-from trqam_fast.data.disk import FlatDataset
 from trqam_fast.data.flat import FlatSet, convert
-from trqam_fast.data.sources import load_arrays
+from trqam_fast.data.flat_dataset import FlatDataset
+from trqam_fast.data.load import load_arrays
 from trqam_fast.errors import RunError
 from trqam_fast.kernels import dispatch
 
@@ -89,7 +89,7 @@ def test_an_older_extension_is_done_without(monkeypatch):
     """The module can be loaded with an extension that lacks the function."""
     with monkeypatch.context() as patch:
         patch.setattr(dispatch, "EXTENSION", SimpleNamespace())
-        spec = importlib.util.find_spec("trqam_fast.data.disk")
+        spec = importlib.util.find_spec("trqam_fast.data.flat_dataset")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     assert module.READ_WINDOWS is None

@@ -6,7 +6,7 @@ import torch
 
 from tests.runs import rows, run
 from trqam_fast.agents import BCAgent, TRQAMAgent
-from trqam_fast.training import checkpoint
+from trqam_fast.runs import checkpoint
 
 
 def poison(monkeypatch, kind, field, value):

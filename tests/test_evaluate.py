@@ -13,7 +13,7 @@ from trqam_fast.cli import run_command
 from trqam_fast.evaluation import Evaluator
 from trqam_fast.evaluation.statistics import mean_interval, student_quantile, wilson_interval
 from trqam_fast.evaluation.video import RENDER_OPTIONS, VideoWriter, find_renderer
-from trqam_fast.training.loaded import load_run
+from trqam_fast.training.load_run import load_run
 from trqam_fast.training.loop import EVALUATION_SEED
 
 SEEDS = (3, 5)

@@ -15,10 +15,10 @@ from benchmarks import large_data
 from tests.test_data import MAZE, TASK, raw_arrays
 from trqam_fast.data import __main__ as command
 from trqam_fast.data import flat as flat_module
-from trqam_fast.data.archive import Layout, layout_of, problems_of
 from trqam_fast.data.flat import FlatSet, convert, problems_of_flat
+from trqam_fast.data.load import load_arrays, load_task
 from trqam_fast.data.names import parse_dataset
-from trqam_fast.data.sources import load_arrays, load_task
+from trqam_fast.data.npz import Layout, layout_of, problems_of
 from trqam_fast.errors import RunError, UsageError
 
 

@@ -15,10 +15,10 @@ import pytest
 
 from trqam_fast.data import generate_episode, manipspace, pointmaze, recipe, shards
 from trqam_fast.data import generate_workers as workers_module
-from trqam_fast.data.generate_workers import make_shards
-from trqam_fast.data.manipspace import is_healthy
-from trqam_fast.data.recipe import GENERATED_NAMES, GENERATOR_VERSION, Recipe
-from trqam_fast.data.shards import plan_shards
+from trqam_fast.data.generate.manipspace import is_healthy
+from trqam_fast.data.generate.recipe import GENERATED_NAMES, GENERATOR_VERSION, Recipe
+from trqam_fast.data.generate.shards import plan_shards
+from trqam_fast.data.generate.workers import make_shards
 from trqam_fast.errors import RunError, UsageError
 
 MAZE = "pointmaze-medium-navigate-v0"
@@ -27,7 +27,7 @@ import sys
 from pathlib import Path
 
 def main():
-    from trqam_fast.data.recipe import Recipe
+    from trqam_fast.data.generate.recipe import Recipe
 
     folder, transitions, workers = sys.argv[1:]
     recipe = Recipe("pointmaze-medium-navigate-v0", int(transitions), None, 3)
@@ -204,7 +204,7 @@ def test_ogbench_reads_the_files(name, task, shapes, tmp_path):
 
 
 def test_the_trainer_reads_the_files(maze):
-    from trqam_fast.data.sources import load_task
+    from trqam_fast.data.load import load_task
 
     task, made = "pointmaze-medium-navigate-singletask-task1-v0", Recipe(MAZE, 20_000, None, 3)
     data, path = load_task(task, recipe=made, generated_dir=maze, progress=False)

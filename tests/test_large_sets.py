@@ -8,8 +8,8 @@ import pytest
 
 from tests.test_data import MAZE, TASK, raw_arrays
 from trqam_fast.data import __main__ as command
+from trqam_fast.data.load import load_task
 from trqam_fast.data.names import LARGE_SETS, LargeSet
-from trqam_fast.data.sources import load_task
 from trqam_fast.errors import UsageError
 
 SET = "pointmaze-medium-navigate-10m-v0"

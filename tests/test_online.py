@@ -7,8 +7,8 @@ import torch
 from trqam_fast.agents import AgentConfig, TRQAMAgent
 from trqam_fast.data.dataset import FIELDS, Dataset
 from trqam_fast.data.replay import ReplayBuffer
-from trqam_fast.environments import OnlineEnvironment, Step
 from trqam_fast.errors import RunError
+from trqam_fast.simulator.online import OnlineEnvironment, Step
 from trqam_fast.training.history import History
 from trqam_fast.training.online import OnlineDriver
 from trqam_fast.training.updater import Updater

@@ -9,7 +9,7 @@ from torch.distributions import Independent, Normal, TanhTransform, TransformedD
 from tests.helpers import draw
 from tests.runs import rows, run
 from trqam_fast.agents import AgentConfig, Batch, QAMEAgent, TRQAMAgent, make_agent
-from trqam_fast.training.loaded import load_run
+from trqam_fast.training.load_run import load_run
 
 OBS, ACT, SIZE = 5, 2, 16
 CONFIG = AgentConfig(

@@ -16,10 +16,10 @@ from tests.kill_run import compare_runs, differences, reached, start, wait_for_l
 from tests.runs import run
 from trqam_fast import train
 from trqam_fast.cli import run_command
-from trqam_fast.data.recipe import Recipe
+from trqam_fast.data.generate.recipe import Recipe
+from trqam_fast.runs.folder import CsvLog, RunFolder
 from trqam_fast.training import checkpoint, run_folder
 from trqam_fast.training.presets import parse_config
-from trqam_fast.training.run_folder import CsvLog, RunFolder
 
 STEPS = {"pretrain": 300, "offline": 60, "online": 60}
 END = sum(STEPS.values())

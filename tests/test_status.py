@@ -9,13 +9,13 @@ import time
 import pytest
 
 from trqam_fast.cli import run_command
+from trqam_fast.runs.progress import TAIL, newest_rows, planned_config, read_progress, stage_ends
 from trqam_fast.status import __main__ as command
 from trqam_fast.status.lines import read_lines
-from trqam_fast.status.progress import TAIL, newest_rows, planned_config, read_progress, stage_ends
 from trqam_fast.status.table import COLUMNS, cut, render
 from trqam_fast.sweep.plan import Job, write_plan
+from trqam_fast.text import duration, exact_duration
 from trqam_fast.training.presets import parse_config
-from trqam_fast.wording import duration, exact_duration
 
 TASK = "cube-single-play-singletask-task1-v0"
 HEADS = {

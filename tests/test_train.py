@@ -11,7 +11,7 @@ from tests.kill_run import compare_runs
 from tests.runs import rows, run
 from trqam_fast import train
 from trqam_fast.agents import AgentConfig
-from trqam_fast.training import checkpoint
+from trqam_fast.runs import checkpoint
 from trqam_fast.training.loop import Trainer
 from trqam_fast.training.presets import DEFAULT, PRESETS, parse_config
 

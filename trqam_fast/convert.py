@@ -18,7 +18,7 @@ from trqam_fast.agents import Agent, AgentConfig, BCAgent, TRQAMAgent
 from trqam_fast.cli import run_command
 from trqam_fast.errors import UsageError
 from trqam_fast.parity import READ_ERRORS, Deviations, agent_tensors
-from trqam_fast.training import checkpoint
+from trqam_fast.runs import checkpoint
 
 TOLERANCE = 1e-5
 LARGEST = float(np.finfo(np.float32).max)

@@ -10,8 +10,8 @@ import torch
 import tyro
 
 from trqam_fast.cli import run_command
-from trqam_fast.data.recipe import GENERATED_DIR
-from trqam_fast.data.sources import OFFICIAL_DIR, present
+from trqam_fast.data.generate.recipe import GENERATED_DIR
+from trqam_fast.data.load import OFFICIAL_DIR, present
 from trqam_fast.kernels.dispatch import (
     NETWORK_OPS,
     PRECISIONS_OF,
@@ -21,8 +21,8 @@ from trqam_fast.kernels.dispatch import (
     passes_problem,
     triton_problem,
 )
+from trqam_fast.runs.folder import versions
 from trqam_fast.self_test import problem
-from trqam_fast.training.run_folder import versions
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import json
-import os
+import io
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,9 @@ from trqam_fast.errors import RunError, UsageError
 from trqam_fast.evaluation import EpisodeResult, Evaluator
 from trqam_fast.evaluation.statistics import mean_interval, wilson_interval
 from trqam_fast.evaluation.video import RENDER_OPTIONS, RENDERERS, check_encoder, find_renderer
+from trqam_fast.files import write_json, write_text
 from trqam_fast.kernels import Backend
-from trqam_fast.training.loaded import LoadedRun, load_run
+from trqam_fast.training.load_run import LoadedRun, load_run
 from trqam_fast.training.loop import EVALUATION_SEED
 
 COLUMNS = ("seed", "episode", "success", "return", "length")
@@ -140,20 +140,18 @@ def format_summary(summary: dict[str, Any]) -> str:
 
 
 def write_results(folder: Path, table: Table, summary: dict[str, Any]) -> None:
-    """Write episodes.csv and summary.json, each by way of a temporary name."""
+    """Write episodes.csv and summary.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    episodes, summary_path = folder / "episodes.csv", folder / "summary.json"
-    with open(episodes.with_suffix(".partial"), "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for seed, results in table.items():
-            for number, result in enumerate(results):
-                # repr tells every bit of a return
-                success, total, length = result
-                writer.writerow([seed, number, f"{success:g}", repr(total), length])
-    os.replace(episodes.with_suffix(".partial"), episodes)
-    summary_path.with_suffix(".partial").write_text(json.dumps(summary, indent=2) + "\n")
-    os.replace(summary_path.with_suffix(".partial"), summary_path)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for seed, results in table.items():
+        for number, result in enumerate(results):
+            # repr tells every bit of a return
+            success, total, length = result
+            writer.writerow([seed, number, f"{success:g}", repr(total), length])
+    write_text(folder / "episodes.csv", text.getvalue())
+    write_json(folder / "summary.json", summary)
 
 
 def write_videos(loaded: LoadedRun, args: EvaluateArgs, table: Table, folder: Path) -> None:

@@ -11,7 +11,8 @@ import torch
 from trqam_fast.cli import run_command
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.memory import keep_freed_memory
-from trqam_fast.training import checkpoint
+from trqam_fast.runs import checkpoint
+from trqam_fast.runs.folder import RunFolder
 from trqam_fast.training.backend import check_asked, settle_backend
 from trqam_fast.training.config import DEFAULT_ENV, TrainConfig
 from trqam_fast.training.loop import Trainer
@@ -22,7 +23,6 @@ from trqam_fast.training.presets import (
     parse_config,
     spell_out_resume,
 )
-from trqam_fast.training.run_folder import RunFolder
 from trqam_fast.training.stopping import StopRequest
 from trqam_fast.training.trackers import check_packages
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from trqam_fast.agents.base import Agent, Batch, Noise, Terms
+from trqam_fast.agents.base import Agent, Noise, Terms
 from trqam_fast.agents.bc import BCAgent
 from trqam_fast.agents.config import AgentConfig, Algorithm
 from trqam_fast.agents.qam_e import QAMEAgent
 from trqam_fast.agents.trqam import TRQAMAgent
+from trqam_fast.data.batch import Batch
 
 __all__ = [
     "Agent",

@@ -9,30 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trqam_fast.agents.config import AgentConfig
+from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import MLPWeights, adam_step, mlp, ode_rollout
 from trqam_fast.networks import MLPShape, ParameterBlock
 
 MAX_GRAD_NORM = 1.0
-
-
-class Batch(NamedTuple):
-    """Sampled sequences, reduced to what an update needs (index H-1 of the sampler).
-
-    Attributes:
-        observations: s, `[S, B, O]`.
-        actions: `[S, B, H, A]`, in [-1, 1].
-        rewards: Discounted sum R, `[S, B]`.
-        masks: m, 0 where the task was solved, `[S, B]`.
-        valid: 1 where step H-1 lies in the trajectory of s, `[S, B]`.
-        next_observations: s', `[S, B, O]`.
-    """
-
-    observations: Tensor
-    actions: Tensor
-    rewards: Tensor
-    masks: Tensor
-    valid: Tensor
-    next_observations: Tensor
 
 
 class Noise(NamedTuple):

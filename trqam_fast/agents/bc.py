@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trqam_fast.agents.base import Agent, Batch, Noise, Terms
+from trqam_fast.agents.base import Agent, Noise, Terms
 from trqam_fast.agents.config import AgentConfig
+from trqam_fast.data.batch import Batch
 
 
 class BCAgent(Agent):

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trqam_fast.agents.base import Batch, Networks, Noise, Terms
+from trqam_fast.agents.base import Networks, Noise, Terms
 from trqam_fast.agents.config import AgentConfig
 from trqam_fast.agents.trqam import TRQAMAgent
+from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import MLPWeights, mlp, ode_rollout
 from trqam_fast.networks import MLPShape, ScalarShape
 

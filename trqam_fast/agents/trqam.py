@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trqam_fast.agents.base import Agent, Batch, Noise, Terms, repeat_rows
+from trqam_fast.agents.base import Agent, Noise, Terms, repeat_rows
 from trqam_fast.agents.config import AgentConfig
+from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import adjoint_matching, lean_adjoint, sde_rollout, velocity_along
 from trqam_fast.networks import ParameterBlock
 

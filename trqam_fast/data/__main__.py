@@ -10,12 +10,12 @@ from typing import Annotated
 import tyro
 
 from trqam_fast.cli import run_command
-from trqam_fast.data.archive import Layout, layout_of, problems_of
 from trqam_fast.data.download import get
 from trqam_fast.data.flat import convert, problems_of_flat
+from trqam_fast.data.generate.recipe import GENERATED_DIR, Recipe
+from trqam_fast.data.load import OFFICIAL_DIR, Found, present
 from trqam_fast.data.names import LARGE_SETS, PUBLISHED, DatasetName, parse_dataset
-from trqam_fast.data.recipe import GENERATED_DIR, Recipe
-from trqam_fast.data.sources import OFFICIAL_DIR, Found, present
+from trqam_fast.data.npz import Layout, layout_of, problems_of
 from trqam_fast.errors import FAILURE, UsageError
 
 NAMED = 10

@@ -15,13 +15,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ogbench.utils import DATASET_URL
 from tqdm import tqdm
 
-from trqam_fast.data.archive import bad_member, is_damaged, read_headers
-from trqam_fast.data.locking import locked
 from trqam_fast.data.names import LARGE_SETS, parse_dataset
+from trqam_fast.data.npz import bad_member, is_damaged, read_headers
 from trqam_fast.errors import RunError, UsageError
+from trqam_fast.files import locked
 
 REQUIRED = {"observations", "actions", "terminals"}
 BLOCK = 2**18
@@ -102,6 +101,8 @@ def get(
         UsageError: unknown name, or an address that is none.
         RunError: no host gave a whole file.
     """
+    from ogbench.utils import DATASET_URL
+
     hosts = [*(quoted(mirror) for mirror in mirrors or []), DATASET_URL]
     files = plan(name, folder)
     for address, path in files:

@@ -27,15 +27,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
-from ogbench.relabel_utils import relabel_dataset
 from tqdm import tqdm
 
-from trqam_fast.data.archive import Layout, layout_of, read_raw, read_terminals
-from trqam_fast.data.locking import locked
 from trqam_fast.data.names import DatasetName
+from trqam_fast.data.npz import Layout, layout_of, read_raw, read_terminals
 from trqam_fast.errors import RunError, UsageError
+from trqam_fast.files import locked
+from trqam_fast.simulator.environment import make_env, relabel
 
 FORMAT = 1
 """Of the folder; a change of what is in it raises the number."""
@@ -285,8 +284,8 @@ def convert(sources: list[Path], name: DatasetName, target: Path, progress: bool
     """
     layout = layout_of(name)
     counts = [count_rows(path, layout) for path in sources]
-    envs = {task: make_env(env_id) for task, env_id in name.single_tasks().items()}
-    default = make_env(name.single_task(None))
+    envs = {task: task_env(env_id) for task, env_id in name.single_tasks().items()}
+    default = task_env(name.single_task(None))
     manifest = {
         "format": FORMAT,
         "dataset": name.dataset_name,
@@ -325,15 +324,15 @@ def count_rows(path: Path, layout: Layout) -> tuple[int, int]:
     return len(terminals) - trajectories, trajectories
 
 
-def make_env(env_id: str) -> gymnasium.Env:
+def task_env(env_id: str) -> Any:
     """Make a single-task environment whose task is set."""
-    env = gymnasium.make(env_id, disable_env_checker=True)
+    env = make_env(env_id)
     env.reset()
     return env
 
 
 def append(
-    writer: Writer, arrays: dict[str, np.ndarray], name: DatasetName, envs: dict[int, gymnasium.Env]
+    writer: Writer, arrays: dict[str, np.ndarray], name: DatasetName, envs: dict[int, Any]
 ) -> np.ndarray:
     """Write the transitions of one file; return its last observation."""
     observations, following = arrays["observations"], arrays["next_observations"]
@@ -345,7 +344,7 @@ def append(
         terminals=ends,
     )
     for task, env in envs.items():
-        relabel_dataset(name.single_task(task), env, arrays)
+        relabel(name.single_task(task), env, arrays)
         writer.write(
             **{f"rewards_task{task}": arrays["rewards"], f"masks_task{task}": arrays["masks"]}
         )

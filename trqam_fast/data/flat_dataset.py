@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trqam_fast.agents import Batch
+from trqam_fast.data.batch import Batch
 from trqam_fast.data.dataset import FIELDS, ROWS_AT_A_TIME, Dataset, Transitions, outcomes
 from trqam_fast.data.flat import FlatSet
 from trqam_fast.errors import RunError

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import gymnasium
 import numpy as np
-from ogbench.relabel_utils import relabel_dataset
 
-from trqam_fast.data.archive import is_damaged, layout_of, read_raw
 from trqam_fast.data.dataset import FIELDS, Dataset
-from trqam_fast.data.disk import FlatDataset, open_flat
 from trqam_fast.data.flat import ACTION_LIMIT, FlatSet, sparse_rewards
+from trqam_fast.data.flat_dataset import FlatDataset, open_flat
+from trqam_fast.data.generate.recipe import GENERATED_DIR, Recipe, can_generate
 from trqam_fast.data.names import LARGE_SETS, PUBLISHED, DatasetName, parse_dataset, parse_task
-from trqam_fast.data.recipe import GENERATED_DIR, Recipe, can_generate
+from trqam_fast.data.npz import is_damaged, layout_of, read_raw
 from trqam_fast.errors import UsageError
+from trqam_fast.simulator.environment import make_env, relabel
 
 OFFICIAL_DIR = Path("~/.ogbench/data")
 
@@ -109,11 +109,8 @@ def load_arrays(path: Path, env_id: str) -> dict[str, np.ndarray]:
     head, _, version = env_id.partition("-singletask")
     goal_conditioned = f"{head}-{version.rpartition('-')[2]}"
     arrays = read_raw(path, layout_of(DatasetName(path.stem, goal_conditioned)))
-    env = gymnasium.make(env_id, disable_env_checker=True)
-    try:
-        relabel_dataset(env_id, env, arrays)
-    finally:
-        env.close()
+    with contextlib.closing(make_env(env_id)) as env:
+        relabel(env_id, env, arrays)
     arrays = {name: arrays[name].astype(np.float32, copy=False) for name in FIELDS}
     arrays["actions"] = arrays["actions"].clip(-ACTION_LIMIT, ACTION_LIMIT)
     return arrays

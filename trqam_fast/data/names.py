@@ -6,10 +6,8 @@ import difflib
 import re
 from dataclasses import dataclass
 
-import gymnasium
-import ogbench  # noqa: F401  (registers the environments)
-
 from trqam_fast.errors import UsageError
+from trqam_fast.simulator.environment import registered
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,7 @@ class DatasetName:
     def single_tasks(self) -> dict[int, str]:
         """Return the environment of every single task by its number."""
         found, task = {}, 1
-        while (env_id := self.single_task(task)) in gymnasium.registry:
+        while (env_id := self.single_task(task)) in registered():
             found[task] = env_id
             task += 1
         return found
@@ -167,7 +165,7 @@ def kinds_of(env_head: str) -> list[str]:
 def known_tasks() -> list[str]:
     """Every single-task name whose observations are states."""
     names = []
-    for env_id in gymnasium.registry:
+    for env_id in registered():
         head, separator, tail = env_id.partition("-singletask")
         if separator:
             names += [f"{head}-{kind}-singletask{tail}" for kind in kinds_of(head)]

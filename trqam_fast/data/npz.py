@@ -7,12 +7,11 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import gymnasium
 import numpy as np
-import ogbench
 
 from trqam_fast.data.names import PUBLISHED, DatasetName
 from trqam_fast.errors import UsageError
+from trqam_fast.simulator.environment import env_sizes
 
 UNREADABLE = (
     OSError, zipfile.BadZipFile, ValueError, EOFError, zlib.error, KeyError, RuntimeError,
@@ -51,12 +50,9 @@ class Layout:
 
 def layout_of(name: DatasetName) -> Layout:
     """Return the layout of a dataset's files."""
-    env = gymnasium.make(name.env_id, disable_env_checker=True)
-    env.close()
     buttons = name.env_id.startswith(("scene", "puzzle"))
     return Layout(
-        env.observation_space.shape[0],
-        env.action_space.shape[0],
+        *env_sizes(name.env_id),
         ("qpos", "button_states") if buttons else ("qpos",),
         equal=name.dataset_name in PUBLISHED,
     )
@@ -237,6 +233,8 @@ def read_raw(path: Path, layout: Layout) -> dict[str, np.ndarray]:
     Raises:
         UsageError: the file is truncated, foreign, has non-finite values or wrong terminals.
     """
+    import ogbench
+
     read_terminals(path, layout)
     try:
         arrays = ogbench.load_dataset(path, add_info=True)

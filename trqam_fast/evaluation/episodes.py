@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import gymnasium
 import numpy as np
-import ogbench  # noqa: F401  (registers the environments)
+
+from trqam_fast.simulator.environment import (
+    begin,
+    draw_simply,
+    make_env,
+    restored_global_state,
+)
 
 
 class EpisodeResult(NamedTuple):
@@ -40,37 +44,6 @@ class Request(NamedTuple):
 
     observation: np.ndarray
     noise: np.ndarray
-
-
-def make_env(env_id: str, **options: Any) -> gymnasium.Env:
-    """Return an environment whose `action_space.seed` has an effect.
-
-    OGBench's manipulation environments return a new, unseeded space at each access and sample from
-    it in `reset`, which leaves random forces and controls in the simulator.
-
-    Args:
-        env_id: Name in gymnasium's registry.
-        options: Further arguments of `gymnasium.make`.
-    """
-    env = gymnasium.make(env_id, disable_env_checker=True, **options)
-    kind = type(env.unwrapped)
-    if isinstance(getattr(kind, "action_space", None), property):
-        space = env.unwrapped.action_space
-        env.unwrapped.__class__ = type(kind.__name__, (kind,), {"action_space": space})
-    return env
-
-
-def begin(env: gymnasium.Env, rng: np.random.Generator) -> np.ndarray:
-    """Begin an episode whose random numbers follow from `rng` alone; return the observation.
-
-    numpy's global generator is left in the episode's state of it: some mazes draw from it in every
-    step.
-    """
-    np.random.seed(int(rng.integers(2**32)))
-    # The spaces sample in reset of some environments, from a generator of their own.
-    env.action_space.seed(int(rng.integers(2**31)))
-    observation, _ = env.reset(seed=int(rng.integers(2**31)))
-    return np.asarray(observation)
 
 
 class Slot:
@@ -115,7 +88,7 @@ class Slot:
             self.video.close()
             self.video = None
         if path is not None:
-            from trqam_fast.evaluation.video import VideoWriter, draw_simply
+            from trqam_fast.evaluation.video import VideoWriter
 
             draw_simply(self.env)
             first = self.env.render()
@@ -157,13 +130,3 @@ class Troupe:
             slot.open_video(None)
             slot.env.close()
         self.slots.clear()
-
-
-@contextlib.contextmanager
-def restored_global_state() -> Iterator[None]:
-    """Leave numpy's global generator as it was."""
-    state = np.random.get_state()
-    try:
-        yield
-    finally:
-        np.random.set_state(state)

@@ -12,7 +12,7 @@ import numpy as np
 from trqam_fast.data.names import parse_task
 from trqam_fast.errors import RunError
 from trqam_fast.evaluation.episodes import EpisodeResult, Request, Start
-from trqam_fast.evaluation.workers import Here, Worker
+from trqam_fast.evaluation.pool import Here, Worker
 
 if TYPE_CHECKING:
     from trqam_fast.agents import Agent

@@ -7,11 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gymnasium
 import numpy as np
 
 from trqam_fast.errors import UsageError
-from trqam_fast.evaluation.episodes import make_env
+from trqam_fast.simulator.environment import draw_simply, make_env
 
 SIZE = 256
 RENDER_OPTIONS = {"render_mode": "rgb_array", "width": SIZE, "height": SIZE}
@@ -52,16 +51,6 @@ def find_renderer(env_id: str) -> str | None:
         if done.returncode == 0:
             return name
     return None
-
-
-def draw_simply(env: gymnasium.Env) -> None:
-    """Turn off shadows and smooth edges, which cost most of the time where no GPU draws.
-
-    Physics does not depend on them. Call it before the first frame.
-    """
-    inner = env.unwrapped
-    model = getattr(inner, "_model", None) or inner.model
-    model.vis.quality.shadowsize = model.vis.quality.offsamples = 0
 
 
 class VideoWriter:

@@ -16,7 +16,7 @@ from trqam_fast.report.comparison import Comparison
 from trqam_fast.report.comparison_page import write_comparison
 from trqam_fast.report.find import collect, is_run
 from trqam_fast.report.page import write_report
-from trqam_fast.report.runs import encodable, read_runs
+from trqam_fast.runs.read import encodable, read_runs
 
 
 @dataclass(frozen=True)

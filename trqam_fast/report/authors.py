@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from trqam_fast.report.collect import Result, Tracking, updates_in_words
-from trqam_fast.report.runs import encodable
-from trqam_fast.status.progress import read_json
+from trqam_fast.runs.progress import read_json
+from trqam_fast.runs.read import encodable
 
 NAME = re.compile(r"(?:.*_)?([a-z]+)_[a-z0-9]+_s(\d+)_[0-9a-f]{8}")
 AUTHORS = "(authors' code)"

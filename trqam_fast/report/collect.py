@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 from trqam_fast.data.names import parse_task
 from trqam_fast.errors import UsageError
-from trqam_fast.report.runs import Run, encodable, read_run
+from trqam_fast.runs.progress import stage_ends
+from trqam_fast.runs.read import Run, encodable, read_run
 from trqam_fast.status.outcome import Kind, read_outcomes
-from trqam_fast.status.progress import stage_ends
 from trqam_fast.sweep.plan import NAMES, Job, config_of_job, read_plan
+from trqam_fast.text import short_count
 from trqam_fast.training.domains import domain_of
-from trqam_fast.wording import short_count
 
 Status = Literal[
     "done", "diverged", "failed", "stopped", "running", "stale", "queued", "unfinished", "missing"

@@ -15,7 +15,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from trqam_fast.report.aggregate import bootstrap, counts, limits, profile, task_means
 from trqam_fast.report.comparison import ALL, Comparison
-from trqam_fast.report.figures import COLOURS, DASHES, LOG_RATIO, STYLE, label_of, literal, shorten
+from trqam_fast.runs.plots import COLOURS, DASHES, LOG_RATIO, STYLE, label_of, literal, shorten
 
 DPI = 130
 BAND_REPS = 1000

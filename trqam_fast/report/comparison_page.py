@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import collections
 import math
-import os
 from html import escape
 from pathlib import Path
 
 from trqam_fast.errors import RunError
+from trqam_fast.files import write_text
 from trqam_fast.report.aggregate import REPS, Estimate, task_means
 from trqam_fast.report.collect import FAILED, Result
 from trqam_fast.report.comparison import ALL, COMMON, Comparison, Pair, Summary
@@ -43,7 +43,7 @@ from trqam_fast.report.comparison_parts import (
 )
 from trqam_fast.report.page import CSS, html_page, table
 from trqam_fast.report.published import Published, read_published
-from trqam_fast.report.runs import encodable
+from trqam_fast.runs.read import encodable
 
 SCORE = (
     "A run is one seed of one method on one task. Its score is the success at the last evaluation "
@@ -105,9 +105,7 @@ def write_comparison(comparison: Comparison, results: list[Result], notes: list[
         pictures = draw_all(comparison, out)
         texts["index.html"] = render(comparison, results, notes, published, pictures)
         for name, text in texts.items():
-            temporary = out / f"{name}.partial"
-            temporary.write_text(encodable(text), encoding="utf-8")
-            os.replace(temporary, out / name)
+            write_text(out / name, encodable(text))
     except OSError as error:
         raise RunError(f"cannot write the report to --out {out}: {error}") from None
     return out / "index.html"

@@ -9,8 +9,8 @@ from pathlib import Path
 from trqam_fast.errors import UsageError
 from trqam_fast.report.authors import is_authors, read_authors, read_flags
 from trqam_fast.report.collect import Result, collect_loose, collect_sweep
-from trqam_fast.report.runs import FILES
 from trqam_fast.report.settings import tell_apart
+from trqam_fast.runs.read import FILES
 
 
 @dataclass

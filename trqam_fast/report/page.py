@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import re
 from collections.abc import Callable, Iterable
 from html import escape
@@ -11,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from trqam_fast.errors import RunError
-from trqam_fast.report.figures import COLOURS, DASHES, Panel, draw_picture, panels_of, save
-from trqam_fast.report.runs import Run, encodable
-from trqam_fast.wording import exact_duration
+from trqam_fast.files import write_text
+from trqam_fast.runs.plots import COLOURS, DASHES, Panel, draw_picture, panels_of, save
+from trqam_fast.runs.read import Run, encodable
+from trqam_fast.text import exact_duration
 
 SEEDS_SHOWN = 8
 
@@ -79,9 +79,7 @@ def write_report(runs: list[Run], out: Path) -> Path:
             save(draw_picture(panel, runs), path)
             pictures.append((panel, path.read_bytes()))
         page = out / "index.html"
-        temporary = page.with_name(page.name + ".partial")
-        temporary.write_text(encodable(render(runs, pictures)), encoding="utf-8")
-        os.replace(temporary, page)
+        write_text(page, encodable(render(runs, pictures)))
     except OSError as error:
         raise RunError(f"cannot write the report to --out {out}: {error}") from None
     return page

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from trqam_fast.agents import Agent, TRQAMAgent
 from trqam_fast.errors import RunError, UsageError
+from trqam_fast.files import written_whole
 from trqam_fast.kernels.mlp.constants import aligned
 from trqam_fast.networks import MLPShape
 
@@ -36,21 +36,16 @@ NETWORK_FLAGS = {"actor": "--actor-hidden-dims", "critic": "--value-hidden-dims"
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` to a temporary name, flush it to the disk, and rename it.
+    """Write `state`, whole or not at all.
 
     Raises:
         RunError: the disk refuses; what was there before stays.
     """
-    temporary = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        with written_whole(path) as file:
             torch.save({"format": FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
         raise RunError(f"cannot write the checkpoint {path}: {error}") from None
 
 

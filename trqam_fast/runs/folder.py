@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from trqam_fast.errors import RunError, UsageError
+from trqam_fast.files import write_json, write_text
 from trqam_fast.kernels.dispatch import load_extension
 
 RUNS_DIR = Path("runs")
@@ -78,12 +79,11 @@ class CsvLog:
         if not rows:
             self.path.unlink(missing_ok=True)
             return
-        temporary = self.path.with_name(self.path.name + ".partial")
-        with open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(temporary, self.path)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.path, text.getvalue())
 
 
 class RunFolder:
@@ -177,8 +177,8 @@ class RunFolder:
             for name in ("checkpoints", "evaluation", "trackers"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
             self.path.mkdir(parents=True, exist_ok=True)
-            self.write_json("config.json", config)
-            self.write_json("versions.json", versions())
+            write_json(self.path / "config.json", config)
+            write_json(self.path / "versions.json", versions())
             self.checkpoints.mkdir()
         except OSError as error:
             raise RunError(f"cannot write to --run-dir {self.path}: {error}") from None
@@ -191,12 +191,6 @@ class RunFolder:
         """Drop the log rows after `step`, and evaluations after `evaluated`."""
         for log in self.logs:
             log.truncate(evaluated if log is self.eval else step)
-
-    def write_json(self, name: str, values: dict[str, Any]) -> None:
-        """Write a JSON file by way of a temporary name."""
-        temporary = self.path / f"{name}.partial"
-        temporary.write_text(json.dumps(values, indent=2) + "\n")
-        os.replace(temporary, self.path / name)
 
     def read_config(self) -> dict[str, Any]:
         """Return config.json.

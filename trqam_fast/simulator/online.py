@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import mujoco
 import numpy as np
 import torch
 
-from trqam_fast.data.names import parse_task
 from trqam_fast.errors import RunError
-from trqam_fast.evaluation.episodes import begin, make_env, restored_global_state
+from trqam_fast.simulator.environment import begin, make_env, physics, restored_global_state
 
 
 class Step(NamedTuple):
@@ -32,13 +30,13 @@ class OnlineEnvironment:
     """One environment whose episodes follow from (seed, episode) and the actions alone.
 
     Args:
-        env_name: A single-task name.
+        env_id: Name in gymnasium's registry.
         seed: Seed of all episodes.
         sparse: Reward 0 where the task is solved, -1 elsewhere.
     """
 
-    def __init__(self, env_name: str, seed: int, *, sparse: bool = False) -> None:
-        self.env = make_env(parse_task(env_name).env_id)
+    def __init__(self, env_id: str, seed: int, *, sparse: bool = False) -> None:
+        self.env = make_env(env_id)
         self.seed, self.sparse = seed, sparse
         self.reset(0)
 
@@ -85,16 +83,6 @@ class OnlineEnvironment:
         success = float(info["success"])
         return np.asarray(observation), terminated, truncated, float(reward), success
 
-    def physics(self) -> np.ndarray:
-        """Everything that MuJoCo integrates: positions, velocities, controls, warm start, time."""
-        inner = self.env.unwrapped
-        model = getattr(inner, "model", None) or inner._model
-        data = getattr(inner, "data", None) or inner._data
-        kind = mujoco.mjtState.mjSTATE_INTEGRATION
-        state = np.empty(mujoco.mj_stateSize(model, kind))
-        mujoco.mj_getState(model, data, state, kind)
-        return state
-
     def state_dict(self) -> dict[str, Any]:
         """Return the episode's index, its actions so far, and what they led to."""
         width = self.env.action_space.shape[0]
@@ -103,7 +91,7 @@ class OnlineEnvironment:
             "episode": self.episode,
             "actions": torch.from_numpy(actions),
             "observation": torch.from_numpy(self.observation.copy()),
-            "physics": torch.from_numpy(self.physics()),
+            "physics": torch.from_numpy(physics(self.env)),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -116,7 +104,7 @@ class OnlineEnvironment:
         for action in state["actions"].numpy():
             self.observation = self._simulate(action)[0]
         same = np.array_equal(self.observation, state["observation"].numpy())
-        if not same or not np.array_equal(self.physics(), state["physics"].numpy()):
+        if not same or not np.array_equal(physics(self.env), state["physics"].numpy()):
             raise RunError(
                 f"episode {self.episode} of seed {self.seed} cannot be restored: the simulator "
                 "gives another state after the same actions; resume with the versions in "

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trqam_fast.errors import UsageError
+from trqam_fast.runs.progress import Progress, read_progress
 from trqam_fast.status.outcome import read_outcomes
-from trqam_fast.status.progress import Progress, read_progress
 from trqam_fast.sweep.plan import NAMES, read_plan
-from trqam_fast.wording import time_since
+from trqam_fast.text import time_since
 
 ENDED = ("done", "failed", "blocked")
 PENDING = ("running", "queued", "waiting", "stopped", "stale")

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from trqam_fast.errors import UsageError
 from trqam_fast.sweep.plan import Job
 from trqam_fast.sweep.state import read_state
-from trqam_fast.wording import time_since
+from trqam_fast.text import time_since
 
 Kind = Literal[
     "queued", "waiting", "blocked", "running", "stale", "stopped", "failed", "done", "unreadable"

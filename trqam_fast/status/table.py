@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from trqam_fast.status.lines import Line, sweep_left
-from trqam_fast.wording import duration
+from trqam_fast.text import duration
 
 COLUMNS = (
     "#", "run", "task", "method", "seeds", "stage", "step", "updates/s", "left", "success",

@@ -19,7 +19,7 @@ from trqam_fast.sweep.execute import execute, finished, settle
 from trqam_fast.sweep.plan import Job, make_plan, read_plan, write_plan
 from trqam_fast.sweep.slurm import slurm_script
 from trqam_fast.sweep.spec import Resources, Spec, read_spec
-from trqam_fast.wording import duration
+from trqam_fast.text import duration
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ from trqam_fast.agents import Agent, make_agent
 from trqam_fast.agents.config import AgentConfig
 from trqam_fast.data.dataset import Dataset
 from trqam_fast.data.names import parse_task
-from trqam_fast.evaluation.episodes import Request, begin, make_env
+from trqam_fast.evaluation.episodes import Request
 from trqam_fast.evaluation.policy import ROWS, choose_chunks
+from trqam_fast.simulator.environment import begin, make_env
 from trqam_fast.sweep.plan import Job, config_of_job
 from trqam_fast.training.backend import settle_backend
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.history import History
-from trqam_fast.training.streams import make_generators
+from trqam_fast.training.seeding import make_generators
 from trqam_fast.training.updater import Updater
 
 START_SECONDS = 10.0

@@ -10,8 +10,8 @@ import traceback
 from pathlib import Path
 
 from trqam_fast import train
-from trqam_fast.data.locking import locked
 from trqam_fast.errors import RunError, Stopped, UsageError
+from trqam_fast.files import locked
 from trqam_fast.kernels import BackendError
 from trqam_fast.sweep.plan import Job
 from trqam_fast.sweep.state import JobState, StateFile, read_state, state_path

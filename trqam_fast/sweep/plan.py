@@ -11,6 +11,7 @@ from typing import Any
 
 from trqam_fast.agents import AgentConfig, Algorithm
 from trqam_fast.errors import RunError, UsageError
+from trqam_fast.files import write_json
 from trqam_fast.memory import update_bytes
 from trqam_fast.sweep.spec import Spec
 from trqam_fast.training.config import TrainConfig
@@ -276,11 +277,9 @@ def write_plan(jobs: list[Job], out: Path) -> None:
         named = {job.name for job in jobs}
         jobs = [*jobs, *(job for name, job in before.items() if name not in named)]
     values = {"format": FORMAT, "jobs": [dataclasses.asdict(job) for job in jobs]}
-    temporary = path.with_name(path.name + ".partial")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(values, indent=1) + "\n")
-        os.replace(temporary, path)
+        write_json(path, values)
     except OSError as error:
         raise RunError(f"cannot write to --out {out}: {error.strerror}") from None
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trqam_fast.errors import UsageError
+from trqam_fast.files import write_json
 from trqam_fast.sweep.plan import Job
 
 HEARTBEAT_SECONDS = 10.0
@@ -93,9 +94,7 @@ class StateFile:
         """Write the state with some values changed."""
         self.values |= changes
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(self.path.name + ".partial")
-        temporary.write_text(json.dumps(self.values, indent=1) + "\n")
-        os.replace(temporary, self.path)
+        write_json(self.path, self.values)
 
     @contextlib.contextmanager
     def beating(self) -> Iterator[None]:

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from trqam_fast.agents import AgentConfig, Algorithm
+from trqam_fast.data.generate.recipe import GENERATED_DIR, Recipe
+from trqam_fast.data.load import OFFICIAL_DIR
 from trqam_fast.data.names import parse_task
-from trqam_fast.data.recipe import GENERATED_DIR, Recipe
-from trqam_fast.data.sources import OFFICIAL_DIR
 from trqam_fast.devices import check_device
 from trqam_fast.errors import UsageError
 from trqam_fast.kernels import Backend

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 from trqam_fast.agents import Agent, make_agent
 from trqam_fast.data.names import parse_task
 from trqam_fast.errors import UsageError
-from trqam_fast.evaluation.episodes import make_env
+from trqam_fast.runs.folder import RunFolder
+from trqam_fast.simulator.environment import env_sizes
 from trqam_fast.training import checkpoint as checkpoints
 from trqam_fast.training.backend import check_asked, settle_backend
 from trqam_fast.training.config import TrainConfig
-from trqam_fast.training.run_folder import RunFolder
 
 
 class LoadedRun(NamedTuple):
@@ -57,7 +57,7 @@ def load_run(
     config = read_config(folder, {"device": device, "backend": backend})
     found, state = read_checkpoint(folder, checkpoint)
     check_asked(config)
-    obs_dim, act_dim = task_sizes(config.env_name)
+    obs_dim, act_dim = env_sizes(parse_task(config.env_name).env_id)
     config = settle_backend(config, act_dim)
     agent = make_agent(
         "bc" if state["stage"] == "pretrain" else config.algo,
@@ -125,11 +125,3 @@ def read_config(folder: RunFolder, overrides: dict[str, Any]) -> TrainConfig:
             f"{folder.path}/config.json is damaged or of another version ({error!r}); use the "
             "version that made the run"
         ) from None
-
-
-def task_sizes(env_name: str) -> tuple[int, int]:
-    """Widths of an observation and of an action of a task."""
-    env = make_env(parse_task(env_name).env_id)
-    sizes = env.observation_space.shape[0], env.action_space.shape[0]
-    env.close()
-    return sizes

@@ -10,9 +10,9 @@ import numpy as np
 from tqdm import tqdm
 
 from trqam_fast.evaluation import EpisodeResult
+from trqam_fast.runs.folder import CsvLog, RunFolder
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.history import History
-from trqam_fast.training.run_folder import CsvLog, RunFolder
 from trqam_fast.training.trackers import Trackers
 
 SHOWN = ("bc_loss", "critic_loss", "path_kl", "lam")

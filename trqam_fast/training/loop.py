@@ -14,20 +14,21 @@ import torch
 from tqdm import tqdm
 
 from trqam_fast.agents import Agent, Algorithm, fine_tuning_class, make_agent
-from trqam_fast.data.sources import load_task
+from trqam_fast.data.load import load_task
 from trqam_fast.errors import RunError, Stopped
 from trqam_fast.evaluation import Evaluator
+from trqam_fast.files import write_json
 from trqam_fast.report import write_overview
-from trqam_fast.training import checkpoint
+from trqam_fast.runs import checkpoint
+from trqam_fast.runs.folder import RunFolder
 from trqam_fast.training.backend import running_backend
 from trqam_fast.training.config import STAGES, TrainConfig
 from trqam_fast.training.history import History
-from trqam_fast.training.journal import Journal
+from trqam_fast.training.intervals import Schedule
+from trqam_fast.training.logger import Journal
 from trqam_fast.training.online import OnlineDriver, make_online_driver
-from trqam_fast.training.run_folder import RunFolder
-from trqam_fast.training.schedule import Schedule
+from trqam_fast.training.seeding import make_generators
 from trqam_fast.training.stopping import StopRequest
-from trqam_fast.training.streams import make_generators
 from trqam_fast.training.summary import format_table, summarise
 from trqam_fast.training.updater import Updater
 
@@ -374,7 +375,7 @@ class Trainer:
                     path.rename(path.with_suffix(".damaged"))
         for path in folder.glob("*.partial"):
             path.unlink()
-        self.folder.write_json("config.json", self.asked.to_dict())
+        write_json(self.folder.path / "config.json", self.asked.to_dict())
         self.folder.truncate(step, self.evaluated)
         self.say(f"resuming from {name or 'the start'}")
         return state
@@ -385,7 +386,7 @@ class Trainer:
             self.config, running_backend(self.config), self.success, self.seconds, self.updates,
             self.online_seconds, self.failures,
         )  # fmt: skip
-        self.folder.write_json("summary.json", summary)
+        write_json(self.folder.path / "summary.json", summary)
         write_overview(self.folder.path, self.folder.path / "curves.png")
         self.say(format_table(self.config, summary))
         self.say(f"run folder: {self.folder.path}")

@@ -13,11 +13,12 @@ import torch
 
 from trqam_fast.agents import Agent
 from trqam_fast.data.dataset import Transitions
+from trqam_fast.data.names import parse_task
 from trqam_fast.data.replay import ReplayBuffer
-from trqam_fast.environments import OnlineEnvironment, Step
+from trqam_fast.simulator.online import OnlineEnvironment, Step
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.history import History
-from trqam_fast.training.streams import make_generators, stream_seed
+from trqam_fast.training.seeding import make_generators, stream_seed
 from trqam_fast.training.updater import GoOn, Updater
 
 EpisodeEnded = Callable[[int, int, dict[str, float]], None]
@@ -186,8 +187,9 @@ def make_online_driver(
         balanced=config.balanced_sampling,
         device=config.device,
     )
+    env_id = parse_task(config.env_name).env_id
     environments = [
-        OnlineEnvironment(config.env_name, stream_seed(seed, "environment"), sparse=config.sparse)
+        OnlineEnvironment(env_id, stream_seed(seed, "environment"), sparse=config.sparse)
         for seed in config.seeds
     ]
     return OnlineDriver(

@@ -7,7 +7,8 @@ from typing import Protocol
 
 import torch
 
-from trqam_fast.agents import Agent, Batch
+from trqam_fast.agents import Agent
+from trqam_fast.data.batch import Batch
 from trqam_fast.errors import RunError
 from trqam_fast.training.history import History
 

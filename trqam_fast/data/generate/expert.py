@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from typing import Any, Literal
 
-import gymnasium
 import numpy as np
-import ogbench  # noqa: F401  (registers the environments)
+
+from trqam_fast.simulator.environment import make_env
 
 EPISODE_STEPS = 1000
 """Transitions of a trajectory; it has one row more, whose action leads nowhere."""
@@ -18,17 +16,6 @@ EPISODE_STEPS = 1000
 Stream = Literal["train", "val"]
 Episode = dict[str, np.ndarray]
 DTYPES = {"terminals": np.bool_, "button_states": np.int64}
-
-
-@contextlib.contextmanager
-def global_seed(seed: int) -> Iterator[None]:
-    """Seed numpy's global generator, which OGBench draws from, and restore it afterwards."""
-    state = np.random.get_state()
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        np.random.set_state(state)
 
 
 def episode_generator(seed: int, stream: Stream, index: int) -> np.random.Generator:
@@ -49,11 +36,10 @@ class Expert(ABC):
     def __init__(self, env_id: str, seed: int, **options: Any) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*DISPLAY")  # nothing is drawn
-            self.env = gymnasium.make(
+            self.env = make_env(
                 env_id,
                 terminate_at_goal=False,
                 max_episode_steps=EPISODE_STEPS + 2,
-                disable_env_checker=True,
                 **options,
             )
         self.seed = seed

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from trqam_fast.data.generate_episode import EPISODE_STEPS, Expert
-from trqam_fast.data.generate_workers import make_shards
-from trqam_fast.data.locking import locked
-from trqam_fast.data.pointmaze import MazeExpert
-from trqam_fast.data.shards import assemble, plan_shards
+from trqam_fast.data.generate.expert import EPISODE_STEPS, Expert
+from trqam_fast.data.generate.pointmaze import MazeExpert
+from trqam_fast.data.generate.shards import assemble, plan_shards
+from trqam_fast.data.generate.workers import make_shards
 from trqam_fast.errors import RunError, UsageError
+from trqam_fast.files import locked
 
 GENERATED_DIR = Path("~/.trqam_fast/generated")
 GENERATOR_VERSION = 2
@@ -124,7 +124,7 @@ class Recipe:
             env_id = self.dataset_name.replace("-navigate", "")
             return MazeExpert(env_id, self.noise, self.seed)
         # The oracles need scipy, whose import would slow down every start of the trainer.
-        from trqam_fast.data.manipspace import ManipspaceExpert
+        from trqam_fast.data.generate.manipspace import ManipspaceExpert
 
         return ManipspaceExpert(self.dataset_name.removesuffix("-v0"), self.noise, self.seed)
 

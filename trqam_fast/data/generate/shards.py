@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
-from trqam_fast.data.generate_episode import Episode, Expert, Stream
+from trqam_fast.data.generate.expert import Episode, Expert, Stream
 from trqam_fast.errors import RunError
+from trqam_fast.files import written_whole
 
 SHARD_EPISODES = 4
 KEPT = "finished trajectories are kept, and the same command goes on from there"
@@ -84,17 +82,3 @@ def assemble(shards: Sequence[Shard], path: Path) -> None:
                 for shard in shards:
                     with np.load(shard.path) as part:
                         member.write(np.ascontiguousarray(part[name]).data.cast("B"))
-
-
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file that gets its name once it is complete and on disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -10,8 +10,8 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from trqam_fast.data.generate_episode import Expert
-from trqam_fast.data.shards import KEPT, Shard
+from trqam_fast.data.generate.expert import Expert
+from trqam_fast.data.generate.shards import KEPT, Shard
 from trqam_fast.errors import RunError
 
 EPISODE, SHARD = 0, 1  # What a worker reports; an error is reported as its text.

@@ -1,0 +1,1 @@
+"""Datasets generated with OGBench's own scripted oracles and published settings."""

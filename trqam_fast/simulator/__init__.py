@@ -1,0 +1,1 @@
+"""The simulator: making, seeding and stepping environments; no other package knows how."""
