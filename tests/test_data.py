@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from trqam_fast.data import dataset as dataset_module
-from trqam_fast.data import disk as disk_module
+from trqam_fast.data import flat_dataset as flat_dataset_module
 from trqam_fast.data.dataset import FIELDS, Dataset
-from trqam_fast.data.flat import FlatSet, convert, make_env
+from trqam_fast.data.flat import FlatSet, convert, task_env
 from trqam_fast.data.flat_dataset import FlatDataset, has_room
 from trqam_fast.data.generate.recipe import GENERATED_DIR
 from trqam_fast.data.load import OFFICIAL_DIR, load_arrays, load_task, present
@@ -159,8 +159,8 @@ def test_starts_are_drawn_as_ever():
 def test_the_same_batches_from_memory_and_disk(both_forms, horizon, part, resident, monkeypatch):
     """Whatever is read at a time, and whether nothing, some or all of the records are mapped."""
     monkeypatch.setattr(dataset_module, "ROWS_AT_A_TIME", part)
-    monkeypatch.setattr(disk_module, "ROWS_AT_A_TIME", part)
-    monkeypatch.setattr(disk_module, "RESIDENT", resident)
+    monkeypatch.setattr(flat_dataset_module, "ROWS_AT_A_TIME", part)
+    monkeypatch.setattr(flat_dataset_module, "RESIDENT", resident)
     memory, disk = both_forms
     disk = FlatDataset(disk.flat, 1)
     copied = Dataset.from_flat(disk.flat, 1)
@@ -315,7 +315,7 @@ def test_generated_data_stay_away_from_official_ones():
 def test_sparse_reward(tmp_path, form, monkeypatch):
     """Rows with no, one and both cubes at their goals; the flat form has uneven trajectories."""
     name, task = "cube-double-play-singletask-task1-v0", "cube-double-singletask-task1-v0"
-    env = make_env(task)
+    env = task_env(task)
     goals = env.unwrapped._data.mocap_pos.copy()
     env.close()
     rng = np.random.default_rng(0)

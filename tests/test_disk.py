@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.test_data import MAZE, make_generators, raw_arrays
-from trqam_fast.data import disk as disk_module
+from trqam_fast.data import flat_dataset as flat_dataset_module
 from trqam_fast.data.dataset import Dataset
 from trqam_fast.data.flat import FlatSet, convert
 from trqam_fast.data.flat_dataset import FlatDataset
@@ -36,10 +36,10 @@ def uneven(tmp_path_factory):
 @pytest.fixture(params=["extension", "without", "short reads"])
 def reading(request, monkeypatch):
     if request.param == "extension":
-        if disk_module.READ_WINDOWS is None:
+        if flat_dataset_module.READ_WINDOWS is None:
             pytest.skip("the extension is not built")
         return
-    monkeypatch.setattr(disk_module, "READ_WINDOWS", None)
+    monkeypatch.setattr(flat_dataset_module, "READ_WINDOWS", None)
     if request.param == "short reads":
         preadv = os.preadv
         monkeypatch.setattr(os, "preadv", lambda f, views, at: preadv(f, [views[0][:5]], at))
@@ -48,7 +48,7 @@ def reading(request, monkeypatch):
 @pytest.mark.parametrize("resident", [0, 500, 2**20])
 @pytest.mark.parametrize("horizon", [1, 3, 9])
 def test_uneven_trajectories(uneven, reading, horizon, resident, monkeypatch):
-    monkeypatch.setattr(disk_module, "RESIDENT", resident)
+    monkeypatch.setattr(flat_dataset_module, "RESIDENT", resident)
     flat, memory = uneven
     disk = FlatDataset(flat, 1)
     assert disk.trajectory_ends().tolist() == memory.trajectory_ends().tolist() == [1, 31, 38, 59]
@@ -67,7 +67,7 @@ def test_uneven_trajectories(uneven, reading, horizon, resident, monkeypatch):
 @pytest.fixture
 def small(uneven, tmp_path, monkeypatch):
     """A set of which nothing is mapped, in files of its own."""
-    monkeypatch.setattr(disk_module, "RESIDENT", 0)
+    monkeypatch.setattr(flat_dataset_module, "RESIDENT", 0)
     return FlatDataset(FlatSet.open(shutil.copytree(uneven[0].path, tmp_path / "set.flat")), 1)
 
 

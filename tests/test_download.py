@@ -103,7 +103,7 @@ def files(folder):
 
 
 def test_train_and_validation_file(server, tmp_path, policy, content, monkeypatch):
-    monkeypatch.setattr(download, "DATASET_URL", f"{server.url}/official")
+    monkeypatch.setattr("ogbench.utils.DATASET_URL", f"{server.url}/official")
     found = get(NAME, tmp_path / "new", policy=policy, progress=False)
     assert found == [tmp_path / "new" / f"{NAME}.npz", tmp_path / "new" / f"{NAME}-val.npz"]
     assert [path for path, *_ in server.seen] == [
@@ -163,7 +163,7 @@ def test_a_wrong_length_is_no_whole_file(server, tmp_path, policy):
 
 
 def test_mirrors_are_asked_in_order(server, tmp_path, policy, monkeypatch, content):
-    monkeypatch.setattr(download, "DATASET_URL", f"{server.url}/official")
+    monkeypatch.setattr("ogbench.utils.DATASET_URL", f"{server.url}/official")
     server.status = {f"/one/{NAME}.npz": 404, f"/one/{NAME}-val.npz": 403}
     mirrors = [f"{server.url}/one/", f"{server.url}/two"]
     get(NAME, tmp_path, mirrors, policy, progress=False)

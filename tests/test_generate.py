@@ -13,8 +13,8 @@ import numpy as np
 import ogbench
 import pytest
 
-from trqam_fast.data import generate_episode, manipspace, pointmaze, recipe, shards
-from trqam_fast.data import generate_workers as workers_module
+from trqam_fast.data.generate import expert, manipspace, pointmaze, recipe, shards
+from trqam_fast.data.generate import workers as workers_module
 from trqam_fast.data.generate.manipspace import is_healthy
 from trqam_fast.data.generate.recipe import GENERATED_NAMES, GENERATOR_VERSION, Recipe
 from trqam_fast.data.generate.shards import plan_shards
@@ -73,7 +73,7 @@ class DyingExpert(FakeExpert):
 def episode_steps(steps):
     """Make shorter trajectories, in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (generate_episode, manipspace, pointmaze, recipe):
+        for module in (expert, manipspace, pointmaze, recipe):
             patch.setattr(module, "EPISODE_STEPS", steps)
         yield
 

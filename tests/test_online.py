@@ -6,6 +6,7 @@ import torch
 
 from trqam_fast.agents import AgentConfig, TRQAMAgent
 from trqam_fast.data.dataset import FIELDS, Dataset
+from trqam_fast.data.names import parse_task
 from trqam_fast.data.replay import ReplayBuffer
 from trqam_fast.errors import RunError
 from trqam_fast.simulator.online import OnlineEnvironment, Step
@@ -14,6 +15,7 @@ from trqam_fast.training.online import OnlineDriver
 from trqam_fast.training.updater import Updater
 
 MAZE = "pointmaze-medium-navigate-singletask-task1-v0"
+MAZE_ENV = "pointmaze-medium-singletask-task1-v0"
 CUBE = "cube-single-play-singletask-task1-v0"
 
 
@@ -136,12 +138,12 @@ def test_stopping_finishes_the_step_that_has_begun():
 @pytest.mark.parametrize("env_name", [MAZE, CUBE, "scene-play-singletask-task1-v0"])
 def test_an_environment_is_restored_exactly(env_name):
     rng = np.random.default_rng(0)
-    original = OnlineEnvironment(env_name, 7)
+    original = OnlineEnvironment(parse_task(env_name).env_id, 7)
     width = original.env.action_space.shape[0]
     actions = rng.uniform(-1, 1, (40, width)).astype(np.float32)
     for action in actions[:25]:
         original.step(action)
-    restored = OnlineEnvironment(env_name, 7)
+    restored = OnlineEnvironment(parse_task(env_name).env_id, 7)
     start = restored.physics()
     restored.step(actions[30])  # whatever it did before
     restored.reset(0)
@@ -157,18 +159,18 @@ def test_an_environment_is_restored_exactly(env_name):
 
 
 def test_episodes_follow_from_the_seed_and_differ():
-    environment = OnlineEnvironment(MAZE, 7)
+    environment = OnlineEnvironment(MAZE_ENV, 7)
     first = environment.observation
     environment.reset(1)
     assert not np.array_equal(environment.observation, first)
     environment.reset(0)
     assert np.array_equal(environment.observation, first)
-    other = OnlineEnvironment(MAZE, 8)
+    other = OnlineEnvironment(MAZE_ENV, 8)
     assert not np.array_equal(other.observation, first)
 
 
 def test_a_simulator_that_does_not_reproduce_is_reported():
-    environment = OnlineEnvironment(MAZE, 7)
+    environment = OnlineEnvironment(MAZE_ENV, 7)
     environment.step(np.ones(2, np.float32))
     state = environment.state_dict()
     state["physics"][0] += 1e-9
@@ -177,8 +179,8 @@ def test_a_simulator_that_does_not_reproduce_is_reported():
 
 
 def test_sparse_rewards():
-    environment = OnlineEnvironment("cube-double-play-singletask-task2-v0", 0, sparse=True)
-    plain = OnlineEnvironment("cube-double-play-singletask-task2-v0", 0)
+    environment = OnlineEnvironment("cube-double-singletask-task2-v0", 0, sparse=True)
+    plain = OnlineEnvironment("cube-double-singletask-task2-v0", 0)
     action = np.zeros(5, np.float32)
     assert plain.step(action).transition["rewards"] == -2.0
     assert environment.step(action).transition["rewards"] == -1.0

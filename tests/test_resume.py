@@ -17,8 +17,9 @@ from tests.runs import run
 from trqam_fast import train
 from trqam_fast.cli import run_command
 from trqam_fast.data.generate.recipe import Recipe
+from trqam_fast.runs import checkpoint
+from trqam_fast.runs import folder as folder_module
 from trqam_fast.runs.folder import CsvLog, RunFolder
-from trqam_fast.training import checkpoint, run_folder
 from trqam_fast.training.presets import parse_config
 
 STEPS = {"pretrain": 300, "offline": 60, "online": 60}
@@ -275,7 +276,7 @@ def test_rows_that_the_disk_refuses_are_written_later(tmp_path, monkeypatch):
         def __exit__(self, *_):
             self.file.close()
 
-    monkeypatch.setattr(run_folder, "open", Full, raising=False)
+    monkeypatch.setattr(folder_module, "open", Full, raising=False)
     with pytest.raises(OSError, match="No space left"):
         log.write([{"step": 2, "value": 3}])
     assert log.path.read_bytes() == before

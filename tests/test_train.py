@@ -320,7 +320,7 @@ def test_failed_write_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr("trqam_fast.files.os.fsync", full)
     from trqam_fast.errors import RunError
 
     with pytest.raises(RunError, match="No space left on device"):

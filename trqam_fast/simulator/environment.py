@@ -74,6 +74,14 @@ def restored_global_state() -> Iterator[None]:
         np.random.set_state(state)
 
 
+@contextlib.contextmanager
+def global_seed(seed: int) -> Iterator[None]:
+    """Seed numpy's global generator, which OGBench draws from, and leave it as it was."""
+    with restored_global_state():
+        np.random.seed(seed)
+        yield
+
+
 def relabel(env_id: str, env: gymnasium.Env, arrays: dict[str, np.ndarray]) -> None:
     """Set `rewards` and `masks` `[N]` of stored transitions to those of a single task.
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from trqam_fast.agents import Agent, make_agent
 from trqam_fast.data.names import parse_task
 from trqam_fast.errors import UsageError
+from trqam_fast.runs import checkpoint as checkpoints
 from trqam_fast.runs.folder import RunFolder
 from trqam_fast.simulator.environment import env_sizes
-from trqam_fast.training import checkpoint as checkpoints
 from trqam_fast.training.backend import check_asked, settle_backend
 from trqam_fast.training.config import TrainConfig
 

@@ -12,7 +12,8 @@ from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle
 from ogbench.manipspace.oracles.plan.drawer_plan import DrawerPlanOracle
 from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
 
-from trqam_fast.data.generate.expert import EPISODE_STEPS, Expert, global_seed
+from trqam_fast.data.generate.expert import EPISODE_STEPS, Expert
+from trqam_fast.simulator.environment import global_seed
 
 # The figures of this file are those of OGBench's generator and of its published command lines.
 NOISE_SMOOTHING = 0.5

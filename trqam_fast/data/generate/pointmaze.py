@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from trqam_fast.data.generate.expert import EPISODE_STEPS, Expert, global_seed
+from trqam_fast.data.generate.expert import EPISODE_STEPS, Expert
+from trqam_fast.simulator.environment import global_seed
 
 # Goals are uniform over the part of a cell that the point can reach, and count as reached within
 # 0.25. With the environment's own values (1.0 and 1.0) the corners of dead ends, where tasks have
