@@ -24,7 +24,6 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-import tyro
 
 from benchmarks.records import describe, save
 from benchmarks.sizes import PAPER, PAPER_SMALL, Size, make_agent, make_batch
@@ -181,6 +180,8 @@ def compare(case: Case, reference: Reference, device: str, turns: int) -> dict:
 
 def main(argv: list[str] | None = None) -> int:
     """Compare, print a table, write the result."""
+    import tyro  # Here, so that the timing can be used without a command line.
+
     args = tyro.cli(CompareArgs, args=argv, prog="python benchmarks/compare_reference.py")
     check_device(args.device)
     if not (args.reference / "agents" / "trqam.py").is_file():

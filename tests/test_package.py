@@ -37,6 +37,40 @@ def test_trains_without_triton(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_updates_without_simulators_or_command_line(tmp_path):
+    """Where only the kernels are of interest, none of these packages needs to be installed."""
+    code = f"""
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("ogbench", "gymnasium", "mujoco", "dm_control", "tyro", "tqdm"):
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing())
+sys.path.insert(0, {str(ROOT)!r})
+{UPDATE}
+import benchmarks.compare_reference
+import benchmarks.test_update
+import tests.conftest
+import tests.triton_cases
+import trqam_fast.self_test
+from benchmarks.sizes import PAPER_SMALL, make_agent
+from trqam_fast import parity
+from trqam_fast.data.dataset import Dataset
+
+updater = benchmarks.test_update.make_updater(
+    make_agent(PAPER_SMALL, "cpu", "auto", "ieee"), PAPER_SMALL, "cpu", graph=False
+)
+assert isinstance(updater.source, Dataset) and updater.history.values.isfinite().all()
+assert trqam_fast.self_test.deviation("mlp", "reference", "cpu") < 1e-4
+recording = parity.Path({str(ROOT)!r}, "tests/data/trqam_single_step.npz")
+assert max(parity.replay(parity.ParityArgs(recording)).values()) < 1e-10
+"""
+    done = python(code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_trains_without_the_extension(tmp_path):
     code = f"""
 import sys

@@ -11,11 +11,10 @@ import zipfile
 import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor
 
 from trqam_fast.agents import Agent, AgentConfig, Batch, BCAgent, Noise, Terms, TRQAMAgent
@@ -40,7 +39,7 @@ class ParityArgs:
     1 if any deviation exceeds the tolerance.
     """
 
-    file: Annotated[Path, tyro.conf.Positional]
+    file: Path
     """Recorded run, an npz file."""
     backend: Backend = "auto"
     """Implementation of the ops; triton needs --dtype float32."""
@@ -292,7 +291,10 @@ def replay(args: ParityArgs, agent_class: type[TRQAMAgent] = TRQAMAgent) -> dict
 
 def main(argv: list[str] | None = None) -> int:
     """Replay, print the table, return the exit status."""
-    args = tyro.cli(ParityArgs, args=argv, prog="python -m trqam_fast.parity")
+    import tyro  # Here, so that `replay` needs no command line.
+
+    positional = (tyro.conf.PositionalRequiredArgs,)
+    args = tyro.cli(ParityArgs, args=argv, prog="python -m trqam_fast.parity", config=positional)
     check_device(args.device)
     tolerance = TOLERANCES[args.dtype] if args.tolerance is None else args.tolerance
     worst = replay(args)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from trqam_fast.data.batch import Batch
-from trqam_fast.data.flat import FlatSet
 from trqam_fast.errors import UsageError
+
+if TYPE_CHECKING:
+    from trqam_fast.data.flat import FlatSet
 
 FIELDS = ("observations", "actions", "rewards", "masks", "terminals", "next_observations")
 """Arrays of a dataset."""
 
 ROWS_AT_A_TIME = 1_000_000
 """Transitions that are read or worked on together; bounds the memory that takes."""
-
 
 FINGERPRINT_ROWS = 1000
 """Transitions at the end of a dataset that tell it from others."""
