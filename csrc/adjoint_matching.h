@@ -2,7 +2,7 @@
 // the same trajectories, all in one pass.
 #pragma once
 
-#include "common.h"
+#include "noise_schedule.h"
 
 namespace trqam {
 

@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "common.h"
+#include "noise_schedule.h"
 
 namespace trqam {
 

@@ -5,7 +5,7 @@
 // does nothing and returns the number of bytes.
 #pragma once
 
-#include "network.h"
+#include "mlp_weights.h"
 
 namespace trqam {
 

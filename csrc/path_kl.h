@@ -1,7 +1,7 @@
 // Path-space KL of sampled trajectories and its gradient.
 #pragma once
 
-#include "common.h"
+#include "noise_schedule.h"
 
 namespace trqam {
 

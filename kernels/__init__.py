@@ -7,13 +7,13 @@ and a `backend`. The reference in plain PyTorch is the specification of each.
 from trqam_fast.kernels.adam_step import adam_step
 from trqam_fast.kernels.adjoint_matching import adjoint_matching
 from trqam_fast.kernels.dispatch import BACKENDS, PRECISIONS, Backend, BackendError, Precision
+from trqam_fast.kernels.fields import Velocity, velocity_along
 from trqam_fast.kernels.lean_adjoint import lean_adjoint
 from trqam_fast.kernels.mlp import GradientMemory, MLPWeights, mlp
+from trqam_fast.kernels.noise_schedule import diffusion_squared
 from trqam_fast.kernels.path_kl import path_kl
 from trqam_fast.kernels.philox import Philox, philox_normal
-from trqam_fast.kernels.schedule import diffusion_squared
 from trqam_fast.kernels.sde_rollout import Rollout, ode_rollout, sde_rollout
-from trqam_fast.kernels.velocity import Velocity, velocity_along
 
 __all__ = [
     "BACKENDS",

@@ -14,10 +14,10 @@ from trqam_fast.kernels.dispatch import (
     triton_problem,
 )
 from trqam_fast.kernels.mlp import MLPWeights, ops, size_problem
-from trqam_fast.kernels.mlp.extension import compiled_problem
+from trqam_fast.kernels.mlp.cpp import compiled_problem
 from trqam_fast.kernels.mlp.reference import mlp as reference_mlp
 from trqam_fast.kernels.mlp.triton_ops import forward_along
-from trqam_fast.kernels.schedule import flow_times
+from trqam_fast.kernels.noise_schedule import flow_times
 
 VelocityFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`v(observations, x, t)` with `[S, N, O]`, `[S, N, D]`, `[S, N, 1]` to `[S, N, D]`."""

@@ -36,7 +36,7 @@ EXACT = [name for name in SETS if name != "avx512_bf16"]
 @pytest.fixture
 def use(monkeypatch):
     """Choose the instruction set of the passes."""
-    module = sys.modules["trqam_fast.kernels.mlp.extension"]
+    module = sys.modules["trqam_fast.kernels.mlp.cpp"]
     return lambda name: monkeypatch.setattr(module, "instruction_set", name)
 
 

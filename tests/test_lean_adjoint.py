@@ -56,7 +56,7 @@ def test_is_the_gradient_of_the_memoryless_chain(backend):
     """a_0 is the derivative of <a_K, X_K> along X <- X + h (2 v(X, t + h) - X / (t + h)) when the
     points are those of that chain."""
     field, (s, _, terminal) = make(**CASES[0])
-    from trqam_fast.kernels.velocity import as_function
+    from trqam_fast.kernels.fields import as_function
 
     steps, h = 10, 0.1
     start = draw(1, 63, 5, seed=8).requires_grad_()

@@ -12,7 +12,7 @@ from tests.helpers import (
     poisoned_memory,
 )
 from trqam_fast.kernels import BackendError, ode_rollout, sde_rollout, velocity_along
-from trqam_fast.kernels.velocity import as_function
+from trqam_fast.kernels.fields import as_function
 
 CASES = [
     dict(runs=1, batch=63, obs=6, dim=5, steps=10, hidden=(16, 24), layer_norm=False),

@@ -188,7 +188,7 @@ def test_half_precision_operands(monkeypatch):
     """float16 takes bfloat16's way through the kernels, which the interpreter gets wrong."""
     import triton.language as tl
 
-    from trqam_fast.kernels.mlp import network
+    from trqam_fast.kernels.mlp import triton_weights as network
 
     if INTERPRETED:
         monkeypatch.setitem(network.OPERANDS, "bf16", tl.float16)
@@ -212,7 +212,7 @@ def test_half_precision_operands(monkeypatch):
 
 def test_weights_are_read_in_place():
     """Packed parameters of full blocks are not copied; anything else gives the same result."""
-    from trqam_fast.kernels.mlp import network
+    from trqam_fast.kernels.mlp import triton_weights as network
     from trqam_fast.networks import MLPShape, ParameterBlock
 
     shape = MLPShape(6, (32, 32), 2, layer_norm=True, ensemble=3)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from trqam_fast.kernels.adjoint_matching.constants import MIN_LAM
+from trqam_fast.kernels.noise_schedule import diffusion_squared
 from trqam_fast.kernels.path_kl.reference import path_kl
-from trqam_fast.kernels.schedule import diffusion_squared
 
 
 def adjoint_matching(

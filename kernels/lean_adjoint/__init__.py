@@ -11,13 +11,13 @@ from trqam_fast.kernels.dispatch import (
     choose_backend,
     refuse_gradient,
 )
-from trqam_fast.kernels.lean_adjoint import ops, reference, triton_ops
-from trqam_fast.kernels.velocity import (
+from trqam_fast.kernels.fields import (
     Velocity,
     check_velocity,
     fields_problem,
     passes_problem,
 )
+from trqam_fast.kernels.lean_adjoint import ops, reference, triton_ops
 
 
 def lean_adjoint(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trqam_fast.kernels.mlp import MLPWeights
-from trqam_fast.kernels.mlp.extension import call, describe
+from trqam_fast.kernels.mlp.cpp import call, describe
 from trqam_fast.kernels.mlp.weights import group
 
 _library = torch.library.Library("trqam_fast", "FRAGMENT")

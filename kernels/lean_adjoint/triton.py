@@ -18,10 +18,15 @@ import triton.language as tl
 from torch import Tensor
 
 from trqam_fast.kernels.mlp import MLPWeights
-from trqam_fast.kernels.mlp.network import launch_options, make_network, make_plan, operand_dtype
-from trqam_fast.kernels.mlp.plan import Gradients
-from trqam_fast.kernels.mlp.tile import group_of, input_gradient, member_of, pullback, zeros
 from trqam_fast.kernels.mlp.triton import Inputs, forward_pass
+from trqam_fast.kernels.mlp.triton_config import Gradients
+from trqam_fast.kernels.mlp.triton_tile import group_of, input_gradient, member_of, pullback, zeros
+from trqam_fast.kernels.mlp.triton_weights import (
+    launch_options,
+    make_network,
+    make_plan,
+    operand_dtype,
+)
 
 
 @triton.jit(do_not_specialize=["rows", "layer_rows", "batch", "steps"])

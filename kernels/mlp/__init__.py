@@ -11,7 +11,7 @@ from trqam_fast.kernels.dispatch import (
     triton_problem,
 )
 from trqam_fast.kernels.mlp import ops, reference, triton_ops
-from trqam_fast.kernels.mlp.extension import compiled_problem
+from trqam_fast.kernels.mlp.cpp import compiled_problem
 from trqam_fast.kernels.mlp.weights import GradientMemory, MLPWeights, limits_problem, size_problem
 
 

@@ -1,7 +1,7 @@
 """Calls of the compiled passes: descriptions of networks, scratch memory, tapes.
 
-A tape is one flat tensor; csrc/network.h has its layout. Scratch memory is kept from call to call,
-one buffer for each thread that calls, so that an update allocates none.
+A tape is one flat tensor; csrc/mlp_weights.h has its layout. Scratch memory is kept from call to
+call, one buffer for each thread that calls, so that an update allocates none.
 """
 
 from __future__ import annotations

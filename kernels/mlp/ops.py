@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trqam_fast.kernels.mlp.extension import call, describe, tape_elements
+from trqam_fast.kernels.mlp.cpp import call, describe, tape_elements
 from trqam_fast.kernels.mlp.weights import GradientMemory, MLPWeights, group
 
 _library = torch.library.Library("trqam_fast", "FRAGMENT")

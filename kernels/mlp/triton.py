@@ -10,9 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trqam_fast.kernels.mlp.network import launch_options, make_network, operand_dtype
-from trqam_fast.kernels.mlp.plan import Gradients, Plan, Source, Tape
-from trqam_fast.kernels.mlp.tile import (
+from trqam_fast.kernels.mlp.triton_config import Gradients, Plan, Source, Tape
+from trqam_fast.kernels.mlp.triton_tile import (
     forward,
     group_of,
     input_gradient,
@@ -21,6 +20,7 @@ from trqam_fast.kernels.mlp.tile import (
     pullback,
     zeros,
 )
+from trqam_fast.kernels.mlp.triton_weights import launch_options, make_network, operand_dtype
 from trqam_fast.kernels.mlp.weights import MLPWeights
 
 

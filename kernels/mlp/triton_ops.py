@@ -29,7 +29,7 @@ _library.define(
 
 def plan_of(weights: MLPWeights, observations: Tensor, x: Tensor | None, precision: str):
     """Return the plan of a pass that keeps its tape."""
-    from trqam_fast.kernels.mlp.network import make_plan
+    from trqam_fast.kernels.mlp.triton_weights import make_plan
 
     dim = 0 if x is None else x.shape[-1]
     obs = observations.shape[-1]
@@ -71,8 +71,8 @@ def _backward(
     tensors, norm, observations, x, steps, shift, pre, out, mean, rstd, cotangent, precision,
     want_inputs, want_weights,
 ):  # fmt: skip
-    from trqam_fast.kernels.mlp.plan import Tape
     from trqam_fast.kernels.mlp.triton import backward_pass
+    from trqam_fast.kernels.mlp.triton_config import Tape
 
     weights = group(tensors, norm)
     return backward_pass(

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from trqam_fast.kernels.mlp.constants import NORM_EPS
-from trqam_fast.kernels.mlp.plan import Network, Tape
+from trqam_fast.kernels.mlp.triton_config import Network, Tape
 
 EPS = tl.constexpr(NORM_EPS)
 

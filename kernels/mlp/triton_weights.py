@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trqam_fast.kernels.mlp.constants import aligned
-from trqam_fast.kernels.mlp.plan import Network, Plan
+from trqam_fast.kernels.mlp.triton_config import Network, Plan
 from trqam_fast.kernels.mlp.weights import MLPWeights
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from trqam_fast.kernels.schedule import diffusion_squared
+from trqam_fast.kernels.noise_schedule import diffusion_squared
 
 
 def path_kl(velocity: Tensor, base_velocity: Tensor, horizon: int) -> Tensor:

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from trqam_fast.kernels.dispatch import check_same, check_tensor, choose_backend
-from trqam_fast.kernels.philox import Philox, philox_normal
-from trqam_fast.kernels.sde_rollout import ops, reference, triton_ops
-from trqam_fast.kernels.velocity import (
+from trqam_fast.kernels.fields import (
     Velocity,
     check_velocity,
     fields_problem,
     passes_problem,
 )
+from trqam_fast.kernels.philox import Philox, philox_normal
+from trqam_fast.kernels.sde_rollout import ops, reference, triton_ops
 
 
 class Rollout(NamedTuple):

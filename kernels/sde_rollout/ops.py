@@ -12,10 +12,10 @@ from torch.autograd.function import once_differentiable
 
 from trqam_fast.kernels.dispatch import refuse_gradient
 from trqam_fast.kernels.mlp import MLPWeights
-from trqam_fast.kernels.mlp.extension import call, describe, tape_elements
+from trqam_fast.kernels.mlp.cpp import call, describe, tape_elements
 from trqam_fast.kernels.mlp.ops import new_gradients
 from trqam_fast.kernels.mlp.weights import group
-from trqam_fast.kernels.schedule import flow_times
+from trqam_fast.kernels.noise_schedule import flow_times
 
 _library = torch.library.Library("trqam_fast", "FRAGMENT")
 _library.define(

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from trqam_fast.kernels.schedule import diffusion_squared
-from trqam_fast.kernels.velocity import Velocity, as_function
+from trqam_fast.kernels.fields import Velocity, as_function
+from trqam_fast.kernels.noise_schedule import diffusion_squared
 
 
 def sde_rollout(

@@ -17,10 +17,10 @@ import triton.language as tl
 from torch import Tensor
 
 from trqam_fast.kernels.mlp import MLPWeights
-from trqam_fast.kernels.mlp.network import launch_options, make_plan, operand_dtype, pack
-from trqam_fast.kernels.mlp.plan import Network, Plan, Source, Tape
-from trqam_fast.kernels.mlp.tile import forward, group_of, observation_share
 from trqam_fast.kernels.mlp.triton import check_size, empty_tape
+from trqam_fast.kernels.mlp.triton_config import Network, Plan, Source, Tape
+from trqam_fast.kernels.mlp.triton_tile import forward, group_of, observation_share
+from trqam_fast.kernels.mlp.triton_weights import launch_options, make_plan, operand_dtype, pack
 from trqam_fast.kernels.philox import Philox
 
 
