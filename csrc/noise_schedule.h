@@ -1,50 +1,32 @@
-// Shared by every op: sizes of the arrays, argument checks, and the memoryless schedule.
+// The noise schedules of the sampling SDE.
 #pragma once
 
 #include <cstdint>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
 namespace trqam {
 
-// Velocities and adjoints are contiguous arrays [runs, steps, batch, dim].
-struct Shape {
-    int64_t runs;
-    int64_t steps;
-    int64_t batch;
-    int64_t dim;
+// The flow's own schedule: g_k^2 = 2 (1 - t_k + h) / (t_k + h) with t_k = k h and h = 1 / steps.
+// Static, as it is compiled again for every instruction set.
+static inline __attribute__((always_inline)) double diffusion_squared(int64_t k, int64_t steps) {
+    const double t = static_cast<double>(k) / static_cast<double>(steps);
+    const double h = 1.0 / static_cast<double>(steps);
+    return 2.0 * (1.0 - t + h) / (t + h);
+}
+
+// Any schedule: step sizes h_k and squared diffusion coefficients g_k^2, [steps] each.
+struct NoiseSchedule {
+    const double* step_sizes;
+    const double* g_squared;
 };
 
-inline void check_shape(const Shape& shape) {
-    const auto positive = [](int64_t value, const char* name) {
-        if (value < 1) {
-            throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) +
-                                        "; it must be at least 1");
-        }
-    };
-    positive(shape.runs, "runs");
-    positive(shape.steps, "steps");
-    positive(shape.batch, "batch");
-    positive(shape.dim, "dim");
-}
-
-// g_k^2 = 2 (1 - t_k + h) / (t_k + h) with t_k = k h and h = 1 / steps.
-inline std::vector<double> diffusion_squared(int64_t steps) {
-    std::vector<double> g_squared(steps);
-    const double h = 1.0 / static_cast<double>(steps);
+// Weights 2 h_k / (g_k^2 horizon) of ||Delta_k||^2 in the path KL.
+inline std::vector<double> path_kl_weights(const NoiseSchedule& schedule, int64_t steps,
+                                           int64_t horizon) {
+    std::vector<double> weights(steps);
     for (int64_t k = 0; k < steps; ++k) {
-        const double t = static_cast<double>(k) / static_cast<double>(steps);
-        g_squared[k] = 2.0 * (1.0 - t + h) / (t + h);
-    }
-    return g_squared;
-}
-
-// Weight of ||Delta_k||^2 in the path KL: 2 h / (g_k^2 * horizon).
-inline std::vector<double> path_kl_weights(int64_t steps, int64_t horizon) {
-    std::vector<double> weights = diffusion_squared(steps);
-    for (double& weight : weights) {
-        weight = 2.0 / (static_cast<double>(steps) * static_cast<double>(horizon) * weight);
+        weights[k] = 2.0 * schedule.step_sizes[k] /
+                     (schedule.g_squared[k] * static_cast<double>(horizon));
     }
     return weights;
 }

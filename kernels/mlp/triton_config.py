@@ -1,15 +1,22 @@
-"""What the Triton kernels are compiled for, and the groups of pointers that they pass around."""
+"""What the Triton kernels of the MLPs are compiled for: architecture, blocks, arithmetic."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
 
 from trqam_fast.kernels.mlp.constants import ALIGNMENT, aligned
+from trqam_fast.kernels.mlp.weights import MLPWeights
 
 
 @dataclass(frozen=True)
-class Plan:
+class KernelConfig:
     """What a kernel is compiled for: architecture of the network, tile, arithmetic.
 
     Attributes:
@@ -33,7 +40,7 @@ class Plan:
         operand: Element type of the products' operands.
         precision: ``ieee`` or ``tf32`` for float32 operands.
         alignment: Elements to which parts of packed weights are aligned; a field because compiled
-            kernels are stored under the plan's values.
+            kernels are stored under the config's values.
     """
 
     obs: int
@@ -81,71 +88,110 @@ class Plan:
         return self.obs + self.dim + self.time
 
 
-class Network(NamedTuple):
-    """Packed weights of a stack: members of a run lie one after another, layers of a kind too.
+@dataclass(frozen=True)
+class BlockSizes:
+    """Blocks and launch of one precision.
 
     Attributes:
-        w_in: Kernels of the first layer, `[E, inputs, width]` of each run.
-        w_hid: Kernels between hidden layers, `[depth - 1, E, width, width]`.
-        w_out: Kernels of the output layer, `[E, width, out]`.
-        b_hid: Hidden biases, `[depth, E, width]`.
-        b_out: Output biases, `[E, out]`.
-        scale: LayerNorm scales, `[depth, E, width]`.
-        shift: LayerNorm biases, likewise.
-        kernel_stride: Elements between two runs of the kernels.
-        vector_stride: Elements between two runs of the vectors.
+        block_m: Rows of a program.
+        block_n: Columns computed at a time.
+        block_k: Depth of a product's step.
+        block_w: Rows and columns of a block of a weight gradient.
+        stages: Stages of the pipelines that load operands.
+        lean_stages: The same on GPUs with less than 160 KiB of shared memory.
     """
 
-    w_in: Any
-    w_hid: Any
-    w_out: Any
-    b_hid: Any
-    b_out: Any
-    scale: Any
-    shift: Any
-    kernel_stride: Any
-    vector_stride: Any
+    block_m: int
+    block_n: int
+    block_k: int
+    block_w: int
+    stages: int
+    lean_stages: int
 
 
-class Tape(NamedTuple):
-    """Activations: `[layers, G, rows, width]` and statistics `[depth, G, rows]`.
-
-    Without `train`, `pre` has one layer and `out` two that take turns. `stride` and `stat_stride`,
-    the elements between two layers of either kind, are set inside a kernel.
-    """
-
-    pre: Any
-    out: Any
-    mean: Any
-    rstd: Any
-    stride: Any = 0
-    stat_stride: Any = 0
-
-
-class Gradients(NamedTuple):
-    """Pulled-back gradients: of pre-activations, `[layers, G, rows, width]`, and column sums.
-
-    Without `train`, `pre` has two layers that take turns. `normed` is scratch `[G, rows, width]`;
-    `sums` is `[3, depth, tiles, G, width]`: of dz, dscale, dshift.
-    """
-
-    pre: Any
-    normed: Any
-    sums: Any
-    stride: Any
-    sum_stride: Any
+# The largest blocks that compile without spills for every architecture, depth and LayerNorm
+# setting of tests/test_aot.py: with 64 x 128 the rollout spills 80 to 144 bytes (tf32) and 100
+# (bf16), with a depth of 64 up to 256. 64 rows are what wgmma needs.
+BLOCK_SIZES = {
+    "ieee": BlockSizes(32, 32, 32, 32, stages=2, lean_stages=2),
+    "tf32": BlockSizes(64, 64, 32, 64, stages=3, lean_stages=2),
+    "bf16": BlockSizes(64, 64, 32, 64, stages=5, lean_stages=3),
+}
+OPERANDS = {"ieee": tl.float32, "tf32": tl.float32, "bf16": tl.bfloat16}
+STORED = {tl.float32: torch.float32, tl.bfloat16: torch.bfloat16, tl.float16: torch.float16}
+WARPS = 8
+# Left alone, ptxas stops at 128 or 168 registers and spills; 8 warps may use 255.
+MAX_REGISTERS = 255
 
 
-class Source(NamedTuple):
-    """Where a tile's inputs `[s, x, t]` come from: pointers, and rows in each.
+def launch_options(precision: str) -> dict[str, int]:
+    """Return Triton's options for a launch on the current device."""
+    tile = BLOCK_SIZES[precision]
+    lean = False
+    if not triton.knobs.runtime.interpret:
+        lean = has_little_shared_memory(triton.runtime.driver.active.get_current_device())
+    return {
+        "num_warps": WARPS,
+        "num_stages": tile.lean_stages if lean else tile.stages,
+        "maxnreg": MAX_REGISTERS,
+    }
 
-    With `SHARED`, `observations` is instead the share of s in the first pre-activation, rows of
-    `width`, and `time` is a scalar.
-    """
 
-    observations: Any
-    x: Any
-    obs_row: Any
-    x_row: Any
-    time: Any
-    mask: Any
+@functools.cache
+def has_little_shared_memory(device: int) -> bool:
+    """Whether a program on `device` may have less than 160 KiB of shared memory."""
+    properties = triton.runtime.driver.active.utils.get_device_properties(device)
+    return properties["max_shared_mem"] < 160 * 1024
+
+
+def padded_width(widths: Sequence[int]) -> int:
+    """Return the common width that hidden layers of `widths` are padded to."""
+    widest = max(widths)
+    return triton.next_power_of_2(max(widest, 32)) if widest <= 64 else -(-widest // 64) * 64
+
+
+def make_config(
+    weights: MLPWeights,
+    precision: str,
+    *,
+    obs: int,
+    dim: int = 0,
+    time: int = 0,
+    train: bool,
+    k_major: bool = False,
+) -> KernelConfig:
+    """Return the config for `weights` on inputs of `obs`, `dim` and `time` columns."""
+    widths = tuple(kernel.shape[-1] for kernel in weights.kernels[:-1])
+    width = padded_width(widths)
+    tile = BLOCK_SIZES[precision]
+    block_out = triton.next_power_of_2(max(weights.out_features, 16))
+    # More than 32 outputs take the registers of as many rows; products on the plain units, whose
+    # loops the compiler unrolls, those of the columns too.
+    rows = min(tile.block_m, max(16, tile.block_m * 32 // block_out))
+    cols = 16 if precision == "ieee" and block_out > 64 else tile.block_n
+    # Blocks of columns must divide the width; its lowest set bit is the largest power that does.
+    divides = width & -width
+    return KernelConfig(
+        obs=obs,
+        dim=dim,
+        time=time,
+        widths=widths,
+        width=width,
+        out=weights.out_features,
+        norm=weights.layer_norm,
+        ensemble=weights.lead[1] if len(weights.lead) == 2 else 1,
+        train=train,
+        k_major=k_major,
+        block_m=rows,
+        block_n=min(cols, divides),
+        block_k=min(tile.block_k, divides),
+        block_w=min(tile.block_w, divides),
+        block_out=block_out,
+        operand=OPERANDS[precision],
+        precision="tf32" if precision == "tf32" else "ieee",
+    )
+
+
+def operand_dtype(config: KernelConfig) -> torch.dtype:
+    """Return the type in which activations are stored between layers."""
+    return STORED[config.operand]
