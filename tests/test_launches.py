@@ -6,6 +6,7 @@ launches as long as ATen needs one kernel for an operation, which a profiler mus
 
 import collections
 import os
+import sys
 
 import pytest
 import torch
@@ -15,10 +16,7 @@ from tests.helpers import draw
 from trqam_fast.agents import AgentConfig, TRQAMAgent
 from trqam_fast.data.dataset import FIELDS, Dataset
 from trqam_fast.kernels.adam_step.reference import adam_step
-from trqam_fast.kernels.adjoint_matching import ops as adjoint_matching_ops
-from trqam_fast.kernels.lean_adjoint import triton_ops as lean_adjoint_ops
-from trqam_fast.kernels.mlp import triton_ops as mlp_ops
-from trqam_fast.kernels.sde_rollout import triton_ops as sde_rollout_ops
+from trqam_fast.kernels.adam_step.settings import Settings
 from trqam_fast.training.history import History
 from trqam_fast.training.updater import Updater
 
@@ -30,23 +28,25 @@ pytestmark = [
 ]
 
 
-def as_on_a_gpu(
-    params, gradient, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, max_norm, targets, tau
-):
+def as_on_a_gpu(params, gradient, exp_avg, exp_avg_sq, step, targets, *settings):
     """The optimiser's step in PyTorch's operations, which `auto` takes there."""
-    return adam_step(
-        params, gradient, exp_avg, exp_avg_sq, step, lr, (beta1, beta2), eps, max_norm, targets, tau
-    )
+    state = (params, gradient, exp_avg, exp_avg_sq, step, targets)
+    return adam_step(*state, Settings(*settings))
 
 
-IMPLEMENTATIONS = {
-    "mlp_triton_forward": mlp_ops._forward,
-    "mlp_triton_backward": mlp_ops._backward,
-    "adam_step": as_on_a_gpu,
-    "sde_rollout_triton": sde_rollout_ops._rollout,
-    "lean_adjoint_triton": lean_adjoint_ops._sweep,
-    "adjoint_matching": adjoint_matching_ops._forward,
-}
+def implementation(name):
+    """What a registered op runs."""
+    module, function = {
+        "mlp_forward": ("mlp", "_forward"),
+        "mlp_backward": ("mlp", "_backward"),
+        "sde_rollout": ("sde_rollout", "_rollout"),
+        "velocity_along": ("velocity_along", "_along"),
+        "lean_adjoint": ("lean_adjoint", "_sweep"),
+        "adjoint_matching": ("adjoint_matching", "_forward"),
+    }[name]
+    return getattr(sys.modules[f"trqam_fast.kernels.{module}.ops"], function)
+
+
 ALLOCATES = ("empty", "new_empty", "empty_like", "empty_strided")
 FREE = ("detach", "lift_fresh")
 
@@ -62,7 +62,8 @@ class Launches(TorchDispatchMode):
         namespace, name, _ = str(func).split(".")
         if namespace == "trqam_fast":
             with self:
-                return IMPLEMENTATIONS[name](*args, **(kwargs or {}))
+                function = as_on_a_gpu if name == "adam_step" else implementation(name)
+                return function(*args, **(kwargs or {}))
         if namespace == "aten" and not func.is_view and name not in ALLOCATES + FREE:
             self.counts[name] += 1
         return func(*args, **(kwargs or {}))

@@ -1,5 +1,6 @@
 """Known answers from theory: docs/algorithm.md, "What theory says"."""
 
+import dataclasses
 import math
 from dataclasses import replace
 
@@ -9,8 +10,8 @@ import torch
 from tests.helpers import assert_equal64, draw, make_field, make_mlp
 from trqam_fast.agents import AgentConfig, Batch, TRQAMAgent
 from trqam_fast.kernels import (
+    NoiseSchedule,
     adjoint_matching,
-    diffusion_squared,
     lean_adjoint,
     mlp,
     ode_rollout,
@@ -18,6 +19,10 @@ from trqam_fast.kernels import (
     sde_rollout,
     velocity_along,
 )
+
+
+def g_squared(steps):
+    return torch.tensor(NoiseSchedule.flow(steps).g_squared, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
@@ -39,8 +44,10 @@ def test_path_kl_is_the_log_likelihood_ratio_of_the_chain(backend):
         ]
         ratio += (squares[1] - squares[0]) / (2 * h * g_squared)
     # The last step is the base field's in both processes, so its term of D has no counterpart.
-    last = path_kl(rollout.velocity[:, -1:], u[:, -1:], reduction="none", backend=backend)
-    last = last * (1 / steps) * diffusion_squared(1).item() / diffusion_squared(steps)[-1]
+    schedule = NoiseSchedule.flow(steps)
+    alone = NoiseSchedule(*((values[-1],) for values in dataclasses.astuple(schedule)))
+    ends = (rollout.velocity[:, -1:], u[:, -1:])
+    last = path_kl(*ends, schedule=alone, reduction="none", backend=backend)
     terms = path_kl(rollout.velocity, u, reduction="none", backend=backend)[0] - last[0]
     deviation = ratio - terms
     assert abs(deviation.mean()) < 4 * deviation.std() / math.sqrt(batch)
@@ -53,7 +60,7 @@ def test_equal_fields(backend):
     v, a = draw(2, 5, 7, 3), draw(2, 5, 7, 3, seed=1)
     lam = torch.tensor([0.5, 4.0], dtype=torch.float64)
     loss, kl = adjoint_matching(v, v, a, lam, backend=backend)
-    sigma_squared = diffusion_squared(5).view(1, 5, 1) / lam.view(2, 1, 1)
+    sigma_squared = g_squared(5).view(1, 5, 1) / lam.view(2, 1, 1)
     expected = (sigma_squared * a.square().sum(-1)).sum(1).mean(-1)
     assert kl.tolist() == [0.0, 0.0]
     assert_equal64([loss], [expected])
@@ -64,7 +71,7 @@ def test_minimiser_of_the_loss(backend):
     """At Delta_k = -sigma_k^2 a_k / 2 the loss and its gradient vanish."""
     u, a = draw(2, 5, 7, 3), draw(2, 5, 7, 3, seed=1)
     lam = torch.tensor([0.5, 4.0], dtype=torch.float64)
-    sigma_squared = diffusion_squared(5).view(1, 5, 1, 1) / lam.view(2, 1, 1, 1)
+    sigma_squared = g_squared(5).view(1, 5, 1, 1) / lam.view(2, 1, 1, 1)
     v = (u - sigma_squared * a / 2).requires_grad_()
     loss, _ = adjoint_matching(v, u, a, lam, backend=backend)
     (grad,) = torch.autograd.grad(loss.sum(), v)
@@ -103,7 +110,7 @@ def test_tilted_gaussian_with_affine_corrections(steps, mean, variance):
 
     batch = 40_000
     s = torch.zeros(1, batch, 1, dtype=torch.float64)
-    sigma_squared = diffusion_squared(steps) / LAM
+    sigma_squared = g_squared(steps) / LAM
     x0 = draw(1, batch, 1, seed=1)
     noise = draw(1, steps - 1, batch, 1, seed=2)
     for _ in range(60):

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from trqam_fast.kernels import (
     MLPWeights,
+    NoiseSchedule,
     adam_step,
     adjoint_matching,
     lean_adjoint,
     mlp,
     ode_rollout,
     path_kl,
+    philox,
     sde_rollout,
     velocity_along,
 )
@@ -95,6 +97,7 @@ class OpCase:
         differentiable: Inputs with gradients.
         refused: Inputs whose gradient is refused.
         strided: Whether the inputs may have any strides.
+        rounds: Whether float32 gives the numbers of float64, rounded; random ones are others.
     """
 
     op: str
@@ -103,6 +106,7 @@ class OpCase:
     differentiable: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     strided: bool = True
+    rounds: bool = True
 
 
 def _mlp(inputs: Inputs, **options: str) -> dict[str, Tensor]:
@@ -228,6 +232,30 @@ def _draw_adam_step(draw: Draw) -> Inputs:
     return inputs
 
 
+def _draw_bridge(draw: Draw) -> Inputs:
+    return _draw_adjoint_matching(draw) | {"schedule": NoiseSchedule.bridge(draw.sizes.steps)}
+
+
+def _philox(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+    arguments = {name: value for name, value in inputs.items() if name != "like"}
+    return philox(**arguments, dtype=inputs["like"].dtype, **options)._asdict()
+
+
+def _draw_philox(draw: Draw) -> Inputs:
+    sizes = draw.sizes
+    bound = 2**63 - 1
+    return {
+        "seeds": torch.randint(-bound, bound, (sizes.runs,), generator=draw.generator),
+        "offset": torch.randint(bound, (1,), generator=draw.generator),
+        "stream": 3,
+        "normals": sizes.batch * sizes.dim * sizes.steps,
+        "uniforms": sizes.batch,
+        "integers": sizes.batch,
+        "high": 1000,
+        "like": torch.zeros(sizes.runs, dtype=torch.float64),  # Of the type to draw.
+    }
+
+
 CASES = {
     "mlp": OpCase("mlp", _draw_mlp, _mlp, ("weights", "inputs")),
     "sde_rollout": OpCase(
@@ -252,19 +280,27 @@ CASES = {
         ("velocity",),
         ("base_velocity", "adjoint", "lam"),
     ),
+    "adjoint_matching_bridge": OpCase(
+        "adjoint_matching",
+        _draw_bridge,
+        _adjoint_matching,
+        ("velocity",),
+        ("base_velocity", "adjoint", "lam"),
+    ),
     "path_kl": OpCase("path_kl", _draw_path_kl, _path_kl, ("velocity", "base_velocity")),
     "adam_step": OpCase("adam_step", _draw_adam_step, _adam_step, strided=False),
+    "philox": OpCase("philox", _draw_philox, _philox, rounds=False),
 }
 """Every op by the name of its case."""
 
 
 def convert(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
-    """Return inputs with `function` applied to all floating-point tensors, those of weights too."""
+    """Return inputs with `function` applied to all tensors, those of weights too."""
     converted = {}
     for name, value in inputs.items():
         if isinstance(value, MLPWeights):
             value = value.map(function)
-        elif isinstance(value, Tensor) and value.is_floating_point():
+        elif isinstance(value, Tensor):
             value = function(value)
         converted[name] = value
     return converted
@@ -278,8 +314,12 @@ def draw_inputs(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> Inputs:
-    """Return random inputs of a case."""
-    return convert(case.draw(Draw(sizes, seed)), lambda tensor: tensor.to(device, dtype))
+    """Return random inputs of a case; `dtype` is that of floating-point tensors."""
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+
+    return convert(case.draw(Draw(sizes, seed)), move)
 
 
 def tensors_of(inputs: Inputs, names: Iterable[str]) -> dict[str, Tensor]:
