@@ -6,7 +6,7 @@ import torch
 from trqam_fast.errors import RunError
 from trqam_fast.kernels import BackendError
 from trqam_fast.training import backend
-from trqam_fast.training.presets import parse_config
+from trqam_fast.training.flags import parse_config
 
 
 @pytest.fixture

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from trqam_fast import convert, flax_pickle
-from trqam_fast.agents import AgentConfig, BCAgent, TRQAMAgent
+from trqam_fast.agents import BCAgent, TRQAMAgent, TRQAMConfig
 from trqam_fast.cli import run_command
 from trqam_fast.errors import UsageError
 from trqam_fast.runs import checkpoint
+from trqam_fast.training import start
 
 DATA = Path(__file__).parent / "data"
 REAL = DATA / "reference_checkpoint.pkl"
@@ -51,13 +52,13 @@ def test_the_authors_checkpoint_agrees(tmp_path, capsys):
     assert state["stage"] == "offline" and state["step"] == 3
     assert state["source"]["file"] == REAL.name and len(state["source"]["sha256"]) == 64
     hidden = (16,) * 4
-    config = AgentConfig(
+    config = TRQAMConfig(
         actor_hidden_dims=hidden, value_hidden_dims=hidden, num_qs=3, horizon_length=3,
         action_chunking=True,
     )  # fmt: skip
     agent = TRQAMAgent(config, 6, 2, [0])
-    checkpoint.restore(agent, state, out)
-    assert agent.lam.item() == pytest.approx(0.97039, abs=1e-4)
+    start.restore(agent, state, out)
+    assert agent.dual.lam.item() == pytest.approx(0.97039, abs=1e-4)
     assert agent.steps.item() == 3
     assert agent.exp_avg.abs().max() > 0 and agent.exp_avg_sq.min() >= 0
 
@@ -66,19 +67,19 @@ def test_it_serves_as_pretrained(tmp_path):
     """Two seeds start from the one run of the file: weights, targets, lambda and moments."""
     out = tmp_path / "out.pt"
     convert.main([str(REAL), str(out)])
-    state, path = checkpoint.load_pretrained(out)
+    state, path = start.load_pretrained(out)
     hidden = (16,) * 4
     options = {"actor_hidden_dims": hidden, "value_hidden_dims": hidden, "num_qs": 3}
-    config = AgentConfig(**options, horizon_length=3, action_chunking=True)
+    config = TRQAMConfig(**options, horizon_length=3, action_chunking=True)
     agent = TRQAMAgent(config, 6, 2, [5, 6])
-    checkpoint.check_start(state, path, agent.online.shapes, {}, agent.runs)
-    checkpoint.start_from(agent, state)
+    start.check_start(state, path, agent.online.shapes, {}, agent.runs)
+    start.start_from(agent, state)
     saved, now = state["agent"], agent.state_dict()
     for name in ("online", "target", "exp_avg", "exp_avg_sq", "lam", "kl_ema", "step"):
         for run in range(2):
             torch.testing.assert_close(now[name][run], saved[name][0], rtol=0, atol=0)
     with pytest.raises(UsageError, match="--horizon-length"):
-        checkpoint.check_start(state, path, TRQAMAgent(config, 7, 2, [0]).online.shapes, {}, 1)
+        start.check_start(state, path, TRQAMAgent(config, 7, 2, [0]).online.shapes, {}, 1)
 
 
 def test_moments_lie_where_the_weights_do(tree, tmp_path):
@@ -169,8 +170,8 @@ def test_a_cloning_checkpoint_is_recognised(tree, tmp_path):
     params["modules_target_critic"] = params["modules_critic"]
     state = converted(write(tmp_path / "b", tree), tmp_path / "b.pt")
     assert state["stage"] == "pretrain"
-    agent = BCAgent(AgentConfig(actor_hidden_dims=(16,) * 4), 6, 6, [0])
-    checkpoint.restore(agent, state, tmp_path / "b.pt")
+    agent = BCAgent(TRQAMConfig(actor_hidden_dims=(16,) * 4), 6, 6, [0])
+    start.restore(agent, state, tmp_path / "b.pt")
     kernel = params["modules_actor_slow"]["mlp"]["Dense_0"]["kernel"]
     np.testing.assert_array_equal(
         agent.online.networks["actor_slow"].kernels[0][0].detach(), kernel

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trqam_fast import evaluate, train
-from trqam_fast.agents import AgentConfig, BCAgent, TRQAMAgent
+from trqam_fast.agents import BCAgent, TRQAMAgent, TRQAMConfig
 from trqam_fast.cli import run_command
 from trqam_fast.evaluation import Evaluator
 from trqam_fast.evaluation.statistics import mean_interval, student_quantile, wilson_interval
@@ -224,7 +224,7 @@ def test_rendering_does_not_change_an_episode(tmp_path, monkeypatch, name, sizes
         pytest.skip("neither egl nor osmesa renders here")
     (tmp_path / "imageio_ffmpeg.py").write_text(FAKE_ENCODER)
     monkeypatch.syspath_prepend(tmp_path)
-    config = AgentConfig(
+    config = TRQAMConfig(
         actor_hidden_dims=(8,), value_hidden_dims=(8,), num_qs=1, horizon_length=5,
         action_chunking=True,
     )  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from tests.helpers import draw
-from trqam_fast.agents import AgentConfig, TRQAMAgent
+from trqam_fast.agents import TRQAMAgent, TRQAMConfig
 from trqam_fast.data.dataset import FIELDS, Dataset
 from trqam_fast.kernels.adam_step.reference import adam_step
 from trqam_fast.kernels.adjoint_matching import ops as adjoint_matching_ops
@@ -70,7 +70,7 @@ class Launches(TorchDispatchMode):
 
 def updates(runs):
     """An updater with the paper's depth, ensemble and chunks, on narrow networks."""
-    config = AgentConfig(
+    config = TRQAMConfig(
         batch_size=4, actor_hidden_dims=(32,) * 4, value_hidden_dims=(32,) * 4, num_qs=2,
         flow_steps=3, horizon_length=5, action_chunking=True,
     )  # fmt: skip

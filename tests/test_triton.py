@@ -22,7 +22,8 @@ from tests.triton_cases import (
     make,
     make_mlp,
 )  # fmt: skip
-from trqam_fast.agents import AgentConfig, Batch, TRQAMAgent
+from trqam_fast.agents import TRQAMAgent, TRQAMConfig
+from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import (
     Philox,
     adjoint_matching,
@@ -264,7 +265,7 @@ def test_a_run_that_diverged_does_not_touch_the_others():
 
 def test_an_update_equals_the_reference():
     """Two updates of TRQAM with an ensemble, LayerNorm, chunks and best of two."""
-    config = AgentConfig(
+    config = TRQAMConfig(
         batch_size=6, actor_hidden_dims=(32, 32), actor_layer_norm=True, value_hidden_dims=(16,),
         num_qs=3, flow_steps=3, horizon_length=2, action_chunking=True, best_of_n=2,
     )  # fmt: skip
@@ -279,6 +280,8 @@ def test_an_update_equals_the_reference():
         generators = [torch.Generator(DEVICE).manual_seed(s) for s in range(2)]
         for _ in range(2):
             terms = agent.update(batch, agent.draw_noise(generators))
-        agents.append((agent.online.flat, agent.target.flat, agent.lam, *terms.metrics.values()))
+        agents.append(
+            (agent.online.flat, agent.target.flat, agent.dual.lam, *terms.metrics.values())
+        )
     for ours, theirs in zip(*agents, strict=True):
         assert error(ours, theirs.double()) < 1e-4

@@ -14,10 +14,13 @@ import tyro
 from torch import Tensor
 
 from trqam_fast import flax_pickle
-from trqam_fast.agents import Agent, AgentConfig, BCAgent, TRQAMAgent
+from trqam_fast.agents import Agent, BCAgent, TRQAMAgent
+from trqam_fast.agents.config import CloningConfig
+from trqam_fast.agents.trqam import TRQAMConfig
+from trqam_fast.authors import Deviations, agent_tensors, named_tensors
 from trqam_fast.cli import run_command
 from trqam_fast.errors import UsageError
-from trqam_fast.parity import READ_ERRORS, Deviations, agent_tensors
+from trqam_fast.parity import READ_ERRORS
 from trqam_fast.runs import checkpoint
 
 TOLERANCE = 1e-5
@@ -187,7 +190,7 @@ def build_agent(source: FlaxCheckpoint) -> Agent:
             "observation; networks with an encoder are not part of this package"
         )
     if source.cloning_only:
-        agent: Agent = BCAgent(AgentConfig(**options), obs_dim, dim, [0], backend="reference")
+        agent: Agent = BCAgent(CloningConfig(**options), obs_dim, dim, [0], backend="reference")
     else:
         critic, value_norm = source.layers("critic")
         if critic[0][-2] != obs_dim + dim or critic[-1][-1] != 1:
@@ -197,12 +200,12 @@ def build_agent(source: FlaxCheckpoint) -> Agent:
             )
         options["value_hidden_dims"] = tuple(shape[-1] for shape in critic[:-1])
         options |= {"value_layer_norm": value_norm, "num_qs": critic[0][0]}
-        agent = TRQAMAgent(AgentConfig(**options), obs_dim, dim, [0], backend="reference")
+        agent = TRQAMAgent(TRQAMConfig(**options), obs_dim, dim, [0], backend="reference")
     with torch.no_grad():
         for name, tensor in agent_tensors(agent).items():
             copy_array(tensor, source.array(source.params, name), f"{source.path}: {name}")
         if isinstance(agent, TRQAMAgent):
-            for name, variable in (("lam", agent.lam), ("kl_ema", agent.kl_ema)):
+            for name, variable in (("lam", agent.dual.lam), ("kl_ema", agent.dual.kl_ema)):
                 value = source.number(source.agent, name)
                 if value is not None:
                     variable.fill_(value)
@@ -225,11 +228,9 @@ def load_moments(agent: Agent, source: FlaxCheckpoint) -> None:
     for ours, theirs in ((agent.exp_avg, "mu"), (agent.exp_avg_sq, "nu")):
         moments = source.entry(adam, theirs)
         parts = agent.online.unflatten(ours)
-        by_leaf = {id(leaf): part for leaf, part in zip(agent.online.leaves, parts, strict=True)}
-        for name, tensor in agent_tensors(agent).items():
-            if id(tensor) in by_leaf:
-                where = f"{source.path}: {theirs} of {name}"
-                copy_array(by_leaf[id(tensor)], source.array(moments, name), where)
+        for name, part in named_tensors(agent.online, parts, agent.recorded.networks).items():
+            where = f"{source.path}: {theirs} of {name}"
+            copy_array(part, source.array(moments, name), where)
 
 
 def copy_array(tensor: Tensor, array: np.ndarray, where: str) -> None:
@@ -315,8 +316,8 @@ def compare(agent: Agent, expected: dict[str, np.ndarray]) -> dict[str, float]:
             for name, block in (("q", agent.online), ("target_q", agent.target)):
                 critic = block.networks["critic"]
                 add(name, agent.critic_values(critic, observations, noise))
-        add("lam", agent.lam)
-        add("kl_ema", agent.kl_ema)
+        add("lam", agent.dual.lam)
+        add("kl_ema", agent.dual.kl_ema)
     return deviations.worst
 
 
@@ -360,7 +361,7 @@ def describe(agent: Agent, source: FlaxCheckpoint, state: dict[str, Any]) -> str
     if isinstance(agent, TRQAMAgent):
         dual = "no lambda (QAM)"
         if source.number(source.agent, "lam") is not None:
-            dual = f"lambda {agent.lam.item():.6g}, kl_ema {agent.kl_ema.item():.6g}"
+            dual = f"lambda {agent.dual.lam.item():.6g}, kl_ema {agent.dual.kl_ema.item():.6g}"
         lines.append(
             f"critics: {config.num_qs}, hidden {list(config.value_hidden_dims)} "
             f"{norm[config.value_layer_norm]}; {dual}"

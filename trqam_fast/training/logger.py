@@ -1,4 +1,4 @@
-"""What a run says while it runs: lines on the terminal, CSV logs, trackers."""
+"""What a run tells while it runs: lines on the terminal, CSV logs, trackers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from trqam_fast.evaluation import EpisodeResult
-from trqam_fast.runs.folder import CsvLog, RunFolder
+from trqam_fast.runs.csv_log import CsvLog
+from trqam_fast.runs.folder import RunFolder
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.history import History
 from trqam_fast.training.trackers import Trackers
@@ -18,7 +19,7 @@ from trqam_fast.training.trackers import Trackers
 SHOWN = ("bc_loss", "critic_loss", "path_kl", "lam")
 
 
-class Journal:
+class Logger:
     """Logs of one run. A disk that refuses a row is reported, and the row is tried again."""
 
     def __init__(self, config: TrainConfig, folder: RunFolder) -> None:

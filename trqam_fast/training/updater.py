@@ -88,7 +88,7 @@ class Updater:
         """Do one update."""
         config = self.agent.config
         batch = self.source.sample(
-            self.generators, config.batch_size, config.horizon_length, config.discount
+            self.generators, config.batch_size, config.horizon_length, self.agent.discount
         )
         terms = self.agent.update(batch, self.agent.draw_noise(self.generators))
         self.history.record(terms.metrics)

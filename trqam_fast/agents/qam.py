@@ -1,0 +1,255 @@
+"""QAM: Q-learning with adjoint matching at a fixed temperature; what TRQAM and others extend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trqam_fast.agents.base import (
+    Agent,
+    Metrics,
+    Noise,
+    Recorded,
+    Shapes,
+    Terms,
+    critic_shape,
+    field_shape,
+    repeat_rows,
+)
+from trqam_fast.agents.config import (
+    AdjointConfig,
+    AnchorConfig,
+    ByDomain,
+    CloningConfig,
+    CriticConfig,
+    Setting,
+)
+from trqam_fast.data.batch import Batch
+from trqam_fast.kernels import (
+    MLPWeights,
+    adjoint_matching,
+    lean_adjoint,
+    sde_rollout,
+    velocity_along,
+)
+
+QAM_AUTHORS = "QAM's authors"
+INV_TEMPS = {
+    "puzzle-3x3": 3.0, "scene": 1.0, "cube-double": 1.0, "antmaze-large": 10.0,
+    "humanoidmaze-medium": 3.0, "cube-triple": 3.0, "cube-quadruple": 1.0, "antmaze-giant": 3.0,
+    "humanoidmaze-large": 3.0, "puzzle-4x4": 30.0,
+}  # fmt: skip
+
+CRITIC_METRICS = ("q_mean", "q_min", "q_max")
+ADJOINT_METRICS = ("adjoint_mean", "adjoint_std", "adjoint_max")
+
+
+@dataclass(frozen=True)
+class QAMConfig(CloningConfig, CriticConfig, AnchorConfig, AdjointConfig):
+    """QAM's temperature."""
+
+    inv_temp: float = 1.0
+    """Inverse temperature that multiplies the terminal adjoint."""
+
+    def check(self) -> None:
+        """Raise `UsageError` if a value is impossible."""
+        self.require_positive("inv_temp")
+
+
+class Path(NamedTuple):
+    """States of the policy's generative process, at which it is matched to its adjoints.
+
+    Attributes:
+        trajectory: X_0..X_K, `[S, K + 1, B, D]`; the policy is matched at the first K of them.
+        velocity: v_ft(s, X_k, t_k), `[S, K, B, D]`, differentiable in the field's weights.
+    """
+
+    trajectory: Tensor
+    velocity: Tensor
+
+    @property
+    def end(self) -> Tensor:
+        """X_K, the policy's action before it is clipped, `[S, B, D]`."""
+        return self.trajectory[:, -1]
+
+
+class QAMAgent(Agent):
+    """Fine-tuned field v_ft, cloned field v_bc, critics Q, and the targets of the last two.
+
+    One update is `loss`, in the order of docs/algorithm.md; each of its paragraphs is a method
+    that an algorithm may replace. sigma_k = g_k, and the terminal adjoint is scaled by `inv_temp`.
+    """
+
+    label, colour = "QAM", "#d55e00"
+    Config = QAMConfig
+    metrics = ("critic_loss", "bc_loss", "adjoint_loss", "path_kl", *CRITIC_METRICS,
+               *ADJOINT_METRICS)  # fmt: skip
+    published = {
+        "inv_temp": ByDomain(
+            {domain: Setting(value, QAM_AUTHORS) for domain, value in INV_TEMPS.items()},
+            Setting(1.0, "this project"),
+        )
+    }
+    acting_field = "actor_fast"
+    targets = ("actor_slow", "critic")
+    cloned = ("actor_fast", "actor_slow")
+    recorded = Recorded(
+        outputs={"xs": "points", "adjs": "adjoint", "next_actions": "next_actions"},
+        infos={
+            "critic/critic_loss": "critic_loss", "critic/q_mean": "q_mean",
+            "critic/q_max": "q_max", "critic/q_min": "q_min", "actor/flow_loss": "bc_loss",
+            "actor/adj_loss": "adjoint_loss", "actor/fast_loss": "adjoint_loss",
+            "actor/path_kl": "path_kl", "actor/adj_mean": "adjoint_mean",
+            "actor/adj_std": "adjoint_std", "actor/adj_max": "adjoint_max",
+        },
+    )  # fmt: skip
+
+    @classmethod
+    def network_shapes(cls, config: Any, obs_dim: int, act_dim: int) -> Shapes:
+        """Return both fields and the critics."""
+        field = field_shape(config, obs_dim, act_dim)
+        critic = critic_shape(config, obs_dim, act_dim)
+        return {"actor_fast": field, "actor_slow": field, "critic": critic}
+
+    @classmethod
+    def tapes(cls, config: Any) -> dict[str, int]:
+        """Return the cloning loss's, the rollout's, and the critics' at the data and at X_K."""
+        return {"actor_slow": 1, "actor_fast": config.flow_steps, "critic": 2}
+
+    def draws(self) -> dict[str, tuple[int, ...]]:
+        """Return x_0 of the cloning loss, x_0 and eps of the SDE, x_0 of the next actions."""
+        batch, dim, config = self.config.batch_size, self.dim, self.config
+        return {
+            "bc_x0": (batch, dim),
+            "sde_x0": (batch, dim),
+            "next_action": (batch, config.best_of_n, dim),
+            "sde_eps": (config.flow_steps - 1, batch, dim),
+        }
+
+    @property
+    def base(self) -> MLPWeights:
+        """v_base, the field that the SDE is anchored to."""
+        if self.config.target_actor:
+            return self.target.networks["actor_slow"]
+        return self.online.networks["actor_slow"].detach()
+
+    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Terms]:
+        """Critic, behaviour-cloning and adjoint-matching losses, summed."""
+        path, next_actions = self.sample(batch, noise)
+        critic_loss, critic_metrics = self.critic_loss(batch, next_actions, path.end)
+        cloning_loss = self.cloning_loss(batch, noise)
+        adjoint, adjoint_metrics = self.adjoint(batch.observations, path)
+        adjoint_loss, path_kl = self.adjoint_loss(batch.observations, path, adjoint)
+
+        total = (critic_loss + cloning_loss + adjoint_loss).sum()
+        losses = {
+            "bc_loss": cloning_loss.detach(), "adjoint_loss": adjoint_loss.detach(),
+            "path_kl": path_kl,
+        }  # fmt: skip
+        outputs = {"points": path.trajectory[:, :-1], "adjoint": adjoint}
+        outputs["next_actions"] = next_actions
+        return total, Terms(losses | critic_metrics | adjoint_metrics, outputs)
+
+    def sample(self, batch: Batch, noise: Noise) -> tuple[Path, Tensor]:
+        """Roll out the SDE and, in the same call, the ODE of the next actions a' `[S, B, D]`."""
+        candidates, rows = self.next_candidates(batch, noise)
+        rollout = sde_rollout(
+            self.online.networks["actor_fast"], self.base, batch.observations, noise["sde_x0"],
+            noise["sde_eps"], ode_observations=rows, ode_x0=candidates, **self.options,
+        )  # fmt: skip
+        next_actions = self.next_actions(batch, noise, rows, rollout.ode_x)
+        return Path(rollout.trajectory, rollout.velocity), next_actions
+
+    def next_candidates(self, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Return x_0 `[S, B N, D]` and s' `[S, B N, O]` of the ODE's candidates for a'."""
+        x0 = noise["next_action"]
+        return x0.flatten(1, 2), repeat_rows(batch.next_observations, x0.shape[2])
+
+    @torch.no_grad()
+    def next_actions(self, batch: Batch, noise: Noise, rows: Tensor, x: Tensor) -> Tensor:
+        """Return a' `[S, B, D]`, the candidate `[S, B N, D]` that the online critics like best."""
+        candidates = x.view_as(noise["next_action"])
+        critic = self.online.networks["critic"]
+        return self.choose_candidate(critic, batch.next_observations, candidates)
+
+    def critic_loss(
+        self, batch: Batch, next_actions: Tensor, end: Tensor
+    ) -> tuple[Tensor, Metrics]:
+        """mean_{e,b} (Q_e(s, a) - y)^2 valid, `[S]`; `end` is for algorithms that need it."""
+        target = self.target_values(batch, next_actions)
+        critic = self.online.networks["critic"]
+        q = self.critic_values(critic, batch.observations, self.policy_actions(batch))
+        loss = self.temporal_difference(q, target, batch.valid)
+        return loss, {"critic_loss": loss.detach()} | critic_metrics(q)
+
+    @torch.no_grad()
+    def target_values(self, batch: Batch, next_actions: Tensor) -> Tensor:
+        """Return y = R + gamma^H m (mean_e Q'_e(s', a') - rho std_e Q'_e(s', a')), `[S, B]`."""
+        config = self.config
+        critic = self.target.networks["critic"]
+        next_q = self.critic_values(critic, batch.next_observations, next_actions)
+        value = next_q.mean(1)
+        if config.rho > 0:
+            value = value - config.rho * next_q.std(1, correction=0)
+        return batch.rewards + config.discount**config.horizon_length * batch.masks * value
+
+    @staticmethod
+    def temporal_difference(q: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        """mean_{e,b} (q - target)^2 valid, `[S]`, of q `[S, E, B]`; the rest `[S, B]`."""
+        error = F.mse_loss(q, target.unsqueeze(1).expand_as(q), reduction="none")
+        return (error * valid.unsqueeze(1)).mean((1, 2))
+
+    def adjoint(self, observations: Tensor, path: Path) -> tuple[Tensor, Metrics]:
+        """Carry the terminal adjoint back through the base field: a_0..a_{K-1} `[S, K, B, D]`."""
+        terminal = self.terminal_adjoint(observations, path.end)
+        adjoint = lean_adjoint(self.base, observations, path.trajectory, terminal, **self.options)
+        return adjoint, adjoint_metrics(terminal)
+
+    def terminal_adjoint(self, observations: Tensor, x: Tensor) -> Tensor:
+        """a_K = -inv_temp d/dX mean_e Q'_e(s, clip(X, -1, 1)), `[S, B, D]`."""
+        return -self.config.inv_temp * self.action_gradient(observations, x)
+
+    def action_gradient(self, observations: Tensor, x: Tensor) -> Tensor:
+        """d/dX mean_e Q'_e(s, clip(X, -1, 1)), `[S, B, D]`: zero where X lies outside."""
+        targets = self.config.use_target_grad
+        critic = (self.target if targets else self.online).networks["critic"].detach()
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            actions = x.clamp(-1.0, 1.0) if self.config.clip_adj else x
+            values = self.critic_values(critic, observations, actions).mean(1)
+            (gradient,) = torch.autograd.grad(values.sum(), x)
+        return gradient
+
+    def temperature(self) -> Tensor:
+        """lam_scale lambda, `[S]`: what sigma_k^2 = g_k^2 / (lam_scale lambda) is divided by."""
+        return torch.ones(self.runs, dtype=self.dtype, device=self.device)
+
+    def adjoint_loss(
+        self, observations: Tensor, path: Path, adjoint: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return mean_b sum_k |2 Delta_k / sigma_k + sigma_k a_k|^2 and the path KL, `[S]` each."""
+        base_velocity = velocity_along(
+            self.base, observations, path.trajectory[:, :-1], **self.options
+        )
+        return adjoint_matching(
+            path.velocity, base_velocity, adjoint, self.temperature(),
+            horizon=self.config.chunk_length, backend=self.backend,
+        )  # fmt: skip
+
+
+def critic_metrics(q: Tensor) -> Metrics:
+    """Mean and extremes of the critics' values `[S, E, B]` at the batch."""
+    q = q.detach().flatten(1)
+    q_min, q_max = q.aminmax(dim=1)
+    return {"q_mean": q.mean(1), "q_min": q_min, "q_max": q_max}
+
+
+def adjoint_metrics(terminal: Tensor) -> Metrics:
+    """Mean, deviation and largest of the sizes of terminal adjoints `[S, B, D]`."""
+    size = terminal.abs().flatten(1)
+    std, mean = torch.std_mean(size, 1, correction=0)
+    return {"adjoint_mean": mean, "adjoint_std": std, "adjoint_max": size.amax(1)}
