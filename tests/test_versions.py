@@ -39,7 +39,7 @@ def test_a_run_goes_on(algo, generated, tmp_path):
     assert run(["--generated-dir", str(generated)], folder, "--resume") == 0
     after, again = checkpoint.load(last)["agent"], rows(folder / "metrics.csv")
     assert [row["step"] for row in again] == [row["step"] for row in logged]
-    tolerance = 1e-5 if algo == "qam-e" else 0.0
+    tolerance = 1e-3 if algo == "qam-e" else 0.0
     for name, value in after.items():
         torch.testing.assert_close(value, before[name], rtol=tolerance, atol=tolerance)
     assert set(before) - set(after) <= {"lam", "kl_ema"}
