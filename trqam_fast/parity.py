@@ -31,7 +31,7 @@ READ_ERRORS = (
     OSError, ValueError, KeyError, TypeError, AttributeError, EOFError,
     zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-UNSUPPORTED = {"edit_scale": 0.0, "fql_alpha": 0.0, "residual": False}
+UNSUPPORTED = {"fql_alpha": 0.0, "residual": False}
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,13 @@ class Recording:
         algo = self.meta["algo"].replace("_", "-")
         cloning_only = bool(recorded.get("bc_only", False))
         self.agent_class = algorithm("bc" if cloning_only else algo)
+        names = self.agent_class.recorded
+        recorded = {names.settings.get(name, name): value for name, value in recorded.items()}
+        dim = self.meta["act_dim"] * (
+            recorded["horizon_length"] if recorded["action_chunking"] else 1
+        )
+        for name in names.per_dimension:
+            recorded[name] /= dim
         values = select(self.agent_class.Config, recorded)
         self.config = self.agent_class.Config(
             **{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}

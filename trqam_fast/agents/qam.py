@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from trqam_fast.agents import critics
 from trqam_fast.agents.base import (
     Agent,
     Metrics,
@@ -16,7 +16,6 @@ from trqam_fast.agents.base import (
     Recorded,
     Shapes,
     Terms,
-    critic_shape,
     field_shape,
     repeat_rows,
 )
@@ -44,7 +43,6 @@ INV_TEMPS = {
     "humanoidmaze-large": 3.0, "puzzle-4x4": 30.0,
 }  # fmt: skip
 
-CRITIC_METRICS = ("q_mean", "q_min", "q_max")
 ADJOINT_METRICS = ("adjoint_mean", "adjoint_std", "adjoint_max")
 
 
@@ -86,7 +84,7 @@ class QAMAgent(Agent):
 
     label, colour = "QAM", "#d55e00"
     Config = QAMConfig
-    metrics = ("critic_loss", "bc_loss", "adjoint_loss", "path_kl", *CRITIC_METRICS,
+    metrics = ("critic_loss", "bc_loss", "adjoint_loss", "path_kl", *critics.METRICS,
                *ADJOINT_METRICS)  # fmt: skip
     published = {
         "inv_temp": ByDomain(
@@ -112,8 +110,13 @@ class QAMAgent(Agent):
     def network_shapes(cls, config: Any, obs_dim: int, act_dim: int) -> Shapes:
         """Return both fields and the critics."""
         field = field_shape(config, obs_dim, act_dim)
-        critic = critic_shape(config, obs_dim, act_dim)
-        return {"actor_fast": field, "actor_slow": field, "critic": critic}
+        parts = cls.critic_of(config).shapes(config, obs_dim, act_dim)
+        return {"actor_fast": field, "actor_slow": field, **parts}
+
+    @staticmethod
+    def critic_of(config: Any) -> critics.TDCritic:
+        """Return what the critics learn from."""
+        return critics.CRITICS[getattr(config, "critic", "td")]
 
     @classmethod
     def tapes(cls, config: Any) -> dict[str, int]:
@@ -123,12 +126,20 @@ class QAMAgent(Agent):
     def draws(self) -> dict[str, tuple[int, ...]]:
         """Return x_0 of the cloning loss, x_0 and eps of the SDE, x_0 of the next actions."""
         batch, dim, config = self.config.batch_size, self.dim, self.config
-        return {
+        draws = {
             "bc_x0": (batch, dim),
             "sde_x0": (batch, dim),
             "next_action": (batch, config.best_of_n, dim),
             "sde_eps": (config.flow_steps - 1, batch, dim),
         }
+        if not self.critic.samples_policy:
+            del draws["next_action"]
+        return draws
+
+    @property
+    def critic(self) -> critics.TDCritic:
+        """What the critics learn from."""
+        return self.critic_of(self.config)
 
     @property
     def base(self) -> MLPWeights:
@@ -151,57 +162,54 @@ class QAMAgent(Agent):
             "path_kl": path_kl,
         }  # fmt: skip
         outputs = {"points": path.trajectory[:, :-1], "adjoint": adjoint}
-        outputs["next_actions"] = next_actions
+        if next_actions is not None:
+            outputs["next_actions"] = next_actions
         return total, Terms(losses | critic_metrics | adjoint_metrics, outputs)
 
-    def sample(self, batch: Batch, noise: Noise) -> tuple[Path, Tensor]:
+    def sample(self, batch: Batch, noise: Noise) -> tuple[Path, Tensor | None]:
         """Roll out the SDE and, in the same call, the ODE of the next actions a' `[S, B, D]`."""
-        candidates, rows = self.next_candidates(batch, noise)
+        rows, x0 = self.next_candidates(batch, noise)
         rollout = sde_rollout(
             self.online.networks["actor_fast"], self.base, batch.observations, noise["sde_x0"],
-            noise["sde_eps"], ode_observations=rows, ode_x0=candidates, **self.options,
+            noise["sde_eps"], ode_observations=rows, ode_x0=x0, **self.options,
         )  # fmt: skip
-        next_actions = self.next_actions(batch, noise, rows, rollout.ode_x)
-        return Path(rollout.trajectory, rollout.velocity), next_actions
+        path = Path(rollout.trajectory, rollout.velocity)
+        return path, self.next_actions(batch, noise, rows, rollout.ode_x)
 
-    def next_candidates(self, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Return x_0 `[S, B N, D]` and s' `[S, B N, O]` of the ODE's candidates for a'."""
+    def next_candidates(self, batch: Batch, noise: Noise) -> tuple[Tensor | None, Tensor | None]:
+        """Return s' `[S, B N, O]` and x_0 `[S, B N, D]` of the candidates for a', None for none."""
+        if not self.critic.samples_policy:
+            return None, None
         x0 = noise["next_action"]
-        return x0.flatten(1, 2), repeat_rows(batch.next_observations, x0.shape[2])
+        return repeat_rows(batch.next_observations, x0.shape[2]), x0.flatten(1, 2)
 
     @torch.no_grad()
-    def next_actions(self, batch: Batch, noise: Noise, rows: Tensor, x: Tensor) -> Tensor:
-        """Return a' `[S, B, D]`, the candidate `[S, B N, D]` that the online critics like best."""
+    def next_actions(
+        self, batch: Batch, noise: Noise, rows: Tensor | None, x: Tensor | None
+    ) -> Tensor | None:
+        """Return a' `[S, B, D]`, of the candidates X_K the one that the online critics like best.
+
+        Args:
+            batch: The batch.
+            noise: The noise of the update.
+            rows: What `next_candidates` returned.
+            x: X_K of the candidates, `[S, B N, D]`.
+        """
+        if x is None:
+            return None
         candidates = x.view_as(noise["next_action"])
         critic = self.online.networks["critic"]
         return self.choose_candidate(critic, batch.next_observations, candidates)
 
     def critic_loss(
-        self, batch: Batch, next_actions: Tensor, end: Tensor
+        self, batch: Batch, next_actions: Tensor | None, end: Tensor
     ) -> tuple[Tensor, Metrics]:
         """mean_{e,b} (Q_e(s, a) - y)^2 valid, `[S]`; `end` is for algorithms that need it."""
-        target = self.target_values(batch, next_actions)
+        target = self.critic.targets(self, batch, next_actions)
         critic = self.online.networks["critic"]
         q = self.critic_values(critic, batch.observations, self.policy_actions(batch))
-        loss = self.temporal_difference(q, target, batch.valid)
-        return loss, {"critic_loss": loss.detach()} | critic_metrics(q)
-
-    @torch.no_grad()
-    def target_values(self, batch: Batch, next_actions: Tensor) -> Tensor:
-        """Return y = R + gamma^H m (mean_e Q'_e(s', a') - rho std_e Q'_e(s', a')), `[S, B]`."""
-        config = self.config
-        critic = self.target.networks["critic"]
-        next_q = self.critic_values(critic, batch.next_observations, next_actions)
-        value = next_q.mean(1)
-        if config.rho > 0:
-            value = value - config.rho * next_q.std(1, correction=0)
-        return batch.rewards + config.discount**config.horizon_length * batch.masks * value
-
-    @staticmethod
-    def temporal_difference(q: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-        """mean_{e,b} (q - target)^2 valid, `[S]`, of q `[S, E, B]`; the rest `[S, B]`."""
-        error = F.mse_loss(q, target.unsqueeze(1).expand_as(q), reduction="none")
-        return (error * valid.unsqueeze(1)).mean((1, 2))
+        loss = critics.temporal_difference(q, target, batch.valid)
+        return loss, {"critic_loss": loss.detach()} | critics.critic_metrics(q)
 
     def adjoint(self, observations: Tensor, path: Path) -> tuple[Tensor, Metrics]:
         """Carry the terminal adjoint back through the base field: a_0..a_{K-1} `[S, K, B, D]`."""
@@ -239,13 +247,6 @@ class QAMAgent(Agent):
             path.velocity, base_velocity, adjoint, self.temperature(),
             horizon=self.config.chunk_length, backend=self.backend,
         )  # fmt: skip
-
-
-def critic_metrics(q: Tensor) -> Metrics:
-    """Mean and extremes of the critics' values `[S, E, B]` at the batch."""
-    q = q.detach().flatten(1)
-    q_min, q_max = q.aminmax(dim=1)
-    return {"q_mean": q.mean(1), "q_min": q_min, "q_max": q_max}
 
 
 def adjoint_metrics(terminal: Tensor) -> Metrics:

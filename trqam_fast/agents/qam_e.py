@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trqam_fast.agents.base import Networks, Noise, Shapes, Terms
+from trqam_fast.agents.base import Networks, Noise, Recorded, Shapes, Terms
 from trqam_fast.agents.config import ByDomain, Setting
+from trqam_fast.agents.gaussian import tanh_gaussian
 from trqam_fast.agents.qam import QAM_AUTHORS, QAMAgent, QAMConfig
 from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import MLPWeights, mlp
 from trqam_fast.networks import MLPShape, ScalarShape
-
-LOG_STD_RANGE = (-20.0, 2.0)
 
 # Inverse temperature and size of the edits.
 PUBLISHED = {
@@ -63,6 +62,15 @@ class QAMEAgent(QAMAgent):
         for index, (name, otherwise) in enumerate({"inv_temp": 1.0, "edit_scale": 0.1}.items())
     }
     metrics = (*QAMAgent.metrics, "edit_q_loss", "edit_entropy", "edit_alpha")
+    recorded = Recorded(
+        outputs=QAMAgent.recorded.outputs
+        | {
+            name: name for name in ("edit_flow_actions", "edit", "edited_actions", "edit_log_probs")
+        },
+        infos=QAMAgent.recorded.infos
+        | {f"actor/{name}": name for name in ("edit_q_loss", "edit_entropy", "edit_alpha")},
+        per_dimension=("edit_target_entropy",),
+    )
 
     @classmethod
     def network_shapes(cls, config: Any, obs_dim: int, act_dim: int) -> Shapes:
@@ -123,15 +131,8 @@ class QAMEAgent(QAMAgent):
             eps: `[S, n, D]`, standard normal.
         """
         outputs = mlp(network, torch.cat([observations, actions], dim=-1), **self.options)
-        mean, log_std = outputs.chunk(2, dim=-1)
-        log_std = log_std.clamp(*LOG_STD_RANGE)
-        before = mean + log_std.exp() * eps
-        normal = -0.5 * eps.square() - log_std - 0.5 * math.log(2.0 * math.pi)
-        # log(1 - tanh(x)^2), without cancellation.
-        # PyTorch's softplus is linear above 20, which shows in float64.
-        softplus = torch.logaddexp(-2.0 * before, torch.zeros_like(before))
-        slope = 2.0 * (math.log(2.0) - before - softplus)
-        return before.tanh(), (normal - slope).sum(-1)
+        edit, log_prob, _ = tanh_gaussian(outputs, eps)
+        return edit, log_prob
 
     @torch.no_grad()
     def next_actions(self, batch: Batch, noise: Noise, rows: Tensor, x: Tensor) -> Tensor:
@@ -163,4 +164,8 @@ class QAMEAgent(QAMAgent):
         terms.metrics.update(
             edit_q_loss=q_loss.detach(), edit_entropy=entropy.detach(), edit_alpha=alpha.detach()
         )
+        terms.outputs.update(
+            edit_flow_actions=actions, edit=edit.detach(), edited_actions=edited.detach(),
+            edit_log_probs=log_prob.detach(),
+        )  # fmt: skip
         return total + (q_loss + entropy_loss + alpha_loss).sum(), terms

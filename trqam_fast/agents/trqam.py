@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trqam_fast.agents import critics
 from trqam_fast.agents.base import Metrics, Recorded
 from trqam_fast.agents.config import (
     AdjointConfig,
@@ -19,17 +20,15 @@ from trqam_fast.agents.config import (
     TrustRegionConfig,
 )
 from trqam_fast.agents.dual import DualController
-from trqam_fast.agents.qam import (
-    ADJOINT_METRICS,
-    CRITIC_METRICS,
-    QAMAgent,
-    critic_metrics,
-)
+from trqam_fast.agents.qam import ADJOINT_METRICS, QAMAgent
 from trqam_fast.data.batch import Batch
 
 
 @dataclass(frozen=True)
-class TRQAMConfig(CloningConfig, CriticConfig, AnchorConfig, AdjointConfig, TrustRegionConfig):
+class TRQAMConfig(
+    CloningConfig, CriticConfig, critics.ImplicitConfig, AnchorConfig, AdjointConfig,
+    TrustRegionConfig,
+):  # fmt: skip
     """Hyperparameters of TRQAM."""
 
 
@@ -43,7 +42,7 @@ class TRQAMAgent(QAMAgent):
     label, colour = "TRQAM", "#0072b2"
     Config = TRQAMConfig
     metrics = ("critic_loss", "bc_loss", "adjoint_loss", "path_kl", "lam", "kl_ema",
-               *CRITIC_METRICS, *ADJOINT_METRICS, "value_gap")  # fmt: skip
+               *critics.METRICS, *ADJOINT_METRICS, "value_gap", "value_loss", "v_mean")  # fmt: skip
     published = {
         "kl_budget": ByDomain(
             {
@@ -79,7 +78,8 @@ class TRQAMAgent(QAMAgent):
     def tapes(cls, config: Any) -> dict[str, int]:
         """Return QAM's, and those of the critics at the policy's actions if they are penalised."""
         tapes = super().tapes(config)
-        return tapes | {"critic": tapes["critic"] + (config.value_penalty > 0)}
+        tapes["critic"] += config.value_penalty > 0
+        return tapes | ({"value": 1} if config.critic == "implicit" else {})
 
     def temperature(self) -> Tensor:
         """lam_scale lambda as the previous update left it, `[S]`."""
@@ -90,22 +90,30 @@ class TRQAMAgent(QAMAgent):
         return -self.action_gradient(observations, x)
 
     def critic_loss(
-        self, batch: Batch, next_actions: Tensor, end: Tensor
+        self, batch: Batch, next_actions: Tensor | None, end: Tensor
     ) -> tuple[Tensor, Metrics]:
-        """QAM's, and the penalty of values at the policy's actions `end`, where there is one."""
+        """QAM's; the penalty of values at the policy's actions `end`; the state value's loss."""
         weight = self.config.value_penalty
         if weight == 0:
-            return super().critic_loss(batch, next_actions, end)
-        target = self.target_values(batch, next_actions)
-        # One pass over the actions of the data and those of the policy.
+            loss, metrics = super().critic_loss(batch, next_actions, end)
+        else:
+            loss, metrics = self.penalised_loss(batch, next_actions, end, weight)
+        value_loss, more = self.critic.value_loss(self, batch)
+        return (loss if value_loss is None else loss + value_loss), metrics | more
+
+    def penalised_loss(
+        self, batch: Batch, next_actions: Tensor | None, end: Tensor, weight: float
+    ) -> tuple[Tensor, Metrics]:
+        """Evaluate the critics once, at the actions of the data and at the policy's."""
+        target = self.critic.targets(self, batch, next_actions)
         actions = torch.cat([self.policy_actions(batch), end.clamp(-1.0, 1.0)], dim=1)
         observations = torch.cat([batch.observations] * 2, dim=1)
         values = self.critic_values(self.online.networks["critic"], observations, actions)
         q, q_policy = values.chunk(2, dim=-1)
-        loss = self.temporal_difference(q, target, batch.valid)
+        loss = critics.temporal_difference(q, target, batch.valid)
         gap = q_policy.mean((1, 2)) - q.mean((1, 2))
-        metrics = {"critic_loss": loss.detach(), "value_gap": gap.detach()} | critic_metrics(q)
-        return loss + weight * gap, metrics
+        metrics = {"critic_loss": loss.detach(), "value_gap": gap.detach()}
+        return loss + weight * gap, metrics | critics.critic_metrics(q)
 
     def after_step(self, metrics: Metrics) -> None:
         """Projected dual descent on lambda."""
