@@ -77,6 +77,8 @@ class Recording:
                     f"this package; record a run with {name} = {neutral}"
                 )
         algo = self.meta["algo"].replace("_", "-")
+        if algo == "qam" and recorded.get("edit_scale", 0.0) > 0:
+            algo = "qam-e"
         cloning_only = bool(recorded.get("bc_only", False))
         self.agent_class = algorithm("bc" if cloning_only else algo)
         names = self.agent_class.recorded

@@ -183,7 +183,7 @@ def run(config: TrainConfig) -> Result:
     if config.threads > 0:
         torch.set_num_threads(config.threads)
     check_asked(config)
-    folder = RunFolder(config.run_dir, algorithm(config.algo).metrics)
+    folder = RunFolder(config.run_dir, (*algorithm(config.algo).metrics, "grad_norm"))
     begun = config.resume != "no" and checkpoint.newest(folder.checkpoints) is not None
     if config.pretrained is not None and not begun:
         start.check_exists(config.pretrained)

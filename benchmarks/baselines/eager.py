@@ -252,8 +252,11 @@ class EagerUpdate:
         with torch.no_grad():
             base_velocity = self.field_along(self.base_layers, batch.observations, points)
             end = torch.add(points[:, -1], base_velocity[:, -1], alpha=1.0 / points.shape[1])
+            next_actions = self.choose_candidate(
+                self.online.networks["critic"], batch.next_observations,
+                ode_x.view_as(noise["next_action"]),
+            )  # fmt: skip
         trajectory = torch.cat([points, end.unsqueeze(1)], dim=1)
-        next_actions = self.next_actions(batch, noise, batch.next_observations, ode_x)
         return EagerPath(trajectory, velocity, base_velocity), next_actions
 
     @torch.no_grad()

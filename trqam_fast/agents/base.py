@@ -283,7 +283,21 @@ class Agent:
             observations: `[S, n, O]`.
             noise: `[S, n, noise_dim]`, standard normal.
         """
-        return self.flow(networks[self.acting_field], observations, noise)
+        x = self.flow(networks[self.acting_field], observations, noise[..., : self.dim])
+        return self.refine(networks, observations, x, noise[..., self.dim :])
+
+    def refine(
+        self, networks: Networks, observations: Tensor, actions: Tensor, noise: Tensor
+    ) -> Tensor:
+        """Return what the policy makes of the flow's X_K `[S, n, D]`; here they are its own.
+
+        Args:
+            networks: As of `propose`.
+            observations: `[S, n, O]`.
+            actions: X_K, not clipped.
+            noise: What the flow has left of it, of any shape `[..., noise_dim - D]`.
+        """
+        return actions
 
     def flow(self, field: MLPWeights, observations: Tensor, x0: Tensor) -> Tensor:
         """Integrate a field's ODE from x0 `[S, n, D]`; X_K is not clipped."""

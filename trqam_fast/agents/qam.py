@@ -51,11 +51,11 @@ class QAMConfig(CloningConfig, CriticConfig, AnchorConfig, AdjointConfig):
     """QAM's temperature."""
 
     inv_temp: float = 1.0
-    """Inverse temperature that multiplies the terminal adjoint."""
+    """Inverse temperature that multiplies the terminal adjoint; 0 acts with the cloned field."""
 
     def check(self) -> None:
         """Raise `UsageError` if a value is impossible."""
-        self.require_positive("inv_temp")
+        self.require_not_negative("inv_temp")
 
 
 class Path(NamedTuple):
@@ -105,6 +105,11 @@ class QAMAgent(Agent):
             "actor/adj_std": "adjoint_std", "actor/adj_max": "adjoint_max",
         },
     )  # fmt: skip
+
+    def __init__(self, config: Any, *args: Any, **options: Any) -> None:
+        super().__init__(config, *args, **options)
+        if getattr(config, "inv_temp", None) == 0:
+            self.acting_field = "actor_slow"
 
     @classmethod
     def network_shapes(cls, config: Any, obs_dim: int, act_dim: int) -> Shapes:
@@ -168,38 +173,32 @@ class QAMAgent(Agent):
 
     def sample(self, batch: Batch, noise: Noise) -> tuple[Path, Tensor | None]:
         """Roll out the SDE and, in the same call, the ODE of the next actions a' `[S, B, D]`."""
-        rows, x0 = self.next_candidates(batch, noise)
+        policy_noise = self.policy_noise(noise)
+        together = policy_noise is not None and self.acting_field == "actor_fast"
+        rows = x0 = None
+        if together:
+            rows = repeat_rows(batch.next_observations, policy_noise.shape[2])
+            x0 = policy_noise[..., : self.dim].flatten(1, 2)
         rollout = sde_rollout(
             self.online.networks["actor_fast"], self.base, batch.observations, noise["sde_x0"],
             noise["sde_eps"], ode_observations=rows, ode_x0=x0, **self.options,
         )  # fmt: skip
         path = Path(rollout.trajectory, rollout.velocity)
-        return path, self.next_actions(batch, noise, rows, rollout.ode_x)
+        if policy_noise is None:
+            return path, None
+        if not together:
+            return path, self.act(batch.next_observations, policy_noise)
+        with torch.no_grad():
+            actions = self.refine(
+                self.online.networks, rows, rollout.ode_x, policy_noise[..., self.dim :]
+            )
+            candidates = actions.unflatten(1, policy_noise.shape[1:3])
+            critic = self.online.networks["critic"]
+            return path, self.choose_candidate(critic, batch.next_observations, candidates)
 
-    def next_candidates(self, batch: Batch, noise: Noise) -> tuple[Tensor | None, Tensor | None]:
-        """Return s' `[S, B N, O]` and x_0 `[S, B N, D]` of the candidates for a', None for none."""
-        if not self.critic.samples_policy:
-            return None, None
-        x0 = noise["next_action"]
-        return repeat_rows(batch.next_observations, x0.shape[2]), x0.flatten(1, 2)
-
-    @torch.no_grad()
-    def next_actions(
-        self, batch: Batch, noise: Noise, rows: Tensor | None, x: Tensor | None
-    ) -> Tensor | None:
-        """Return a' `[S, B, D]`, of the candidates X_K the one that the online critics like best.
-
-        Args:
-            batch: The batch.
-            noise: The noise of the update.
-            rows: What `next_candidates` returned.
-            x: X_K of the candidates, `[S, B N, D]`.
-        """
-        if x is None:
-            return None
-        candidates = x.view_as(noise["next_action"])
-        critic = self.online.networks["critic"]
-        return self.choose_candidate(critic, batch.next_observations, candidates)
+    def policy_noise(self, noise: Noise) -> Tensor | None:
+        """Return the noise of the next actions, `[S, B, N, noise_dim]`; None if there are none."""
+        return noise.get("next_action")
 
     def critic_loss(
         self, batch: Batch, next_actions: Tensor | None, end: Tensor

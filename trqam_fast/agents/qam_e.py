@@ -103,19 +103,20 @@ class QAMEAgent(QAMAgent):
         """Normals that an action takes: the flow's, then the edit policy's."""
         return self.dim if self.config.edit_scale == 0 else 2 * self.dim
 
-    def propose(self, networks: Networks, observations: Tensor, noise: Tensor) -> Tensor:
-        """Return the flow's actions with an edit added to each."""
-        x0, edit_eps = noise[..., : self.dim], noise[..., self.dim :]
-        actions = super().propose(networks, observations, x0)
-        return self.edited(networks, observations, actions, edit_eps)
+    def policy_noise(self, noise: Noise) -> Tensor:
+        """Return the flow's noise of the next actions and the edits', side by side."""
+        if self.config.edit_scale == 0:
+            return noise["next_action"]
+        return torch.cat([noise["next_action"], noise["next_edit_eps"]], dim=-1)
 
-    def edited(
-        self, networks: Networks, observations: Tensor, actions: Tensor, eps: Tensor
+    def refine(
+        self, networks: Networks, observations: Tensor, actions: Tensor, noise: Tensor
     ) -> Tensor:
-        """Clip actions `[S, n, D]` and add an edit of noise `eps`, if there are edits."""
+        """Clip the flow's actions `[S, n, D]` and add an edit to each, if there are edits."""
         if self.config.edit_scale == 0:
             return actions
         actions = actions.clamp(-1.0, 1.0)
+        eps = noise.reshape(actions.shape)
         edit, _ = self.edit(networks["edit_actor"], observations, actions, eps)
         return actions + self.config.edit_scale * edit
 
@@ -133,14 +134,6 @@ class QAMEAgent(QAMAgent):
         outputs = mlp(network, torch.cat([observations, actions], dim=-1), **self.options)
         edit, log_prob, _ = tanh_gaussian(outputs, eps)
         return edit, log_prob
-
-    @torch.no_grad()
-    def next_actions(self, batch: Batch, noise: Noise, rows: Tensor, x: Tensor) -> Tensor:
-        """Return a' `[S, B, D]`, chosen after the edit."""
-        eps = noise["next_edit_eps"].flatten(1, 2) if "next_edit_eps" in noise else x
-        return super().next_actions(
-            batch, noise, rows, self.edited(self.online.networks, rows, x, eps)
-        )
 
     def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Terms]:
         """QAM's losses and those of the edit policy and its entropy coefficient."""
