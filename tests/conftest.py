@@ -1,6 +1,16 @@
-"""Fixtures of the tests that train."""
+"""What every test process needs, and fixtures of the tests that train."""
+
+import os
 
 import pytest
+
+# cuBLAS needs it for what PyTorch calls deterministic, and reads it once.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from tests.interpreter import accept_new_numpy
+
+    accept_new_numpy()
 
 
 @pytest.fixture(scope="session")
