@@ -54,8 +54,8 @@ def test_update_of_the_compiled_baseline(measure, size, variant):
     measure_baseline(measure, size, variant, CompiledAgent)
 
 
-def make_updater(agent, size, device, graph):
-    """Return the trainer's loop body on random data, warmed up."""
+def make_updater(agent, size, device, graph, interval=UPDATES_PER_REPLAY):
+    """Return the trainer's loop body on random data, warmed up; `interval` of its history."""
     count = 10_000
     arrays = {
         "observations": torch.randn(count, size.obs_dim),
@@ -67,7 +67,7 @@ def make_updater(agent, size, device, graph):
     }
     dataset = Dataset.from_arrays(arrays, device)
     generators = [torch.Generator(device).manual_seed(run) for run in range(size.runs)]
-    history = History(UPDATES_PER_REPLAY)
+    history = History(interval)
     updater = Updater(agent, dataset, generators, history, graph=graph)
     updater.run(WARMUP)
     history.collect()

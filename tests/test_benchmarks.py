@@ -1,6 +1,7 @@
 """What turns measurements into files, tables and drawings."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from trqam_fast.errors import RunError, UsageError
 from trqam_fast.kernels import mlp
 
 ROOT = Path(__file__).parent.parent
+NVCC = shutil.which("nvcc")
 
 
 def test_readme_is_up_to_date():
@@ -125,6 +127,17 @@ def test_comparison_with_a_reference_that_does_nothing(tmp_path, monkeypatch):
     (result,) = results.values()
     assert result["updates"] == 4 and len(result["ratio_of_each_turn"]) == 2
     assert 0 < result["ratio"] < 1
+
+
+@pytest.mark.skipif(NVCC is None, reason="needs nvcc, from the CUDA toolkit")
+def test_the_limits_of_a_gpu_compile(tmp_path):
+    command = [NVCC, "-std=c++17", "-cubin", "-gencode=arch=compute_90a,code=sm_90a"]
+    command += ["-Werror=all-warnings", "--resource-usage", "-o", tmp_path / "out.cubin"]
+    source = ROOT / "benchmarks" / "gpu_micro.cu"
+    done = subprocess.run([*command, source], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    spills = [line for line in done.stderr.splitlines() if "spill" in line]
+    assert spills and all("0 bytes spill stores, 0 bytes spill loads" in x for x in spills)
 
 
 def test_seconds_by_events(monkeypatch):
