@@ -1,0 +1,101 @@
+"""The trial's own machinery; .ci/run rehearses its stages."""
+
+import json
+import sys
+
+import pytest
+
+from tools import gpu_trial
+from tools.trial import contact, deep, train
+from tools.trial.record import RESULTS, Trial
+
+
+def trial(out, **changes):
+    known = dict(
+        stage="test", device="cpu", dry=True, out=out, identity="now", commit="abc", wheels=out,
+        reference=None,
+    )  # fmt: skip
+    return Trial(**known | changes)
+
+
+def lines(out):
+    return [json.loads(line) for line in (out / RESULTS).read_text().splitlines()]
+
+
+def test_every_stage_exists():
+    modules = {"contact": contact, "deep": deep, "train": train}
+    for stage, module in gpu_trial.MODULES.items():
+        assert getattr(modules[module], stage).__doc__, stage
+
+
+def test_a_measurement_is_one_line(tmp_path):
+    seconds = [3e-6, 1e-6, 2e-6]
+    trial(tmp_path).emit("update", size={"runs": 2}, seconds=seconds, predicted_us=4.0)
+    (line,) = lines(tmp_path)
+    assert (line["q1_us"], line["median_us"], line["q3_us"], line["n"]) == (1.0, 2.0, 3.0, 3)
+    assert line["commit"] == "abc" and line["torch"] and line["error"] is None
+    assert gpu_trial.surprise(line) == pytest.approx(2.0)
+
+
+def test_a_program_that_fails_or_hangs_is_told(tmp_path, capsys):
+    one = trial(tmp_path)
+    python = [sys.executable, "-c"]
+    assert one.run([*python, "print('fine')"], 20) == "fine\n"
+    assert one.run([*python, "raise SystemExit('no kernel')"], 20) is None
+    assert one.run([*python, "import time; time.sleep(60)"], 0.5) is None
+    failed, hung = lines(tmp_path)
+    assert not failed["ok"] and failed["note"].endswith("status 1; no kernel")
+    assert not hung["ok"] and "took too long" in hung["note"]
+    assert "no kernel" in capsys.readouterr().out, "the whole output goes to the log"
+
+
+def test_a_stage_that_breaks_does_not_end_the_trial(tmp_path, monkeypatch, capsys):
+    """One dies, one hangs, one has no time left; the others' measurements are there."""
+    codes = {
+        "build": f"print('x', file=open({str(tmp_path / 'built')!r}, 'w'))",
+        "default_task": "import os; os.abort()",
+        "paper_task": "import time; time.sleep(60)",
+    }
+    monkeypatch.setattr(
+        gpu_trial, "command_of", lambda stage, args: [sys.executable, "-c", codes[stage]]
+    )
+    monkeypatch.setattr(gpu_trial, "LEAST", 3)
+    monkeypatch.setattr(gpu_trial, "commit_of_the_code", lambda: "abc")
+    found = gpu_trial.main(["train", "--out", str(tmp_path), "--limit", "6"])
+    assert found == 1 and (tmp_path / "built").exists()
+    told = {line["stage"]: line["note"] for line in lines(tmp_path)}
+    assert told["default_task"].startswith("status -6")
+    assert told["paper_task"].startswith("time limit")
+    assert told["resume"] == "not run: the call's time was up"
+    assert "3 measurements, 3 not as they should be" in capsys.readouterr().out
+
+
+def test_the_table_begins_with_what_is_wrong(capsys):
+    rows = [
+        {"stage": "a", "name": "as expected", "ok": True, "median_us": 10, "predicted_us": 9},
+        {"stage": "a", "name": "slow", "ok": True, "median_us": 90, "predicted_us": 9},
+        {"stage": "a", "name": "broken", "ok": False, "note": "why"},
+        {"stage": "b", "name": "tile", "ok": True, "median_us": 3, "size": {"runs": 1}},
+        {"stage": "b", "name": "tile", "ok": True, "median_us": 2, "size": {"runs": 1}},
+        {"stage": "c", "name": "op", "ok": True, "error": 1e-4, "size": {"case": "small"}},
+        {"stage": "c", "name": "op", "ok": True, "error": 2e-4, "size": {"case": "wide"}},
+    ]
+    for row in rows:
+        row |= {"q1_us": row.get("median_us"), "q3_us": row.get("median_us")}
+    gpu_trial.print_table(rows)
+    shown = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split()[1] for line in shown] == ["broken", "slow", "as", "tile", "op"]
+    assert "WRONG why" in shown[0] and " 2 (2-2)" in shown[3] and "error 2.0e-04" in shown[4]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "name one of contact, deep, train and all"),
+        (["deep", "--skip", "tune,tuen"], "--skip names tuen; stages: environment"),
+    ],
+)
+def test_wrong_words(words, message, capsys):
+    with pytest.raises(SystemExit) as raised:
+        gpu_trial.main(words)
+    assert raised.value.code == 2 and message in capsys.readouterr().err
