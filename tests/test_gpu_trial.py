@@ -1,7 +1,9 @@
 """The trial's own machinery; .ci/run rehearses its stages."""
 
 import json
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -13,7 +15,7 @@ from tools.trial.record import RESULTS, Trial
 def trial(out, **changes):
     known = dict(
         stage="test", device="cpu", dry=True, out=out, identity="now", commit="abc", wheels=out,
-        reference=None,
+        reference=None, until=time.monotonic() + 60,
     )  # fmt: skip
     return Trial(**known | changes)
 
@@ -42,7 +44,10 @@ def test_a_program_that_fails_or_hangs_is_told(tmp_path, capsys):
     python = [sys.executable, "-c"]
     assert one.run([*python, "print('fine')"], 20) == "fine\n"
     assert one.run([*python, "raise SystemExit('no kernel')"], 20) is None
-    assert one.run([*python, "import time; time.sleep(60)"], 0.5) is None
+    # What it has started ends with it, however long that would go on.
+    other = "import subprocess, time; subprocess.Popen(['sleep', '61']); time.sleep(60)"
+    assert one.run([*python, other], 2) is None
+    assert subprocess.run(["pgrep", "-f", "sleep 61"]).returncode == 1
     failed, hung = lines(tmp_path)
     assert not failed["ok"] and failed["note"].endswith("status 1; no kernel")
     assert not hung["ok"] and "took too long" in hung["note"]
@@ -57,7 +62,7 @@ def test_a_stage_that_breaks_does_not_end_the_trial(tmp_path, monkeypatch, capsy
         "paper_task": "import time; time.sleep(60)",
     }
     monkeypatch.setattr(
-        gpu_trial, "command_of", lambda stage, args: [sys.executable, "-c", codes[stage]]
+        gpu_trial, "command_of", lambda stage, args, limit: [sys.executable, "-c", codes[stage]]
     )
     monkeypatch.setattr(gpu_trial, "LEAST", 3)
     monkeypatch.setattr(gpu_trial, "commit_of_the_code", lambda: "abc")
@@ -99,3 +104,18 @@ def test_wrong_words(words, message, capsys):
     with pytest.raises(SystemExit) as raised:
         gpu_trial.main(words)
     assert raised.value.code == 2 and message in capsys.readouterr().err
+
+
+NCU = """==PROF== Connected to process 7
+"ID","Process ID","Process Name","Kernel Name","Metric Name","Metric Unit","Metric Value"
+"0","7","python","sde_rollout_kernel (8, 1, 1)x(256, 1, 1)","lts__t_bytes.sum","byte","75,000"
+"0","7","python","sde_rollout_kernel (8, 1, 1)x(256, 1, 1)","gpu__time_duration.sum","ns","900,000"
+"1","7","python","mlp_forward_kernel (40, 1, 1)x(256, 1, 1)","lts__t_bytes.sum","byte","1"
+==PROF== Disconnected
+"""
+
+
+def test_counters_are_read_by_launch():
+    (name, values), (other, _) = deep.read_counters(NCU)
+    assert (name.strip(), other.strip()) == ("sde_rollout_kernel", "mlp_forward_kernel")
+    assert values == {"lts__t_bytes.sum": "75,000", "gpu__time_duration.sum": "900,000"}

@@ -25,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools.trial.record import LOG, RESULTS, ROOT, Trial, run_group
+from tools.trial.record import LOG, RESULTS, ROOT, Trial, run_program
 
 PREPARE = {"build": 180}
 CALLS = {
@@ -73,18 +73,18 @@ def run_stage(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     trial = Trial(
         args.stage, args.device, args.dry, args.out, args.identity, args.commit, args.wheels,
-        args.reference,
+        args.reference, time.monotonic() + args.limit,
     )  # fmt: skip
     module = importlib.import_module(f"tools.trial.{MODULES[args.stage]}")
     getattr(module, args.stage)(trial)
     return 0
 
 
-def command_of(stage: str, args: argparse.Namespace) -> list[str]:
-    """Return the command line of a stage's process."""
+def command_of(stage: str, args: argparse.Namespace, limit: float) -> list[str]:
+    """Return the command line of a stage's process, which has so many seconds."""
     words = [sys.executable, str(Path(__file__)), "--stage", stage, "--device", args.device]
     words += ["--out", str(args.out), "--wheels", str(args.wheels), "--identity", args.identity]
-    words += ["--commit", args.commit]
+    words += ["--commit", args.commit, "--limit", f"{limit:.1f}"]
     words += ["--reference", str(args.reference)] if args.reference else []
     return [*words, "--dry"] if args.dry else words
 
@@ -98,8 +98,9 @@ def run_stages(stages: dict[str, int], args: argparse.Namespace, until: float) -
         if left < LEAST:
             note(args, stage, "not run: the call's time was up", ok=False)
             continue
-        start = time.monotonic()
-        status, printed = run_group(command_of(stage, args), min(limit, left), environment(args))
+        start, limit = time.monotonic(), min(limit, left)
+        command = command_of(stage, args, limit)
+        status, printed = run_program(command, limit, environment(args))
         seconds = time.monotonic() - start
         with open(args.out / LOG, "a") as file:
             file.write(f"==== {stage}: status {status}, {seconds:.1f} s\n{printed}\n")
@@ -113,7 +114,7 @@ def run_stages(stages: dict[str, int], args: argparse.Namespace, until: float) -
 def commit_of_the_code() -> str:
     """Ask another process, as this one imports nothing that a new machine may lack."""
     code = "from benchmarks.records import commit; print(commit())"
-    status, printed = run_group([sys.executable, "-c", code], 60, dict(os.environ))
+    status, printed = run_program([sys.executable, "-c", code], 60, dict(os.environ))
     return printed.strip() if status == 0 else "unknown"
 
 

@@ -166,7 +166,7 @@ def bench(trial: Trial, variant: str, runs: int, precision: str) -> None:
     from benchmarks.sizes import PAPER, PAPER_SMALL, make_agent
     from benchmarks.test_update import make_updater
     from trqam_fast.agents import TRQAMAgent
-    from trqam_fast.training.updater import UPDATES_PER_REPLAY, WARMUP
+    from trqam_fast.training.updater import UPDATES_PER_REPLAY
 
     size = replace(PAPER_SMALL if trial.dry else PAPER, runs=runs)
     kind, backend = (TRQAMAgent, "triton") if variant == "fused" else (EagerAgent, "reference")
@@ -182,7 +182,7 @@ def bench(trial: Trial, variant: str, runs: int, precision: str) -> None:
         if not trial.gpu:
             return time_block(updater.update, 3), "without a graph"
         torch.cuda.reset_peak_memory_stats()
-        updater.run(WARMUP + UPDATES_PER_REPLAY)
+        updater.run(UPDATES_PER_REPLAY)
         updater.history.collect()
         seconds = event_seconds(updater.graphs[UPDATES_PER_REPLAY], UPDATES_PER_REPLAY, replays)
         updater.history.advance(UPDATES_PER_REPLAY * (replays + 1))

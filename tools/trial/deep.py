@@ -10,9 +10,9 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from tools.trial.contact import attempt, times
+from tools.trial.contact import attempt
 from tools.trial.record import ROOT, Trial, predicted_kernel
 
 COUNTERS = {
@@ -22,6 +22,10 @@ COUNTERS = {
     "sm__warps_active.avg.pct_of_peak_sustained_active": "% of warps",
 }
 """What ncu is asked for."""
+KERNELS = (
+    "sde_rollout_kernel", "lean_adjoint_kernel", "mlp_forward_kernel", "mlp_pullback_kernel",
+    "weight_gradient_kernel", "adjoint_matching_kernel",
+)  # fmt: skip
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 OUT_OF_TIME = 100.0
 """Seconds after which no further configuration of tiles is tried."""
@@ -36,7 +40,7 @@ def profile(trial: Trial) -> None:
 
     from benchmarks.sizes import PAPER, PAPER_SMALL, make_agent
     from benchmarks.test_update import make_updater
-    from trqam_fast.training.updater import UPDATES_PER_REPLAY, WARMUP
+    from trqam_fast.training.updater import UPDATES_PER_REPLAY
 
     for runs in (1,) if trial.dry else (1, 8):
         size = replace(PAPER_SMALL if trial.dry else PAPER, runs=runs)
@@ -45,7 +49,8 @@ def profile(trial: Trial) -> None:
         rounds = 1 if trial.dry else 3
         interval = UPDATES_PER_REPLAY * (rounds + 2)
         updater = make_updater(agent, size, trial.device, graph=trial.gpu, interval=interval)
-        updater.run(WARMUP + UPDATES_PER_REPLAY)
+        updater.run(UPDATES_PER_REPLAY)
+        updater.history.collect()
         updates = rounds * UPDATES_PER_REPLAY
         activity = ProfilerActivity.CUDA if trial.gpu else ProfilerActivity.CPU
         with record(activities=[activity]) as recorded:
@@ -105,17 +110,21 @@ def counters(trial: Trial) -> None:
         trial.emit("ncu", note="not run: it needs a GPU and ncu on the PATH")
         return
     command = [ncu, "--clock-control", "none", "--cache-control", "none", "--csv"]
-    command += ["--metrics", ",".join(COUNTERS), "-k", "regex:.*_kernel$", "-c", "16"]
+    command += ["--metrics", ",".join(COUNTERS), "-k", f"regex:^({'|'.join(KERNELS)})$"]
     printed = trial.run([*command, *child("one_update", trial)], 120)
-    rows = [line for line in (printed or "").splitlines() if line.startswith('"')]
-    found: dict[str, dict[str, str]] = {}
-    for row in csv.DictReader(rows):
-        launch = f"{row['ID']} {row['Kernel Name'].split('(')[0]}"
-        found.setdefault(launch, {})[row["Metric Name"]] = f"{row['Metric Value']}"
-    for launch, values in found.items():
-        name = launch.split()[1]
+    for name, values in read_counters(printed or ""):
         words = [f"{values[key]} {unit}" for key, unit in COUNTERS.items() if key in values]
         trial.emit(name, precision="tf32", variant="fused", note="; ".join(words))
+
+
+def read_counters(printed: str) -> list[tuple[str, dict[str, str]]]:
+    """Return every launch's kernel and its metrics by name from what ncu printed."""
+    rows = [line for line in printed.splitlines() if line.startswith('"')]
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for row in csv.DictReader(rows):
+        launch = row["ID"], row["Kernel Name"].split("(")[0]
+        found.setdefault(launch, {})[row["Metric Name"]] = row["Metric Value"]
+    return [(name, values) for (_, name), values in found.items()]
 
 
 def one_update(trial: Trial) -> None:
@@ -144,8 +153,8 @@ def tune(trial: Trial) -> None:
     best: dict[str, tuple[float, str]] = {}
     began = time.monotonic()
     shapes = [(64, 64), (32, 64), (32, 128), (64, 128)]
-    grid = itertools.product(("tf32", "bf16"), shapes, (8, 4), (3, 2, 5))
-    for precision, (rows, cols), warps, stages in grid:
+    grid = itertools.product(shapes, (8, 4), (3, 2, 5), ("tf32", "bf16"))
+    for (rows, cols), warps, stages, precision in grid:
         if time.monotonic() - began > OUT_OF_TIME:
             break
         tile = dataclasses.replace(
@@ -155,7 +164,7 @@ def tune(trial: Trial) -> None:
         with tiles(network, precision, tile, warps):
             for runs in (1, 8):
                 for name, call in passes(replace(PAPER, runs=runs), precision).items():
-                    found, note = attempt(lambda call=call: times(trial, call))
+                    found, note = attempt(lambda call=call: graph_seconds(call))
                     trial.emit(
                         name, size={"runs": runs}, precision=precision, variant="fused",
                         seconds=found, ok=True, note=f"{told}{note and ': '}{note}",
@@ -166,6 +175,13 @@ def tune(trial: Trial) -> None:
                         best[key] = min(best.get(key, (middle, told)), (middle, told))
     rows = {key: {"us": 1e6 * value, "tile": told} for key, (value, told) in best.items()}
     (trial.out / "tiles.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def graph_seconds(call: Callable[[], object]) -> list[float]:
+    """Return seconds of a call without the host's part."""
+    from benchmarks.graphs import capture, event_seconds
+
+    return event_seconds(capture(call, [], 3), 3, 10)
 
 
 @contextlib.contextmanager

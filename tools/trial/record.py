@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,6 +33,7 @@ class Trial:
         commit: Commit of the code.
         wheels: Folder of wheels that may be missing on this machine.
         reference: Checkout of the authors' code, or None.
+        until: When the stage's time is up, as `time.monotonic` tells it.
     """
 
     stage: str
@@ -41,6 +44,7 @@ class Trial:
     commit: str
     wheels: Path
     reference: Path | None
+    until: float
 
     @property
     def gpu(self) -> bool:
@@ -92,10 +96,12 @@ class Trial:
     def run(self, command: list[str], timeout: float, **environment: str) -> str | None:
         """Run a program to its end; return what it printed, or None and a line if it failed.
 
-        Its output goes to the log. The line names the program, its status and its last words.
+        Its output goes to the log. The line names the program, its status and its last words. The
+        stage keeps a few seconds to tell of a program that it had to end.
         """
         words = [str(word) for word in command]
-        status, printed = run_group(words, timeout, os.environ | environment)
+        left = self.until - time.monotonic() - 3
+        status, printed = run_program(words, min(timeout, max(left, 1)), os.environ | environment)
         print(f"$ {' '.join(words)}\n{printed}", flush=True)
         if status == 0:
             return printed
@@ -105,20 +111,38 @@ class Trial:
         return None
 
 
-def run_group(
+def run_program(
     command: list[str], timeout: float, environment: dict[str, str]
 ) -> tuple[int | None, str]:
-    """Run a program and all that it starts; return status (None: ended by us) and output."""
+    """Run a program; return its status and output. After `timeout` end it and all that it started.
+
+    The status is None then.
+    """
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-        env=environment, cwd=ROOT, start_new_session=True,
+        env=environment, cwd=ROOT,
     )  # fmt: skip
     try:
         printed, _ = process.communicate(timeout=timeout)
         return process.returncode, printed
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        for pid in [process.pid, *descendants(process.pid)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         return None, process.communicate()[0]
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes that a process has started, and those that these have, and so on."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            own, _, rest = stat.read_text().rpartition(")")
+            children.setdefault(int(rest.split()[1]), []).append(int(own.split()[0]))
+    found = [pid]
+    for parent in found:
+        found += children.get(parent, [])
+    return found[1:]
 
 
 def quartiles_us(seconds: list[float] | None) -> tuple[float | None, float | None, float | None]:
