@@ -1,6 +1,7 @@
 """The trial's own machinery; .ci/run rehearses its stages."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -119,3 +120,10 @@ def test_counters_are_read_by_launch():
     (name, values), (other, _) = deep.read_counters(NCU)
     assert (name.strip(), other.strip()) == ("sde_rollout_kernel", "mlp_forward_kernel")
     assert values == {"lts__t_bytes.sum": "75,000", "gpu__time_duration.sum": "900,000"}
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck, of extra 'test'")
+def test_the_wheelhouse_script_is_sound():
+    script = gpu_trial.ROOT / "tools" / "wheelhouse.sh"
+    done = subprocess.run(["shellcheck", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

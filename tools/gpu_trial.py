@@ -65,6 +65,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if unknown:
         parser.error(f"--skip names {', '.join(sorted(unknown))}; stages: {', '.join(MODULES)}")
     args.out, args.wheels = args.out.resolve(), args.wheels.resolve()
+    args.reference = args.reference and args.reference.resolve()
     return args
 
 

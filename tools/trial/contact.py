@@ -195,7 +195,7 @@ def bench(trial: Trial, variant: str, runs: int, precision: str) -> None:
     trial.emit(
         "update", size=vars(size), precision=precision, variant=variant, mode="throughput",
         seconds=seconds, ok=seconds is not None, note=told,
-        predicted_us=predicted_update(trial.gpu, variant, precision, runs),
+        predicted_us=predicted_update(trial.paper, variant, precision, runs),
     )  # fmt: skip
 
 

@@ -66,7 +66,7 @@ def profile(trial: Trial) -> None:
             trial.emit(
                 event.key[:80], size={"runs": runs}, precision=precision, variant="fused",
                 seconds=[seconds], count=event.count,
-                predicted_us=predicted_kernel(trial.gpu, event.key, runs),
+                predicted_us=predicted_kernel(trial.paper, event.key, runs),
                 note=f"{event.count / updates:.1f} an update",
             )  # fmt: skip
         total = 1e-6 * sum(getattr(e, side) for e in found) / updates

@@ -51,6 +51,11 @@ class Trial:
         """Whether the stage runs on a GPU."""
         return self.device == "cuda"
 
+    @property
+    def paper(self) -> bool:
+        """Whether it does what benchmarks/gpu_model.py has computed: paper scale, on a GPU."""
+        return self.gpu and not self.dry
+
     def emit(
         self,
         name: str,
@@ -171,23 +176,23 @@ def versions(gpu: bool) -> dict[str, str]:
 
 
 @cache
-def model(gpu: bool) -> tuple[dict[str, Any], str]:
+def model(known: bool) -> tuple[dict[str, Any], str]:
     """Return what benchmarks/gpu_model.py has computed, and the nearest of its GPUs."""
-    if not gpu:
+    if not known:
         return {"updates": {}, "kernels": {}}, ""
     found = json.loads((ROOT / "benchmarks" / "results" / "gpu_model.json").read_text())
-    return found, next((m for m in found["machine"] if m in versions(gpu)["gpu"]), "H100")
+    return found, next((m for m in found["machine"] if m in versions(True)["gpu"]), "H100")
 
 
-def predicted_update(gpu: bool, plan: str, precision: str, runs: int) -> float | None:
+def predicted_update(known: bool, plan: str, precision: str, runs: int) -> float | None:
     """Return the model's microseconds of an update at paper scale, None where it has none."""
-    found, machine = model(gpu)
+    found, machine = model(known)
     return found["updates"].get(f"{plan} {precision} S={runs}", {}).get(f"{machine}_us")
 
 
-def predicted_kernel(gpu: bool, name: str, runs: int) -> float | None:
+def predicted_kernel(known: bool, name: str, runs: int) -> float | None:
     """Return the model's microseconds of all launches of a kernel in a fused update with TF32."""
-    found, _ = model(gpu)
+    found, _ = model(known)
     rows = [row for key, row in found["kernels"].items() if f" tf32 S={runs} " in key]
     return rows[0].get(name, {}).get("total_us") if rows else None
 
