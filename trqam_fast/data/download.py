@@ -17,10 +17,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from trqam_fast.damage import Damaged, reading
 from trqam_fast.data.names import LARGE_SETS, parse_dataset
-from trqam_fast.data.npz import bad_member, is_damaged, read_headers
+from trqam_fast.data.npz import BROKEN as NO_ARCHIVE
+from trqam_fast.data.npz import is_damaged, whole_headers_of
 from trqam_fast.errors import RunError, UsageError
-from trqam_fast.files import locked
+from trqam_fast.files import expanded, locked, open_file
 
 REQUIRED = {"observations", "actions", "terminals"}
 BLOCK = 2**18
@@ -68,7 +70,7 @@ def plan(name: str, folder: Path) -> list[tuple[str, Path]]:
     Raises:
         UsageError: OGBench has no such dataset.
     """
-    folder = folder.expanduser()
+    folder = expanded(folder)
     if name in LARGE_SETS:
         large = LARGE_SETS[name]
         return [(f"{large.folder}/{file}", folder / name / file) for file in large.file_names]
@@ -176,13 +178,11 @@ def fetch_first(
 
 def check_archive(path: Path) -> None:
     """Read a fetched archive; raise `Refused` if it is none of OGBench or damaged."""
-    damage = bad_member(path)
-    if damage is not None:
-        raise Refused(f"the file {damage}")
     try:
-        missing = sorted(REQUIRED - read_headers(path).keys())
-    except UsageError:
-        missing = sorted(REQUIRED)
+        with reading(path, *NO_ARCHIVE), open_file(path) as file:
+            missing = sorted(REQUIRED - whole_headers_of(file).keys())
+    except Damaged as error:
+        raise Refused(f"the file {error}") from None
     if missing:
         raise Refused(f"the file has no array {missing[0]!r}; it is not a dataset of OGBench")
 
