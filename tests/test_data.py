@@ -16,8 +16,9 @@ from trqam_fast.data import __main__ as command
 from trqam_fast.data import dataset as dataset_module
 from trqam_fast.data import flat_dataset as flat_dataset_module
 from trqam_fast.data.dataset import FIELDS, Dataset
-from trqam_fast.data.flat import FlatSet, convert, task_env
+from trqam_fast.data.flat import FlatSet
 from trqam_fast.data.flat_dataset import FlatDataset, has_room
+from trqam_fast.data.flatten import convert
 from trqam_fast.data.generate.recipe import GENERATED_DIR
 from trqam_fast.data.load import OFFICIAL_DIR, load_arrays, load_task, present, stored_form
 from trqam_fast.data.names import (
@@ -29,6 +30,7 @@ from trqam_fast.data.names import (
     parse_task,
 )
 from trqam_fast.errors import UsageError
+from trqam_fast.simulator.environment import task_env
 
 DATA = Path(__file__).parent / "data"
 TASK = "pointmaze-medium-navigate-singletask-task1-v0"

@@ -17,9 +17,11 @@ from tests.test_data import MAZE, TASK, raw_arrays
 from trqam_fast.damage import Damaged, Unreadable
 from trqam_fast.data import __main__ as command
 from trqam_fast.data import flat as flat_module
+from trqam_fast.data import flatten
 from trqam_fast.data.dataset import Dataset
-from trqam_fast.data.flat import FlatSet, convert, problems_of_flat
+from trqam_fast.data.flat import FlatSet, problems_of_flat
 from trqam_fast.data.flat_dataset import open_flat
+from trqam_fast.data.flatten import convert
 from trqam_fast.data.load import load_arrays, load_task
 from trqam_fast.data.names import parse_dataset
 from trqam_fast.data.npz import Layout, checksum, layout_of, problems_of
@@ -107,7 +109,7 @@ def test_manifest(flat):
 
 def test_one_file_is_in_memory_at_a_time(folder, monkeypatch):
     alive = []
-    read = flat_module.read_raw
+    read = flatten.read_raw
 
     class Arrays(dict):
         def __del__(self):
@@ -119,7 +121,7 @@ def test_one_file_is_in_memory_at_a_time(folder, monkeypatch):
         assert len(alive) == 1
         return arrays
 
-    monkeypatch.setattr(flat_module, "read_raw", count)
+    monkeypatch.setattr(flatten, "read_raw", count)
     monkeypatch.setattr(type(MAZE), "single_tasks", lambda name: {})
     convert(sorted(folder.glob("*-00?.npz")), MAZE, folder / "again.flat", progress=False)
     assert not alive
@@ -131,7 +133,7 @@ def test_a_failing_conversion_leaves_the_old_set(folder, flat, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(flat_module.Writer, "write", full)
+    monkeypatch.setattr(flatten.Writer, "write", full)
     with pytest.raises(RunError, match="cannot write .*No space left"):
         command.main(["convert", str(folder)])
     assert sorted(path.name for path in folder.iterdir()) == before
@@ -170,11 +172,11 @@ def test_leftovers_of_killed_conversions(tmp_path):
 
     for name in ("a.flat.1.partial", "a.flat.2.old", "b.flat.1.partial"):
         make(name)
-    with pytest.raises(KeyError), flat_module.new_folder(target):
+    with pytest.raises(KeyError), flatten.new_folder(target):
         assert (target / "file").read_text() == "a.flat.2.old"
         raise KeyError
     make("a.flat.3.old")
-    with flat_module.new_folder(target) as new:
+    with flatten.new_folder(target) as new:
         (new / "file").write_text("new")
     assert (target / "file").read_text() == "new"
     assert {p.name for p in tmp_path.iterdir()} == {"a.flat", "b.flat.1.partial", ".a.flat.lock"}
@@ -185,7 +187,7 @@ def test_two_conversions_do_not_meet(tmp_path):
     target, order = tmp_path / "a.flat", []
 
     def write(name):
-        with flat_module.new_folder(target) as new:
+        with flatten.new_folder(target) as new:
             order.append(name)
             time.sleep(0.1)
             (new / "file").write_text(name)
@@ -202,7 +204,7 @@ def test_two_conversions_do_not_meet(tmp_path):
 
 
 def test_terminals_of_one_file_are_in_memory_at_a_time(folder, monkeypatch):
-    read, alive, most = flat_module.read_terminals, weakref.WeakSet(), []
+    read, alive, most = flatten.read_terminals, weakref.WeakSet(), []
 
     class Terminals(np.ndarray):
         __hash__ = object.__hash__
@@ -213,7 +215,7 @@ def test_terminals_of_one_file_are_in_memory_at_a_time(folder, monkeypatch):
         most.append(len(alive))
         return rows
 
-    monkeypatch.setattr(flat_module, "read_terminals", count)
+    monkeypatch.setattr(flatten, "read_terminals", count)
     monkeypatch.setattr(type(MAZE), "single_tasks", lambda name: {})
     convert(sorted(folder.glob("*-00?.npz")), MAZE, folder / "again.flat", progress=False)
     assert most == [1, 1, 1]

@@ -13,7 +13,8 @@ import tyro
 from trqam_fast.cli import run_command
 from trqam_fast.damage import Unreadable
 from trqam_fast.data.download import get
-from trqam_fast.data.flat import convert, problems_of_flat
+from trqam_fast.data.flat import problems_of_flat
+from trqam_fast.data.flatten import convert
 from trqam_fast.data.generate.recipe import GENERATED_DIR, Recipe
 from trqam_fast.data.load import OFFICIAL_DIR, Found, present
 from trqam_fast.data.names import LARGE_SETS, PUBLISHED, DatasetName, parse_dataset
