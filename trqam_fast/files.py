@@ -47,6 +47,19 @@ def open_file(path: Path) -> BinaryIO:
     return file
 
 
+def read_bytes(path: Path, largest: int) -> bytes:
+    """Return the contents of a regular file of at most `largest` bytes.
+
+    Raises:
+        ValueError: it is larger.
+        OSError: see `open_file`.
+    """
+    with open_file(path) as file:
+        if os.fstat(file.fileno()).st_size > largest:
+            raise ValueError(f"it is larger than {largest:,} bytes")
+        return file.read()
+
+
 def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
     """Return the text of a regular file of at most `largest` bytes.
 
@@ -54,11 +67,7 @@ def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
         ValueError: it is larger, or no UTF-8.
         OSError: see `open_file`.
     """
-    with open_file(path) as file:
-        content = file.read(largest + 1)
-    if len(content) > largest:
-        raise ValueError(f"it is larger than {largest:,} bytes")
-    return content.decode()
+    return read_bytes(path, largest).decode()
 
 
 @contextlib.contextmanager
