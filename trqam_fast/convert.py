@@ -119,7 +119,8 @@ class FlaxCheckpoint:
         """
         module = module_of(network)
         tree = self.entry(self.entry(self.params, f"modules_{network}"), module)
-        count = sum(1 for layer in tree if is_part(layer, "Dense_"))
+        parts = [name for name in tree if isinstance(name, str)]
+        count = sum(name.startswith("Dense_") for name in parts)
         axes = 3 if "critic" in network else 2
         shapes: list[tuple[int, ...]] = []
         for layer in range(count):
@@ -143,7 +144,7 @@ class FlaxCheckpoint:
             )
         if count < 2:
             raise UsageError(f"{self.path}: {network} has {count} layers; two or more are needed")
-        return shapes, any(is_part(layer, "LayerNorm_") for layer in tree)
+        return shapes, any(name.startswith("LayerNorm_") for name in parts)
 
     @property
     def cloning_only(self) -> bool:
@@ -165,11 +166,6 @@ class FlaxCheckpoint:
             )
             for name in names
         )
-
-
-def is_part(name: Any, kind: str) -> bool:
-    """Whether a key of a module names a part of that kind, e.g. ``Dense_0``."""
-    return isinstance(name, str) and name.startswith(kind)
 
 
 def module_of(network: str) -> str:

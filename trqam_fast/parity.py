@@ -6,9 +6,8 @@ python -m trqam_fast.parity tests/data/trqam_chunked.npz
 from __future__ import annotations
 
 import json
+import math
 import sys
-import zipfile
-import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -19,15 +18,20 @@ from torch import Tensor
 
 from trqam_fast.agents import Agent, AgentConfig, Batch, BCAgent, Noise, Terms, TRQAMAgent
 from trqam_fast.cli import run_command
+from trqam_fast.damage import reading
+from trqam_fast.data.npz import read_arrays
 from trqam_fast.devices import check_device
 from trqam_fast.errors import UsageError
 from trqam_fast.kernels import Backend, MLPWeights, Precision
+from trqam_fast.text import printable
 
 TOLERANCES = {"float64": 1e-10, "float32": 1e-3}
-READ_ERRORS = (
-    OSError, ValueError, KeyError, TypeError, AttributeError, EOFError,
-    zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
+NO_RECORDING = "is not a recorded run", "give an npz file"
+"""What is said of a damaged recording, and what helps."""
+ALGORITHMS = ("trqam", "qam")
+LOGGED = ("grad/norm", "grad/max", "grad/min")
+DUAL = ("dual/sigma_scale", "dual/kl_estimate_clipped", "dual/kl_clipped")
+"""What is logged of every update, and of every dual one."""
 UNSUPPORTED = {"edit_scale": 0.0, "fql_alpha": 0.0, "residual": False}
 
 
@@ -54,36 +58,91 @@ class ParityArgs:
 
 
 class Recording:
-    """A recorded run: initial and final weights, batches, noise, outputs."""
+    """A recorded run: initial and final weights, batches, noise, outputs.
+
+    Raises:
+        UsageError: it is of a variant that is not part of this package.
+        Damaged: it is no recorded run, or what it says of itself contradicts its arrays.
+        Unreadable: the system refuses.
+    """
 
     def __init__(self, path: Path) -> None:
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                self.arrays = {name: archive[name] for name in archive.files}
-            self.meta = json.loads(str(self.arrays.pop("meta")))
-        except FileNotFoundError:
-            raise UsageError(f"{path} does not exist; give the path of a recorded run") from None
-        except READ_ERRORS as error:
-            raise UsageError(f"{path} is not a recorded run ({error}); give an npz file") from None
         self.path = path
-        recorded = self.meta["config"]
+        self.arrays = read_arrays(path, *NO_RECORDING, kinds="biufU")
+        with reading(path, *NO_RECORDING):
+            self.meta = json.loads(str(self.arrays.pop("meta")))
+            if any(array.dtype.kind == "U" for array in self.arrays.values()):
+                raise ValueError("an array holds text")
+            self._check_variant(self.meta["config"])
+            try:
+                self.config = plain_config(self.meta["config"])
+            except UsageError as error:
+                raise ValueError(str(error)) from None
+            self._check_meta()
+            for index in range(len(self.meta["infos"])):
+                self._check_update(index)
+
+    def _check_variant(self, recorded: dict[str, Any]) -> None:
         for name, neutral in UNSUPPORTED.items():
             if recorded.get(name, neutral) != neutral:
                 raise UsageError(
-                    f"{path}: {name} is {recorded[name]}, a variant of QAM that is not part of "
-                    f"this package; record a run with {name} = {neutral}"
+                    f"{self.path}: {name} is {printable(recorded[name])}, a variant of QAM that is "
+                    f"not part of this package; record a run with {name} = {neutral}"
                 )
-        known = {field.name for field in fields(AgentConfig)}
-        values = {name: value for name, value in recorded.items() if name in known}
-        for name in ("actor_hidden_dims", "value_hidden_dims"):
-            values[name] = tuple(values[name])
-        self.config = AgentConfig(**values)
         self.cloning_only = bool(recorded.get("bc_only", False))
         if self.cloning_only and self.meta["algo"] != "trqam":
             raise UsageError(
-                f"{path}: bc_only with {self.meta['algo']} trains the critic as well in the "
-                "authors' code, a variant that is not part of this package; record it with trqam"
+                f"{self.path}: bc_only with {printable(self.meta['algo'])} trains the critic as "
+                "well in the authors' code, a variant that is not part of this package; record it "
+                "with trqam"
             )
+
+    def _check_meta(self) -> None:
+        meta, config = self.meta, self.config
+        sizes, duals = (meta["obs_dim"], meta["act_dim"]), (meta["init_lam"], meta["init_kl_ema"])
+        if meta["algo"] not in ALGORITHMS or not all(type(n) is int and n > 0 for n in sizes):
+            raise ValueError("algo, obs_dim or act_dim is none")
+        if duals != (None, None) and not all(map(is_number, duals)):
+            raise ValueError("init_lam or init_kl_ema is no number")
+        for info in meta["infos"]:
+            needed = {*LOGGED, *(DUAL if "dual/lambda" in info else ())}
+            if not needed <= info.keys() or not all(map(is_number, info.values())):
+                raise ValueError(f"infos lack one of {sorted(needed)}, or hold no number")
+        # Compared before memory is asked for: the weights are all in the file.
+        nets = [Agent.field_shape(config, *sizes), Agent.critic_shape(config, *sizes)]
+        nets = nets[:1] if self.cloning_only else nets
+        claimed = sum(math.prod(shape) for net in nets for shape in net.tensor_shapes)
+        held = sum(array.size for array in self.group("init/").values())
+        if claimed > held:
+            raise ValueError(f"config implies {claimed} weights, but {held} are there")
+
+    def _check_update(self, index: int) -> None:
+        """Compare the shapes of an update's batch and noise with what the config implies."""
+        config, obs_dim, act_dim = self.config, self.meta["obs_dim"], self.meta["act_dim"]
+        rows = len(self.require(f"update{index}/batch/observations"))
+        horizon, dim = config.horizon_length, act_dim * config.chunk_length
+        shapes = {
+            "batch/observations": (rows, obs_dim),
+            "batch/actions": (rows, horizon, act_dim),
+            "batch/rewards": (rows, horizon),
+            "batch/masks": (rows, horizon),
+            "batch/valid": (rows, horizon),
+            "batch/next_observations": (rows, horizon, obs_dim),
+            "noise/bc_x0": (rows, dim),
+            "noise/bc_t": (rows, 1),
+        }
+        if not self.cloning_only:
+            shapes |= {
+                "noise/next_action": (rows, config.best_of_n, dim),
+                "noise/sde_x0": (rows, dim),
+                "noise/sde_eps": (config.flow_steps, rows, dim),
+            }
+        for name, shape in shapes.items():
+            found = self.require(f"update{index}/{name}").shape
+            if found != shape or not rows:
+                raise ValueError(
+                    f"update{index}/{name} has shape {list(found)}, config implies {list(shape)}"
+                )
 
     def require(self, name: str) -> np.ndarray:
         """Return an array.
@@ -102,6 +161,34 @@ class Recording:
             for name, array in self.arrays.items()
             if name.startswith(prefix)
         }
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number, and not an integer beyond those with a fraction."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**1000)
+
+
+def plain_config(recorded: dict[str, Any]) -> AgentConfig:
+    """Return the part of a recorded configuration that ours has.
+
+    Raises:
+        TypeError, KeyError: a value is of another kind than ours, or the widths are missing.
+        UsageError: a value is impossible.
+    """
+    values = {}
+    for field in fields(AgentConfig):
+        if field.name not in recorded and type(field.default) is not tuple:
+            continue
+        value, kind = recorded[field.name], type(field.default)
+        if kind is tuple:
+            value = tuple(value)
+            fits = all(type(width) is int for width in value)
+        else:
+            fits = is_number(value) if kind is float else type(value) is kind
+        if not fits:
+            raise TypeError(f"{field.name} is {value}")
+        values[field.name] = value
+    return AgentConfig(**values)
 
 
 def tensors_by_name(network: str, weights: MLPWeights) -> dict[str, Tensor]:
