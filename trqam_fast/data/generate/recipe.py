@@ -173,10 +173,10 @@ class Recipe:
         total = self.episodes + self.val_episodes
         made = total - sum(shard.episodes for shard in missing)
         bar = tqdm(desc="generate", unit="episode", total=total, initial=made, disable=not progress)
-        steps: Iterator[None] = make_shards(missing, self.expert, workers)
+        steps: Iterator[int] = make_shards(missing, self.expert, workers)
         with bar, contextlib.closing(steps):
-            for _ in steps:
-                bar.update()
+            for episodes in steps:
+                bar.update(episodes)
         path.parent.mkdir(exist_ok=True)
         assemble(val, self.val_path(folder))
         assemble(train, path)
