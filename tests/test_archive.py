@@ -135,7 +135,7 @@ def pack(path, **members):
 @pytest.mark.filterwarnings("ignore")
 def test_bits_of_every_header(archive):
     """A flipped bit is damage, or something that is not the header's: never another error."""
-    arrays = raw_arrays(1, 3)
+    arrays = raw_arrays(500)  # so large that a header is parsed before the checksum is known
     np.savez(archive, **arrays)
     content = archive.read_bytes()
     with zipfile.ZipFile(archive) as whole:
@@ -148,7 +148,7 @@ def test_bits_of_every_header(archive):
                 changed[position] ^= 1 << int(bit)
                 archive.write_bytes(changed)
                 damaged += is_damaged(archive)
-    assert damaged > 1000  # of 1200; the rest lies in the padding behind the headers
+    assert damaged > 800  # of 1200; the rest lies in the padding of the headers and behind them
 
 
 @pytest.mark.filterwarnings("ignore")
