@@ -1,4 +1,7 @@
-"""Downloads from a server in this process; nothing leaves the machine."""
+"""Downloads from a server in this process; nothing leaves the machine.
+
+Longer than other files, as all of it needs that server.
+"""
 
 import contextlib
 import errno
