@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,7 +90,7 @@ class FlatSet:
             self._offsets[name] = file.tell()
         if found != (shape, np.dtype(dtype)):
             raise ValueError(f"{name}.npy has shape {list(found[0])} and dtype {found[1]}")
-        expected = self.offset(name) + int(np.prod(shape)) * np.dtype(dtype).itemsize
+        expected = self.offset(name) + math.prod(shape) * np.dtype(dtype).itemsize
         if size != expected:
             raise ValueError(f"{name}.npy has {size} bytes, not {expected}")
 
