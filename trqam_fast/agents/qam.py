@@ -104,6 +104,7 @@ class QAMAgent(Agent):
             "actor/path_kl": "path_kl", "actor/adj_mean": "adjoint_mean",
             "actor/adj_std": "adjoint_std", "actor/adj_max": "adjoint_max",
         },
+        one_more=("sde_eps",),
     )  # fmt: skip
 
     def __init__(self, config: Any, *args: Any, **options: Any) -> None:

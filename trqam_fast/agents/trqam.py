@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trqam_fast.agents import critics
-from trqam_fast.agents.base import Metrics, Recorded
+from trqam_fast.agents.base import Metrics
 from trqam_fast.agents.config import (
     AdjointConfig,
     AnchorConfig,
@@ -55,8 +55,7 @@ class TRQAMAgent(QAMAgent):
         )
     }
     controller = DualController
-    recorded = Recorded(
-        outputs=QAMAgent.recorded.outputs,
+    recorded = QAMAgent.recorded._replace(
         infos=QAMAgent.recorded.infos
         | {
             "lam_raw": "lam", "kl_ema_raw": "kl_ema", "dual/kl_ema": "kl_ema",
