@@ -32,8 +32,7 @@ TOLERANCES = {"float64": 1e-10, "float32": 1e-3}
 NO_RECORDING = "is not a recorded run", "give an npz file"
 """What is said of a damaged recording, and what helps."""
 LOGGED = ("grad/norm", "grad/max", "grad/min")
-DUAL = ("dual/sigma_scale", "dual/kl_estimate_clipped", "dual/kl_clipped")
-"""What is logged of every update, and of every dual one."""
+"""What is logged of every update."""
 UNSUPPORTED = {"fql_alpha": 0.0, "residual": False}
 
 
@@ -114,9 +113,8 @@ class Recording:
         if duals != (None, None) and not all(map(is_number, duals)):
             raise ValueError("init_lam or init_kl_ema is no number")
         for info in meta["infos"]:
-            needed = {*LOGGED, *(DUAL if "dual/lambda" in info else ())}
-            if not needed <= info.keys() or not all(map(is_number, info.values())):
-                raise ValueError(f"infos lack one of {sorted(needed)}, or hold no number")
+            if not set(LOGGED) <= info.keys() or not all(map(is_number, info.values())):
+                raise ValueError(f"infos lack one of {LOGGED}, or hold no number")
         # Compared before memory is asked for: the weights are all in the file.
         nets = self.agent_class.network_shapes(config, *sizes).values()
         claimed = sum(math.prod(shape) for net in nets for shape in net.tensor_shapes)
@@ -263,17 +261,22 @@ def compare_scalars(
     for recorded, ours in agent.recorded.infos.items():
         if recorded in info and ours in metrics:
             deviations.add(recorded, metrics[ours], info[recorded])
-    config = agent.config
-    if "dual/lambda" in info:
+    derived, config = {}, agent.config
+    if agent.controller is not None and "path_kl" in metrics:
         effective = config.lam_scale * metrics["lam"]
         limit = config.kl_clip_coef * config.kl_budget
-        clipped = metrics["path_kl"] > limit
-        for name, value in {
+        derived = {
             "dual/lambda": effective,
             "dual/sigma_scale": effective.clamp(min=1e-8).rsqrt(),
+            "dual/kl_budget": config.kl_budget,
             "dual/kl_estimate_clipped": metrics["path_kl"].clamp(max=limit),
-            "dual/kl_clipped": clipped.double(),
-        }.items():
+            "dual/kl_clipped": (metrics["path_kl"] > limit).double(),
+        }
+    if "critic/critic_loss_total" in info:
+        total = metrics["critic_loss"] + config.value_penalty * metrics["value_gap"]
+        derived["critic/critic_loss_total"] = total
+    for name, value in derived.items():
+        if name in info:
             deviations.add(name, value, info[name])
     # The authors log the sum of the tensors' norms, and their extremes include the targets' zeros.
     parts = agent.online.unflatten(gradient)
