@@ -69,7 +69,7 @@ def test_the_budget_grows_linearly():
 
 @pytest.mark.parametrize("warmup", [0, 2])
 def test_lambda_starts_where_the_minimiser_meets_the_budget(warmup):
-    """At fixed adjoints the minimiser is Delta_k = -sigma_k^2 a_k / 2; its path KL is the budget."""
+    """At fixed adjoints the minimiser is Delta_k = -sigma_k^2 a_k / 2, of path KL eps."""
     agent = trqam(kl_budget=0.37, lambda_start="closed-form", eta_lambda=0.0, critic_warmup=warmup)
     for number in range(warmup):
         assert update(agent, number).metrics["lam"].tolist() == [1.0]
