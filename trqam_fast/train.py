@@ -198,6 +198,7 @@ def run(config: TrainConfig) -> Result:
             pretrained = None
             if config.pretrained is not None and not begun:
                 pretrained = load_pretrained(config, dataset, logger, ledger)
+        config = start.settle_budget(config, dataset.act_dim)
         settled = settle_backend(config, dataset.act_dim)
         with folder.held():
             if config.resume == "no":

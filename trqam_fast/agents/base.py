@@ -50,6 +50,7 @@ class Recorded(NamedTuple):
         infos: Our metric by theirs.
         settings: Our name of a hyperparameter by theirs, where it differs.
         per_dimension: Those of their hyperparameters that are ours times D.
+        one_more: Our draws of which they make one more, for a last step that uses none.
     """
 
     networks: dict[str, str] = {}
@@ -58,6 +59,7 @@ class Recorded(NamedTuple):
     infos: dict[str, str] = {}
     settings: dict[str, str] = {}
     per_dimension: tuple[str, ...] = ()
+    one_more: tuple[str, ...] = ()
 
 
 def repeat_rows(rows: Tensor, count: int) -> Tensor:

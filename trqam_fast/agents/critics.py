@@ -110,8 +110,11 @@ def pessimistic(config: Any, q: Tensor) -> Tensor:
 
 
 def backed_up(config: Any, batch: Batch, value: Tensor) -> Tensor:
-    """R + gamma^H m value, `[S, B]`."""
-    return batch.rewards + config.discount**config.horizon_length * batch.masks * value
+    """R + gamma^H m value, `[S, B]`, of rewards times `reward_scale`."""
+    rewards = batch.rewards
+    if config.reward_scale != 1.0:
+        rewards = config.reward_scale * rewards
+    return rewards + config.discount**config.horizon_length * batch.masks * value
 
 
 def temporal_difference(q: Tensor, target: Tensor, valid: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ INV_TEMPS = {
     "humanoidmaze-large": 3.0, "puzzle-4x4": 30.0,
 }  # fmt: skip
 
-ADJOINT_METRICS = ("adjoint_mean", "adjoint_std", "adjoint_max")
+ADJOINT_METRICS = ("adjoint_mean", "adjoint_std", "adjoint_max", "adjoint_gain")
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,11 @@ class Path(NamedTuple):
     velocity: Tensor
 
     @property
+    def points(self) -> Tensor:
+        """X_0..X_{K-1}, `[S, K, B, D]`."""
+        return self.trajectory[:, :-1]
+
+    @property
     def end(self) -> Tensor:
         """X_K, the policy's action before it is clipped, `[S, B, D]`."""
         return self.trajectory[:, -1]
@@ -85,7 +90,7 @@ class QAMAgent(Agent):
     label, colour = "QAM", "#d55e00"
     Config = QAMConfig
     metrics = ("critic_loss", "bc_loss", "adjoint_loss", "path_kl", *critics.METRICS,
-               *ADJOINT_METRICS)  # fmt: skip
+               *ADJOINT_METRICS, "value_gap")  # fmt: skip
     published = {
         "inv_temp": ByDomain(
             {domain: Setting(value, QAM_AUTHORS) for domain, value in INV_TEMPS.items()},
@@ -104,6 +109,7 @@ class QAMAgent(Agent):
             "actor/path_kl": "path_kl", "actor/adj_mean": "adjoint_mean",
             "actor/adj_std": "adjoint_std", "actor/adj_max": "adjoint_max",
         },
+        one_more=("sde_eps",),
     )  # fmt: skip
 
     def __init__(self, config: Any, *args: Any, **options: Any) -> None:
@@ -161,15 +167,25 @@ class QAMAgent(Agent):
         adjoint, adjoint_metrics = self.adjoint(batch.observations, path)
         adjoint_loss, path_kl = self.adjoint_loss(batch.observations, path, adjoint)
 
-        total = (critic_loss + cloning_loss + adjoint_loss).sum()
+        policy_loss = cloning_loss + adjoint_loss
+        if self.config.critic_warmup > 0:
+            policy_loss = policy_loss * self.warm
+        total = (critic_loss + policy_loss).sum()
         losses = {
             "bc_loss": cloning_loss.detach(), "adjoint_loss": adjoint_loss.detach(),
             "path_kl": path_kl,
         }  # fmt: skip
-        outputs = {"points": path.trajectory[:, :-1], "adjoint": adjoint}
+        outputs = {"points": path.points, "end": path.end, "adjoint": adjoint}
         if next_actions is not None:
             outputs["next_actions"] = next_actions
-        return total, Terms(losses | critic_metrics | adjoint_metrics, outputs)
+        metrics = losses | critic_metrics | adjoint_metrics
+        metrics.setdefault("value_gap", metrics.pop("policy_q") - metrics["q_mean"])
+        return total, Terms(metrics, outputs)
+
+    @property
+    def warm(self) -> Tensor:
+        """Whether the critics' warm-up is over for the update that is being computed, `[]`."""
+        return self.steps >= self.config.critic_warmup
 
     def sample(self, batch: Batch, noise: Noise) -> tuple[Path, Tensor | None]:
         """Roll out the SDE and, in the same call, the ODE of the next actions a' `[S, B, D]`."""
@@ -212,24 +228,30 @@ class QAMAgent(Agent):
 
     def adjoint(self, observations: Tensor, path: Path) -> tuple[Tensor, Metrics]:
         """Carry the terminal adjoint back through the base field: a_0..a_{K-1} `[S, K, B, D]`."""
-        terminal = self.terminal_adjoint(observations, path.end)
+        gradient, values = self.action_gradient(observations, path.end)
+        terminal = self.terminal_adjoint(gradient)
         adjoint = lean_adjoint(self.base, observations, path.trajectory, terminal, **self.options)
-        return adjoint, adjoint_metrics(terminal)
+        gain = largest_norm(adjoint) / largest_norm(terminal.unsqueeze(1))
+        more = {"adjoint_gain": gain, "policy_q": values.mean(-1)}
+        return adjoint, adjoint_metrics(terminal) | more
 
-    def terminal_adjoint(self, observations: Tensor, x: Tensor) -> Tensor:
-        """a_K = -inv_temp d/dX mean_e Q'_e(s, clip(X, -1, 1)), `[S, B, D]`."""
-        return -self.config.inv_temp * self.action_gradient(observations, x)
+    def terminal_adjoint(self, gradient: Tensor) -> Tensor:
+        """a_K = -inv_temp d/dX mean_e Q'_e(s, clip(X, -1, 1)), of that gradient `[S, B, D]`."""
+        return -self.config.inv_temp * gradient
 
-    def action_gradient(self, observations: Tensor, x: Tensor) -> Tensor:
-        """d/dX mean_e Q'_e(s, clip(X, -1, 1)), `[S, B, D]`: zero where X lies outside."""
-        targets = self.config.use_target_grad
+    def action_gradient(self, observations: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean_e Q'_e(s, clip(X, -1, 1))'s gradient in X `[S, B, D]`, and itself `[S, B]`.
+
+        The gradient is zero where X lies outside [-1, 1].
+        """
+        targets = getattr(self.config, "use_target_grad", True)
         critic = (self.target if targets else self.online).networks["critic"].detach()
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            actions = x.clamp(-1.0, 1.0) if self.config.clip_adj else x
+            actions = x.clamp(-1.0, 1.0) if getattr(self.config, "clip_adj", True) else x
             values = self.critic_values(critic, observations, actions).mean(1)
             (gradient,) = torch.autograd.grad(values.sum(), x)
-        return gradient
+        return gradient, values.detach()
 
     def temperature(self) -> Tensor:
         """lam_scale lambda, `[S]`: what sigma_k^2 = g_k^2 / (lam_scale lambda) is divided by."""
@@ -239,9 +261,7 @@ class QAMAgent(Agent):
         self, observations: Tensor, path: Path, adjoint: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return mean_b sum_k |2 Delta_k / sigma_k + sigma_k a_k|^2 and the path KL, `[S]` each."""
-        base_velocity = velocity_along(
-            self.base, observations, path.trajectory[:, :-1], **self.options
-        )
+        base_velocity = velocity_along(self.base, observations, path.points, **self.options)
         return adjoint_matching(
             path.velocity, base_velocity, adjoint, self.temperature(),
             horizon=self.config.chunk_length, backend=self.backend,
@@ -253,3 +273,12 @@ def adjoint_metrics(terminal: Tensor) -> Metrics:
     size = terminal.abs().flatten(1)
     std, mean = torch.std_mean(size, 1, correction=0)
     return {"adjoint_mean": mean, "adjoint_std": std, "adjoint_max": size.amax(1)}
+
+
+def largest_norm(adjoint: Tensor) -> Tensor:
+    """Return the largest over the steps of the root mean square over a batch of |a_k|, `[S]`.
+
+    Args:
+        adjoint: `[S, K, B, D]`.
+    """
+    return adjoint.square().sum(-1).mean(-1).amax(-1).sqrt()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trqam_fast.agents.base import Networks, Noise, Recorded, Shapes, Terms
+from trqam_fast.agents.base import Networks, Noise, Shapes, Terms
 from trqam_fast.agents.config import ByDomain, Setting
 from trqam_fast.agents.gaussian import tanh_gaussian
 from trqam_fast.agents.qam import QAM_AUTHORS, QAMAgent, QAMConfig
@@ -62,7 +62,7 @@ class QAMEAgent(QAMAgent):
         for index, (name, otherwise) in enumerate({"inv_temp": 1.0, "edit_scale": 0.1}.items())
     }
     metrics = (*QAMAgent.metrics, "edit_q_loss", "edit_entropy", "edit_alpha")
-    recorded = Recorded(
+    recorded = QAMAgent.recorded._replace(
         outputs=QAMAgent.recorded.outputs
         | {
             name: name for name in ("edit_flow_actions", "edit", "edited_actions", "edit_log_probs")

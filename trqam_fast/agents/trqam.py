@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trqam_fast.agents import critics
-from trqam_fast.agents.base import Metrics, Recorded
+from trqam_fast.agents.base import Metrics
 from trqam_fast.agents.config import (
     AdjointConfig,
     AnchorConfig,
@@ -20,8 +20,9 @@ from trqam_fast.agents.config import (
     TrustRegionConfig,
 )
 from trqam_fast.agents.dual import DualController
-from trqam_fast.agents.qam import ADJOINT_METRICS, QAMAgent
+from trqam_fast.agents.qam import ADJOINT_METRICS, Path, QAMAgent
 from trqam_fast.data.batch import Batch
+from trqam_fast.kernels import diffusion_squared
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,7 @@ class TRQAMAgent(QAMAgent):
         )
     }
     controller = DualController
-    recorded = Recorded(
-        outputs=QAMAgent.recorded.outputs,
+    recorded = QAMAgent.recorded._replace(
         infos=QAMAgent.recorded.infos
         | {
             "lam_raw": "lam", "kl_ema_raw": "kl_ema", "dual/kl_ema": "kl_ema",
@@ -71,7 +71,8 @@ class TRQAMAgent(QAMAgent):
         self.dual = self.controller(
             self.runs, config.kl_budget, scale=config.lam_scale, eta=config.eta_lambda,
             ema=config.kl_ema_coef, clip=config.kl_clip_coef,
-            bracket=(config.lambda_min, config.lambda_max), dtype=self.dtype, device=self.device,
+            bracket=(config.lambda_min, config.lambda_max), lam=config.init_lambda,
+            rule=config.dual, dtype=self.dtype, device=self.device,
         )  # fmt: skip
 
     @classmethod
@@ -85,9 +86,33 @@ class TRQAMAgent(QAMAgent):
         """lam_scale lambda as the previous update left it, `[S]`."""
         return self.dual.temperature
 
-    def terminal_adjoint(self, observations: Tensor, x: Tensor) -> Tensor:
-        """a_K = -d/dX mean_e Q'_e(s, clip(X, -1, 1)), `[S, B, D]`."""
-        return -self.action_gradient(observations, x)
+    def terminal_adjoint(self, gradient: Tensor) -> Tensor:
+        """a_K = -d/dX mean_e Q'_e(s, clip(X, -1, 1)), of that gradient `[S, B, D]`."""
+        return -gradient
+
+    def budget_now(self, steps: Tensor) -> Tensor | None:
+        """Return the budget of the update after `steps` others, `[]`; None where it is constant."""
+        ramp = self.config.budget_ramp
+        return None if ramp == 0 else self.dual.budget * ((steps + 1.0) / ramp).clamp(max=1.0)
+
+    def adjoint_loss(
+        self, observations: Tensor, path: Path, adjoint: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """QAM's, after lambda was set to its closed form if this is the update to do so."""
+        if self.config.lambda_start == "closed-form":
+            budget = self.budget_now(self.steps)
+            self.dual.start_from(
+                self.matching_cost(adjoint),
+                budget=self.dual.budget if budget is None else budget,
+                active=self.steps == self.config.critic_warmup,
+            )
+        return super().adjoint_loss(observations, path, adjoint)
+
+    def matching_cost(self, adjoint: Tensor) -> Tensor:
+        """A = 1/2 sum_k h g_k^2 mean_b |a_k|^2 / H, `[S]`."""
+        steps = adjoint.shape[1]
+        weights = diffusion_squared(steps).to(adjoint) / (2.0 * steps * self.config.chunk_length)
+        return (weights * adjoint.square().sum(-1).mean(-1)).sum(-1)
 
     def critic_loss(
         self, batch: Batch, next_actions: Tensor | None, end: Tensor
@@ -116,8 +141,13 @@ class TRQAMAgent(QAMAgent):
         return loss + weight * gap, metrics | critics.critic_metrics(q)
 
     def after_step(self, metrics: Metrics) -> None:
-        """Projected dual descent on lambda."""
-        self.dual.update(metrics["path_kl"])
+        """Projected dual descent on lambda, unless the critics are still warming up."""
+        before = self.steps - 1.0
+        warmup = self.config.critic_warmup
+        self.dual.update(
+            metrics["path_kl"], budget=self.budget_now(before),
+            active=None if warmup == 0 else before >= warmup,
+        )  # fmt: skip
         metrics["lam"], metrics["kl_ema"] = self.dual.lam.clone(), self.dual.kl_ema.clone()
 
     def begin_stage(self, stage: str) -> None:
