@@ -21,11 +21,12 @@ from pathlib import Path
 import tyro
 
 from benchmarks.records import describe, save
-from trqam_fast.agents import AgentConfig, TRQAMAgent
+from trqam_fast.agents import TRQAMAgent, TRQAMConfig
 from trqam_fast.cli import run_command
+from trqam_fast.data.names import parse_task
 from trqam_fast.errors import RunError
 from trqam_fast.evaluation import Evaluator
-from trqam_fast.training.load_run import task_sizes
+from trqam_fast.simulator.environment import env_sizes
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ def compare(args: EvaluationArgs, width: int) -> dict[str, object]:
     Raises:
         RunError: the two play different episodes.
     """
-    obs_dim, act_dim = task_sizes(args.env_name)
-    config = AgentConfig(
+    obs_dim, act_dim = env_sizes(parse_task(args.env_name).env_id)
+    config = TRQAMConfig(
         actor_hidden_dims=(width,) * 4,
         value_hidden_dims=(8,),
         num_qs=1,

@@ -25,11 +25,12 @@ import torch
 import tyro
 
 from benchmarks.records import describe, save
-from trqam_fast.agents import AgentConfig, TRQAMAgent
+from trqam_fast.agents import TRQAMAgent, TRQAMConfig
 from trqam_fast.cli import run_command
 from trqam_fast.data.dataset import Dataset
-from trqam_fast.data.flat import FORMAT, FlatSet, Writer, new_folder
+from trqam_fast.data.flat import FORMAT, FlatSet
 from trqam_fast.data.flat_dataset import FlatDataset
+from trqam_fast.data.flatten import Writer, new_folder
 from trqam_fast.errors import RunError
 from trqam_fast.memory import keep_freed_memory
 
@@ -90,7 +91,7 @@ def make_set(path: Path, transitions: int) -> FlatSet:
 def train(path: Path, updates: int, width: int) -> dict[str, float]:
     """Train on a set from disk; return the memory of this process in MiB."""
     keep_freed_memory()
-    config = AgentConfig(
+    config = TRQAMConfig(
         batch_size=BATCH, actor_hidden_dims=(width,) * 2, value_hidden_dims=(width,) * 2,
         num_qs=2, horizon_length=HORIZON, action_chunking=True, discount=DISCOUNT,
     )  # fmt: skip

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from trqam_fast.agents import AgentConfig, Batch, TRQAMAgent
+from trqam_fast.agents import Agent, algorithm
+from trqam_fast.agents.config import CloningConfig, select
+from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import MLPWeights
 from trqam_fast.networks import MLPShape, ParameterBlock
 
@@ -44,17 +46,18 @@ GRID = [
 QUICK = {"w128-b64-s1"}
 
 
-def make_config(size: Size) -> AgentConfig:
-    """Return the hyperparameters of an agent of this size."""
-    return AgentConfig(
-        batch_size=size.batch,
-        actor_hidden_dims=(size.width,) * size.depth,
-        value_hidden_dims=(size.width,) * size.depth,
-        num_qs=size.ensemble,
-        horizon_length=size.horizon,
-        action_chunking=size.horizon > 1,
-        flow_steps=size.flow_steps,
-    )
+def make_config(size: Size, kind: type[Agent]) -> CloningConfig:
+    """Return the hyperparameters of an algorithm's agent of this size."""
+    values = {
+        "batch_size": size.batch,
+        "actor_hidden_dims": (size.width,) * size.depth,
+        "value_hidden_dims": (size.width,) * size.depth,
+        "num_qs": size.ensemble,
+        "horizon_length": size.horizon,
+        "action_chunking": size.horizon > 1,
+        "flow_steps": size.flow_steps,
+    }
+    return kind.Config(**select(kind.Config, values))
 
 
 def make_agent(
@@ -63,11 +66,12 @@ def make_agent(
     backend: str,
     precision: str,
     algo: str = "trqam",
-    agent_class: type[TRQAMAgent] = TRQAMAgent,
-) -> TRQAMAgent:
-    """Return a fresh agent."""
-    return agent_class(
-        make_config(size), size.obs_dim, size.act_dim, list(range(size.runs)), algo=algo,
+    agent_class: type[Agent] | None = None,
+) -> Agent:
+    """Return a fresh agent of an algorithm, or of a class that stands in for it."""
+    kind = agent_class or algorithm(algo)
+    return kind(
+        make_config(size, kind), size.obs_dim, size.act_dim, list(range(size.runs)),
         device=device, backend=backend, precision=precision,
     )  # fmt: skip
 

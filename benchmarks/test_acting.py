@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.sizes import GRID, QUICK, draw, make_agent
-from trqam_fast.agents import AgentConfig, TRQAMAgent
+from trqam_fast.agents import TRQAMAgent, TRQAMConfig
 from trqam_fast.evaluation import Evaluator
 
 TASK = "pointmaze-medium-navigate-singletask-task1-v0"
@@ -33,7 +33,7 @@ def test_act(measure, size, variant, observations):
 )
 def test_evaluate(measure, size, variant):
     """Two episodes of an untrained policy in two environments, 1000 steps each."""
-    config = AgentConfig(actor_hidden_dims=(size.width,) * 4, value_hidden_dims=(8,), num_qs=1)
+    config = TRQAMConfig(actor_hidden_dims=(size.width,) * 4, value_hidden_dims=(8,), num_qs=1)
     evaluator = Evaluator(TASK, 2)
     agent = TRQAMAgent(config, OBS_DIM, ACT_DIM, [0], device=variant.device, **variant.options)
     try:

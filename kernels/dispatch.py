@@ -23,7 +23,7 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 """Operands of matrix products: float32, TF32 or bfloat16; sums are always float32."""
 
 PRECISIONS_OF = {"reference": ("ieee",), "cpp": ("ieee", "bf16"), "triton": PRECISIONS}
-"""Precisions of the passes through networks by backend."""
+"""Precisions of the passes through networks by backend; see also `precisions_of`."""
 
 
 class Implementations(NamedTuple):
@@ -167,6 +167,16 @@ def _triton_unavailable(
     return None
 
 
+def precisions_of(backend: str, device: torch.device) -> tuple[str, ...]:
+    """Return the precisions of the passes through networks of `backend` on `device`.
+
+    The reference multiplies as PyTorch does, on a GPU in TF32 once
+    `torch.set_float32_matmul_precision("high")` allows it.
+    """
+    allowed = device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+    return PRECISIONS_OF[backend] + (("tf32",) if backend == "reference" and allowed else ())
+
+
 def choose_backend(
     op: str,
     backend: str,
@@ -183,7 +193,7 @@ def choose_backend(
         backend: One of `BACKENDS`; ``auto`` takes Triton on a GPU only.
         device: Device of the data.
         dtype: Type of the data.
-        precision: One of `PRECISIONS`; `PRECISIONS_OF` has those of a backend.
+        precision: One of `PRECISIONS`; `precisions_of` has those of a backend.
         networks: As `unavailable` takes them.
 
     Raises:
@@ -211,13 +221,14 @@ def choose_backend(
         )
         if problem is not None:
             raise BackendError(f"{op}: backend '{backend}' is not available: {problem}")
-    if precision not in PRECISIONS_OF[chosen]:
-        has = "' or '".join(PRECISIONS_OF[chosen])
+    has = precisions_of(chosen, device)
+    if precision not in has:
         if backend == "auto":
             problem = unavailable(op, "triton", device, dtype=dtype, networks=networks)
             why = f"; Triton is not available: {problem}"
+        names = "' or '".join(has)
         raise BackendError(
-            f"{op}: backend '{chosen}' has no precision '{precision}'; use '{has}'{why}"
+            f"{op}: backend '{chosen}' has no precision '{precision}'; use '{names}'{why}"
         )
     return chosen
 

@@ -1,6 +1,18 @@
-"""Fixtures of the tests that train."""
+"""What every test process needs, and fixtures of tests that train or of what the system refuses."""
+
+import contextlib
+import os
+from pathlib import Path
 
 import pytest
+
+# cuBLAS needs it for what PyTorch calls deterministic, and reads it once.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from tests.interpreter import accept_new_numpy
+
+    accept_new_numpy()
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +34,23 @@ def flags(generated):
         "--eval-episodes", "1", "--eval-envs", "1", "--batch-size", "8",
         "--actor-hidden-dims", "16", "16", "--value-hidden-dims", "16", "16",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def refused(monkeypatch):
+    """Makes the system refuse to open a file, with an error of that number."""
+
+    @contextlib.contextmanager
+    def refuse(path, number):
+        opened = os.open
+
+        def refusing(name, *arguments, **options):
+            if Path(name) == Path(path):
+                raise OSError(number, os.strerror(number), str(path))
+            return opened(name, *arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", refusing)
+            yield
+
+    return refuse

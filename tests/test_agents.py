@@ -4,60 +4,30 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.factories import OBS, SMALL, make, make_batch, train
 from tests.helpers import assert_equal64, draw
-from trqam_fast.agents import AgentConfig, Batch, BCAgent, Terms, TRQAMAgent
-from trqam_fast.errors import UsageError
-
-OBS, ACT = 3, 2
-SMALL = dict(
-    batch_size=16,
-    actor_hidden_dims=(16, 16),
-    value_hidden_dims=(16, 12),
-    num_qs=3,
-    horizon_length=2,
-    action_chunking=True,
-    flow_steps=4,
-    lr=1e-3,
+from trqam_fast.agents import (
+    BCAgent,
+    DualController,
+    QAMAgent,
+    TRQAMAgent,
+    TRQAMConfig,
+    algorithm,
 )
-
-
-def make_batch(seed, runs=1, config=None, dtype=torch.float64):
-    b, h = config.batch_size, config.horizon_length
-    return Batch(
-        draw(runs, b, OBS, seed=seed, dtype=dtype),
-        draw(runs, b, h, ACT, seed=seed + 1, dtype=dtype).clamp(-1, 1),
-        -draw(runs, b, seed=seed + 2, dtype=dtype).abs(),
-        (draw(runs, b, seed=seed + 3, dtype=dtype) > -1).to(dtype),
-        (draw(runs, b, seed=seed + 4, dtype=dtype) > -1).to(dtype),
-        draw(runs, b, OBS, seed=seed + 5, dtype=dtype),
-    )
-
-
-def train(agent, seeds, updates, batches=None):
-    generators = [torch.Generator().manual_seed(100 + seed) for seed in seeds]
-    for u in range(updates):
-        rows = [make_batch(1000 * seed + 10 * u, config=agent.config) for seed in seeds]
-        batch = Batch(*(torch.cat(parts) for parts in zip(*rows, strict=True)))
-        if batches is not None:
-            batch = batches(u, batch)
-        terms = agent.update(batch, agent.draw_noise(generators))
-    return terms
-
-
-def make(config, seeds, kind=TRQAMAgent, **options):
-    return kind(config, OBS, ACT, list(seeds), dtype=torch.float64, **options)
+from trqam_fast.agents.config import select
+from trqam_fast.agents.reference import reference_update
+from trqam_fast.data.batch import Batch
+from trqam_fast.errors import UsageError
 
 
 @pytest.mark.parametrize("algo", ["trqam", "qam", "bc"])
 @pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("best_of_n", [1, 3])
 def test_three_runs_equal_three_separate_runs(algo, layer_norm, best_of_n):
-    config = AgentConfig(**SMALL, actor_layer_norm=layer_norm, best_of_n=best_of_n)
+    config = TRQAMConfig(**SMALL, actor_layer_norm=layer_norm, best_of_n=best_of_n)
 
     def build(seeds):
-        if algo == "bc":
-            return make(config, seeds, BCAgent)
-        return make(config, seeds, algo=algo)
+        return make(config, seeds, algorithm(algo))
 
     together = build([0, 1, 2])
     terms = train(together, [0, 1, 2], 5)
@@ -74,7 +44,7 @@ def test_three_runs_equal_three_separate_runs(algo, layer_norm, best_of_n):
 
 
 def test_a_diverging_run_does_not_touch_the_others():
-    config = AgentConfig(**SMALL, best_of_n=2)
+    config = TRQAMConfig(**SMALL, best_of_n=2)
 
     def poison(u, batch):
         if u == 2:
@@ -94,7 +64,7 @@ def test_a_diverging_run_does_not_touch_the_others():
 
 @pytest.mark.parametrize("chunking", [False, True])
 def test_backends_agree_over_many_updates(chunking):
-    config = AgentConfig(**{**SMALL, "action_chunking": chunking}, best_of_n=2)
+    config = TRQAMConfig(**{**SMALL, "action_chunking": chunking}, best_of_n=2)
     agents = [make(config, [0], backend=backend) for backend in ("reference", "cpp")]
     for agent in agents:
         train(agent, [0], 20)
@@ -104,7 +74,7 @@ def test_backends_agree_over_many_updates(chunking):
 
 def test_optimiser_is_adam_with_one_clipped_norm_per_run():
     """Three steps against torch.optim.Adam and clip_grad_norm_ on each run's tensors."""
-    config = AgentConfig(**SMALL)
+    config = TRQAMConfig(**SMALL)
     agent = make(config, [0, 1])
     shadow = [
         [leaf[run].detach().clone().requires_grad_() for leaf in agent.online.leaves]
@@ -130,29 +100,37 @@ def test_optimiser_is_adam_with_one_clipped_norm_per_run():
 
 
 def test_targets_move_toward_the_parameters_before_the_step():
-    config = AgentConfig(**SMALL, tau=0.3)
+    config = TRQAMConfig(**SMALL, tau=0.3)
     agent = make(config, [0])
     train(agent, [0], 2)
-    before, target = agent._online_of_target.clone(), agent.target.flat.clone()
+    before, target = agent.online.flat.clone(), agent.target.flat.clone()
     train(agent, [0], 1)
-    assert_equal64([agent.target.flat], [0.3 * before + 0.7 * target])
+    followed = before[:, agent.online.spans["actor_slow"][0] :]
+    assert_equal64([agent.target.flat], [0.3 * followed + 0.7 * target])
 
 
 def test_dual_update_clips_smooths_and_projects():
-    config = AgentConfig(**SMALL, kl_budget=0.5, eta_lambda=0.2, kl_ema_coef=0.25, lambda_max=1.005)
-    agent = make(config, [0, 1, 2])
-    agent.lam.copy_(torch.tensor([1.0, 0.02, 1.0], dtype=torch.float64))
-    agent.kl_ema.copy_(torch.tensor([0.4, 0.0, 0.4], dtype=torch.float64))
-    terms = Terms({}, path_kl=torch.tensor([0.6, 0.0, 99.0], dtype=torch.float64))
-    agent.dual_update(terms)
+    dual = DualController(3, 0.5, eta=0.2, ema=0.25, bracket=(0.01, 1.005), dtype=torch.float64)
+    dual.lam.copy_(torch.tensor([1.0, 0.02, 1.0], dtype=torch.float64))
+    dual.kl_ema.copy_(torch.tensor([0.4, 0.0, 0.4], dtype=torch.float64))
+    dual.update(torch.tensor([0.6, 0.0, 99.0], dtype=torch.float64))
     ema = [0.75 * 0.4 + 0.25 * 0.6, 0.0, 0.75 * 0.4 + 0.25 * 1.0]
     lam = [1.0 + 0.2 * (ema[0] - 0.5), 0.01, min(1.0 + 0.2 * (ema[2] - 0.5), 1.005)]
-    assert_equal64([agent.kl_ema], [torch.tensor(ema, dtype=torch.float64)])
-    assert_equal64([agent.lam], [torch.tensor(lam, dtype=torch.float64)])
+    assert_equal64([dual.kl_ema], [torch.tensor(ema, dtype=torch.float64)])
+    assert_equal64([dual.lam], [torch.tensor(lam, dtype=torch.float64)])
+    assert_equal64([dual.temperature], [3.0 * dual.lam])
+
+
+def test_the_online_stage_has_a_budget_of_its_own():
+    agent = make(TRQAMConfig(**SMALL, kl_budget=0.5, kl_budget_online=0.25), [0])
+    agent.begin_stage("offline")
+    assert agent.dual.budget == 0.5
+    agent.begin_stage("online")
+    assert agent.dual.budget == 0.25
 
 
 def test_loading_a_cloned_field_sets_both_fields_and_the_base():
-    config = AgentConfig(**SMALL)
+    config = TRQAMConfig(**SMALL)
     cloned = make(config, [3, 4], BCAgent)
     train(cloned, [3, 4], 2)
     agent = make(config, [0, 1])
@@ -167,7 +145,7 @@ def test_loading_a_cloned_field_sets_both_fields_and_the_base():
 
 
 def test_initialisation():
-    config = AgentConfig(**{**SMALL, "value_hidden_dims": (400, 300)}, actor_layer_norm=True)
+    config = TRQAMConfig(**{**SMALL, "value_hidden_dims": (400, 300)}, actor_layer_norm=True)
     agent = make(config, [0, 1])
     critic = agent.online.networks["critic"]
     kernel = critic.kernels[1]
@@ -178,15 +156,16 @@ def test_initialisation():
     assert not torch.equal(kernel[0], kernel[1])  # every run has its own
     assert all(not bias.any() for bias in (*critic.biases, *critic.norm_biases))
     assert all((scale == 1).all() for scale in critic.norm_scales)
-    assert torch.equal(agent.target.flat, agent._online_of_target)
+    for name in agent.targets:
+        assert torch.equal(agent.target.span(name), agent.online.span(name))
     assert torch.equal(make(config, [1]).online.flat[0], agent.online.flat[1])
 
 
 def test_best_of_n_takes_the_candidate_the_online_critics_like():
-    config = AgentConfig(**SMALL, best_of_n=4)
+    config = TRQAMConfig(**SMALL, best_of_n=4)
     agent = make(config, [0])
     s, z = draw(1, 6, OBS), draw(1, 6, 4, agent.dim, seed=1)
-    one = make(AgentConfig(**SMALL), [0])
+    one = make(TRQAMConfig(**SMALL), [0])
     candidates = torch.stack([one.act(s, z[:, :, n : n + 1]) for n in range(4)], 2)
     critic = agent.online.networks["critic"].detach()
     values = torch.stack(
@@ -200,7 +179,7 @@ def test_best_of_n_takes_the_candidate_the_online_critics_like():
 
 @pytest.mark.parametrize("kind", [TRQAMAgent, BCAgent])
 def test_state_dict_continues_exactly(kind):
-    config = AgentConfig(**SMALL)
+    config = TRQAMConfig(**SMALL)
     agent = make(config, [0, 1], kind)
     train(agent, [0, 1], 3)
     other = make(config, [5, 6], kind)
@@ -224,11 +203,8 @@ class NoReadback(TorchDispatchMode):
 @pytest.mark.parametrize("algo", ["trqam", "qam", "bc"])
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
 def test_update_reads_nothing_back(algo, backend):
-    config = AgentConfig(**SMALL, best_of_n=2)
-    if algo == "bc":
-        agent = make(config, [0, 1], BCAgent, backend=backend)
-    else:
-        agent = make(config, [0, 1], algo=algo, backend=backend)
+    config = TRQAMConfig(**SMALL, best_of_n=2)
+    agent = make(config, [0, 1], algorithm(algo), backend=backend)
     with pytest.raises(AssertionError, match="synchronise"), NoReadback():
         agent.online.flat.sum().item()
     train(agent, [0, 1], 1)
@@ -237,14 +213,14 @@ def test_update_reads_nothing_back(algo, backend):
 
 
 def test_qam_has_no_dual_update_and_scales_the_terminal_adjoint():
-    batch = make_batch(0, config=AgentConfig(**SMALL))
+    batch = make_batch(0, config=TRQAMConfig(**SMALL))
     adjoints = []
     for inv_temp in (1.0, 7.0):
-        agent = make(AgentConfig(**SMALL, inv_temp=inv_temp), [0], algo="qam")
+        agent = make(TRQAMConfig(**SMALL), [0], QAMAgent, inv_temp=inv_temp)
         noise = agent.draw_noise([torch.Generator().manual_seed(0)])
         terms = agent.update(batch, noise)
-        assert agent.lam.tolist() == [1.0] and agent.kl_ema.tolist() == [0.0]
-        adjoints.append(terms.adjoint)
+        assert not {"lam", "kl_ema"} & {*agent.state_dict(), *terms.metrics}
+        adjoints.append(terms.outputs["adjoint"])
     assert_equal64([adjoints[1]], [7.0 * adjoints[0]])
 
 
@@ -263,93 +239,19 @@ def test_qam_has_no_dual_update_and_scales_the_terminal_adjoint():
 )
 def test_impossible_values(values, message):
     with pytest.raises(UsageError, match=message.replace("(", r"\(")):
-        AgentConfig(**values)
-
-
-def plain_mlp(weights, x):
-    last = len(weights.kernels) - 1
-    for layer in range(last + 1):
-        x = x @ weights.kernels[layer][0] + weights.biases[layer][0].unsqueeze(-2)
-        if layer < last:
-            x = torch.nn.functional.gelu(x, approximate="tanh")
-            if weights.norm_scales:
-                x = torch.nn.functional.layer_norm(x, x.shape[-1:], eps=1e-6)
-                x = x * weights.norm_scales[layer][0].unsqueeze(-2)
-                x = x + weights.norm_biases[layer][0].unsqueeze(-2)
-    return x
-
-
-def plain_gradient(agent, batch, noise):
-    """Gradient and path KL of one run's update, written from the equations with autograd alone."""
-    c, steps, h = agent.config, agent.config.flow_steps, 1 / agent.config.flow_steps
-    fast, slow, critic = (agent.online.networks[n] for n in ("actor_fast", "actor_slow", "critic"))
-    target = agent.target.networks["critic"]
-    base = agent.target.networks["actor_slow"] if c.target_actor else slow.detach()
-    s, s_next = batch.observations[0], batch.next_observations[0]
-    a = batch.actions[0].flatten(-2) if c.action_chunking else batch.actions[0][:, 0]
-
-    def q(weights, s, x):
-        return plain_mlp(weights, torch.cat([s, x], -1)).squeeze(-1)
-
-    def v(weights, s, x, t):
-        return plain_mlp(weights, torch.cat([s, x, torch.zeros_like(x[..., :1]) + t], -1))
-
-    with torch.no_grad():
-        x = noise.next_action[0]
-        candidates = s_next[:, None].expand(-1, x.shape[1], -1)
-        for k in range(steps):
-            x = x + h * v(fast, candidates, x, k / steps)
-        x = x.clamp(-1, 1)
-        values = torch.stack([q(critic, s_next, x[:, i]).mean(0) for i in range(x.shape[1])], 1)
-        next_q = q(target, s_next, x[torch.arange(len(x)), values.argmax(1)])
-        pessimistic = next_q.mean(0) - c.rho * next_q.std(0, correction=0)
-        y = batch.rewards[0] + c.discount**c.horizon_length * batch.masks[0] * pessimistic
-    loss = ((q(critic, s, a) - y) ** 2 * batch.valid[0]).mean()
-    x0, t = noise.bc_x0[0], noise.bc_t[0]
-    cloned = v(slow, s, (1 - t) * x0 + t * a, t)
-    loss = loss + (((cloned - (a - x0)) ** 2).mean(-1) * batch.valid[0]).mean()
-
-    points = [noise.sde_x0[0]]
-    with torch.no_grad():
-        for k in range(steps - 1):
-            x, t = points[-1], k / steps
-            g = math.sqrt(2 * (1 - t + h) / (t + h))
-            drift = 2 * v(fast, s, x, t) - x / (t + h)
-            points.append(x + h * drift + math.sqrt(h) * g * noise.sde_eps[0, k])
-        points.append(points[-1] + h * v(base, s, points[-1], (steps - 1) / steps))
-    x = points[-1].clone().requires_grad_()
-    judge = target if c.use_target_grad else critic.detach()
-    value = q(judge, s, x.clamp(-1, 1) if c.clip_adj else x).mean(0).sum()
-    adjoint = -torch.autograd.grad(value, x)[0]
-    lam = max(c.lam_scale * float(agent.lam[0]), 1e-8)
-    if agent.algo == "qam":
-        adjoint, lam = adjoint * c.inv_temp, 1.0
-    kl = 0.0
-    for k in range(steps - 1, -1, -1):
-        t = k / steps
-        x = points[k].clone().requires_grad_()
-        drift = 2 * v(base, s, x, t + h) - x / (t + h)
-        adjoint = adjoint + h * torch.autograd.grad(drift, x, adjoint)[0]
-        g_squared = 2 * (1 - t + h) / (t + h)
-        sigma = math.sqrt(g_squared / lam)
-        delta = v(fast, s, points[k], t) - v(base, s, points[k], t).detach()
-        loss = loss + (2 * delta / sigma + sigma * adjoint.detach()).square().sum(-1).mean()
-        kl = kl + float((2 * h / g_squared * delta.detach().square().sum(-1)).mean())
-    leaves = agent.online.leaves
-    parts = torch.autograd.grad(loss, leaves)
-    return [part[0] for part in parts], kl / c.chunk_length
+        TRQAMConfig(**values)
 
 
 @pytest.mark.parametrize("case", range(16))
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
-def test_update_against_plain_autograd(case, backend):
+def test_update_against_the_reference(case, backend):
     """Random settings: every flag on and off, uneven widths and depths, K, E, N, H."""
     picker = torch.Generator().manual_seed(case)
 
     def pick(*options):
         return options[int(torch.randint(len(options), (1,), generator=picker))]
 
-    config = AgentConfig(
+    config = TRQAMConfig(
         batch_size=pick(1, 5, 9),
         actor_hidden_dims=pick((7,), (12, 5), (6, 9, 11)),
         value_hidden_dims=pick((5,), (8, 13), (9, 4, 6, 5)),
@@ -366,14 +268,14 @@ def test_update_against_plain_autograd(case, backend):
         target_actor=pick(True, False),
         use_target_grad=pick(True, False),
         kl_budget=pick(0.1, 3.0),
-        inv_temp=pick(0.3, 10.0),
         tau=pick(0.3, 1.0),
         lr=1e-2,
     )
     obs, act = pick(1, 4), pick(1, 3)
-    agent = TRQAMAgent(
-        config, obs, act, [case], algo=pick("trqam", "qam"), dtype=torch.float64, backend=backend
-    )
+    kind, inv_temp = algorithm(pick("trqam", "qam")), pick(0.3, 10.0)
+    if kind is QAMAgent:
+        config = kind.Config(**select(kind.Config, vars(config)), inv_temp=inv_temp)
+    agent = kind(config, obs, act, [case], dtype=torch.float64, backend=backend)
     agent.online.flat.add_(draw(*agent.online.flat.shape, seed=case), alpha=0.3)
     agent.target.flat.add_(draw(*agent.target.flat.shape, seed=case + 1), alpha=0.2)
     generator = torch.Generator().manual_seed(case)
@@ -389,9 +291,9 @@ def test_update_against_plain_autograd(case, backend):
             draw(1, rows, obs, seed=seed + 5),
         )
         noise = agent.draw_noise([generator])
-        expected, kl = plain_gradient(agent, batch, noise)
+        expected, kl = reference_update(agent, batch, noise)
         gradient, terms = agent.gradients(batch, noise)
         found = [part[0] for part in agent.online.unflatten(gradient)]
         assert_equal64(found, expected, tolerance=1e-11)
-        assert float(terms.path_kl[0]) == pytest.approx(kl, rel=1e-11)
+        assert float(terms.metrics["path_kl"][0]) == pytest.approx(kl, rel=1e-11)
         agent.apply(gradient, terms)

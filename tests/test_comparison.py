@@ -67,7 +67,7 @@ class Sweep:
         out.mkdir(parents=True, exist_ok=True)
 
     def job(self, env_name, algo, method, success, *, seeds=(0, 1, 2), state="done", reason="",
-            after=None, age=0.0, run=True, failures=None, ended=None, flags=(),
+            after=None, age=0.0, run=True, failures=None, ended=None, planned=None,
             **config):  # fmt: skip
         folder = (method or algo).lower().replace(" ", "_")
         name = f"{env_name}/{folder}/seeds_{'_'.join(map(str, seeds))}"
@@ -75,7 +75,7 @@ class Sweep:
             {
                 "name": name, "env_name": env_name, "algo": algo, "method": method,
                 "seeds": list(seeds), "after": after,
-                "flags": ["--env-name", env_name, "--algo", algo, *flags],
+                "config": planned or {"env_name": env_name, "algo": algo},
             }
         )  # fmt: skip
         if state is not None:
@@ -98,7 +98,7 @@ class Sweep:
         return name
 
     def write(self):
-        (self.out / "plan.json").write_text(json.dumps({"format": 1, "jobs": self.jobs}))
+        (self.out / "plan.json").write_text(json.dumps({"format": 2, "jobs": self.jobs}))
 
 
 def troubled(out):

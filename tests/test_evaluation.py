@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from trqam_fast.agents import AgentConfig, TRQAMAgent
+from trqam_fast.agents import TRQAMAgent, TRQAMConfig
 from trqam_fast.errors import RunError
 from trqam_fast.evaluation import Evaluator
 from trqam_fast.evaluation.episodes import Request, Slot, Start, Troupe, make_env
 from trqam_fast.evaluation.policy import ROWS, choose_chunks
 
-CONFIG = AgentConfig(
+CONFIG = TRQAMConfig(
     actor_hidden_dims=(8,), value_hidden_dims=(8,), num_qs=2, flow_steps=2, horizon_length=5,
     action_chunking=True,
 )  # fmt: skip
@@ -119,7 +119,7 @@ def test_the_policy_computes_with_one_thread(closing):
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
 @pytest.mark.parametrize("width, best_of_n", [(8, 1), (512, 1), (32, 4)])
 def test_a_row_of_a_policy_call_does_not_depend_on_the_others(backend, width, best_of_n):
-    config = AgentConfig(
+    config = TRQAMConfig(
         actor_hidden_dims=(width,) * 2, value_hidden_dims=(16,), num_qs=2, flow_steps=3,
         horizon_length=5, action_chunking=True, best_of_n=best_of_n,
     )  # fmt: skip

@@ -28,7 +28,12 @@ def test_update_stays_within_its_bound(change):
 
     update()
     bound = update_bytes(
-        agent.config, size.obs_dim, size.act_dim, runs=size.runs, threads=torch.get_num_threads()
+        type(agent),
+        agent.config,
+        size.obs_dim,
+        size.act_dim,
+        runs=size.runs,
+        threads=torch.get_num_threads(),
     )
     found = {"held": held_bytes(agent), "temporary": temporary_bytes(update)}
     for name, measured in found.items():
@@ -46,7 +51,8 @@ def test_scratch_stays_within_its_bound():
         "torch.set_num_threads(2)\n"
         "agent, batch = make_agent(BASE, 'cpu', 'cpp', 'ieee'), make_batch(BASE, 'cpu')\n"
         "agent.update(batch, agent.draw_noise([torch.Generator()]))\n"
-        "print(scratch_bytes(), update_bytes(agent.config, 28, 5, threads=2)['scratch'])\n"
+        "bound = update_bytes(type(agent), agent.config, 28, 5, threads=2)\n"
+        "print(scratch_bytes(), bound['scratch'])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     measured, bound = map(int, done.stdout.split())

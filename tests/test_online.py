@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from trqam_fast.agents import AgentConfig, TRQAMAgent
+from trqam_fast.agents import TRQAMAgent, TRQAMConfig
 from trqam_fast.data.dataset import FIELDS, Dataset
 from trqam_fast.data.names import parse_task
 from trqam_fast.data.replay import ReplayBuffer
@@ -51,7 +51,7 @@ class Line:
 
 
 def make(chunked, start_training=2, utd_ratio=1, length=4, seeds=(0, 1)):
-    config = AgentConfig(
+    config = TRQAMConfig(
         batch_size=4, actor_hidden_dims=(8,), value_hidden_dims=(8,), num_qs=2, flow_steps=2,
         horizon_length=3, action_chunking=chunked,
     )  # fmt: skip

@@ -127,15 +127,19 @@ def assert_equal(found, expected):
 
 @on_the_cpu(CASES)
 def test_float64_equals_reference(name, options):
-    """At every size; memory that was not initialised is NaN."""
+    """At every size; memory that was not initialised is NaN.
+
+    LayerNorm over three units amplifies rounding by up to 1e4; elsewhere errors are up to 4e-15.
+    """
     for size, sizes in CPU_SIZES.items():
+        limit = 1e-11 if size == "narrow" else 1e-13
         with poisoned_memory():
             found = evaluate(CASES[name], draw(name, sizes, "cpp"), **options)
         exact = reference(name, sizes, torch.float64)
         assert found.keys() == exact.keys(), size
         for key, value in found.items():
             assert value.shape == exact[key].shape, (size, key)
-            assert error(value, exact[key]) <= 1e-12, (size, key, error(value, exact[key]))
+            assert error(value, exact[key]) <= limit, (size, key, error(value, exact[key]))
 
 
 @implementations(FLOATING, sets=True, precisions=True)

@@ -8,11 +8,12 @@ from torch.distributions import Independent, Normal, TanhTransform, TransformedD
 
 from tests.helpers import draw
 from tests.runs import rows, run
-from trqam_fast.agents import AgentConfig, Batch, QAMEAgent, TRQAMAgent, make_agent
+from trqam_fast.agents import QAMEAgent, QAMEConfig, algorithm
+from trqam_fast.data.batch import Batch
 from trqam_fast.training.load_run import load_run
 
 OBS, ACT, SIZE = 5, 2, 16
-CONFIG = AgentConfig(
+CONFIG = QAMEConfig(
     batch_size=SIZE, actor_hidden_dims=(16, 16), value_hidden_dims=(16, 16), num_qs=3,
     flow_steps=4, horizon_length=3, action_chunking=True, inv_temp=2.0, edit_scale=0.3,
 )  # fmt: skip
@@ -29,7 +30,7 @@ def batch_of(runs=1, seed=0):
 
 def make(kind="qam-e", config=CONFIG, seeds=(0,), **options):
     options = {"dtype": torch.float64, "backend": "reference", **options}
-    return make_agent(kind, config, OBS, ACT, list(seeds), **options)
+    return algorithm(kind)(config, OBS, ACT, list(seeds), **options)
 
 
 def noise_of(agent, seeds=(7,)):
@@ -44,9 +45,9 @@ def plain(network, run, inputs):
 
 
 def test_without_edits_it_is_qam():
-    config = AgentConfig(**{**vars(CONFIG), "edit_scale": 0.0})
+    config = QAMEConfig(**{**vars(CONFIG), "edit_scale": 0.0})
     ours, qam = make(config=config), make("qam")
-    assert type(ours) is TRQAMAgent
+    assert list(ours.online.shapes) == ["actor_fast", "actor_slow", "critic"]
     for step in range(3):
         noise = noise_of(qam, (step,))
         ours.update(batch_of(seed=step), noise)
@@ -62,7 +63,7 @@ def test_an_edit_policy_that_edits_nothing_leaves_the_gradients_of_qam():
         ours.online.flat[:, -width:] = qam.online.flat
         ours.target.flat.copy_(qam.target.flat)
     noise = noise_of(ours)
-    noise = noise._replace(next_edit=torch.zeros_like(noise.next_edit))
+    noise["next_edit_eps"].zero_()
     gradient, _ = ours.gradients(batch_of(), noise)
     expected, _ = qam.gradients(batch_of(), noise)
     torch.testing.assert_close(gradient[:, -width:], expected, rtol=0, atol=1e-12)
@@ -79,7 +80,7 @@ def test_gradients_of_the_edit_policy(backend):
     gradient, terms = agent.gradients(batch, noise)
     run_index, networks = 1, agent.online.networks
     s, h = batch.observations[run_index], 1.0 / CONFIG.flow_steps
-    x = noise.edit_x0[run_index]
+    x = noise["edit_x0"][run_index]
     with torch.no_grad():
         for k in range(CONFIG.flow_steps):
             t = torch.full((SIZE, 1), k * h, dtype=torch.float64)
@@ -88,12 +89,12 @@ def test_gradients_of_the_edit_policy(backend):
     mean, log_std = plain(networks["edit_actor"], run_index, torch.cat([s, x], -1)).chunk(2, -1)
     gaussian = Independent(Normal(mean, log_std.exp()), 1)
     policy = TransformedDistribution(gaussian, [TanhTransform(cache_size=1)])
-    e = (mean + log_std.exp() * noise.edit_eps[run_index]).tanh()
+    e = (mean + log_std.exp() * noise["edit_eps"][run_index]).tanh()
     log_prob = policy.log_prob(e)
     critic = networks["critic"].map(lambda tensor: tensor[run_index : run_index + 1].detach())
     edited = (x + CONFIG.edit_scale * e).clamp(-1, 1)
     q = agent.critic_values(critic, s[None], edited[None]).mean()
-    (log_alpha,) = networks["edit_alpha"].tensors
+    log_alpha = agent.online.scalars["edit_alpha"]
     alpha = log_alpha[run_index].exp()
     entropy = -log_prob.mean()
     loss = -q - alpha.detach() * entropy + alpha * (entropy.detach() + 0.5 * D)
@@ -110,7 +111,7 @@ def test_gradients_of_the_edit_policy(backend):
 def test_the_entropy_reaches_its_target(start):
     """With critics that like small actions, from above and from below."""
     changed = {"lr": 3e-2, "batch_size": 32, "flow_steps": 2, "clip_grad": False}
-    config = AgentConfig(**{**vars(CONFIG), **changed})
+    config = QAMEConfig(**{**vars(CONFIG), **changed})
     agent = make(config=config, seeds=(0,))
     state = batch_of()
     batch = Batch(*(tensor.repeat_interleave(2, 1) for tensor in state))
@@ -129,7 +130,7 @@ def test_the_entropy_reaches_its_target(start):
 
 
 def test_acting_takes_the_noise_of_both():
-    agent = make(config=AgentConfig(**{**vars(CONFIG), "best_of_n": 4}))
+    agent = make(config=QAMEConfig(**{**vars(CONFIG), "best_of_n": 4}))
     assert agent.noise_dim == 2 * D
     s, z = draw(1, 7, OBS), draw(1, 7, 4, 2 * D, seed=1)
     actions = agent.act(s, z)
@@ -145,19 +146,18 @@ def test_runs_are_independent():
     for step in range(3):
         batch, noise = batch_of(2, seed=step), noise_of(both, (step, 10 + step))
         both.update(batch, noise)
-        one = type(noise)(*(tensor[1:] for tensor in noise))
+        one = {name: tensor[1:] for name, tensor in noise.items()}
         alone.update(Batch(*(tensor[1:] for tensor in batch)), one)
     torch.testing.assert_close(both.online.flat[1], alone.online.flat[0], rtol=1e-9, atol=1e-11)
 
 
 def test_initial_deviations_of_the_heads():
     """Mean and deviation are layers of their own, each Xavier-uniform."""
-    agent = make(config=AgentConfig(**{**vars(CONFIG), "actor_hidden_dims": (512,)}))
+    agent = make(config=QAMEConfig(**{**vars(CONFIG), "actor_hidden_dims": (512,)}))
     kernel = agent.online.networks["edit_actor"].kernels[-1]
     bound = (6 / (512 + D)) ** 0.5
     assert 0.99 * bound < kernel.abs().max().item() <= bound
-    (log_alpha,) = agent.online.networks["edit_alpha"].tensors
-    assert log_alpha.tolist() == [[0.0]]
+    assert agent.online.scalars["edit_alpha"].tolist() == [[0.0]]
 
 
 def test_a_run(flags, tmp_path, capsys):
@@ -175,4 +175,4 @@ def test_a_run(flags, tmp_path, capsys):
     assert run(short, tmp_path / "other", "--algo", "qam", *more) == 2
     assert "--algo needs actor_fast, actor_slow, critic" in capsys.readouterr().err
     with open(folder / "metrics.csv", newline="") as file:
-        assert next(csv.reader(file))[-1] == "edit_alpha"
+        assert next(csv.reader(file)) == ["stage", "step", "seed", *QAMEAgent.metrics, "grad_norm"]

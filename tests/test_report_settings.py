@@ -5,12 +5,11 @@ import math
 import pytest
 
 from tests.test_comparison import ONE, OTHER, TWO, Sweep, report, write_authors, write_run
-from trqam_fast.report.collect import planned_settings
 from trqam_fast.report.comparison import Comparison
 from trqam_fast.report.find import collect
-from trqam_fast.report.settings import FREE, UNUSED
-from trqam_fast.sweep.plan import Job
+from trqam_fast.report.settings import FINE_TUNING, FREE
 from trqam_fast.training.config import TrainConfig
+from trqam_fast.training.presets import make_config
 
 
 def means(results):
@@ -116,27 +115,18 @@ def test_a_plan_whose_flags_changed_is_two_methods(tmp_path):
 
 
 def test_what_has_not_begun_has_the_settings_that_are_planned(tmp_path):
-    for name, budget, state in (("a", "0.5", "done"), ("b", "50.0", None)):
-        flags = ("--env-name", ONE, "--algo", "trqam", "--kl-budget", budget)
-        planned = planned_settings(Job("job", ONE, "trqam", "TRQAM", (0,), None, flags))
+    for name, budget, state in (("a", 0.5, "done"), ("b", 50.0, None)):
+        planned = json.loads(json.dumps(make_config(ONE, kl_budget=budget).to_dict()))
         config = {n: v for n, v in planned.items() if n not in ("env_name", "algo", "seeds")}
         sweep = Sweep(tmp_path / name)
-        sweep.job(ONE, "trqam", "TRQAM", [0.8], seeds=(0,), state=state, flags=flags, **config)
+        sweep.job(ONE, "trqam", "TRQAM", [0.8], seeds=(0,), state=state, planned=planned, **config)
     found = {r.method: r.status for r in collect([tmp_path])[0]}
     assert set(found) == {"TRQAM kl-budget 0.5", "TRQAM kl-budget 50.0"}
     assert found["TRQAM kl-budget 50.0"] == "queued"
 
 
-def test_planned_settings_are_those_of_config_json(tmp_path):
-    """Tuples and lists, folders and numbers read alike, so that no job differs from itself."""
-    flags = ("--env-name", ONE, "--algo", "trqam", "--actor-hidden-dims", "64", "64")
-    planned = planned_settings(Job("job", ONE, "trqam", "TRQAM", (0,), None, flags))
-    assert planned == json.loads(json.dumps(planned)) and planned["actor_hidden_dims"] == [64, 64]
-    assert planned_settings(Job("job", ONE, "trqam", "TRQAM", (0,), None, ("--new-flag",))) == {}
-
-
 def test_names_of_settings_are_the_trainer_s():
-    assert (FREE | set().union(*UNUSED.values())) <= set(TrainConfig().to_dict())
+    assert FREE | FINE_TUNING <= set(TrainConfig().to_dict())
 
 
 def test_the_length_of_pretraining_is_a_setting(tmp_path):

@@ -18,9 +18,10 @@ from trqam_fast import train
 from trqam_fast.cli import run_command
 from trqam_fast.data.generate.recipe import Recipe
 from trqam_fast.runs import checkpoint
-from trqam_fast.runs import folder as folder_module
-from trqam_fast.runs.folder import CsvLog, RunFolder
-from trqam_fast.training.presets import parse_config
+from trqam_fast.runs.csv_log import CsvLog
+from trqam_fast.runs.folder import RunFolder
+from trqam_fast.training.flags import parse_config
+from trqam_fast.training.start import field_of
 
 STEPS = {"pretrain": 300, "offline": 60, "online": 60}
 END = sum(STEPS.values())
@@ -84,7 +85,7 @@ def stop_at(step, monkeypatch, where="evaluate"):
     original = getattr(train.Trainer, where)
 
     def interrupted(self, *args):
-        if step in args:
+        if step in args or step in [getattr(arg, "step", None) for arg in args]:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, *args)
 
@@ -191,9 +192,9 @@ def test_weights_that_a_run_starts_from(stage, flags, whole, tmp_path, monkeypat
     saved, seen = checkpoint.load(source), []
     before = train.Trainer.train
 
-    def looked_at(self, name, agent, *rest):
-        seen.append({key: value.clone() for key, value in agent.state_dict().items()})
-        return before(self, name, agent, *rest)
+    def looked_at(self, stage):
+        seen.append(stage.agent.state_dict())
+        return before(self, stage)
 
     monkeypatch.setattr(train.Trainer, "train", looked_at)
     stop_at(0, monkeypatch)
@@ -207,7 +208,7 @@ def test_weights_that_a_run_starts_from(stage, flags, whole, tmp_path, monkeypat
     if stage == "offline":
         assert differences(seen[0], saved["agent"]) == []
     else:
-        field = checkpoint.field_of(saved)
+        field = field_of(saved)
         width = field.shape[1]
         assert torch.equal(seen[0]["online"][:, :width], field)
         assert torch.equal(seen[0]["online"][:, width : 2 * width], field)
@@ -262,7 +263,7 @@ def test_rows_that_the_disk_refuses_are_written_later(tmp_path, monkeypatch):
     before = log.path.read_bytes()
 
     class Full:
-        def __init__(self, *args, **kwargs):
+        def __init__(self):
             self.file = log.path.open("ab")
 
         def __enter__(self):
@@ -276,13 +277,25 @@ def test_rows_that_the_disk_refuses_are_written_later(tmp_path, monkeypatch):
         def __exit__(self, *_):
             self.file.close()
 
-    monkeypatch.setattr(folder_module, "open", Full, raising=False)
+    def opened(path, mode="r", **options):
+        return Full() if mode == "a" else open(path, mode, **options)
+
+    monkeypatch.setattr("trqam_fast.runs.csv_log.open", opened, raising=False)
     with pytest.raises(OSError, match="No space left"):
         log.write([{"step": 2, "value": 3}])
     assert log.path.read_bytes() == before
     monkeypatch.undo()
     log.write([{"step": 3, "value": 4}])
     assert log.path.read_text() == "step,value\n1,2\n2,3\n3,4\n"
+
+
+def test_a_log_takes_new_columns(tmp_path):
+    log = CsvLog(tmp_path / "a.csv", ("step", "late", "early"))
+    log.write([{"step": 1, "early": 2}])
+    log.write([{"step": 2, "early": 3, "other": 4}, {"step": 3, "late": 5}])
+    assert log.path.read_text() == "step,late,early,other\n1,,2,\n2,,3,4\n3,5,,\n"
+    log.truncate(2)
+    assert log.path.read_text() == "step,late,early,other\n1,,2,\n2,,3,4\n"
 
 
 def test_a_run_is_written_by_one_process_at_a_time(flags, tmp_path, capsys):

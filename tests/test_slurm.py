@@ -38,7 +38,7 @@ TRAINER = """
 
 def make_jobs(count, algo="trqam", after="start"):
     return [
-        Job(f"task/{algo}/seeds_{n}", "task", algo, None, (n,), after, ()) for n in range(count)
+        Job(f"task/{algo}/seeds_{n}", "task", algo, None, (n,), after, {}) for n in range(count)
     ]
 
 

@@ -5,17 +5,18 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from trqam_fast.cli import run_command
-from trqam_fast.runs.progress import TAIL, newest_rows, planned_config, read_progress, stage_ends
+from trqam_fast.runs.progress import TAIL, newest_rows, read_progress, stage_ends
 from trqam_fast.status import __main__ as command
 from trqam_fast.status.lines import read_lines
 from trqam_fast.status.table import COLUMNS, cut, render
 from trqam_fast.sweep.plan import Job, write_plan
 from trqam_fast.text import duration, exact_duration
-from trqam_fast.training.presets import parse_config
+from trqam_fast.training.presets import make_config
 
 TASK = "cube-single-play-singletask-task1-v0"
 HEADS = {
@@ -28,13 +29,13 @@ STATE = {"reason": "", "host": "node7", "pid": 1, "attempt": 1, "started": 0.0, 
 
 
 def make_job(algo, seeds=(0, 1), method=None, after=None, steps=1000):
-    length = "--bc-steps" if algo == "bc" else "--offline-steps"
-    flags = ["--env-name", TASK, "--algo", algo, "--preset", "smoke", length, str(steps)]
+    flags = {"bc_steps": steps}
     if algo != "bc":
-        flags += ["--online-steps", "0", "--pretrained", "x"]
+        flags = {"offline_steps": steps, "online_steps": 0, "pretrained": Path("x")}
+    config = make_config(TASK, algo, "smoke", **flags).to_dict()
     tail = "_".join(map(str, seeds))
     name = f"{TASK}/{(method or algo).lower().replace(' ', '_')}/seeds_{tail}"
-    return Job(name, TASK, algo, method, tuple(seeds), after, tuple(flags))
+    return Job(name, TASK, algo, method, tuple(seeds), after, config)
 
 
 def make_run(folder, *, logs=None, summary=None, **config):
@@ -191,21 +192,19 @@ def test_no_estimate_without_speeds(tmp_path):
 @pytest.mark.parametrize(
     "flags",
     [
-        [],
-        ["--algo", "bc"],
-        ["--algo", "bc", "--env-name", TASK],
-        ["--algo", "bc", "--env-name", TASK, "--bc-steps", "70"],
-        ["--env-name", TASK],
-        ["--env-name", TASK, "--preset", "smoke", "--offline-steps=7", "--online_steps", "70"],
-        ["--pretrained", "x"],
-        ["--pretrained", "x", "--bc-steps", "30"],
+        {},
+        {"algo": "bc"},
+        {"algo": "bc", "env_name": TASK},
+        {"algo": "bc", "env_name": TASK, "bc_steps": 70},
+        {"env_name": TASK},
+        {"env_name": TASK, "preset": "smoke", "offline_steps": 7, "online_steps": 70},
+        {"pretrained": Path("x")},
+        {"pretrained": Path("x"), "bc_steps": 30},
     ],
 )
 def test_a_plan_has_the_trainer_s_stages(flags):
-    """Before a run has begun it has the stages that the trainer would write for it."""
-    config = parse_config(flags)
-    planned = stage_ends(planned_config(flags))
-    assert planned == stage_ends(config.to_dict())
+    config = make_config(**flags)
+    planned = stage_ends(config.to_dict())
     if config.algo == "bc":  # which is over after pretraining, whatever the other lengths are
         assert planned == {"pretrain": config.bc_steps}
         return
@@ -255,7 +254,7 @@ def test_half_written_and_damaged_files(tmp_path):
     (run / "eval.csv").unlink()
     (run / "metrics.csv").unlink()
     (run / "metrics.csv").mkdir()
-    progress = read_progress(run, ["--preset", "smoke"])
+    progress = read_progress(run, make_config(preset="smoke").to_dict())
     assert (progress.ends["offline"], progress.step, progress.success) == (400, 100, None)
     assert read_lines(tmp_path)[0][0].kind == "unreadable"
 

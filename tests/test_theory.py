@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.helpers import assert_equal64, draw, make_field, make_mlp
-from trqam_fast.agents import AgentConfig, Batch, TRQAMAgent
+from trqam_fast.agents import TRQAMAgent, TRQAMConfig
+from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import (
     NoiseSchedule,
     adjoint_matching,
@@ -190,7 +191,7 @@ def test_trained_network_in_two_dimensions():
     assert float((variance / target_variance).min()) > 1.3
 
 
-BANDIT = AgentConfig(
+BANDIT = TRQAMConfig(
     batch_size=64,
     actor_hidden_dims=(32, 32),
     value_hidden_dims=(32, 32),
@@ -224,7 +225,8 @@ def test_controller_keeps_the_path_kl_at_its_budget():
                 tail.append(terms.metrics["kl_ema"])
         settled = torch.stack(tail).mean(0)
         assert float((settled / budget - 1).abs().max()) < 0.1, (budget, settled)
-        assert bool((agent.lam > config.lambda_min).all() and (agent.lam < config.lambda_max).all())
+        lam = agent.dual.lam
+        assert bool((lam > config.lambda_min).all() and (lam < config.lambda_max).all())
 
 
 def test_raising_lambda_shrinks_the_path_kl():
@@ -233,12 +235,12 @@ def test_raising_lambda_shrinks_the_path_kl():
     agent = TRQAMAgent(config, 1, 2, [0, 1, 2])
     agent.online.flat.copy_(agent.online.flat[:1].clone().expand(3, -1))
     agent.copy_targets()
-    agent.lam.copy_(torch.tensor([0.3, 1.0, 5.0]))
+    agent.dual.lam.copy_(torch.tensor([0.3, 1.0, 5.0]))
     data, kl = torch.Generator().manual_seed(7), []
     for update in range(500):
         generators = [torch.Generator().manual_seed(update)] * 3
         batch = Batch(*(t[:1].expand(3, *t.shape[1:]) for t in make_bandit(config, 1, data)))
         terms = agent.update(batch, agent.draw_noise(generators))
-        kl.append(terms.path_kl)
+        kl.append(terms.metrics["path_kl"])
     low, middle, high = torch.stack(kl[-100:]).mean(0).tolist()
     assert low > 1.3 * middle > 1.69 * high > 0

@@ -10,10 +10,12 @@ import torch
 from tests.kill_run import compare_runs
 from tests.runs import rows, run
 from trqam_fast import train
-from trqam_fast.agents import AgentConfig
+from trqam_fast.agents import TRQAMConfig
+from trqam_fast.errors import UsageError
 from trqam_fast.runs import checkpoint
+from trqam_fast.training.flags import parse_config
 from trqam_fast.training.loop import Trainer
-from trqam_fast.training.presets import DEFAULT, PRESETS, parse_config
+from trqam_fast.training.presets import DEFAULT, SMOKE, make_config
 
 TASK = "pointmaze-medium-navigate-singletask-task1-v0"
 
@@ -77,9 +79,9 @@ def test_resume_ends_where_the_uninterrupted_run_ends(flags, tmp_path, stop, mon
 
     update = train.Trainer.check_finite
 
-    def interrupt(self, history, step, updates_per_step):
-        update(self, history, step, updates_per_step)
-        if step >= stop:
+    def interrupt(self, stage):
+        update(self, stage)
+        if stage.step >= stop:
             raise Killed
 
     monkeypatch.setattr(Trainer, "check_finite", interrupt)
@@ -124,7 +126,7 @@ def test_resume_refuses_what_changes_the_mathematics(flags, tmp_path, capsys):
     assert run([], folder, "--resume", "--kl-budget", "3", "--actor-hidden-dims", "8", "8") == 2
     message = capsys.readouterr().err
     assert "--kl-budget 3.0 (the run has" in message
-    assert "--actor-hidden-dims (8, 8) (the run has (16, 16))" in message
+    assert "--actor-hidden-dims 8 8 (the run has 16 16)" in message
     assert run([], folder, "--resume", "--log-interval", "10", "--offline-steps", "30") == 0
     assert rows(folder / "eval.csv")[-1]["step"] == "50"
     assert json.loads((folder / "config.json").read_text())["offline_steps"] == 30
@@ -290,10 +292,39 @@ def test_help_explains_every_flag(capsys):
         parse_config(["--help"])
     assert status.value.code == 0
     text = capsys.readouterr().out
-    for flag in ("--env-name", "--kl-budget", "--lam-scale", "--inv-temp", "--use-target-grad",
+    for flag in ("--env-name", "--kl-budget", "--lam-scale", "--use-target-grad",
                  "--actor-hidden-dims", "--seeds", "--resume"):  # fmt: skip
         assert flag in text
-    assert "Path-KL budget" in text
+    assert "Path-KL budget" in text and "trust-region options" in text
+    assert "--inv-temp" not in text
+    with pytest.raises(SystemExit):
+        parse_config(["--algo", "qam", "--help"])
+    text = capsys.readouterr().out
+    assert "--inv-temp" in text and "--kl-budget" not in text
+
+
+def test_single_updates_of_the_start_are_logged(flags, tmp_path, monkeypatch):
+    monkeypatch.setattr("trqam_fast.training.logger.FIRST_UPDATES", 12)
+    monkeypatch.setattr("trqam_fast.training.logger.EVERY", 4)
+    folder = tmp_path / "run"
+    assert run(flags, folder, "--kl-budget-per-dim", "0.2", "--seeds", "0", "1") == 0
+    first = rows(folder / "first_updates.csv")
+    assert [(r["step"], r["seed"]) for r in first] == [
+        (str(step), seed) for step in (21, 25, 29) for seed in "01"
+    ]
+    # lambda falls by eta budget in the first updates, from a smoothed path KL of about zero.
+    lam = float(first[0]["lam"])
+    assert 1 - 0.01 * 0.4 <= lam < 1
+    assert json.loads((folder / "config.json").read_text())["kl_budget"] == pytest.approx(0.4)
+    assert run([], folder, "--resume") == 0
+
+
+def test_flags_of_other_algorithms_are_noted_and_left_out(capsys):
+    config = parse_config(["--algo", "qam", "--kl-budget", "3", "--no-clip-adj", "--lr", "0.5"])
+    assert config.agent.lr == 0.5 and not config.agent.clip_adj
+    assert capsys.readouterr().err == "note: --algo qam has no use for --kl-budget\n"
+    with pytest.raises(UsageError, match="there is no flag --kl-bugdet; nearest: --kl-budget"):
+        parse_config(["--algo", "qam", "--kl-bugdet", "3"])
 
 
 def test_cloning_alone_needs_no_other_flag():
@@ -301,15 +332,16 @@ def test_cloning_alone_needs_no_other_flag():
 
 
 def test_presets():
-    assert parse_config([]) == DEFAULT
-    assert parse_config(["--preset", "smoke"]) == PRESETS["smoke"]
+    assert parse_config([]) == make_config()
+    smoke = parse_config(["--preset", "smoke"])
+    assert smoke == make_config(preset="smoke") and smoke.to_dict().items() >= SMOKE.items()
     other = parse_config(["--env-name", "cube-double-play-singletask-v0"])
     assert other.preset == "paper"
     chunks = {"horizon_length": 5, "action_chunking": True, "kl_budget": 0.5}
-    assert other.agent == AgentConfig(**chunks)
+    assert other.agent == TRQAMConfig(**chunks)
     changed = parse_config(["--lr", "0.5", "--seeds", "0", "1"])
     assert changed.agent.lr == 0.5 and changed.seeds == (0, 1)
-    assert changed.agent.kl_budget == DEFAULT.agent.kl_budget
+    assert changed.agent.kl_budget == DEFAULT["kl_budget"]
 
 
 def test_failed_write_keeps_the_previous_checkpoint(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.helpers import DEVICE, INTERPRETED, NEEDS_TRITON, draw, error, poisoned_memory
-from trqam_fast.agents import AgentConfig, TRQAMAgent
+from trqam_fast.agents import TRQAMAgent, TRQAMConfig
 from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import BackendError, MLPWeights, mlp, sde_rollout
 from trqam_fast.networks import MLPShape, ParameterBlock
@@ -101,17 +101,10 @@ def test_limits_are_named():
 
 def test_an_update_equals_the_reference():
     """Two updates of TRQAM with an ensemble, LayerNorm, chunks and best of two."""
-    config = AgentConfig(
-        batch_size=6,
-        actor_hidden_dims=(32, 32),
-        actor_layer_norm=True,
-        value_hidden_dims=(16,),
-        num_qs=3,
-        flow_steps=3,
-        horizon_length=2,
-        action_chunking=True,
-        best_of_n=2,
-    )
+    config = TRQAMConfig(
+        batch_size=6, actor_hidden_dims=(32, 32), actor_layer_norm=True, value_hidden_dims=(16,),
+        num_qs=3, flow_steps=3, horizon_length=2, action_chunking=True, best_of_n=2,
+    )  # fmt: skip
     batch = Batch(
         on_device(2, 6, 3),
         on_device(2, 6, 2, 2, seed=1).clamp(-1, 1),
@@ -125,6 +118,8 @@ def test_an_update_equals_the_reference():
         generators = [torch.Generator(DEVICE).manual_seed(s) for s in range(2)]
         for _ in range(2):
             terms = agent.update(batch, agent.draw_noise(generators))
-        agents.append((agent.online.flat, agent.target.flat, agent.lam, *terms.metrics.values()))
+        agents.append(
+            (agent.online.flat, agent.target.flat, agent.dual.lam, *terms.metrics.values())
+        )
     for ours, theirs in zip(*agents, strict=True):
         assert error(ours, theirs.double()) < 1e-4

@@ -28,6 +28,7 @@ class MLPShape:
         out_features: Output width.
         layer_norm: LayerNorm after every hidden activation.
         ensemble: Number of critics, or None for a single network without ensemble axis.
+        heads: Layers, initialised one by one, that the outputs are divided into.
     """
 
     in_features: int
@@ -35,6 +36,7 @@ class MLPShape:
     out_features: int
     layer_norm: bool = False
     ensemble: int | None = None
+    heads: int = 1
 
     @property
     def tensor_shapes(self) -> list[tuple[int, ...]]:
@@ -58,23 +60,21 @@ class MLPShape:
 
 @dataclass(frozen=True)
 class ScalarShape:
-    """One number of each run, in the place of a network: a bias without a layer."""
+    """One trained number of each run, which starts at zero."""
 
     tensor_shapes = ((1,),)
     size = aligned(1)
 
-    def group(self, tensors: list[Tensor]) -> MLPWeights:
-        """Arrange the number as `MLPWeights`."""
-        return MLPWeights((), tuple(tensors), (), ())
-
 
 class ParameterBlock:
-    """Named networks of S runs in one `[S, P]` tensor.
+    """Named networks and numbers of S runs in one `[S, P]` tensor.
 
     Attributes:
         flat: All parameters, `[S, P]`, contiguous; gaps between tensors stay zero.
         shapes: Architecture by name, in storage order.
         networks: `MLPWeights` by name; their tensors are views of `flat`.
+        scalars: Numbers by name, `[S, 1]`; views of `flat`.
+        leaves: All tensors in storage order.
         gradient: Memory for a gradient like `flat`; None unless trainable on the CPU.
     """
 
@@ -92,6 +92,8 @@ class ParameterBlock:
         self.flat = torch.zeros(runs, size, dtype=dtype, device=device)
         self._gap = torch.zeros(runs, ALIGNMENT, dtype=dtype, device=device)
         self.networks: dict[str, MLPWeights] = {}
+        self.scalars: dict[str, Tensor] = {}
+        self.leaves: list[Tensor] = []
         self.spans: dict[str, tuple[int, int]] = {}
         offset = 0
         # Zero, as the gaps between its tensors must stay.
@@ -105,7 +107,11 @@ class ParameterBlock:
                 view = self.flat[:, offset : offset + count].view(runs, *tensor_shape).detach()
                 tensors.append(view.requires_grad_(trainable))
                 offset += aligned(count)
-            self.networks[name] = shape.group(tensors)
+            self.leaves += tensors
+            if isinstance(shape, ScalarShape):
+                (self.scalars[name],) = tensors
+            else:
+                self.networks[name] = shape.group(tensors)
             self.spans[name] = (start, offset)
         if self.gradient is not None:
             self._adopt_gradient(self.gradient)
@@ -114,16 +120,12 @@ class ParameterBlock:
         """Offer `gradient` to the networks' backward passes, tensor by tensor."""
         self._slots = self.unflatten(gradient)
         start = 0
-        for name, network in self.networks.items():
-            end = start + len(network.tensors)
-            memory = GradientMemory(self._slots[start:end])
-            self.networks[name] = network._replace(memory=memory)
+        for name, shape in self.shapes.items():
+            end = start + len(shape.tensor_shapes)
+            if name in self.networks:
+                memory = GradientMemory(self._slots[start:end])
+                self.networks[name] = self.networks[name]._replace(memory=memory)
             start = end
-
-    @property
-    def leaves(self) -> list[Tensor]:
-        """All tensors in storage order."""
-        return [tensor for network in self.networks.values() for tensor in network.tensors]
 
     def span(self, name: str) -> Tensor:
         """Return the part of `flat` that holds network `name`, `[S, p]`."""
@@ -143,9 +145,11 @@ class ParameterBlock:
     def initialise(self, generators: list[torch.Generator]) -> None:
         """Xavier-uniform kernels, zero biases, unit norm scales; one CPU generator per run."""
         for run, generator in enumerate(generators):
-            for network in self.networks.values():
-                for kernel in network.kernels:
+            for name, network in self.networks.items():
+                for layer, kernel in enumerate(network.kernels, 1):
                     fan_in, fan_out = kernel.shape[-2:]
+                    if layer == len(network.kernels):
+                        fan_out //= self.shapes[name].heads
                     bound = math.sqrt(6.0 / (fan_in + fan_out))
                     values = torch.rand(kernel.shape[1:], generator=generator, dtype=torch.float64)
                     kernel[run].copy_((2.0 * values - 1.0) * bound)

@@ -73,7 +73,7 @@ class Draw:
         block = ParameterBlock({"network": shape}, sizes.runs, dtype=torch.float64)
         block.initialise([self.generator] * sizes.runs)
         network = block.networks["network"]
-        for tensor in network.tensors:
+        for tensor in (*network.biases, *network.norm_scales, *network.norm_biases):
             tensor.add_(0.1 * self.normal(*tensor.shape))
         return network
 

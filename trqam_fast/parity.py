@@ -6,10 +6,9 @@ python -m trqam_fast.parity tests/data/trqam_chunked.npz
 from __future__ import annotations
 
 import json
+import math
 import sys
-import zipfile
-import zlib
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,18 +16,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trqam_fast.agents import Agent, AgentConfig, Batch, BCAgent, Noise, Terms, TRQAMAgent
+from trqam_fast.agents import ALGORITHMS, Agent, Noise, Terms
+from trqam_fast.agents.config import CloningConfig
+from trqam_fast.authors import Deviations, agent_tensors, named_tensors
 from trqam_fast.cli import run_command
+from trqam_fast.damage import reading
+from trqam_fast.data.batch import Batch
+from trqam_fast.data.npz import read_arrays
 from trqam_fast.devices import check_device
 from trqam_fast.errors import UsageError
-from trqam_fast.kernels import Backend, MLPWeights, Precision
+from trqam_fast.kernels import Backend, Precision
+from trqam_fast.text import printable
 
 TOLERANCES = {"float64": 1e-10, "float32": 1e-3}
-READ_ERRORS = (
-    OSError, ValueError, KeyError, TypeError, AttributeError, EOFError,
-    zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
-UNSUPPORTED = {"edit_scale": 0.0, "fql_alpha": 0.0, "residual": False}
+NO_RECORDING = "is not a recorded run", "give an npz file"
+"""What is said of a damaged recording, and what helps."""
+LOGGED = ("grad/norm", "grad/max", "grad/min")
+"""What is logged of every update."""
+UNSUPPORTED = {"fql_alpha": 0.0, "residual": False}
 
 
 @dataclass(frozen=True)
@@ -54,36 +59,89 @@ class ParityArgs:
 
 
 class Recording:
-    """A recorded run: initial and final weights, batches, noise, outputs."""
+    """A recorded run: initial and final weights, batches, noise, outputs.
+
+    Raises:
+        UsageError: it is of a variant that is not part of this package.
+        Damaged: it is no recorded run, or what it says of itself contradicts its arrays.
+        Unreadable: the system refuses.
+    """
 
     def __init__(self, path: Path) -> None:
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                self.arrays = {name: archive[name] for name in archive.files}
-            self.meta = json.loads(str(self.arrays.pop("meta")))
-        except FileNotFoundError:
-            raise UsageError(f"{path} does not exist; give the path of a recorded run") from None
-        except READ_ERRORS as error:
-            raise UsageError(f"{path} is not a recorded run ({error}); give an npz file") from None
         self.path = path
-        recorded = self.meta["config"]
+        self.arrays = read_arrays(path, *NO_RECORDING, kinds="biufU")
+        with reading(path, *NO_RECORDING):
+            self.meta = json.loads(str(self.arrays.pop("meta")))
+            if any(array.dtype.kind == "U" for array in self.arrays.values()):
+                raise ValueError("an array holds text")
+            self.agent_class = self._check_variant(self.meta["config"])
+            try:
+                self.config = plain_config(self.agent_class, self.meta)
+            except UsageError as error:
+                raise ValueError(str(error)) from None
+            self._check_meta()
+            for index in range(len(self.meta["infos"])):
+                self._check_update(index)
+
+    def _check_variant(self, recorded: dict[str, Any]) -> type[Agent]:
         for name, neutral in UNSUPPORTED.items():
             if recorded.get(name, neutral) != neutral:
                 raise UsageError(
-                    f"{path}: {name} is {recorded[name]}, a variant of QAM that is not part of "
-                    f"this package; record a run with {name} = {neutral}"
+                    f"{self.path}: {name} is {printable(recorded[name])}, a variant of QAM that is "
+                    f"not part of this package; record a run with {name} = {neutral}"
                 )
-        known = {field.name for field in fields(AgentConfig)}
-        values = {name: value for name, value in recorded.items() if name in known}
-        for name in ("actor_hidden_dims", "value_hidden_dims"):
-            values[name] = tuple(values[name])
-        self.config = AgentConfig(**values)
-        self.cloning_only = bool(recorded.get("bc_only", False))
-        if self.cloning_only and self.meta["algo"] != "trqam":
+        algo, cloning_only = str(self.meta["algo"]).replace("_", "-"), recorded.get("bc_only")
+        if algo == "qam" and recorded.get("edit_scale", 0.0) > 0:
+            algo = "qam-e"
+        if algo not in ALGORITHMS:
             raise UsageError(
-                f"{path}: bc_only with {self.meta['algo']} trains the critic as well in the "
-                "authors' code, a variant that is not part of this package; record it with trqam"
+                f"{self.path}: {printable(algo)} is no algorithm of this package; record one of "
+                f"{', '.join(ALGORITHMS)}"
             )
+        if cloning_only and algo in ("qam", "qam-e"):
+            raise UsageError(
+                f"{self.path}: bc_only with {algo} trains the critic as well in the authors' code, "
+                "a variant that is not part of this package; record it with trqam"
+            )
+        return ALGORITHMS["bc" if cloning_only and algo in ("trqam", "sqam") else algo]
+
+    def _check_meta(self) -> None:
+        meta, config = self.meta, self.config
+        sizes, duals = (meta["obs_dim"], meta["act_dim"]), (meta["init_lam"], meta["init_kl_ema"])
+        if not all(type(n) is int and n > 0 for n in sizes):
+            raise ValueError("obs_dim or act_dim is none")
+        if duals != (None, None) and not all(map(is_number, duals)):
+            raise ValueError("init_lam or init_kl_ema is no number")
+        for info in meta["infos"]:
+            if not set(LOGGED) <= info.keys() or not all(map(is_number, info.values())):
+                raise ValueError(f"infos lack one of {LOGGED}, or hold no number")
+        # Compared before memory is asked for: the weights are all in the file.
+        nets = self.agent_class.network_shapes(config, *sizes).values()
+        claimed = sum(math.prod(shape) for net in nets for shape in net.tensor_shapes)
+        held = sum(array.size for array in self.group("init/").values())
+        if claimed > held:
+            raise ValueError(f"config implies {claimed} weights, but {held} are there")
+
+    def _check_update(self, index: int) -> None:
+        """Compare the shapes of an update's batch with what the config implies."""
+        config, obs_dim, act_dim = self.config, self.meta["obs_dim"], self.meta["act_dim"]
+        rows = len(self.require(f"update{index}/batch/observations"))
+        horizon = config.horizon_length
+        shapes = {
+            "batch/observations": (rows, obs_dim),
+            "batch/actions": (rows, horizon, act_dim),
+            "batch/rewards": (rows, horizon),
+            "batch/masks": (rows, horizon),
+            "batch/valid": (rows, horizon),
+            "batch/next_observations": (rows, horizon, obs_dim),
+            "noise/bc_t": (rows, 1),
+        }
+        for name, shape in shapes.items():
+            found = self.require(f"update{index}/{name}").shape
+            if found != shape or rows != config.batch_size:
+                raise ValueError(
+                    f"update{index}/{name} has shape {list(found)}, config implies {list(shape)}"
+                )
 
     def require(self, name: str) -> np.ndarray:
         """Return an array.
@@ -104,49 +162,53 @@ class Recording:
         }
 
 
-def tensors_by_name(network: str, weights: MLPWeights) -> dict[str, Tensor]:
-    """Our tensors under the recording's names, each still with the run axis."""
-    module = "value_net" if "critic" in network else "mlp"
-    named = {}
-    for layer, (kernel, bias) in enumerate(zip(weights.kernels, weights.biases, strict=True)):
-        named[f"{network}/{module}/Dense_{layer}/kernel"] = kernel
-        named[f"{network}/{module}/Dense_{layer}/bias"] = bias
-    for layer, (scale, bias) in enumerate(
-        zip(weights.norm_scales, weights.norm_biases, strict=True)
-    ):
-        named[f"{network}/{module}/LayerNorm_{layer}/scale"] = scale
-        named[f"{network}/{module}/LayerNorm_{layer}/bias"] = bias
-    return named
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number, and not an integer beyond those with a fraction."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**1000)
 
 
-def agent_tensors(agent: Agent) -> dict[str, Tensor]:
-    """All weights of `agent` under the recording's names."""
-    named = {}
-    for network, weights in agent.online.networks.items():
-        named |= tensors_by_name(network, weights)
-    if isinstance(agent, TRQAMAgent):
-        for network, weights in agent.target.networks.items():
-            named |= tensors_by_name(f"target_{network}", weights)
-    return named
+def plain_config(kind: type[Agent], meta: dict[str, Any]) -> CloningConfig:
+    """Return the part of a recorded configuration that the algorithm's has here.
+
+    Raises:
+        TypeError, KeyError: a value is of another kind than ours, or the widths are missing.
+        UsageError: a value is impossible.
+    """
+    names, recorded = kind.recorded, dict(meta["config"])
+    chunk = recorded["horizon_length"] if recorded["action_chunking"] else 1
+    for theirs, ours in names.settings.items():
+        if theirs in recorded:
+            recorded[ours] = recorded.pop(theirs)
+    for name in names.per_dimension:
+        recorded[name] = recorded[name] / (meta["act_dim"] * chunk)
+    values = {}
+    for field in fields(kind.Config):
+        default = None if field.default is MISSING else field.default
+        if field.name not in recorded and type(default) is not tuple:
+            continue
+        value, wanted = recorded[field.name], type(default)
+        if wanted is tuple:
+            value = tuple(value)
+            fits = all(type(width) is int for width in value)
+        else:
+            fits = is_number(value) if wanted is float else type(value) is wanted
+        if not fits:
+            raise TypeError(f"{field.name} is {value}")
+        values[field.name] = value
+    return kind.Config(**values)
 
 
 def make_agent(
-    recording: Recording, args: ParityArgs, agent_class: type[TRQAMAgent] = TRQAMAgent
+    recording: Recording, args: ParityArgs, agent_class: type[Agent] | None = None
 ) -> Agent:
     """Build the agent of a recording with its initial weights and dual variables."""
     meta = recording.meta
-    options: dict[str, Any] = {
-        "dtype": getattr(torch, args.dtype),
-        "device": args.device,
-        "backend": args.backend,
-        "precision": args.precision,
-    }
-    if recording.cloning_only:
-        agent: Agent = BCAgent(recording.config, meta["obs_dim"], meta["act_dim"], [0], **options)
-    else:
-        agent = agent_class(
-            recording.config, meta["obs_dim"], meta["act_dim"], [0], algo=meta["algo"], **options
-        )
+    kind = agent_class or recording.agent_class
+    agent = kind(
+        recording.config, meta["obs_dim"], meta["act_dim"], [0],
+        dtype=getattr(torch, args.dtype), device=args.device, backend=args.backend,
+        precision=args.precision,
+    )  # fmt: skip
     with torch.no_grad():
         for name, tensor in agent_tensors(agent).items():
             initial = recording.require(f"init/{name}")
@@ -156,9 +218,9 @@ def make_agent(
                     f"config implies {list(tensor.shape[1:])}"
                 )
             tensor[0].copy_(torch.from_numpy(initial))
-        if isinstance(agent, TRQAMAgent) and meta["init_lam"] is not None:
-            agent.lam.fill_(meta["init_lam"])
-            agent.kl_ema.fill_(meta["init_kl_ema"])
+        for name, tensor in agent.state().items():
+            if meta.get(f"init_{name}") is not None:
+                tensor.fill_(meta[f"init_{name}"])
     return agent
 
 
@@ -177,35 +239,18 @@ def load_update(recording: Recording, index: int, agent: Agent) -> tuple[Batch, 
         tensor("batch/valid")[..., -1],
         tensor("batch/next_observations")[..., -1, :],
     )
-    noise = Noise(tensor("noise/bc_x0"), tensor("noise/bc_t"))
-    if isinstance(agent, TRQAMAgent):
-        noise = noise._replace(
-            next_action=tensor("noise/next_action"),
-            sde_x0=tensor("noise/sde_x0"),
-            sde_eps=tensor("noise/sde_eps")[:, :-1],
-        )
+    noise = {"bc_t": tensor("noise/bc_t")}
+    for name, shape in agent.draws().items():
+        path = f"noise/{agent.recorded.noise.get(name, name)}"
+        recorded = tensor(path)
+        expected = (shape[0] + (name in agent.recorded.one_more), *shape[1:])
+        if recorded.shape[1:] != expected:
+            raise UsageError(
+                f"{recording.path}: update{index}/{path} has shape {list(recorded.shape[1:])}, "
+                f"config implies {list(expected)}; the recording is damaged"
+            )
+        noise[name] = recorded[:, : shape[0]]
     return batch, noise
-
-
-class Deviations:
-    """Worst deviation by name."""
-
-    def __init__(self) -> None:
-        self.worst: dict[str, float] = {}
-
-    def add(self, name: str, ours: Tensor | float, recorded: np.ndarray | float) -> None:
-        """Compare one quantity; NaN counts as infinitely far."""
-        if isinstance(ours, Tensor):
-            ours = ours.detach().double().cpu().numpy()
-        ours, recorded = np.asarray(ours), np.asarray(recorded, dtype=np.float64)
-        if ours.shape != recorded.shape:
-            deviation = float("inf")
-        else:
-            scale = max(1.0, float(np.abs(recorded).max(initial=0.0)))
-            deviation = float(np.abs(ours - recorded).max(initial=0.0)) / scale
-        if not np.isfinite(deviation):
-            deviation = float("inf")
-        self.worst[name] = max(self.worst.get(name, 0.0), deviation)
 
 
 def compare_scalars(
@@ -213,77 +258,58 @@ def compare_scalars(
 ) -> None:
     """Compare every scalar that the authors log for one update."""
     metrics = {name: value[0] for name, value in terms.metrics.items()}
-    names = {
-        "actor/flow_loss": "bc_loss",
-        "actor/adj_loss": "adjoint_loss",
-        "actor/fast_loss": "adjoint_loss",
-        "actor/path_kl": "path_kl",
-        "actor/adj_mean": "adjoint_mean",
-        "actor/adj_std": "adjoint_std",
-        "actor/adj_max": "adjoint_max",
-        "critic/critic_loss": "critic_loss",
-        "critic/q_mean": "q_mean",
-        "critic/q_max": "q_max",
-        "critic/q_min": "q_min",
-        "lam_raw": "lam",
-        "kl_ema_raw": "kl_ema",
-        "dual/kl_ema": "kl_ema",
-        "dual/kl_estimate": "path_kl",
-    }
-    config = agent.config
-    for recorded, ours in names.items():
+    for recorded, ours in agent.recorded.infos.items():
         if recorded in info and ours in metrics:
             deviations.add(recorded, metrics[ours], info[recorded])
-    if "dual/lambda" in info:
+    derived, config = {}, agent.config
+    if agent.controller is not None and "path_kl" in metrics:
         effective = config.lam_scale * metrics["lam"]
         limit = config.kl_clip_coef * config.kl_budget
-        deviations.add("dual/lambda", effective, info["dual/lambda"])
-        deviations.add(
-            "dual/sigma_scale", effective.clamp(min=1e-8).rsqrt(), info["dual/sigma_scale"]
-        )
-        deviations.add(
-            "dual/kl_estimate_clipped",
-            metrics["path_kl"].clamp(max=limit),
-            info["dual/kl_estimate_clipped"],
-        )
-        clipped = (metrics["path_kl"] > limit).double()
-        deviations.add("dual/kl_clipped", clipped, info["dual/kl_clipped"])
+        derived = {
+            "dual/lambda": effective,
+            "dual/sigma_scale": effective.clamp(min=1e-8).rsqrt(),
+            "dual/kl_budget": config.kl_budget,
+            "dual/kl_estimate_clipped": metrics["path_kl"].clamp(max=limit),
+            "dual/kl_clipped": (metrics["path_kl"] > limit).double(),
+        }
+    if "critic/critic_loss_total" in info:
+        total = metrics["critic_loss"] + config.value_penalty * metrics["value_gap"]
+        derived["critic/critic_loss_total"] = total
+    for name, value in derived.items():
+        if name in info:
+            deviations.add(name, value, info[name])
     # The authors log the sum of the tensors' norms, and their extremes include the targets' zeros.
     parts = agent.online.unflatten(gradient)
+    parts = named_tensors(agent.online, parts, {}).values()
     deviations.add("grad/norm", sum(part.norm() for part in parts), info["grad/norm"])
     deviations.add("grad/max", gradient.max().clamp(min=0.0), info["grad/max"])
     deviations.add("grad/min", gradient.min().clamp(max=0.0), info["grad/min"])
 
 
-def replay(args: ParityArgs, agent_class: type[TRQAMAgent] = TRQAMAgent) -> dict[str, float]:
+def replay(args: ParityArgs, agent_class: type[Agent] | None = None) -> dict[str, float]:
     """Replay the recording and return the worst deviation of every recorded quantity.
 
-    `agent_class` is the implementation of TRQAM and QAM that does the updates.
+    `agent_class` is another implementation of the recorded algorithm, which does the updates.
     """
     recording = Recording(args.file)
     agent = make_agent(recording, args, agent_class)
+    names = agent.recorded
     deviations = Deviations()
     for index, info in enumerate(recording.meta["infos"]):
         batch, noise = load_update(recording, index, agent)
         gradient, terms = agent.gradients(batch, noise)
         recorded = recording.group(f"update{index}/out/")
-        ours = {
-            "xs": None if terms.trajectory is None else terms.trajectory[0, :-1],
-            "adjs": None if terms.adjoint is None else terms.adjoint[0],
-            "next_actions": None if terms.next_actions is None else terms.next_actions[0],
-        }
-        for name, value in ours.items():
-            if name in recorded and value is not None:
-                deviations.add(f"out/{name}", value, recorded[name])
+        for theirs, ours in names.outputs.items():
+            if theirs in recorded and ours in terms.outputs:
+                deviations.add(f"out/{theirs}", terms.outputs[ours][0], recorded[theirs])
         unclipped = gradient.clone()
         agent.apply(gradient, terms)
         compare_scalars(deviations, agent, terms, unclipped, info)
         gradients = recording.group(f"update{index}/grad/")
-        parts = agent.online.unflatten(unclipped)
-        online = {id(leaf): part for leaf, part in zip(agent.online.leaves, parts, strict=True)}
-        for name, tensor in agent_tensors(agent).items():
-            if name in gradients and id(tensor) in online:
-                deviations.add(f"grad/{name}", online[id(tensor)][0], gradients[name])
+        parts = named_tensors(agent.online, agent.online.unflatten(unclipped), names.networks)
+        for name, part in parts.items():
+            if name in gradients:
+                deviations.add(f"grad/{name}", part[0], gradients[name])
     for name, tensor in agent_tensors(agent).items():
         deviations.add(f"final/{name}", tensor[0], recording.require(f"final/{name}"))
     return deviations.worst

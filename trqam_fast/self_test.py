@@ -11,7 +11,7 @@ from trqam_fast.kernels.dispatch import OPS
 from trqam_fast.op_cases import CASES, Sizes, draw_inputs, evaluate
 
 TOLERANCE = {"ieee": 1e-4, "tf32": 1e-2, "bf16": 1e-1}
-"""Largest deviation from the reference by precision, relative to the scale of a tensor."""
+"""Largest deviation from the reference by precision, relative to a tensor's largest element."""
 
 SMALL = Sizes(2, 7, 3, 2, (16, 24), True)
 # Several tiles of rows, blocks of columns and steps of a product, as in training.
@@ -19,8 +19,6 @@ WIDE = (
     Sizes(2, 150, 28, 25, (256,) * 3, False, ode_batch=150),
     Sizes(1, 150, 28, 25, (256,) * 3, True, ode_batch=150),
 )
-SEED = 3
-"""A draw whose chains amplify rounding little: bfloat16 operands deviate by up to 1.6e-2 here."""
 REPEATS = 10
 """Calls whose results must be equal: the kernels add in a fixed order, so a change is a race."""
 
@@ -30,21 +28,21 @@ def deviation(
 ) -> float:
     """Return the deviation of an op in float32 from the float64 reference on the CPU.
 
-    That of random numbers is from the float32 reference.
-    It is relative to each tensor's largest element, or absolute where that is below 1; infinite if
-    the op returned something that is not finite, or on a GPU something else when called again.
+    That of random numbers is from the float32 reference. It is relative to each tensor's largest
+    element; infinite if the op returned something that is not finite, or on a GPU something else
+    when called again.
     """
     case, options = CASES[op], {"backend": backend}
     if OPS[case.op].networks:
         options["precision"] = precision
     exact = torch.float64 if case.rounds else torch.float32
-    expected = evaluate(case, draw_inputs(case, sizes, SEED, dtype=exact), backend="reference")
-    inputs = draw_inputs(case, sizes, SEED, dtype=torch.float32, device=device)
+    expected = evaluate(case, draw_inputs(case, sizes, dtype=exact), backend="reference")
+    inputs = draw_inputs(case, sizes, dtype=torch.float32, device=device)
     found = evaluate(case, inputs, **options)
     worst = 0.0
     for name, reference in expected.items():
         reference = reference.double()
-        scale = reference.abs().max().clamp(min=1.0)
+        scale = reference.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
         difference = (found[name].cpu().double() - reference).abs() / scale
         worst = max(worst, float(difference.nan_to_num(nan=torch.inf).max()))
     if backend == "triton" and torch.device(device).type == "cuda":

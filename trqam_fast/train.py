@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from trqam_fast.agents import algorithm, declare
 from trqam_fast.cli import run_command
-from trqam_fast.errors import RunError, UsageError
+from trqam_fast.data.dataset import Transitions
+from trqam_fast.data.load import load_task
+from trqam_fast.errors import FAILURE, RunError, UsageError
+from trqam_fast.files import write_json
 from trqam_fast.memory import keep_freed_memory
 from trqam_fast.runs import checkpoint
 from trqam_fast.runs.folder import RunFolder
-from trqam_fast.training.backend import check_asked, settle_backend
+from trqam_fast.runs.plots import write_overview
+from trqam_fast.training import start
+from trqam_fast.training.backend import check_asked, running_backend, settle_backend
 from trqam_fast.training.config import DEFAULT_ENV, TrainConfig
+from trqam_fast.training.flags import parse_config, read_choices
+from trqam_fast.training.ledger import Ledger
+from trqam_fast.training.logger import Logger
 from trqam_fast.training.loop import Trainer
-from trqam_fast.training.presets import (
-    DEFAULT,
-    describe_settings,
-    flag_value,
-    parse_config,
-    spell_out_resume,
-)
+from trqam_fast.training.presets import describe_settings, flag_of, value_in_words
 from trqam_fast.training.stopping import StopRequest
+from trqam_fast.training.summary import format_table, summarise
 from trqam_fast.training.trackers import check_packages
 
 # What may differ between a run and its continuation without changing its mathematics.
@@ -35,6 +41,24 @@ RESUMABLE = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        run_dir: Its folder.
+        summary: What summary.json holds.
+    """
+
+    run_dir: Path
+    summary: dict[str, Any]
+
+    @property
+    def success(self) -> float | None:
+        """Mean success of the final evaluation, from 0 to 1; None if all seeds diverged."""
+        return self.summary["final_success"]
+
+
 def resolve(argv: list[str]) -> TrainConfig:
     """Parse the flags; those of a resumed run override the configuration in its folder.
 
@@ -42,72 +66,170 @@ def resolve(argv: list[str]) -> TrainConfig:
         UsageError: impossible values, no run to resume, or a continuation that would be another
             run.
     """
-    argv = spell_out_resume(argv)
-    # Other flags are read on top of the run's own, so they are not looked at before it is found.
-    resume, named = flag_value(argv, "--resume"), flag_value(argv, "--run-dir")
-    if resume in ("yes", "auto") and "--overwrite" in argv:
+    chosen, _ = read_choices(argv)
+    resume = chosen.get("resume", "no")
+    if resume != "no" and chosen.get("overwrite"):
         raise UsageError("--resume and --overwrite exclude each other; pass one of them")
-    env_name = flag_value(argv, "--env-name") or DEFAULT_ENV
-    algo = flag_value(argv, "--algo") or DEFAULT.algo
-    path = None if named is None else Path(named)
-    if path is None and resume in ("yes", "auto"):
+    env_name, algo = chosen.get("env_name", DEFAULT_ENV), chosen.get("algo", "trqam")
+    path = chosen.get("run_dir")
+    if path is None and resume != "no":
         path = RunFolder.newest(env_name, algo)
     if path is None and resume == "yes":
         raise UsageError(f"--resume found no run of {algo} on {env_name}; name one with --run-dir")
     path = path or RunFolder.default_path(env_name, algo)
     folder = RunFolder(path)
-    if resume != "yes" and not (resume == "auto" and folder.exists):
+    if resume == "no" or (resume == "auto" and not folder.exists):
         return dataclasses.replace(parse_config(argv), run_dir=path, resume="no")
+    before = read_config(folder)
+    return continued(before, dataclasses.replace(parse_config(argv, before), run_dir=path))
+
+
+def read_config(folder: RunFolder) -> TrainConfig:
+    """Return the configuration of a run that is to be continued.
+
+    Raises:
+        UsageError: it is missing, damaged or of another version.
+    """
     try:
-        base = TrainConfig.from_dict(folder.read_config())
+        return TrainConfig.from_dict(folder.read_config())
     except (KeyError, TypeError) as error:
         raise UsageError(
-            f"{path}/config.json is of another version ({error}); start a new run"
+            f"{folder.path}/config.json is of another version ({error}); start a new run"
         ) from None
-    config = dataclasses.replace(parse_config(argv, base), run_dir=path)
-    before, now = base.to_dict(), config.to_dict()
-    changed = [name for name in now if name not in RESUMABLE and now[name] != before[name]]
+
+
+def continued(before: TrainConfig, config: TrainConfig) -> TrainConfig:
+    """Return `config`, which continues a run that began as `before`.
+
+    Raises:
+        UsageError: it would be another run.
+    """
+    old, new = before.to_dict(), config.to_dict()
+    changed = [name for name in new if name not in RESUMABLE and new[name] != old.get(name)]
     if changed:
         differences = ", ".join(
-            f"--{name.replace('_', '-')} {now[name]} (the run has {before[name]})"
+            f"{flag_of(name)} {value_in_words(new[name])} (the run has "
+            f"{value_in_words(old.get(name))})"
             for name in changed
         )
-        raise UsageError(f"cannot resume {path} with {differences}; drop these flags")
-    return config
+        raise UsageError(f"cannot resume {config.run_dir} with {differences}; drop these flags")
+    return dataclasses.replace(config, resume="yes")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Train and return the exit status."""
-    config = resolve(sys.argv[1:] if argv is None else argv)
+def continued_if_begun(config: TrainConfig) -> TrainConfig:
+    """Return `config` so that it continues the run in its folder, if there is one.
+
+    Raises:
+        UsageError: the run there is another one.
+    """
+    folder = RunFolder(config.run_dir)
+    return continued(read_config(folder), config) if folder.exists else config
+
+
+def load_data(config: TrainConfig, logger: Logger, ledger: Ledger) -> Transitions:
+    """Load the task's transitions, generating them first if the configuration says so.
+
+    Raises:
+        UsageError: no such task, no data for it, or not enough.
+    """
+    recipe = config.recipe
+    if recipe is not None and not recipe.path(config.generated_dir).exists():
+        logger.say(f"generating {recipe.transitions} transitions")
+    with ledger.timed("data"):
+        dataset, path = load_task(
+            config.env_name,
+            dataset_dir=config.dataset_dir,
+            recipe=recipe,
+            generated_dir=config.generated_dir,
+            sparse=config.sparse,
+            device=config.device,
+            progress=sys.stderr.isatty(),
+        )
+    dataset.check_length(config.agent.horizon_length)
+    logger.say(f"data: {len(dataset)} transitions from {path}")
+    return dataset
+
+
+def load_pretrained(
+    config: TrainConfig, dataset: Transitions, logger: Logger, ledger: Ledger
+) -> dict[str, Any]:
+    """Read what --pretrained names, and take over which seeds diverged there.
+
+    Raises:
+        UsageError: there is none, it is damaged, or has other networks than the flags.
+    """
+    state, path = start.load_pretrained(config.pretrained)
+    kind = algorithm(config.algo)
+    shapes = kind.stored_shapes(config.agent, dataset.obs_dim, dataset.act_dim)
+    if config.bc_steps > 0:
+        shapes = {"actor_slow": shapes["actor_slow"]}
+    start.check_start(state, path, shapes, config.sequences, len(config.seeds))
+    ledger.failures = start.inherited_failures(state, path)
+    logger.say(f"starting from {path}, stage {state['stage']}")
+    for run, reason in ledger.failures.items():
+        logger.say(f"error: seed {config.seeds[run]}: {reason}", error=True)
+    return {name: state[name] for name in checkpoint.WEIGHTS}
+
+
+def run(config: TrainConfig) -> Result:
+    """Do one run: a new one, or with ``resume`` "yes" what is left of it.
+
+    Raises:
+        UsageError: something in the configuration cannot work here.
+        RunError: something failed while running.
+        Stopped: the run was asked to stop; its checkpoint is written.
+    """
     keep_freed_memory()
     if config.threads > 0:
         torch.set_num_threads(config.threads)
     check_asked(config)
-    if config.pretrained is not None:
-        checkpoint.check_exists(config.pretrained)
+    folder = RunFolder(config.run_dir, (*algorithm(config.algo).metrics, "grad_norm"))
+    begun = config.resume != "no" and checkpoint.newest(folder.checkpoints) is not None
+    if config.pretrained is not None and not begun:
+        start.check_exists(config.pretrained)
     check_packages(config.tensorboard, config.wandb)
-    folder = RunFolder(config.run_dir)
     if config.resume == "no":
         folder.check_free(config.overwrite)
-    stop = StopRequest()
+    stop, ledger, logger = StopRequest(), Ledger(), Logger(config, folder)
     with stop.listening():
-        trainer = Trainer(config, folder, stop)
         print(describe_settings(config), flush=True)
         with stop.at_once():
-            trainer.load_data()
-            begun = config.resume != "no" and checkpoint.newest(folder.checkpoints) is not None
+            dataset = load_data(config, logger, ledger)
+            pretrained = None
             if config.pretrained is not None and not begun:
-                trainer.load_pretrained()
-        trainer.config = settle_backend(config, trainer.dataset.act_dim)
+                pretrained = load_pretrained(config, dataset, logger, ledger)
+        config = start.settle_budget(config, dataset.act_dim)
+        settled = settle_backend(config, dataset.act_dim)
         with folder.held():
             if config.resume == "no":
-                folder.create(config.to_dict())
+                folder.create(config.to_dict(), declare(algorithm(config.algo))._asdict())
+            logger.say(f"run folder: {folder.path}")
+            logger.start_trackers()
             try:
-                return trainer.run()
+                Trainer(settled, config, dataset, folder, logger, stop, ledger, pretrained).run()
             except KeyboardInterrupt:
                 raise RunError(
                     f"interrupted; continue with --resume --run-dir {folder.path}"
                 ) from None
+            finally:
+                logger.close()
+            return finish(settled, folder, logger, ledger)
+
+
+def finish(config: TrainConfig, folder: RunFolder, logger: Logger, ledger: Ledger) -> Result:
+    """Write the summary and the curves, print the table."""
+    summary = summarise(config, running_backend(config), ledger)
+    write_json(folder.path / "summary.json", summary)
+    write_overview(folder.path, folder.path / "curves.png")
+    logger.say(format_table(config, summary))
+    logger.say(f"run folder: {folder.path}")
+    return Result(folder.path, summary)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train and return the exit status: 1 if a seed diverged."""
+    result = run(resolve(sys.argv[1:] if argv is None else argv))
+    return FAILURE if result.summary["failures"] else 0
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ block, the batches and the dual update, so that one can replace the other.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,13 +18,16 @@ from benchmarks.baselines.layers import (
     Tape,
     add_product,
     by_group,
+    dense,
     forward,
     hidden,
     pull_back,
     split,
 )
-from trqam_fast.agents import Batch, Noise, Terms, TRQAMAgent
-from trqam_fast.agents.base import MAX_GRAD_NORM, repeat_rows
+from trqam_fast.agents import Noise, QAMAgent, Terms, TRQAMAgent
+from trqam_fast.agents.base import MAX_GRAD_NORM, Metrics, repeat_rows
+from trqam_fast.agents.qam import adjoint_metrics, largest_norm
+from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import MLPWeights
 
 MIN_LAM = 1e-8
@@ -38,8 +43,26 @@ def along(observations: Tensor, points: Tensor, times: Tensor) -> Tensor:
     return torch.cat([observations, points, times.expand(*lead, 1)], dim=-1).flatten(-3, -2)
 
 
-class EagerAgent(TRQAMAgent):
-    """The agent with an update in eager PyTorch; `backend` concerns acting alone.
+class EagerPath(NamedTuple):
+    """`Path` with the base field's velocities at X_0..X_{K-1}, `[S, K, B, D]`."""
+
+    trajectory: Tensor
+    velocity: Tensor
+    base_velocity: Tensor
+
+    @property
+    def points(self) -> Tensor:
+        """X_0..X_{K-1}, `[S, K, B, D]`."""
+        return self.trajectory[:, :-1]
+
+    @property
+    def end(self) -> Tensor:
+        """X_K, `[S, B, D]`."""
+        return self.trajectory[:, -1]
+
+
+class EagerUpdate:
+    """Replaces the update of QAM or TRQAM by eager PyTorch; `backend` concerns acting alone.
 
     Matrix products are as precise as `torch.set_float32_matmul_precision` says.
 
@@ -102,42 +125,46 @@ class EagerAgent(TRQAMAgent):
         """Velocities `[S, N, D]` at t_k."""
         time = self.times[k].expand(*x.shape[:2], 1)
         inputs = torch.cat([observations, x, time], dim=-1)
-        return forward(groups, self.lam.shape, inputs)
+        return forward(groups, (self.runs,), inputs)
 
     def field_along(self, groups: list[Layers], observations: Tensor, points: Tensor) -> Tensor:
         """Velocities at X_k and t_k, `[S, K, B, D]`."""
         inputs = along(observations, points, self.times)
-        return forward(groups, self.lam.shape, inputs).view_as(points)
+        return forward(groups, (self.runs,), inputs).view_as(points)
 
     def critic_values(self, critic: MLPWeights, observations: Tensor, actions: Tensor) -> Tensor:
         """Q_e(s, a) `[S, E, N]` for `[S, N, O]` and `[S, N, D]`."""
+        ours = critic is self.online.networks["critic"]
+        layers = self.online_layers["critic"] if ours else split(critic, self.batched)
         inputs = torch.cat([observations, actions], dim=-1)
-        return forward(split(critic, self.batched), critic.lead, inputs).squeeze(-1)
+        return forward(layers, critic.lead, inputs).squeeze(-1)
 
-    def terminal_adjoint(self, observations: Tensor, x: Tensor) -> Tensor:
-        """a_K = -d/dX mean_e Q'_e(s, clip(X, -1, 1)), `[S, B, D]`, times `inv_temp` for QAM."""
+    @torch.no_grad()
+    def action_gradient(self, observations: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradient of mean_e Q'_e(s, clip(X, -1, 1)), `[S, B, D]`, and it, `[S, B]`."""
         config = self.config
         critic = (self.target_layers if config.use_target_grad else self.online_layers)["critic"]
         actions = x.clamp(-1.0, 1.0) if config.clip_adj else x
-        weight = -1.0 if self.algo == "trqam" else -config.inv_temp
-        seed = torch.full_like(x[..., :1], weight / config.num_qs)
-        pulled = []
+        seed = torch.full_like(x[..., :1], 1.0 / config.num_qs)
+        pulled, values = [], []
         inputs = torch.cat([observations, actions], dim=-1)
         for layers, y, cotangent in by_group(critic, inputs, seed):
             tape: Tape = []
-            hidden(layers, y, tape)
+            values.append(dense(layers, len(layers.kernels) - 1, hidden(layers, y, tape)))
             first = layers.kernels[0][..., observations.shape[-1] :, :]
             pulled.append(pull_back(layers, tape, cotangent) @ first.mT)
-        adjoint = torch.stack(pulled).view(self.runs, config.num_qs, *x.shape[1:]).sum(1)
-        return adjoint * (x.abs() <= 1.0) if config.clip_adj else adjoint
+        lead = (self.runs, config.num_qs, x.shape[1])
+        gradient = torch.stack(pulled).view(*lead, -1).sum(1)
+        values = torch.stack(values).view(lead).mean(1)
+        return gradient * (x.abs() <= 1.0) if config.clip_adj else gradient, values
 
     def cloning_loss(self, batch: Batch, noise: Noise) -> Tensor:
         """Flow-matching loss of the cloned field for each run, `[S]`."""
         actions = self.policy_actions(batch)
-        x_t = torch.lerp(noise.bc_x0, actions, noise.bc_t)
-        inputs = torch.cat([batch.observations, x_t, noise.bc_t], dim=-1)
-        velocity = forward(self.online_layers["actor_slow"], self.lam.shape, inputs)
-        error = F.mse_loss(velocity, actions - noise.bc_x0, reduction="none").mean(-1)
+        x_t = torch.lerp(noise["bc_x0"], actions, noise["bc_t"])
+        inputs = torch.cat([batch.observations, x_t, noise["bc_t"]], dim=-1)
+        velocity = forward(self.online_layers["actor_slow"], (self.runs,), inputs)
+        error = F.mse_loss(velocity, actions - noise["bc_x0"], reduction="none").mean(-1)
         return (error * batch.valid).mean(-1)
 
     def rollout_together(
@@ -148,16 +175,16 @@ class EagerAgent(TRQAMAgent):
         X <- keep_k X + gain_k v + noise_k; keep is 1, gain h and the noise zero in the ODE's rows.
         The gradient is that of a second forward pass, batched over the steps.
         """
-        steps, candidates = self.config.flow_steps, noise.next_action
+        steps, candidates = self.config.flow_steps, noise["next_action"]
         next_observations = repeat_rows(batch.next_observations, candidates.shape[2])
         observations = torch.cat([batch.observations, next_observations], dim=1)
-        x = torch.cat([noise.sde_x0, candidates.flatten(1, 2)], dim=1)
-        rows, extra = noise.sde_x0.shape[1], next_observations.shape[1]
+        x = torch.cat([noise["sde_x0"], candidates.flatten(1, 2)], dim=1)
+        rows, extra = noise["sde_x0"].shape[1], next_observations.shape[1]
         with torch.no_grad():
             ones = torch.ones_like(x[:1, :, :1]).expand(steps, -1, -1)
             keep = torch.cat([self.keep.expand(-1, rows, -1), ones[:, rows:]], dim=1)
             gain = torch.cat([2.0 * ones[:, :rows], ones[:, rows:]], dim=1) / steps
-            added = F.pad(noise.sde_eps * self.noise_scale, (0, 0, 0, extra))
+            added = F.pad(noise["sde_eps"] * self.noise_scale, (0, 0, 0, extra))
             points = [x[:, :rows]]
             for k in range(steps - 1):
                 x = torch.addcmul(
@@ -178,16 +205,16 @@ class EagerAgent(TRQAMAgent):
         """X_0..X_{K-1} and v_ft along them, `[S, K, B, D]`, and X_K of the ODE, `[S, B N, D]`."""
         if not self.stepwise:
             return self.rollout_together(field, batch, noise)
-        steps, x, points, velocities = self.config.flow_steps, noise.sde_x0, [], []
-        added = noise.sde_eps * self.noise_scale
+        steps, x, points, velocities = self.config.flow_steps, noise["sde_x0"], [], []
+        added = noise["sde_eps"] * self.noise_scale
         for k in range(steps):
             points.append(x)
             velocities.append(self.field(field, batch.observations, x, k))
             if k < steps - 1:
                 x = torch.addcmul(added[:, k], x, self.keep[k])
                 x = torch.add(x, velocities[k].detach(), alpha=2.0 / steps)
-        observations = repeat_rows(batch.next_observations, noise.next_action.shape[2])
-        x = noise.next_action.flatten(1, 2)
+        observations = repeat_rows(batch.next_observations, noise["next_action"].shape[2])
+        x = noise["next_action"].flatten(1, 2)
         with torch.no_grad():
             for k in range(steps):
                 x = torch.add(x, self.field(field, observations, x, k), alpha=1.0 / steps)
@@ -220,58 +247,47 @@ class EagerAgent(TRQAMAgent):
             sweeps.append(torch.stack(adjoints[::-1], dim=-3))
         return torch.stack(sweeps).view_as(points)
 
-    def matching(self, delta: Tensor, adjoint: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def base_layers(self) -> list[Layers]:
+        """The field that the SDE is anchored to."""
+        return (self.target_layers if self.config.target_actor else self.online_layers)[
+            "actor_slow"
+        ]
+
+    def sample(self, batch: Batch, noise: Noise) -> tuple[EagerPath, Tensor]:
+        """Roll out the SDE and the ODE of the next actions, which is chosen from."""
+        points, velocity, ode_x = self.rollout(self.online_layers["actor_fast"], batch, noise)
+        with torch.no_grad():
+            base_velocity = self.field_along(self.base_layers, batch.observations, points)
+            end = torch.add(points[:, -1], base_velocity[:, -1], alpha=1.0 / points.shape[1])
+            next_actions = self.choose_candidate(
+                self.online.networks["critic"], batch.next_observations,
+                ode_x.view_as(noise["next_action"]),
+            )  # fmt: skip
+        trajectory = torch.cat([points, end.unsqueeze(1)], dim=1)
+        return EagerPath(trajectory, velocity, base_velocity), next_actions
+
+    @torch.no_grad()
+    def adjoint(self, observations: Tensor, path: EagerPath) -> tuple[Tensor, Metrics]:
+        """Carry the terminal adjoint back through the base field."""
+        gradient, values = self.action_gradient(observations, path.end)
+        terminal = self.terminal_adjoint(gradient)
+        adjoint = self.sweep(self.base_layers, observations, path.points, terminal)
+        gain = largest_norm(adjoint) / largest_norm(terminal.unsqueeze(1))
+        more = {"adjoint_gain": gain, "policy_q": values.mean(-1)}
+        return adjoint, adjoint_metrics(terminal) | more
+
+    def adjoint_loss(
+        self, observations: Tensor, path: EagerPath, adjoint: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return the adjoint-matching loss and the path KL of each run, `[S]`."""
-        lam = self.config.lam_scale * self.lam
-        if self.algo == "qam":
-            lam = torch.ones_like(lam)
-        sigma = torch.sqrt(self.g_squared / lam.clamp(min=MIN_LAM).view(-1, 1, 1, 1))
+        lam = self.temperature().clamp(min=MIN_LAM).view(-1, 1, 1, 1)
+        delta = path.velocity - path.base_velocity
+        sigma = torch.sqrt(self.g_squared / lam)
         residual = torch.addcmul(sigma * adjoint, delta, 2.0 / sigma)
         loss = residual.square().sum((1, 3)).mean(-1)
         path_kl = (self.kl_weights * delta.detach().square()).sum((1, 3)).mean(-1)
         return loss, path_kl
-
-    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Terms]:
-        """Critic, behaviour-cloning and adjoint-matching losses, summed."""
-        observations, critic = batch.observations, self.online.networks["critic"]
-        frozen = self.target_layers if self.config.target_actor else self.online_layers
-        base = frozen["actor_slow"]
-        points, velocity, ode_x = self.rollout(self.online_layers["actor_fast"], batch, noise)
-        with torch.no_grad():
-            base_velocity = self.field_along(base, observations, points)
-            end = torch.add(points[:, -1], base_velocity[:, -1], alpha=1.0 / points.shape[1])
-            next_actions = self.choose_candidate(
-                critic, batch.next_observations, ode_x.view_as(noise.next_action)
-            )
-            target_q = self.target_values(batch, next_actions)
-            terminal = self.terminal_adjoint(observations, end)
-            adjoint = self.sweep(base, observations, points, terminal)
-
-        inputs = torch.cat([observations, self.policy_actions(batch)], dim=-1)
-        q = forward(self.online_layers["critic"], critic.lead, inputs).squeeze(-1)
-        error = F.mse_loss(q, target_q.unsqueeze(1).expand_as(q), reduction="none")
-        critic_loss = (error * batch.valid.unsqueeze(1)).mean((1, 2))
-        cloning_loss = self.cloning_loss(batch, noise)
-        adjoint_loss, path_kl = self.matching(velocity - base_velocity, adjoint)
-
-        total = (critic_loss + cloning_loss + adjoint_loss).sum()
-        q, size = q.detach().flatten(1), terminal.abs().flatten(1)
-        q_min, q_max = q.aminmax(dim=1)
-        size_std, size_mean = torch.std_mean(size, 1, correction=0)
-        metrics = {
-            "critic_loss": critic_loss.detach(),
-            "bc_loss": cloning_loss.detach(),
-            "adjoint_loss": adjoint_loss.detach(),
-            "path_kl": path_kl,
-            "q_mean": q.mean(1),
-            "q_max": q_max,
-            "q_min": q_min,
-            "adjoint_mean": size_mean,
-            "adjoint_std": size_std,
-            "adjoint_max": size.amax(1),
-        }
-        trajectory = torch.cat([points, end.unsqueeze(1)], dim=1)
-        return total, Terms(metrics, path_kl, trajectory, adjoint, next_actions)
 
     def gradients(self, batch: Batch, noise: Noise) -> tuple[Tensor, Terms]:
         """Return the unclipped gradient `[S, P]`, valid until the next call, and the terms."""
@@ -283,7 +299,7 @@ class EagerAgent(TRQAMAgent):
     def apply(self, gradient: Tensor, terms: Terms) -> None:
         """Clip each run's gradient in place, move the targets, take the step, update the dual."""
         terms.metrics["grad_norm"] = self.step(gradient)
-        self.dual_update(terms)
+        self.after_step(terms.metrics)
 
     def step(self, gradient: Tensor) -> Tensor:
         """Do what `apply` does to the parameters; return each run's unclipped norm, `[S]`."""
@@ -291,13 +307,22 @@ class EagerAgent(TRQAMAgent):
         norm = torch.linalg.vector_norm(gradient, dim=1)
         if config.clip_grad:
             gradient.mul_((MAX_GRAD_NORM / norm.clamp(min=MAX_GRAD_NORM)).unsqueeze(1))
-        self.target.flat.lerp_(self._online_of_target, config.tau)
+        followed = self.online.flat[:, -self.target.flat.shape[1] :]
+        self.target.flat.lerp_(followed, config.tau)
         adam(
             [self.online.flat], [gradient], [self.exp_avg], [self.exp_avg_sq], [], [self.steps],
             fused=True, capturable=gradient.is_cuda, amsgrad=False, beta1=BETA1, beta2=BETA2,
             lr=config.lr, weight_decay=0.0, eps=ADAM_EPS, maximize=False,
         )  # fmt: skip
         return norm
+
+
+class EagerAgent(EagerUpdate, TRQAMAgent):
+    """TRQAM in eager PyTorch."""
+
+
+class EagerQAMAgent(EagerUpdate, QAMAgent):
+    """QAM in eager PyTorch."""
 
 
 class CompiledAgent(EagerAgent):
@@ -339,7 +364,7 @@ class GraphedAgent(EagerAgent):
         if self.graph is None:
             self.capture(batch, noise)
         # The current stream orders the copies before this replay and after the previous one.
-        torch._foreach_copy_(self.inputs, [*batch, *noise])
+        torch._foreach_copy_(self.inputs, [*batch, *noise.values()])
         self.graph.replay()
         return self.terms
 
@@ -354,8 +379,9 @@ class GraphedAgent(EagerAgent):
 
     def capture(self, batch: Batch, noise: Noise) -> None:
         """Capture one update, which does not execute it."""
-        batch, noise = Batch(*map(torch.clone, batch)), Noise(*map(torch.clone, noise))
-        self.inputs = [*batch, *noise]
+        batch = Batch(*map(torch.clone, batch))
+        noise = {name: tensor.clone() for name, tensor in noise.items()}
+        self.inputs = [*batch, *noise.values()]
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self.device), torch.cuda.graph(graph):
             self.terms = super().update(batch, noise)

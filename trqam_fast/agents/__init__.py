@@ -1,57 +1,97 @@
-"""Agents: behaviour cloning, QAM, QAM-E and TRQAM for S independent runs at once."""
+"""Algorithms: one file and one line of the registry for each, S independent runs at once."""
 
 from __future__ import annotations
 
+import difflib
+import importlib
+from collections.abc import Mapping
 from typing import Any
 
-from trqam_fast.agents.base import Agent, Noise, Terms
+from trqam_fast.agents.base import Agent, Noise, Recorded, Terms
 from trqam_fast.agents.bc import BCAgent
-from trqam_fast.agents.config import AgentConfig, Algorithm
-from trqam_fast.agents.qam_e import QAMEAgent
-from trqam_fast.agents.trqam import TRQAMAgent
-from trqam_fast.data.batch import Batch
+from trqam_fast.agents.declaration import Declaration, declare, read_declaration
+from trqam_fast.agents.dsrl import DSRLAgent, DSRLConfig
+from trqam_fast.agents.dual import DualController
+from trqam_fast.agents.fql import FQLAgent, FQLConfig
+from trqam_fast.agents.qam import QAMAgent, QAMConfig
+from trqam_fast.agents.qam_e import QAMEAgent, QAMEConfig
+from trqam_fast.agents.trqam import TRQAMAgent, TRQAMConfig
+from trqam_fast.errors import UsageError
 
-__all__ = [
-    "Agent",
-    "AgentConfig",
-    "Algorithm",
-    "BCAgent",
-    "Batch",
-    "Noise",
-    "QAMEAgent",
-    "TRQAMAgent",
-    "Terms",
-    "fine_tuning_class",
-    "make_agent",
-]
-
-
-def fine_tuning_class(algo: Algorithm, config: AgentConfig) -> type[TRQAMAgent]:
-    """Return the class that fine-tunes by an algorithm; QAM-E without edits is QAM."""
-    return QAMEAgent if algo == "qam-e" and config.edit_scale > 0 else TRQAMAgent
+ALGORITHMS: dict[str, type[Agent]] = {
+    "bc": BCAgent,
+    "fql": FQLAgent,
+    "dsrl": DSRLAgent,
+    "qam": QAMAgent,
+    "qam-e": QAMEAgent,
+    "trqam": TRQAMAgent,
+}
+"""The algorithms of this package by the name that ``--algo`` takes, in the order of tables."""
 
 
-def make_agent(
-    algo: Algorithm,
-    config: AgentConfig,
-    obs_dim: int,
-    act_dim: int,
-    seeds: list[int],
-    **options: Any,
-) -> Agent:
-    """Build the agent of an algorithm.
+def algorithm(name: str) -> type[Agent]:
+    """Return the class of an algorithm.
 
     Args:
-        algo: trqam, qam, qam-e or bc.
-        config: Hyperparameters.
-        obs_dim: Width of an observation.
-        act_dim: Width of an action.
-        seeds: One run for each.
-        options: dtype, device, backend and precision of `Agent`.
+        name: One of `ALGORITHMS`, or ``PACKAGE.MODULE:CLASS`` for a subclass of `Agent` elsewhere,
+            which is imported.
+
+    Raises:
+        UsageError: there is none of that name, or it is no algorithm.
     """
-    if algo == "bc":
-        return BCAgent(config, obs_dim, act_dim, seeds, **options)
-    if fine_tuning_class(algo, config) is QAMEAgent:
-        return QAMEAgent(config, obs_dim, act_dim, seeds, **options)
-    algo = "trqam" if algo == "trqam" else "qam"
-    return TRQAMAgent(config, obs_dim, act_dim, seeds, algo=algo, **options)
+    if name in ALGORITHMS:
+        return ALGORITHMS[name]
+    module, separator, attribute = name.partition(":")
+    if not separator:
+        near = difflib.get_close_matches(name, ALGORITHMS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(
+            f"--algo is {name!r}; choose one of {', '.join(ALGORITHMS)}, or name a class of your "
+            f"own as PACKAGE.MODULE:CLASS{hint}"
+        )
+    try:
+        kind = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(
+            f"--algo is {name!r}, but {error}; name an importable PACKAGE.MODULE:CLASS"
+        ) from None
+    if not (isinstance(kind, type) and issubclass(kind, Agent)):
+        raise UsageError(f"--algo is {name!r}, which is no subclass of trqam_fast.agents.Agent")
+    return kind
+
+
+def declaration(name: str, saved: Mapping[str, Any] | None = None) -> Declaration:
+    """Return what the algorithm of a run declares, without importing anything for it.
+
+    Args:
+        name: What the run's configuration calls it.
+        saved: What its run folder holds of it, for an algorithm that is not of this package.
+    """
+    if name in ALGORITHMS:
+        return declare(ALGORITHMS[name])
+    return read_declaration(name, saved or {})
+
+
+__all__ = [
+    "ALGORITHMS",
+    "Agent",
+    "BCAgent",
+    "DSRLAgent",
+    "DSRLConfig",
+    "Declaration",
+    "DualController",
+    "FQLAgent",
+    "FQLConfig",
+    "Noise",
+    "QAMAgent",
+    "QAMConfig",
+    "QAMEAgent",
+    "QAMEConfig",
+    "Recorded",
+    "TRQAMAgent",
+    "TRQAMConfig",
+    "Terms",
+    "algorithm",
+    "declaration",
+    "declare",
+]

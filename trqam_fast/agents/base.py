@@ -1,43 +1,31 @@
-"""What every agent has: batches, noise, the flat optimiser, acting."""
+"""What every algorithm has: packed networks, noise, the flat optimiser, targets, acting, state."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import math
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trqam_fast.agents.config import AgentConfig
+from trqam_fast.agents.config import ByDomain, CloningConfig
+from trqam_fast.agents.dual import DualController
 from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import MLPWeights, adam_step, mlp, ode_rollout
-from trqam_fast.networks import MLPShape, ParameterBlock
+from trqam_fast.networks import MLPShape, ParameterBlock, ScalarShape
 
 MAX_GRAD_NORM = 1.0
 
+Metrics = dict[str, Tensor]
+"""Scalars of each run by name, `[S]`, without gradients."""
 
-class Noise(NamedTuple):
-    """Every random number of one update; standard normal but for `bc_t`, uniform on [0, 1].
+Networks = dict[str, MLPWeights]
 
-    Attributes:
-        bc_x0: `[S, B, D]`.
-        bc_t: `[S, B, 1]`.
-        next_action: `[S, B, N, D]`, N candidates; None for behaviour cloning.
-        sde_x0: `[S, B, D]`; None for behaviour cloning.
-        sde_eps: `[S, K - 1, B, D]`; None for behaviour cloning.
-        edit_x0: Start of the flow whose action is edited, `[S, B, D]`; QAM-E only, as all below.
-        edit_eps: Of the edit policy, `[S, B, D]`.
-        next_edit: Of the edit policy at the next observations, `[S, B, N, D]`.
-    """
+Noise = dict[str, Tensor]
+"""Every random number of one update by name, as the algorithm's `draws` declare them."""
 
-    bc_x0: Tensor
-    bc_t: Tensor
-    next_action: Tensor | None = None
-    sde_x0: Tensor | None = None
-    sde_eps: Tensor | None = None
-    edit_x0: Tensor | None = None
-    edit_eps: Tensor | None = None
-    next_edit: Tensor | None = None
+Shapes = dict[str, MLPShape | ScalarShape]
 
 
 class Terms(NamedTuple):
@@ -45,20 +33,33 @@ class Terms(NamedTuple):
 
     Attributes:
         metrics: Scalars of each run by name, `[S]`.
-        path_kl: Path KL of each run, `[S]`, or None.
-        trajectory: X_0..X_K, `[S, K + 1, B, D]`, or None.
-        adjoint: a_0..a_{K-1}, `[S, K, B, D]`, or None.
-        next_actions: a', `[S, B, D]`, or None.
+        outputs: Intermediate results by name, for comparisons; what each is, its algorithm says.
     """
 
-    metrics: dict[str, Tensor]
-    path_kl: Tensor | None = None
-    trajectory: Tensor | None = None
-    adjoint: Tensor | None = None
-    next_actions: Tensor | None = None
+    metrics: Metrics
+    outputs: dict[str, Tensor]
 
 
-Networks = dict[str, MLPWeights]
+class Recorded(NamedTuple):
+    """What the authors' code calls the parts of an algorithm, in recordings of it.
+
+    Attributes:
+        networks: Their name of a network by ours, where it differs.
+        noise: Their name of a draw by ours, where it differs.
+        outputs: Our name by theirs of what led to the losses.
+        infos: Our metric by theirs.
+        settings: Our name of a hyperparameter by theirs, where it differs.
+        per_dimension: Those of their hyperparameters that are ours times D.
+        one_more: Our draws of which they make one more, for a last step that uses none.
+    """
+
+    networks: dict[str, str] = {}
+    noise: dict[str, str] = {}
+    outputs: dict[str, str] = {}
+    infos: dict[str, str] = {}
+    settings: dict[str, str] = {}
+    per_dimension: tuple[str, ...] = ()
+    one_more: tuple[str, ...] = ()
 
 
 def repeat_rows(rows: Tensor, count: int) -> Tensor:
@@ -67,20 +68,61 @@ def repeat_rows(rows: Tensor, count: int) -> Tensor:
 
 
 class Agent:
-    """S independent runs: packed parameters, one Adam, and the policy.
+    """S independent runs of one algorithm: packed parameters, one Adam, the policy.
 
-    Subclasses define `loss`, which returns the summed loss of each run, and `acting_field`.
+    An algorithm is a subclass. It declares what is its own in the class attributes below, defines
+    `network_shapes`, `draws` and `loss`, and has one line in the registry; whatever else there is
+    - run folders, sweeps, status, reports, replays of recordings - reads the declaration.
+
+    Args:
+        config: Hyperparameters; an object of `Config`, or one that has the same values and more.
+        obs_dim: Width of an observation, O.
+        act_dim: Width of an action, A.
+        seeds: One run for each.
+        dtype: float32, or float64 for comparisons.
+        device: Torch device.
+        backend: Implementation of the ops.
+        precision: Operands of matrix products.
     """
 
-    acting_field = "actor_slow"
-    """Network that acts."""
+    label: ClassVar[str]
+    """The algorithm's name in tables and pictures."""
+
+    colour: ClassVar[str | None] = None
+    """Its colour in every picture, e.g. ``#0072b2``; None takes one that is free."""
+
+    Config: ClassVar[type[CloningConfig]] = CloningConfig
+    """Its hyperparameters: a dataclass that inherits the groups it uses."""
+
+    metrics: ClassVar[tuple[str, ...]] = ()
+    """What it logs, in the order of the columns; ``grad_norm`` is added."""
+
+    published: ClassVar[dict[str, ByDomain]] = {}
+    """Published values, by domain, of hyperparameters that no other algorithm shares."""
+
+    fine_tunes: ClassVar[bool] = True
+    """Whether it has stages after pretraining."""
+
+    controller: ClassVar[type[DualController] | None] = None
+    """What keeps the path KL to the configuration's ``kl_budget``; None without a budget."""
+
+    acting_field: ClassVar[str] = "actor_slow"
+    """Network whose flow acts."""
+
+    targets: ClassVar[tuple[str, ...]] = ()
+    """Networks that have a Polyak target, in the order in which those are stored."""
+
+    cloned: ClassVar[tuple[str, ...]] = ("actor_slow",)
+    """Networks that start from a pretrained velocity field, and their targets with them."""
+
+    recorded: ClassVar[Recorded] = Recorded()
+    """What the authors' recordings call its parts."""
 
     def __init__(
         self,
-        config: AgentConfig,
+        config: Any,
         obs_dim: int,
         act_dim: int,
-        shapes: dict[str, MLPShape],
         seeds: list[int],
         *,
         dtype: torch.dtype = torch.float32,
@@ -94,25 +136,39 @@ class Agent:
         self.obs_dim, self.act_dim = obs_dim, act_dim
         self.dim = act_dim * config.chunk_length
         self.runs, self.dtype, self.device = len(seeds), dtype, torch.device(device)
+        shapes = self.stored_shapes(config, obs_dim, act_dim)
         self.online = ParameterBlock(shapes, self.runs, dtype=dtype, device=device, trainable=True)
         self.online.initialise([torch.Generator().manual_seed(seed) for seed in seeds])
+        followed = {name: shapes[name] for name in self.targets}
+        self.target = ParameterBlock(followed, self.runs, dtype=dtype, device=device)
+        self.copy_targets()
         self.exp_avg = torch.zeros_like(self.online.flat)
         self.exp_avg_sq = torch.zeros_like(self.online.flat)
         self.steps = torch.zeros((), device=device)
 
-    @staticmethod
-    def field_shape(config: AgentConfig, obs_dim: int, act_dim: int) -> MLPShape:
-        """Architecture of a velocity field on [s, x, t]."""
-        dim = act_dim * config.chunk_length
-        return MLPShape(obs_dim + dim + 1, config.actor_hidden_dims, dim, config.actor_layer_norm)
+    @classmethod
+    def network_shapes(cls, config: Any, obs_dim: int, act_dim: int) -> Shapes:
+        """Return the architecture of all online networks by name."""
+        raise NotImplementedError
 
-    @staticmethod
-    def critic_shape(config: AgentConfig, obs_dim: int, act_dim: int) -> MLPShape:
-        """Architecture of the critic ensemble on [s, a]."""
-        dim = act_dim * config.chunk_length
-        return MLPShape(
-            obs_dim + dim, config.value_hidden_dims, 1, config.value_layer_norm, config.num_qs
-        )
+    @classmethod
+    def stored_shapes(cls, config: Any, obs_dim: int, act_dim: int) -> Shapes:
+        """Return `network_shapes` in storage order: those with targets last, in their order.
+
+        One operation then moves all targets.
+        """
+        shapes = cls.network_shapes(config, obs_dim, act_dim)
+        last = {name: shapes.pop(name) for name in cls.targets}
+        return {**shapes, **last}
+
+    @classmethod
+    def tapes(cls, config: Any) -> dict[str, int]:
+        """Return, by network, how many batches an update keeps the activations of at a time."""
+        return {"actor_slow": 1}
+
+    def draws(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes, without the run axis, of all standard normals of one update."""
+        raise NotImplementedError
 
     def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Terms]:
         """Return the loss summed over runs, whose gradients are independent, and its terms."""
@@ -130,10 +186,12 @@ class Agent:
         config = self.config
         terms.metrics["grad_norm"] = adam_step(
             self.online.flat, gradient, self.exp_avg, self.exp_avg_sq, self.steps, lr=config.lr,
-            max_norm=MAX_GRAD_NORM if config.clip_grad else None, targets=self.polyak_targets,
-            tau=config.tau, backend="reference" if self.backend == "reference" else "auto",
+            max_norm=MAX_GRAD_NORM if config.clip_grad else None,
+            targets=self.target.flat if self.targets else None,
+            tau=config.tau if self.targets else 0.0,
+            backend="reference" if self.backend == "reference" else "auto",
         )  # fmt: skip
-        self.dual_update(terms)
+        self.after_step(terms.metrics)
 
     def update(self, batch: Batch, noise: Noise) -> Terms:
         """Do one update of every run; nothing is read back to the host."""
@@ -141,38 +199,37 @@ class Agent:
         self.apply(gradient, terms)
         return terms
 
-    @property
-    def polyak_targets(self) -> Tensor | None:
-        """Targets of the last networks of the block, laid out like them, `[S, Q]`, or None."""
-        return None
+    def after_step(self, metrics: Metrics) -> None:
+        """Do what follows the optimiser's step, such as a dual update."""
 
-    def dual_update(self, terms: Terms) -> None:
-        """Update dual variables, if there are any."""
+    def begin_stage(self, stage: str) -> None:
+        """Take what the configuration has for a stage, e.g. another budget online."""
 
     def draw_noise(self, generators: list[torch.Generator]) -> Noise:
-        """Draw the noise of one update; run s uses `generators[s]` alone."""
-        raise NotImplementedError
+        """Draw the noise of one update; run s uses `generators[s]` alone.
 
-    def _draw(self, generators: list[torch.Generator], normals: int) -> tuple[Tensor, Tensor]:
-        """Return `[S, normals]` standard normals and `[S, B]` uniforms."""
+        It is standard normal but for `bc_t` `[S, B, 1]`, which is uniform on [0, 1).
+        """
+        shapes = self.draws()
+        sizes = [math.prod(shape) for shape in shapes.values()]
         options = {"dtype": self.dtype, "device": self.device}
-        normal = torch.empty(self.runs, normals, **options)
+        normal = torch.empty(self.runs, sum(sizes), **options)
         uniform = torch.empty(self.runs, self.config.batch_size, **options)
         for run, generator in enumerate(generators):
             normal[run].normal_(generator=generator)
             uniform[run].uniform_(generator=generator)
-        return normal, uniform
+        parts = zip(shapes.items(), normal.split(sizes, dim=1), strict=True)
+        noise = {name: part.reshape(self.runs, *shape) for (name, shape), part in parts}
+        return noise | {"bc_t": uniform.unsqueeze(-1)}
 
     def cloning_loss(self, batch: Batch, noise: Noise) -> Tensor:
         """Flow-matching loss of the cloned field for each run, `[S]`.
 
         mean_b [ mean_d (v_bc(s, x_t, t) - (a - x_0))^2 * valid ] with x_t = (1 - t) x_0 + t a.
         """
-        actions = self.policy_actions(batch)
-        x_t = torch.lerp(noise.bc_x0, actions, noise.bc_t)
-        inputs = torch.cat([batch.observations, x_t, noise.bc_t], dim=-1)
-        velocity = mlp(self.online.networks["actor_slow"], inputs, **self.options)
-        error = F.mse_loss(velocity, actions - noise.bc_x0, reduction="none").mean(-1)
+        actions, x0, t = self.policy_actions(batch), noise["bc_x0"], noise["bc_t"]
+        velocity = self.network("actor_slow", batch.observations, torch.lerp(x0, actions, t), t)
+        error = F.mse_loss(velocity, actions - x0, reduction="none").mean(-1)
         return (error * batch.valid).mean(-1)
 
     def policy_actions(self, batch: Batch) -> Tensor:
@@ -180,6 +237,10 @@ class Agent:
         if self.config.action_chunking:
             return batch.actions.flatten(-2)
         return batch.actions[..., 0, :]
+
+    def network(self, name: str, *inputs: Tensor) -> Tensor:
+        """Apply an online network to inputs `[S, n, ...]`, side by side."""
+        return mlp(self.online.networks[name], torch.cat(inputs, dim=-1), **self.options)
 
     def critic_values(self, critic: MLPWeights, observations: Tensor, actions: Tensor) -> Tensor:
         """Q_e(s, a) `[S, E, N]` for `[S, N, O]` and `[S, N, D]`."""
@@ -202,19 +263,53 @@ class Agent:
         return candidates.gather(2, index).squeeze(2)
 
     @property
+    def candidates(self) -> int:
+        """Actions that the policy chooses among, N."""
+        return getattr(self.config, "best_of_n", 1)
+
+    @property
+    def discount(self) -> float:
+        """Discount of the rewards in its batches; 1 where it has no use for rewards."""
+        return getattr(self.config, "discount", 1.0)
+
+    @property
     def noise_dim(self) -> int:
         """Standard normals that an action of the policy takes."""
         return self.dim
 
+    def propose(self, networks: Networks, observations: Tensor, noise: Tensor) -> Tensor:
+        """Return candidate actions `[S, n, D]`, not clipped, without gradients.
+
+        Args:
+            networks: Online networks, and their targets as ``target_NAME``.
+            observations: `[S, n, O]`.
+            noise: `[S, n, noise_dim]`, standard normal.
+        """
+        x = self.flow(networks[self.acting_field], observations, noise[..., : self.dim])
+        return self.refine(networks, observations, x, noise[..., self.dim :])
+
     def refine(
-        self, networks: Networks, observations: Tensor, actions: Tensor, noise: Tensor | None
+        self, networks: Networks, observations: Tensor, actions: Tensor, noise: Tensor
     ) -> Tensor:
-        """Return what the policy makes of the flow's actions `[S, n, D]`; here they are its own."""
+        """Return what the policy makes of the flow's X_K `[S, n, D]`; here they are its own.
+
+        Args:
+            networks: As of `propose`.
+            observations: `[S, n, O]`.
+            actions: X_K, not clipped.
+            noise: What the flow has left of it, of any shape `[..., noise_dim - D]`.
+        """
         return actions
+
+    def flow(self, field: MLPWeights, observations: Tensor, x0: Tensor) -> Tensor:
+        """Integrate a field's ODE from x0 `[S, n, D]`; X_K is not clipped."""
+        return ode_rollout(
+            field.detach(), observations, x0.contiguous(), self.config.flow_steps, **self.options
+        )
 
     @torch.no_grad()
     def act(self, observations: Tensor, noise: Tensor, run: int | None = None) -> Tensor:
-        """Sample actions: the flow's ODE, clip, best of N.
+        """Sample actions: propose, clip, best of N.
 
         Args:
             observations: `[S, n, O]`, or `[1, n, O]` with `run`.
@@ -224,36 +319,53 @@ class Agent:
         Returns:
             `[S, n, D]` or `[1, n, D]` in [-1, 1]; with chunking D holds H actions in order.
         """
-        networks = {name: network.detach() for name, network in self.online.networks.items()}
+        targets = {f"target_{name}": net for name, net in self.target.networks.items()}
+        networks = self.online.networks | targets
+        networks = {name: network.detach() for name, network in networks.items()}
         if run is not None:
             networks = {
                 name: network.map(lambda tensor: tensor[run : run + 1])
                 for name, network in networks.items()
             }
         count = noise.shape[2]
-        repeated, noise = repeat_rows(observations, count), noise.flatten(1, 2)
-        x = ode_rollout(
-            networks[self.acting_field],
-            repeated,
-            noise[..., : self.dim].contiguous(),
-            self.config.flow_steps,
-            **self.options,
-        )
-        x = self.refine(networks, repeated, x, noise[..., self.dim :])
-        candidates = x.unflatten(1, (-1, count))
+        actions = self.propose(networks, repeat_rows(observations, count), noise.flatten(1, 2))
+        candidates = actions.unflatten(1, (-1, count))
         return self.choose_candidate(networks.get("critic"), observations, candidates)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values that restore the agent, each with the run axis first."""
-        state = {"online": self.online.flat.clone()}
-        state["exp_avg"], state["exp_avg_sq"] = self.exp_avg.clone(), self.exp_avg_sq.clone()
-        state["step"] = torch.full((self.runs,), float(self.steps), dtype=torch.float64)
-        return state
+    @torch.no_grad()
+    def copy_targets(self) -> None:
+        """Set the targets equal to their online networks."""
+        for name in self.targets:
+            self.target.span(name).copy_(self.online.span(name))
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        self.online.flat.copy_(state["online"])
-        self.exp_avg.copy_(state["exp_avg"])
-        self.exp_avg_sq.copy_(state["exp_avg_sq"])
+    def load_pretrained(self, field: Tensor) -> None:
+        """Start the networks `cloned` and their targets from packed weights `[S, p]` of a field."""
+        for name in self.cloned:
+            self.online.span(name).copy_(field)
+        self.copy_targets()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors that make up the agent's state, each with the run axis first."""
+        tensors = {
+            "online": self.online.flat, "exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq,
+        }  # fmt: skip
+        return tensors | ({"target": self.target.flat} if self.targets else {})
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return copies of the state, and the number of updates of each run."""
+        step = torch.full((self.runs,), float(self.steps), dtype=torch.float64)
+        return {name: tensor.clone() for name, tensor in self.state().items()} | {"step": step}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` returned; what else is in `state` is left alone."""
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
         self.steps.fill_(float(state["step"].max()))
+
+
+def field_shape(config: CloningConfig, obs_dim: int, act_dim: int) -> MLPShape:
+    """Architecture of a velocity field on [s, x, t]."""
+    dim = act_dim * config.chunk_length
+    return MLPShape(obs_dim + dim + 1, config.actor_hidden_dims, dim, config.actor_layer_norm)

@@ -1,219 +1,160 @@
-"""TRQAM and QAM: one update, written in the order of docs/algorithm.md."""
+"""TRQAM: QAM under a path-KL budget, which a dual variable keeps."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from trqam_fast.agents.base import Agent, Noise, Terms, repeat_rows
-from trqam_fast.agents.config import AgentConfig
+from trqam_fast.agents import critics
+from trqam_fast.agents.base import Metrics
+from trqam_fast.agents.config import (
+    AdjointConfig,
+    AnchorConfig,
+    ByDomain,
+    CloningConfig,
+    CriticConfig,
+    Setting,
+    TrustRegionConfig,
+)
+from trqam_fast.agents.dual import DualController
+from trqam_fast.agents.qam import ADJOINT_METRICS, Path, QAMAgent
 from trqam_fast.data.batch import Batch
-from trqam_fast.kernels import adjoint_matching, lean_adjoint, sde_rollout, velocity_along
-from trqam_fast.networks import ParameterBlock
-
-INITIAL_LAM, INITIAL_KL_EMA = 1.0, 0.0
 
 
-class TRQAMAgent(Agent):
-    """Fine-tuned field, cloned field, critics, their targets, and the dual variable of each run.
+@dataclass(frozen=True)
+class TRQAMConfig(
+    CloningConfig, CriticConfig, critics.ImplicitConfig, AnchorConfig, AdjointConfig,
+    TrustRegionConfig,
+):  # fmt: skip
+    """Hyperparameters of TRQAM."""
 
-    QAM is the same update with the terminal adjoint scaled by `inv_temp`, sigma_k = g_k and no
-    dual update.
+
+class TRQAMAgent(QAMAgent):
+    """QAM whose temperature is the dual variable of the budget: sigma_k^2 = g_k^2 / (3 lambda).
+
+    With `value_penalty` c the critics' loss has a further term,
+    c mean_b [ mean_e Q_e(s, clip(X_K)) - mean_e Q_e(s, a) ], not masked.
     """
 
-    acting_field = "actor_fast"
+    label, colour = "TRQAM", "#0072b2"
+    Config = TRQAMConfig
+    metrics = ("critic_loss", "bc_loss", "adjoint_loss", "path_kl", "lam", "kl_ema",
+               *critics.METRICS, *ADJOINT_METRICS, "value_gap", "value_loss", "v_mean")  # fmt: skip
+    published = {
+        "kl_budget": ByDomain(
+            {
+                "cube-triple": Setting(0.5, "authors' example"),
+                "puzzle-4x4": Setting(
+                    2.0, "this project; the authors report that it prefers a loose one"
+                ),
+            },
+            Setting(0.5, "this project; the authors report small ones as best nearly everywhere"),
+        )
+    }
+    controller = DualController
+    recorded = QAMAgent.recorded._replace(
+        infos=QAMAgent.recorded.infos
+        | {
+            "lam_raw": "lam", "kl_ema_raw": "kl_ema", "dual/kl_ema": "kl_ema",
+            "dual/kl_estimate": "path_kl",
+        },
+    )  # fmt: skip
 
     def __init__(
-        self,
-        config: AgentConfig,
-        obs_dim: int,
-        act_dim: int,
-        seeds: list[int],
-        *,
-        algo: Literal["trqam", "qam"] = "trqam",
-        **options,
+        self, config: Any, obs_dim: int, act_dim: int, seeds: list[int], **options: Any
     ) -> None:
-        shapes = self.network_shapes(config, obs_dim, act_dim)
-        super().__init__(config, obs_dim, act_dim, shapes, seeds, **options)
-        self.algo = algo
-        # The targets hold the last two networks of the online block in the same order, so that
-        # one operation moves both.
-        self.target = ParameterBlock(
-            {name: shapes[name] for name in ("actor_slow", "critic")},
-            self.runs,
-            dtype=self.dtype,
-            device=self.device,
-        )
-        self.copy_targets()
-        self.lam = torch.full((self.runs,), INITIAL_LAM, dtype=self.dtype, device=self.device)
-        self.kl_ema = torch.full_like(self.lam, INITIAL_KL_EMA)
+        super().__init__(config, obs_dim, act_dim, seeds, **options)
+        self.dual = self.controller(
+            self.runs, config.kl_budget, scale=config.lam_scale, eta=config.eta_lambda,
+            ema=config.kl_ema_coef, clip=config.kl_clip_coef,
+            bracket=(config.lambda_min, config.lambda_max), lam=config.init_lambda,
+            rule=config.dual, dtype=self.dtype, device=self.device,
+        )  # fmt: skip
 
     @classmethod
-    def network_shapes(cls, config: AgentConfig, obs_dim: int, act_dim: int) -> dict[str, Any]:
-        """Architecture of all networks by name, in storage order."""
-        field = cls.field_shape(config, obs_dim, act_dim)
-        critic = cls.critic_shape(config, obs_dim, act_dim)
-        return {"actor_fast": field, "actor_slow": field, "critic": critic}
+    def tapes(cls, config: Any) -> dict[str, int]:
+        """Return QAM's, and those of the critics at the policy's actions if they are penalised."""
+        tapes = super().tapes(config)
+        tapes["critic"] += config.value_penalty > 0
+        return tapes | ({"value": 1} if config.critic == "implicit" else {})
 
-    @property
-    def _online_of_target(self) -> Tensor:
-        return self.online.flat[:, self.online.spans["actor_slow"][0] :]
+    def temperature(self) -> Tensor:
+        """lam_scale lambda as the previous update left it, `[S]`."""
+        return self.dual.temperature
 
-    @torch.no_grad()
-    def copy_targets(self) -> None:
-        """Set the targets equal to their online networks."""
-        self.target.flat.copy_(self._online_of_target)
+    def terminal_adjoint(self, gradient: Tensor) -> Tensor:
+        """a_K = -d/dX mean_e Q'_e(s, clip(X, -1, 1)), of that gradient `[S, B, D]`."""
+        return -gradient
 
-    @torch.no_grad()
-    def load_pretrained(self, field: Tensor) -> None:
-        """Start both fields and the base field from packed weights `[S, p]` of a cloned field."""
-        self.online.span("actor_fast").copy_(field)
-        self.online.span("actor_slow").copy_(field)
-        self.copy_targets()
+    def budget_now(self, steps: Tensor) -> Tensor | None:
+        """Return the budget of the update after `steps` others, `[]`; None where it is constant."""
+        ramp = self.config.budget_ramp
+        return None if ramp == 0 else self.dual.budget * ((steps + 1.0) / ramp).clamp(max=1.0)
 
-    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Terms]:
-        """Critic, behaviour-cloning and adjoint-matching losses, summed."""
-        config, networks = self.config, self.online.networks
-        base = self.target.networks["actor_slow"]
-        if not config.target_actor:
-            base = networks["actor_slow"].detach()
-        effective_lam = config.lam_scale * self.lam
-        if self.algo == "qam":
-            effective_lam = torch.ones_like(self.lam)
-
-        # Rollout of the SDE and, in the same call, of the next actions' ODE.
-        candidates = noise.next_action
-        next_rows = repeat_rows(batch.next_observations, candidates.shape[2])
-        rollout = sde_rollout(
-            networks["actor_fast"],
-            base,
-            batch.observations,
-            noise.sde_x0,
-            noise.sde_eps,
-            ode_observations=next_rows,
-            ode_x0=candidates.flatten(1, 2),
-            **self.options,
-        )
-        with torch.no_grad():
-            edit = None if noise.next_edit is None else noise.next_edit.flatten(1, 2)
-            actions = self.refine(networks, next_rows, rollout.ode_x, edit)
-            next_actions = self.choose_candidate(
-                networks["critic"], batch.next_observations, actions.view_as(candidates)
+    def adjoint_loss(
+        self, observations: Tensor, path: Path, adjoint: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """QAM's, after lambda was set to its closed form if this is the update to do so."""
+        if self.config.lambda_start == "closed-form":
+            budget = self.budget_now(self.steps)
+            self.dual.start_from(
+                self.matching_cost(adjoint),
+                budget=self.dual.budget if budget is None else budget,
+                active=self.steps == self.config.critic_warmup,
             )
-            target_q = self.target_values(batch, next_actions)
-        q = self.critic_values(networks["critic"], batch.observations, self.policy_actions(batch))
-        error = F.mse_loss(q, target_q.unsqueeze(1).expand_as(q), reduction="none")
-        critic_loss = (error * batch.valid.unsqueeze(1)).mean((1, 2))
-        cloning_loss = self.cloning_loss(batch, noise)
+        return super().adjoint_loss(observations, path, adjoint)
 
-        terminal = self.terminal_adjoint(batch.observations, rollout.trajectory[:, -1])
-        adjoint = lean_adjoint(
-            base, batch.observations, rollout.trajectory, terminal, **self.options
-        )
-        base_velocity = velocity_along(
-            base, batch.observations, rollout.trajectory[:, :-1], **self.options
-        )
-        adjoint_loss, path_kl = adjoint_matching(
-            rollout.velocity,
-            base_velocity,
-            adjoint,
-            effective_lam,
-            horizon=config.chunk_length,
-            backend=self.backend,
-        )
+    def matching_cost(self, adjoint: Tensor) -> Tensor:
+        """A = 1/2 sum_k h g_k^2 mean_b |a_k|^2 / H, `[S]`."""
+        h, g_squared = self.schedule.table(adjoint.dtype, adjoint.device)
+        weights = h * g_squared / (2.0 * self.config.chunk_length)
+        return (weights * adjoint.square().sum(-1).mean(-1)).sum(-1)
 
-        total = (critic_loss + cloning_loss + adjoint_loss).sum()
-        q, size = q.detach().flatten(1), terminal.abs().flatten(1)
-        q_min, q_max = q.aminmax(dim=1)
-        size_std, size_mean = torch.std_mean(size, 1, correction=0)
-        metrics = {
-            "critic_loss": critic_loss.detach(),
-            "bc_loss": cloning_loss.detach(),
-            "adjoint_loss": adjoint_loss.detach(),
-            "path_kl": path_kl,
-            "q_mean": q.mean(1),
-            "q_max": q_max,
-            "q_min": q_min,
-            "adjoint_mean": size_mean,
-            "adjoint_std": size_std,
-            "adjoint_max": size.amax(1),
-        }
-        return total, Terms(metrics, path_kl, rollout.trajectory, adjoint, next_actions)
+    def critic_loss(
+        self, batch: Batch, next_actions: Tensor | None, end: Tensor
+    ) -> tuple[Tensor, Metrics]:
+        """QAM's; the penalty of values at the policy's actions `end`; the state value's loss."""
+        weight = self.config.value_penalty
+        if weight == 0:
+            loss, metrics = super().critic_loss(batch, next_actions, end)
+        else:
+            loss, metrics = self.penalised_loss(batch, next_actions, end, weight)
+        value_loss, more = self.critic.value_loss(self, batch)
+        return (loss if value_loss is None else loss + value_loss), metrics | more
 
-    def target_values(self, batch: Batch, next_actions: Tensor) -> Tensor:
-        """Targets y = R + gamma^H m (mean_e Q'_e(s', a') - rho std_e Q'_e(s', a')), `[S, B]`."""
-        config = self.config
-        next_q = self.critic_values(
-            self.target.networks["critic"], batch.next_observations, next_actions
-        )
-        value = next_q.mean(1)
-        if config.rho > 0:
-            value = value - config.rho * next_q.std(1, correction=0)
-        return batch.rewards + config.discount**config.horizon_length * batch.masks * value
+    def penalised_loss(
+        self, batch: Batch, next_actions: Tensor | None, end: Tensor, weight: float
+    ) -> tuple[Tensor, Metrics]:
+        """Evaluate the critics once, at the actions of the data and at the policy's."""
+        target = self.critic.targets(self, batch, next_actions)
+        actions = torch.cat([self.policy_actions(batch), end.clamp(-1.0, 1.0)], dim=1)
+        observations = torch.cat([batch.observations] * 2, dim=1)
+        values = self.critic_values(self.online.networks["critic"], observations, actions)
+        q, q_policy = values.chunk(2, dim=-1)
+        loss = critics.temporal_difference(q, target, batch.valid)
+        gap = q_policy.mean((1, 2)) - q.mean((1, 2))
+        metrics = {"critic_loss": loss.detach(), "value_gap": gap.detach()}
+        return loss + weight * gap, metrics | critics.critic_metrics(q)
 
-    def terminal_adjoint(self, observations: Tensor, x: Tensor) -> Tensor:
-        """a_K = -d/dX mean_e Q'_e(s, clip(X, -1, 1)), `[S, B, D]`, times `inv_temp` for QAM."""
-        config = self.config
-        critic = (
-            self.target.networks["critic"]
-            if config.use_target_grad
-            else self.online.networks["critic"].detach()
-        )
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            actions = x.clamp(-1.0, 1.0) if config.clip_adj else x
-            values = self.critic_values(critic, observations, actions).mean(1)
-            (gradient,) = torch.autograd.grad(values.sum(), x)
-        return -gradient if self.algo == "trqam" else -config.inv_temp * gradient
+    def after_step(self, metrics: Metrics) -> None:
+        """Projected dual descent on lambda, unless the critics are still warming up."""
+        before = self.steps - 1.0
+        warmup = self.config.critic_warmup
+        self.dual.update(
+            metrics["path_kl"], budget=self.budget_now(before),
+            active=None if warmup == 0 else before >= warmup,
+        )  # fmt: skip
+        metrics["lam"], metrics["kl_ema"] = self.dual.lam.clone(), self.dual.kl_ema.clone()
 
-    @property
-    def polyak_targets(self) -> Tensor:
-        """Targets of the cloned field and the critics."""
-        return self.target.flat
+    def begin_stage(self, stage: str) -> None:
+        """Take the budget of the online stage, if it has one of its own."""
+        online = self.config.kl_budget_online
+        if stage == "online" and online is not None:
+            self.dual.budget = online
 
-    def dual_update(self, terms: Terms) -> None:
-        """Projected dual descent on lambda from the smoothed, clipped path KL."""
-        config = self.config
-        if self.algo == "trqam":
-            clipped = terms.path_kl.clamp(max=config.kl_clip_coef * config.kl_budget)
-            self.kl_ema.lerp_(clipped, config.kl_ema_coef)
-            self.lam.add_(self.kl_ema - config.kl_budget, alpha=config.eta_lambda)
-            self.lam.clamp_(config.lambda_min, config.lambda_max)
-        terms.metrics["lam"] = self.lam.clone()
-        terms.metrics["kl_ema"] = self.kl_ema.clone()
-
-    def draw_noise(self, generators: list[torch.Generator]) -> Noise:
-        """Draw all noise of one update."""
-        config, runs, dim = self.config, self.runs, self.dim
-        batch, candidates, steps = config.batch_size, config.best_of_n, config.flow_steps - 1
-        normal, uniform = self._draw(generators, batch * dim * (2 + candidates + steps))
-        bc_x0, sde_x0, next_action, sde_eps = normal.split(
-            [batch * dim * count for count in (1, 1, candidates, steps)], dim=1
-        )
-        return Noise(
-            bc_x0.reshape(runs, batch, dim),
-            uniform.unsqueeze(-1),
-            next_action.reshape(runs, batch, candidates, dim),
-            sde_x0.reshape(runs, batch, dim),
-            sde_eps.reshape(runs, steps, batch, dim),
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors that restore the agent, each with the run axis first."""
-        return {
-            **super().state_dict(),
-            "target": self.target.flat.clone(),
-            "lam": self.lam.clone(),
-            "kl_ema": self.kl_ema.clone(),
-        }
-
-    @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        super().load_state_dict(state)
-        self.target.flat.copy_(state["target"])
-        self.lam.copy_(state["lam"])
-        self.kl_ema.copy_(state["kl_ema"])
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors that make up the agent's state, each with the run axis first."""
+        return super().state() | {"lam": self.dual.lam, "kl_ema": self.dual.kl_ema}

@@ -103,7 +103,7 @@ class Evaluator:
         # Here and not above, because the workers import this package without torch.
         from trqam_fast.evaluation.policy import choose_chunks, single_thread
 
-        shape = (agent.config.best_of_n, agent.noise_dim)
+        shape = (agent.candidates, agent.noise_dim)
         waiting = deque(
             Start(
                 episode,

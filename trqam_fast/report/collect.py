@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from trqam_fast.agents import Declaration, declaration
 from trqam_fast.data.names import parse_task
 from trqam_fast.errors import UsageError
 from trqam_fast.runs.progress import stage_ends
 from trqam_fast.runs.read import Run, encodable, read_run
 from trqam_fast.status.outcome import Kind, read_outcomes
-from trqam_fast.sweep.plan import NAMES, Job, config_of_job, read_plan
+from trqam_fast.sweep.plan import read_plan
 from trqam_fast.text import short_count
 from trqam_fast.training.domains import domain_of
 
@@ -71,6 +71,7 @@ class Result:
         config: Its settings, of a run that has not begun those planned; empty if unknown. In a
             sweep `bc_steps` is that of its pretraining.
         sweep: Folder of its sweep, empty without one.
+        declared: What its run folder holds of its algorithm.
     """
 
     method: str | None
@@ -88,6 +89,12 @@ class Result:
     tracking: list[Tracking] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict, repr=False)
     sweep: str = ""
+    declared: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def algorithm(self) -> Declaration:
+        """What its algorithm declares."""
+        return declaration(self.algo, self.declared)
 
     @property
     def domain(self) -> str:
@@ -129,7 +136,7 @@ def collect_sweep(out: Path, notes: list[str]) -> list[Result]:
             run = read_noting(folder, job.name, status, notes)
             if status == "done" and not run.summary:
                 status, reason = "unfinished", "its summary.json is damaged"
-        config = configs[job.name] = run.config or planned_settings(job)
+        config = configs[job.name] = run.config or dict(job.config)
         if "bc_steps" in configs.get(job.after or "", {}):
             config = config | {"bc_steps": configs[str(job.after)]["bc_steps"]}
         seeds = [str(seed) for seed in job.seeds]
@@ -137,14 +144,6 @@ def collect_sweep(out: Path, notes: list[str]) -> list[Result]:
             result.config, result.sweep = config, str(out)
             results.append(result)
     return results
-
-
-def planned_settings(job: Job) -> dict[str, Any]:
-    """Return the settings of a job as its config.json would have them, none if it has no such."""
-    try:
-        return json.loads(json.dumps(config_of_job(job).to_dict()))
-    except (UsageError, SystemExit):  # flags of another version
-        return {}
 
 
 def read_noting(folder: Path, name: str, status: Status, notes: list[str]) -> Run:
@@ -173,7 +172,8 @@ def results_of(
     failures = run.summary.get("failures")
     failures = failures if isinstance(failures, dict) else {}
     cloned = [row.step for row in (*run.metrics, *run.evaluations) if row.stage == "pretrain"]
-    begin = 0 if algo == "bc" else max(cloned, default=0)
+    algorithm = declaration(algo, run.declared)
+    begin = max(cloned, default=0) if algorithm.fine_tunes else 0
     last, end = next(reversed(stage_ends(run.config).items()), (None, None))
     results = []
     for seed in seeds:
@@ -188,7 +188,8 @@ def results_of(
             ],
             updates=updates_in_words(run.config),
             data=data_in_words(run.config),
-            tracking=[] if algo == "bc" else tracking_of(run, seed, begin),
+            tracking=tracking_of(run, seed, begin) if algorithm.fine_tunes else [],
+            declared=run.declared,
         )  # fmt: skip
         final = [row for row in rows if row.stage == last] if last else rows
         if seed in failures:
@@ -205,8 +206,8 @@ def results_of(
 
 
 def updates_in_words(config: dict[str, Any]) -> str:
-    """Return how long a run fine-tunes; of bc how long it clones."""
-    if config.get("algo") == "bc":
+    """Return how long a run fine-tunes; of pretraining alone how long it clones."""
+    if not declaration(str(config.get("algo", ""))).fine_tunes:
         return short_count(config.get("bc_steps"))
     offline, online = config.get("offline_steps"), config.get("online_steps")
     parts = [short_count(offline)] if offline else []
@@ -237,7 +238,7 @@ def tracking_of(run: Run, seed: str, begin: int) -> list[Tracking]:
         track = stages[row.stage]
         track.steps.append(row.step - begin - track.start)
         track.path_kl.append(value)
-        if run.config.get("algo") == "trqam" and "lam" in row.values:
+        if run.algorithm.budget and "lam" in row.values:
             track.lam.append(row.values["lam"])
     return list(stages.values())
 
@@ -257,8 +258,7 @@ def collect_loose(folders: list[Path], root: Path, notes: list[str]) -> list[Res
             "unfinished", "summary.json is missing: it was stopped, or is still running",
         )  # fmt: skip
         algo, task = str(run.config["algo"]), str(run.config["env_name"])
-        method = NAMES.get(algo, algo)
-        for result in results_of(run, method, algo, task, run.seeds, status, reason):
+        for result in results_of(run, run.algorithm.label, algo, task, run.seeds, status, reason):
             result.config = run.config
             results.append(result)
     return results

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from trqam_fast.agents import ALGORITHMS
 from trqam_fast.report.aggregate import Estimate, Scores, counts, estimates, improvement, iqm, mean
 from trqam_fast.report.authors import AUTHORS
 from trqam_fast.report.collect import FAILED, Result, Tracking
@@ -18,7 +19,7 @@ from trqam_fast.report.published import read_published
 ALL, COMMON = "all", "common tasks"
 SETTLING = 2000
 """Updates of a stage before its path KL is compared with the budget."""
-ORDER = ("bc", "qam", "qam-e", "trqam")
+ORDER = tuple(ALGORITHMS)
 
 
 class Pair(NamedTuple):
@@ -127,7 +128,8 @@ class Comparison:
                 known.append(result.start)
         self.algos = {str(result.method): result.algo for result in self.results}
         self.methods = sorted(self.algos, key=self._place)
-        self.reference = max(self.methods, key=lambda name: self.algos[name] == "trqam")
+        budgeted = {str(r.method): r.algorithm.budget for r in self.results}
+        self.reference = max(self.methods, key=budgeted.__getitem__)
         domains = {result.task: result.domain for result in self.results}
         self.domains = domain_order(set(domains.values()))
         self.tasks = sorted(

@@ -210,7 +210,7 @@ def draw_curves(comparison: Comparison, task: str) -> Figure | None:
                 grid[row, steps.index(step)] = success
         style = look(comparison, method)
         means = task_means(grid)
-        if comparison.algos[method] == "bc":
+        if not results[0].algorithm.fine_tunes:
             axis.axhline(means[-1], label=label_of(f"{method}, at its end"),
                          linewidth=1.4, color=style["color"], linestyle=(0, (1, 1.2)))  # fmt: skip
             continue

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from trqam_fast.agents import ALGORITHMS
+from trqam_fast.agents.config import names_of
 from trqam_fast.report.authors import AUTHORS
 from trqam_fast.report.collect import Result
+from trqam_fast.training.config import run_flags
 
 MOST_IN_A_NAME = 3
 """Settings that a method's name can hold; with more it is a variant with a number."""
@@ -18,21 +21,9 @@ FREE = {
     "eval_envs", "eval_workers", "save_interval", "keep", "tensorboard", "wandb",
 }  # fmt: skip
 
-# Settings that an algorithm has no use for.
-TRQAM_ALONE = {
-    "kl_budget", "kl_budget_online", "lam_scale", "eta_lambda", "kl_ema_coef", "lambda_min",
-    "lambda_max", "kl_clip_coef",
-}  # fmt: skip
-EDIT_ALONE = {"edit_scale", "edit_target_entropy"}
-UNUSED = {
-    "trqam": {"inv_temp", *EDIT_ALONE},
-    "qam": TRQAM_ALONE | EDIT_ALONE,
-    "qam-e": TRQAM_ALONE,
-    "bc": TRQAM_ALONE | EDIT_ALONE | {
-        "inv_temp", "value_hidden_dims", "value_layer_norm", "num_qs", "rho", "discount",
-        "best_of_n", "clip_adj", "target_actor", "use_target_grad", "offline_steps",
-        "online_steps", "start_training", "utd_ratio", "balanced_sampling", "sparse",
-    },
+# Settings of a run that pretraining alone has no use for.
+FINE_TUNING = {
+    "offline_steps", "online_steps", "start_training", "utd_ratio", "balanced_sampling", "sparse",
 }  # fmt: skip
 
 
@@ -58,8 +49,15 @@ def tell_apart(results: list[Result], notes: list[str]) -> None:
 
 def settings_of(result: Result) -> dict[str, Any]:
     """Return the settings of a run that its algorithm uses."""
-    left_out = FREE | UNUSED.get(result.algo, set())
-    return {name: value for name, value in result.config.items() if name not in left_out}
+    used = {*run_flags(), *result.algorithm.settings}
+    if not result.algorithm.fine_tunes:
+        used -= FINE_TUNING
+    known = {*run_flags(), *(n for kind in ALGORITHMS.values() for n in names_of(kind.Config))}
+    return {
+        name: value
+        for name, value in result.config.items()
+        if name not in FREE and (name in used or name not in known)
+    }
 
 
 def differing(runs: Iterable[Result]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
@@ -10,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from trqam_fast.agents import Agent, TRQAMAgent
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.files import written_whole
-from trqam_fast.kernels.mlp.constants import aligned
-from trqam_fast.networks import MLPShape
+from trqam_fast.networks import MLPShape, ScalarShape
 
 FORMAT = 3
 WEIGHTS = {"stage", "step", "agent", "shapes"}
@@ -32,7 +28,6 @@ READ_ERRORS = (
     OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError,
     pickle.UnpicklingError, zipfile.BadZipFile,
 )  # fmt: skip
-NETWORK_FLAGS = {"actor": "--actor-hidden-dims", "critic": "--value-hidden-dims"}
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -93,184 +88,9 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> tuple[dict[str, An
     return None, ""
 
 
-def plain_shapes(shapes: Mapping[str, MLPShape]) -> dict[str, list[list[int]]]:
+def plain_shapes(shapes: Mapping[str, MLPShape | ScalarShape]) -> dict[str, list[list[int]]]:
     """Shapes of the networks' tensors, as plain values."""
     return {name: [list(shape) for shape in net.tensor_shapes] for name, net in shapes.items()}
-
-
-def check_shapes(saved: dict[str, list], expected: dict[str, list], path: Path) -> None:
-    """Raise `UsageError` where a network of a checkpoint differs from what the flags ask for."""
-    for name in expected:
-        for found, wanted in zip(saved.get(name, []), expected[name], strict=False):
-            if found != wanted:
-                flag = NETWORK_FLAGS["critic" if name == "critic" else "actor"]
-                raise UsageError(
-                    f"{path}: a tensor of {name} has shape {found}, but the flags ask for "
-                    f"{wanted}; set {flag}, --horizon-length, --action-chunking and --num-qs as in "
-                    "the checkpoint"
-                )
-        if len(saved.get(name, [])) != len(expected[name]):
-            raise UsageError(
-                f"{path}: {name} has {len(saved.get(name, []))} tensors, but the flags ask for "
-                f"{len(expected[name])}; set the depth and LayerNorm flags as in the checkpoint"
-            )
-
-
-def restore(agent: Agent, state: dict[str, Any], path: Path) -> None:
-    """Load the agent's part of a checkpoint.
-
-    Raises:
-        UsageError: it was made with other networks or another number of seeds.
-    """
-    check_shapes(state["shapes"], plain_shapes(agent.online.shapes), path)
-    runs = state["agent"]["online"].shape[0]
-    if runs != agent.runs:
-        raise UsageError(
-            f"{path} holds {runs} runs, but --seeds names {agent.runs}; pass the same seeds"
-        )
-    agent.load_state_dict(state["agent"])
-
-
-def field_of(state: dict[str, Any]) -> Tensor:
-    """Return the cloned field of a checkpoint, packed weights `[S, p]`."""
-    start = 0
-    for name, shapes in state["shapes"].items():
-        size = sum(aligned(math.prod(shape)) for shape in shapes)
-        if name == "actor_slow":
-            return state["agent"]["online"][:, start : start + size]
-        start += size
-    raise UsageError("the checkpoint holds no cloned field actor_slow; name another --pretrained")
-
-
-def load_pretrained(path: Path) -> tuple[dict[str, Any], Path]:
-    """Read what ``--pretrained`` names: a checkpoint, or the newest one of a run folder.
-
-    Raises:
-        UsageError: there is none, or it is damaged.
-    """
-    path = check_exists(path)
-    return load(path), path
-
-
-def check_exists(path: Path) -> Path:
-    """Return the checkpoint that ``--pretrained`` names, itself or the newest of a run folder.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if path.is_dir():
-        found = newest(path / "checkpoints")
-        if found is None:
-            raise UsageError(f"--pretrained {path} holds no checkpoint; name a run or a file")
-        return found
-    if not path.exists():
-        raise UsageError(f"--pretrained {path} does not exist; name a checkpoint or a run folder")
-    return path
-
-
-def task_sizes(field: list[list[int]]) -> tuple[int, int]:
-    """Widths of an observation and of a policy's output, from a field's tensor shapes."""
-    kernels = [shape for shape in field if len(shape) == 2]
-    outputs = kernels[-1][1]
-    return kernels[0][0] - outputs - 1, outputs
-
-
-def check_start(
-    state: dict[str, Any],
-    path: Path,
-    shapes: dict[str, MLPShape],
-    sequences: dict[str, Any],
-    runs: int,
-) -> None:
-    """Raise `UsageError` unless a run of the flags can start from `state`.
-
-    Args:
-        state: The checkpoint.
-        path: Its file.
-        shapes: Networks of the run.
-        sequences: Flags of the run that say what a sequence of actions is.
-        runs: Its seeds.
-    """
-    for name, value in state.get("sequences", {}).items():
-        if sequences[name] != value:
-            raise UsageError(
-                f"{path} was made with --{name.replace('_', '-')} {value}, but the flags ask for "
-                f"{sequences[name]}; use the checkpoint's"
-            )
-    found, wanted = (task_sizes(s["actor_slow"]) for s in (state["shapes"], plain_shapes(shapes)))
-    if found != wanted:
-        raise UsageError(
-            f"{path} was made for observations of {found[0]} numbers and policy outputs of "
-            f"{found[1]}, but this task and its chunks have {wanted[0]} and {wanted[1]}; name the "
-            "checkpoint's --env-name, --horizon-length and --action-chunking"
-        )
-    saved = state["agent"]["online"].shape[0]
-    if saved not in (1, runs):
-        raise UsageError(f"{path} holds {saved} runs, but --seeds names {runs}; use as many")
-    if state["stage"] == "pretrain":
-        shapes = {"actor_slow": shapes["actor_slow"]}
-    elif len(shapes) > 1 and set(shapes) != set(state["shapes"]):
-        raise UsageError(
-            f"{path} holds the networks {', '.join(state['shapes'])}, but --algo needs "
-            f"{', '.join(shapes)}; use the algorithm of the checkpoint"
-        )
-    check_shapes(state["shapes"], plain_shapes(shapes), path)
-
-
-def inherited_failures(state: dict[str, Any], path: Path) -> dict[int, str]:
-    """Return why runs that start from a checkpoint are lost already: theirs diverged there.
-
-    Raises:
-        UsageError: all are.
-    """
-    saved, failures = state["agent"]["online"].shape[0], state.get("failures", {})
-    if len(failures) == saved:
-        raise UsageError(f"all runs in {path} diverged ({failures[0]}); name another checkpoint")
-    return {run: f"its pretraining diverged: {reason}" for run, reason in failures.items()}
-
-
-def start_from(agent: Agent, state: dict[str, Any]) -> None:
-    """Give a new agent the weights of a checkpoint, whose single run serves for all seeds.
-
-    One that ends pretraining has a cloned field alone, which goes to all fields; from any other a
-    fine-tuning agent takes everything, the moments of its optimiser included.
-    """
-    if isinstance(agent, TRQAMAgent) and state["stage"] != "pretrain":
-        agent.load_state_dict(
-            {name: t.expand(agent.runs, *t.shape[1:]) for name, t in state["agent"].items()}
-        )
-        return
-    field = field_of(state).expand(agent.runs, -1)
-    if isinstance(agent, TRQAMAgent):
-        agent.load_pretrained(field)
-    else:
-        with torch.no_grad():
-            agent.online.span("actor_slow").copy_(field)
-
-
-def check_continuation(state: dict[str, Any], ends: dict[str, int], data: str) -> None:
-    """Raise `UsageError` if the flags or the data contradict what a run has done.
-
-    Args:
-        state: Its checkpoint.
-        ends: Step at which each stage ends by the flags, in order.
-        data: Fingerprint of the data that the flags name.
-    """
-    step, current = state["step"], state["stage"]
-    for stage, end in ends.items():
-        planned = state["ends"][stage]
-        if end < step if stage == current else end != planned:
-            raise UsageError(
-                f"the flags end stage {stage} at step {end}, but the run planned {planned} and is "
-                f"at step {step} in stage {current}; leave what is done as it is"
-            )
-        if stage == current:
-            break
-    if data != state["data"]:
-        raise UsageError(
-            f"the run was trained on {state['data']}, but the flags name {data}; name the folder "
-            "of its data with --dataset-dir or --generated-dir"
-        )
 
 
 def newest(folder: Path) -> Path | None:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import fcntl
 import importlib.metadata
-import io
 import json
-import os
 import platform
 import shutil
 import time
@@ -19,103 +16,47 @@ from typing import Any
 import torch
 
 from trqam_fast.errors import RunError, UsageError
-from trqam_fast.files import write_json, write_text
+from trqam_fast.files import PARTIAL, write_json
 from trqam_fast.kernels.dispatch import load_extension
+from trqam_fast.runs.csv_log import CsvLog
 
 RUNS_DIR = Path("runs")
 LOCK = "run.lock"
 PACKAGES = ("torch", "triton", "numpy", "ogbench", "mujoco", "gymnasium")
 
 
-class CsvLog:
-    """A CSV file with fixed columns, written row by row.
+class RunFolder:
+    """Paths and files of one run.
 
-    Rows that the disk does not take are kept and tried again with the next ones.
+    Args:
+        path: The folder.
+        metrics: Columns of metrics.csv, in this order; others may follow.
     """
 
-    def __init__(self, path: Path, columns: tuple[str, ...]) -> None:
-        self.path, self.columns = path, columns
-        self.waiting: list[dict[str, Any]] = []
-
-    def write(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Append rows; a column that a row lacks stays empty.
-
-        Raises:
-            OSError: the disk refuses; the file is as before, and the rows wait.
-        """
-        self.waiting += rows
-        if not self.waiting:
-            return
-        size = self.path.stat().st_size if self.path.exists() else 0
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns, restval="", lineterminator="\n")
-        if size == 0:
-            writer.writeheader()
-        writer.writerows(self.waiting)
-        try:
-            with open(self.path, "a", newline="") as file:
-                file.write(text.getvalue())
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.truncate(self.path, size)
-            raise
-        self.waiting = []
-
-    def read(self) -> list[dict[str, str]]:
-        """Return all rows; none if the file is not there yet."""
-        if not self.path.exists():
-            return []
-        with open(self.path, newline="") as file:
-            return list(csv.DictReader(file))
-
-    def truncate(self, step: int) -> None:
-        """Drop a half-written row and the rows after `step`: a resumed run writes them again."""
-        rows = [
-            row
-            for row in self.read()
-            if tuple(row) == self.columns and None not in row.values()
-            if row["step"].isdigit() and int(row["step"]) <= step
-        ]
-        if not rows:
-            self.path.unlink(missing_ok=True)
-            return
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(self.path, text.getvalue())
-
-
-class RunFolder:
-    """Paths and files of one run."""
-
-    METRICS = (
-        "stage", "step", "seed", "critic_loss", "bc_loss", "adjoint_loss", "path_kl", "lam",
-        "kl_ema", "q_mean", "q_min", "q_max", "adjoint_mean", "adjoint_std", "adjoint_max",
-        "grad_norm", "edit_q_loss", "edit_entropy", "edit_alpha",
-    )  # fmt: skip
+    KEYS = ("stage", "step", "seed")
     EVAL = ("step", "success", "stage", "seed", "episodes", "return", "length")
     EPISODES = ("step", "seed", "episode", "success", "return", "length")
     TIMING = ("stage", "step", "updates_per_second", "seconds")
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, metrics: Sequence[str] = ()) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
-        self.metrics = CsvLog(path / "metrics.csv", self.METRICS)
+        self.metrics = CsvLog(path / "metrics.csv", (*self.KEYS, *metrics))
+        self.first_updates = CsvLog(path / "first_updates.csv", self.metrics.columns)
         self.eval = CsvLog(path / "eval.csv", self.EVAL)
         self.episodes = CsvLog(path / "episodes.csv", self.EPISODES)
         self.timing = CsvLog(path / "timing.csv", self.TIMING)
-        self.logs = (self.metrics, self.eval, self.episodes, self.timing)
+        self.logs = (self.metrics, self.first_updates, self.eval, self.episodes, self.timing)
 
     @staticmethod
     def default_path(env_name: str, algo: str) -> Path:
         """Return runs/<env>/<algo>/<time>, a folder that does not exist yet."""
-        return RUNS_DIR / env_name / algo / time.strftime("%Y%m%d-%H%M%S")
+        return RUNS_DIR / env_name / folder_name(algo) / time.strftime("%Y%m%d-%H%M%S")
 
     @staticmethod
     def newest(env_name: str, algo: str) -> Path | None:
         """Return the newest run of a task and algorithm, None if there is none."""
-        runs = (RUNS_DIR / env_name / algo).glob("*/config.json")
+        runs = (RUNS_DIR / env_name / folder_name(algo)).glob("*/config.json")
         return max((path.parent for path in runs), default=None)
 
     @property
@@ -133,7 +74,7 @@ class RunFolder:
                 "it with --overwrite, or name another folder"
             )
         others = self.path.iterdir() if self.path.exists() and not self.exists else ()
-        if any(path.suffix != ".partial" and path.name != LOCK for path in others):
+        if any(path.suffix != PARTIAL and path.name != LOCK for path in others):
             raise UsageError(
                 f"--run-dir {self.path} holds other files; name an empty or new folder"
             )
@@ -163,8 +104,12 @@ class RunFolder:
                 pass
             yield
 
-    def create(self, config: dict[str, Any]) -> None:
-        """Make the folder, empty it of an older run, write config.json and versions.json.
+    def create(self, config: dict[str, Any], declaration: dict[str, Any]) -> None:
+        """Make the folder, empty it of an older run, write what is known before the first step.
+
+        Args:
+            config: The run's configuration.
+            declaration: What its algorithm declares.
 
         Raises:
             RunError: it cannot be written.
@@ -178,6 +123,7 @@ class RunFolder:
                 shutil.rmtree(self.path / name, ignore_errors=True)
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(self.path / "config.json", config)
+            write_json(self.path / "algorithm.json", declaration)
             write_json(self.path / "versions.json", versions())
             self.checkpoints.mkdir()
         except OSError as error:
@@ -209,6 +155,11 @@ class RunFolder:
                 f"{'missing' if isinstance(error, FileNotFoundError) else 'damaged'}; start one "
                 "without --resume"
             ) from None
+
+
+def folder_name(algo: str) -> str:
+    """Return the name of an algorithm in paths: ``PACKAGE.MODULE.CLASS`` for one's own."""
+    return algo.replace(":", ".")
 
 
 def versions() -> dict[str, str]:

@@ -108,8 +108,8 @@ def points_of(run: Run, panel: Panel) -> list[Point]:
         return run.success()
     if panel.column == "episodes":
         return run.episode_success()
-    if panel.column == "lam" and run.config.get("algo") in ("qam", "qam-e"):
-        return []  # QAM's never moves
+    if panel.column == "lam" and not run.algorithm.budget:
+        return []  # logged by earlier versions, and never moves
     points = run.curve(panel.column)
     if panel.band is not None:
         lows, highs = ({p[:2]: p for p in run.curve(column)} for column in panel.band)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import math
 import os
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trqam_fast.training.config import DEFAULT_ENV, STAGES
-from trqam_fast.training.presets import flag_value, preset_config
+from trqam_fast.agents import Declaration, declaration
+from trqam_fast.training.config import STAGES
 
 TAIL = 64 * 1024
 """Bytes read from the end of a log."""
@@ -26,7 +25,7 @@ class Progress:
     """What the files of a run tell.
 
     Attributes:
-        config, summary: The JSON files; empty where they cannot be read.
+        config, declared, summary: The JSON files; empty where they cannot be read.
         ends: Step at which each of its stages ends.
         stage, step: Of the newest log row.
         rate: Updates per second in the newest interval.
@@ -36,6 +35,7 @@ class Progress:
     """
 
     config: dict[str, Any]
+    declared: dict[str, Any]
     summary: dict[str, Any]
     ends: dict[str, int]
     stage: str
@@ -46,6 +46,11 @@ class Progress:
     lam: float | None
     path_kl: float | None
     newest: float
+
+    @property
+    def algorithm(self) -> Declaration:
+        """What its algorithm declares."""
+        return declaration(str(self.config.get("algo", "")), self.declared)
 
     @property
     def failures(self) -> dict[str, str]:
@@ -121,7 +126,8 @@ def number(cell: str) -> float:
 def stage_ends(config: dict[str, Any]) -> dict[str, int]:
     """Return the step at which each stage of a configuration ends, empty stages left out."""
     ends, end = {}, 0
-    for stage in STAGES[:1] if config.get("algo") == "bc" else STAGES:
+    tuned = declaration(str(config.get("algo", ""))).fine_tunes
+    for stage in STAGES if tuned else STAGES[:1]:
         steps = config.get(STEPS[stage])
         if isinstance(steps, int) and steps > 0:
             end += steps
@@ -129,36 +135,11 @@ def stage_ends(config: dict[str, Any]) -> dict[str, int]:
     return ends
 
 
-@functools.cache
-def preset_values(preset: str, env_name: str) -> dict[str, Any]:
-    """Return the trainer's values for a preset and task, before other flags."""
-    return preset_config(preset, env_name).to_dict()
-
-
-def planned_config(flags: Sequence[str]) -> dict[str, Any]:
-    """Return the stages that the trainer's flags ask for, and their algorithm.
-
-    Its parser takes 20 ms for a job, this a few microseconds: a table of 400 jobs has to be quick.
-    """
-    words = list(flags)
-    env_name = flag_value(words, "--env-name") or DEFAULT_ENV
-    preset = flag_value(words, "--preset") or ("default" if env_name == DEFAULT_ENV else "paper")
-    values = dict(preset_values(preset, env_name))
-    values["algo"] = flag_value(words, "--algo") or values["algo"]
-    if flag_value(words, "--pretrained") is not None:
-        values["bc_steps"] = 0
-    for name in STEPS.values():
-        given = flag_value(words, f"--{name.replace('_', '-')}")
-        if given is not None:
-            values[name] = int(given)
-    return values
-
-
-def read_progress(folder: Path, flags: Sequence[str] | None = None) -> Progress:
-    """Read a run folder, whatever state it is in; `flags` are those that it will start with."""
+def read_progress(folder: Path, planned: Mapping[str, Any] | None = None) -> Progress:
+    """Read a run folder, whatever state it is in; `planned` is what it will be configured as."""
     config = read_json(folder / "config.json")
-    if not stage_ends(config) and flags is not None:
-        config = planned_config(flags)
+    if not stage_ends(config) and planned is not None:
+        config = dict(planned)
     ends = stage_ends(config)
     last_of: dict[str, dict[str, str]] = {}
     for row in newest_rows(folder / "timing.csv"):
@@ -179,6 +160,7 @@ def read_progress(folder: Path, flags: Sequence[str] | None = None) -> Progress:
     last = max(timing + group[:1], key=lambda row: int(row["step"]), default={})
     return Progress(
         config=config,
+        declared=read_json(folder / "algorithm.json"),
         summary=read_json(folder / "summary.json"),
         ends=ends,
         stage=last.get("stage") or next(iter(ends), ""),

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from trqam_fast.agents import Declaration, declaration
 from trqam_fast.errors import UsageError
 from trqam_fast.evaluation.statistics import mean_interval, wilson_interval
 
@@ -53,7 +54,7 @@ class Run:
     Attributes:
         path: The folder.
         name: A short name, unique among the runs of a report.
-        config, versions, summary: The JSON files; empty where they are missing.
+        config, declared, versions, summary: The JSON files; empty where they are missing.
         metrics, timing, evaluations, episodes: Rows of the CSV files.
         problems: One sentence for everything missing, damaged or failed.
     """
@@ -61,6 +62,7 @@ class Run:
     path: Path
     name: str
     config: dict[str, Any] = field(default_factory=dict)
+    declared: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     metrics: list[Row] = field(default_factory=list)
@@ -140,9 +142,14 @@ class Run:
         ]
         return Interval(last.value, last.low, last.high), rates
 
+    @property
+    def algorithm(self) -> Declaration:
+        """What its algorithm declares."""
+        return declaration(str(self.config.get("algo", "")), self.declared)
+
     def budget(self, stage: str) -> float | None:
         """Path-KL budget of a stage, None where the algorithm has none."""
-        if self.config.get("algo") != "trqam":
+        if not self.algorithm.budget:
             return None
         online = self.config.get("kl_budget_online") if stage == "online" else None
         value = self.config.get("kl_budget") if online is None else online
@@ -180,6 +187,8 @@ def read_run(path: Path, name: str | None = None, only: frozenset[str] | None = 
         raise UsageError(f"{path} holds no run (none of {', '.join(FILES)}); name a run folder")
     run = Run(path, encodable(name or path.resolve().name))
     run.config = read_json_of(run, "config.json", "its settings are unknown")
+    if (path / "algorithm.json").exists():  # runs of earlier versions have none
+        run.declared = read_json_of(run, "algorithm.json", "its algorithm is known by name alone")
     run.metrics = read_csv(run, "metrics.csv", only=only)
     run.evaluations = read_csv(run, "eval.csv")
     if only is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from trqam_fast.errors import UsageError
 from trqam_fast.runs.progress import Progress, read_progress
 from trqam_fast.status.outcome import read_outcomes
-from trqam_fast.sweep.plan import NAMES, read_plan
+from trqam_fast.sweep.plan import read_plan
 from trqam_fast.text import time_since
 
 ENDED = ("done", "failed", "blocked")
@@ -76,7 +76,7 @@ def job_lines(out: Path) -> list[Line]:
     outcomes = read_outcomes(out, jobs)
     lines = []
     for job in jobs:
-        progress = read_progress(job.run_dir(out), job.flags)
+        progress = read_progress(job.run_dir(out), job.config)
         kind, text = outcomes[job.name].kind, outcomes[job.name].words
         if kind == "done":
             text = done_text(progress, len(job.seeds))
@@ -112,7 +112,7 @@ def run_lines(folder: Path) -> list[Line]:
         lines.append(
             Line(
                 os.path.relpath(path, folder), str(config.get("env_name", "")),
-                NAMES.get(algo, algo), algo, " ".join(map(str, seeds)), kind, text, progress,
+                progress.algorithm.label, algo, " ".join(map(str, seeds)), kind, text, progress,
             )
         )  # fmt: skip
     if not lines:

@@ -10,14 +10,14 @@ from functools import cache
 import numpy as np
 import torch
 
-from trqam_fast.agents import Agent, make_agent
-from trqam_fast.agents.config import AgentConfig
+from trqam_fast.agents import algorithm
+from trqam_fast.agents.config import CloningConfig
 from trqam_fast.data.dataset import Dataset
 from trqam_fast.data.names import parse_task
 from trqam_fast.evaluation.episodes import Request
 from trqam_fast.evaluation.policy import ROWS, choose_chunks
 from trqam_fast.simulator.environment import begin, make_env
-from trqam_fast.sweep.plan import Job, config_of_job
+from trqam_fast.sweep.plan import Job
 from trqam_fast.training.backend import settle_backend
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.history import History
@@ -81,15 +81,15 @@ def probe_environment(env_id: str) -> tuple[int, int, int, float]:
 
 @cache
 def probe_agent(
-    algo: str, config: AgentConfig, obs_dim: int, act_dim: int, runs: int, backend: str
+    algo: str, config: CloningConfig, obs_dim: int, act_dim: int, runs: int, backend: str
 ) -> tuple[float, float]:
     """Return the seconds of an update of all runs, and of a policy call's row."""
     seeds = tuple(range(runs))
-    agent: Agent = make_agent(algo, config, obs_dim, act_dim, list(seeds), backend=backend)
+    agent = algorithm(algo)(config, obs_dim, act_dim, list(seeds), backend=backend)
     generators = make_generators(seeds, "offline", "cpu")
     history = History(10_000)
     updater = Updater(agent, random_data(obs_dim, act_dim), generators, history, graph=False)
-    noise = np.zeros((config.best_of_n, agent.noise_dim))
+    noise = np.zeros((agent.candidates, agent.noise_dim))
     requests = [Request(np.zeros(obs_dim), noise)] * ROWS
     update = seconds_per_call(lambda: updater.run(1))
     return update, seconds_per_call(lambda: choose_chunks(agent, 0, requests)) / ROWS
@@ -100,7 +100,7 @@ def job_seconds(job: Job) -> float:
 
     Evaluations are counted with episodes of full length, which is the most that they can take.
     """
-    config = config_of_job(job)
+    config = job.train_config()
     obs_dim, act_dim, steps, step_seconds = probe_environment(parse_task(job.env_name).env_id)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads or threads)
@@ -110,8 +110,8 @@ def job_seconds(job: Job) -> float:
         update, act = probe_agent(job.algo, *agent)
     finally:
         torch.set_num_threads(threads)
-    updates = config.bc_steps if job.algo == "bc" else config.offline_steps
-    online = 0 if job.algo == "bc" else config.online_steps
+    updates = config.bc_steps if job.pretrains else config.offline_steps
+    online = 0 if job.pretrains else config.online_steps
     updates += max(0, online - config.start_training) * config.utd_ratio
     episodes = evaluations(job, config) * config.eval_episodes * len(job.seeds)
     playing = episodes * steps * (step_seconds + act / config.agent.chunk_length)
@@ -121,7 +121,7 @@ def job_seconds(job: Job) -> float:
 
 def evaluations(job: Job, config: TrainConfig) -> int:
     """Return how often a job evaluates: at the start, in intervals, and at the ends of stages."""
-    if job.algo == "bc":
+    if job.pretrains:
         return 1
     count = 1
     for steps in (config.offline_steps, config.online_steps):

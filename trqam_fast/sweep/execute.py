@@ -15,6 +15,7 @@ from trqam_fast.files import locked
 from trqam_fast.kernels import BackendError
 from trqam_fast.sweep.plan import Job
 from trqam_fast.sweep.state import JobState, StateFile, read_state, state_path
+from trqam_fast.training.config import TrainConfig
 
 NO_PRETRAINING = "its pretraining has not ended"
 
@@ -80,28 +81,34 @@ def train_to_log(out: Path, job: Job) -> tuple[str, str]:
     """Run the trainer; return the state that the job is in then, and why."""
     log = job.log(out)
     log.parent.mkdir(parents=True, exist_ok=True)
-    flags = [*job.flags, "--run-dir", str(job.run_dir(out)), "--resume", "auto"]
     with (
         open(log, "a", buffering=1) as file,
         contextlib.redirect_stdout(file),
         contextlib.redirect_stderr(file),
     ):
-        print(f"python -m trqam_fast.train {shlex.join(flags)}")
+        print(f"python -m trqam_fast.sweep --out {shlex.quote(str(out))} --job {job.name}")
         try:
-            train.main(flags)
+            train.run(train.continued_if_begun(config_of(out, job)))
         except Stopped as stop:
             print(stop)
             return "stopped", str(stop)
         except (UsageError, RunError, BackendError) as error:
             print(f"error: {error}")
             return "failed", str(error)
-        except SystemExit as error:
-            return "failed", f"the trainer refused the flags (status {error.code}); see {log}"
         except Exception as error:
             # A job's failure is its result: the sweep goes on with the others.
             traceback.print_exc(file=sys.stderr)
             return "failed", f"{type(error).__name__}: {error}; see {log}"
     return "done", failed_seeds(out, job)
+
+
+def config_of(out: Path, job: Job) -> TrainConfig:
+    """Return the configuration of a job on this machine, with its run folder.
+
+    Raises:
+        UsageError: it cannot run here.
+    """
+    return job.train_config(run_dir=str(job.run_dir(out)), device=job.config["device"])
 
 
 def failed_seeds(out: Path, job: Job) -> str:

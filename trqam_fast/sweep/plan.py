@@ -5,20 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trqam_fast.agents import AgentConfig, Algorithm
+from trqam_fast.agents import algorithm
+from trqam_fast.agents.config import FlowConfig, names_of
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.files import write_json
 from trqam_fast.memory import update_bytes
+from trqam_fast.runs.folder import folder_name
 from trqam_fast.sweep.spec import Spec
-from trqam_fast.training.config import TrainConfig
-from trqam_fast.training.presets import in_words, parse_config
+from trqam_fast.training.config import DataConfig, TrainConfig, run_flags
+from trqam_fast.training.flags import parse_config
+from trqam_fast.training.presets import flag_of, make_config, value_in_words
 
-FORMAT = 1
-NAMES = {"bc": "BC", "qam": "QAM", "qam-e": "QAM-E", "trqam": "TRQAM"}
+FORMAT = 2
+CLONING = "bc"
+"""The algorithm that pretrains."""
 
 # The widest observation and action of OGBench's tasks with states, rounded up.
 WIDEST_OBSERVATION, WIDEST_ACTION = 128, 21
@@ -30,12 +35,10 @@ OTHER_BYTES = 2**30
 PRETRAINING_ALONE = ("bc_steps", "pretrained")
 FINE_TUNING_ALONE = ("offline_steps", "online_steps")
 
-# What a fine-tuning run and its pretraining must have in common.
-SHARED = (
-    "env_name", "dataset_dir", "generated", "generated_dir", "generated_transitions",
-    "generated_noise", "generated_seed", "actor_hidden_dims", "actor_layer_norm",
-    "horizon_length", "action_chunking", "flow_steps",
-)  # fmt: skip
+# What a fine-tuning run and its pretraining must have in common: data, fields, action sequences.
+SHARED = ("env_name", *names_of(DataConfig), *names_of(FlowConfig))
+OWN = ("sparse",)
+"""Of these, what a cloned field does not depend on."""
 
 
 @dataclass(frozen=True)
@@ -45,20 +48,36 @@ class Job:
     Attributes:
         name: Unique in the sweep, and a path: ``<task>/<method>/seeds_<seeds>``.
         env_name: The task.
-        algo: The algorithm; pretraining is bc.
+        algo: The algorithm.
         method: Its name in tables, None for a pretraining that is no result of its own.
         seeds: Runs packed into the process.
         after: Name of the job whose result it starts from.
-        flags: The trainer's flags, without --run-dir and --resume.
+        config: The trainer's configuration as plain values, without a run folder.
     """
 
     name: str
     env_name: str
-    algo: Algorithm
+    algo: str
     method: str | None
     seeds: tuple[int, ...]
     after: str | None
-    flags: tuple[str, ...]
+    config: Mapping[str, Any]
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether others start from it."""
+        return not algorithm(self.algo).fine_tunes
+
+    def train_config(self, **changes: Any) -> TrainConfig:
+        """Return its configuration, checked; by default as if for this machine's CPU.
+
+        Args:
+            changes: Values to replace, such as the folder and the device.
+
+        Raises:
+            UsageError: impossible values.
+        """
+        return TrainConfig.from_dict({**self.config, "device": "cpu", **changes})
 
     def run_dir(self, out: Path) -> Path:
         """Return its run folder."""
@@ -87,44 +106,47 @@ def make_plan(spec: Spec, out: Path) -> list[Job]:
         shared = {k: v for k, v in common.items() if k not in FINE_TUNING_ALONE}
         tuned = {k: v for k, v in common.items() if k != "bc_steps"}
         start = common.get("pretrained")
-        if start is not None and "bc" in spec.algos:
+        if start is not None and CLONING in spec.algos:
             raise UsageError(
-                f"algos has bc, but pretrained is {start!r}, so nothing is cloned; remove one"
+                f"algos has {CLONING}, but pretrained is {start!r}, so nothing is cloned; remove "
+                "one"
             )
         if start is not None and "bc_steps" in common:
             raise UsageError(
                 f"bc_steps is {common['bc_steps']}, but pretrained is {start!r}; remove one"
             )
-        configs = [config_of(env_name, "bc", shared)] if start is None else []
-        methods: list[tuple[Algorithm, str, dict[str, Any]]] = []
+        cloning = None if start is not None else config_of(env_name, CLONING, shared)
+        methods: list[tuple[str, str, TrainConfig]] = []
         for algo in spec.algos:
-            for setting in spec.methods(algo) if algo != "bc" else ():
+            for setting in spec.methods(algo) if algo != CLONING else ():
                 own = spec.algo.get(algo, {}) | setting
-                methods.append(
-                    (algo, " ".join([NAMES[algo], *setting_words(setting)]), tuned | own)
-                )
                 check_own(algo, own)
-                configs.append(check_shared(env_name, algo, tuned | own, configs))
+                flags = tuned | own
+                if cloning is not None:
+                    flags = flags | {"pretrained": "shared"}
+                config = config_of(env_name, algo, flags)
+                check_shared(config, cloning)
+                name = " ".join([algorithm(algo).label, *setting_words(setting)])
+                methods.append((algo, name, config))
+        configs = [config for _, _, config in methods] + ([cloning] if cloning else [])
         for seeds in packed(spec, configs, groups.get(env_name, [])):
             tail = f"seeds_{'_'.join(map(str, seeds))}"
             first = None
-            if start is None:
-                method = NAMES["bc"] if "bc" in spec.algos else None
-                name = f"{env_name}/bc/{tail}"
-                first = Job(
-                    name, env_name, "bc", method, seeds, None,
-                    command_line(env_name, "bc", seeds, shared),
-                )  # fmt: skip
+            if cloning is not None:
+                method = algorithm(CLONING).label if CLONING in spec.algos else None
+                name = f"{env_name}/{CLONING}/{tail}"
+                values = plain(cloning, spec, seeds)
+                first = Job(name, env_name, CLONING, method, seeds, None, values)
                 pretraining.append(first)
-            for algo, method, flags in methods:
-                folder = "_".join([algo, *method.split()[1:]])
+            for algo, method, config in methods:
+                folder = "_".join([folder_name(algo), *method.split()[1:]])
+                values = plain(config, spec, seeds)
                 if first is not None:
-                    flags = flags | {"pretrained": str(first.run_dir(out))}
+                    values["pretrained"] = str(first.run_dir(out))
                 fine_tuning.append(
                     Job(
                         f"{env_name}/{folder}/{tail}", env_name, algo, method, seeds,
-                        None if first is None else first.name,
-                        command_line(env_name, algo, seeds, flags),
+                        None if first is None else first.name, values,
                     )
                 )  # fmt: skip
     return [*pretraining, *fine_tuning]
@@ -132,22 +154,33 @@ def make_plan(spec: Spec, out: Path) -> list[Job]:
 
 def defaults(spec: Spec) -> dict[str, Any]:
     """Return flags that follow from the resources of a job."""
-    gpu = {"device": "cuda"} if spec.resources.gpus > 0 else {}
-    return {"threads": max(1, int(spec.resources.cpus))} | gpu
+    return {"threads": max(1, int(spec.resources.cpus))}
 
 
 def config_of(env_name: str, algo: str, flags: dict[str, Any]) -> TrainConfig:
-    """Return the configuration of a run, checked, though perhaps not on its own machine.
+    """Return the configuration of a run, checked, as if for this machine's CPU.
+
+    Flags that only other algorithms use are left out; folders are made absolute.
 
     Raises:
         UsageError: impossible values.
     """
-    return parse_config([*command_line(env_name, algo, (0,), flags), "--device", "cpu"])
+    known = {*run_flags(), *names_of(algorithm(algo).Config)}
+    flags = {name: value for name, value in flags.items() if name in known}
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in flags.items()}
+    for name in (name for name in values if name.endswith("_dir") or name == "pretrained"):
+        values[name] = Path(os.path.abspath(os.path.expanduser(values[name])))
+    preset = values.pop("preset", None)
+    values["device"] = "cpu"
+    return make_config(env_name, algo, preset, **values)
 
 
-def config_of_job(job: Job) -> TrainConfig:
-    """Return the configuration of a job, checked, though perhaps not on its own machine."""
-    return parse_config([*job.flags, "--device", "cpu"])
+def plain(config: TrainConfig, spec: Spec, seeds: tuple[int, ...]) -> dict[str, Any]:
+    """Return a job's configuration, as JSON has it, for its seeds and the device that it gets."""
+    values = config.to_dict() | {"seeds": seeds}
+    if spec.resources.gpus > 0:
+        values["device"] = "cuda"
+    return json.loads(json.dumps(values))
 
 
 def groups_of(out: Path) -> dict[str, list[tuple[int, ...]]]:
@@ -170,25 +203,18 @@ def check_own(algo: str, own: dict[str, Any]) -> None:
             )
 
 
-def check_shared(
-    env_name: str, algo: str, flags: dict[str, Any], others: list[TrainConfig]
-) -> TrainConfig:
-    """Return the configuration of a fine-tuning run.
-
-    Raises:
-        UsageError: impossible values, or other data or another field than its pretraining has.
-    """
-    config = config_of(env_name, algo, {"pretrained": "shared"} | flags)
-    if others:
-        ours, theirs = config.to_dict(), others[0].to_dict()
-        for name in SHARED:
-            if ours[name] != theirs[name]:
-                raise UsageError(
-                    f"{name} of {algo} on {env_name} is {in_words(ours[name])}, but it shares its "
-                    f"pretraining, which has {in_words(theirs[name])}; set it under [flags] or "
-                    "[task]"
-                )
-    return config
+def check_shared(config: TrainConfig, cloning: TrainConfig | None) -> None:
+    """Raise `UsageError` if a run has other data or another field than its pretraining has."""
+    if cloning is None:
+        return
+    ours, theirs = config.to_dict(), cloning.to_dict()
+    for name in SHARED:
+        if name not in OWN and ours[name] != theirs[name]:
+            raise UsageError(
+                f"{name} of {config.algo} on {config.env_name} is {value_in_words(ours[name])}, "
+                f"but it shares its pretraining, which has {value_in_words(theirs[name])}; set it "
+                "under [flags] or [task]"
+            )
 
 
 def setting_words(setting: dict[str, Any]) -> list[str]:
@@ -198,22 +224,6 @@ def setting_words(setting: dict[str, Any]) -> list[str]:
         values = value if isinstance(value, list) else [value]
         words.append(f"{name.replace('_', '-')} {'x'.join(map(str, values))}")
     return words
-
-
-def command_line(
-    env_name: str, algo: str, seeds: tuple[int, ...], flags: dict[str, Any]
-) -> tuple[str, ...]:
-    """Return flags as the trainer reads them; folders are made absolute."""
-    words = ["--env-name", env_name, "--algo", algo, "--seeds", *map(str, seeds)]
-    for name, value in flags.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-            continue
-        if name.endswith("_dir") or name == "pretrained":
-            value = os.path.abspath(os.path.expanduser(value))
-        words += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
-    return tuple(words)
 
 
 def packed(
@@ -246,14 +256,17 @@ def seeds_that_fit(spec: Spec, config: TrainConfig) -> int:
         room = resources.gpu_memory_gb * resources.gpus * 2**30 - OTHER_BYTES
     threads = max(1, int(resources.cpus))
     one, two = (
-        sum(run_bytes(config.agent, runs, threads).values()) for runs in (1, 2)
+        sum(run_bytes(config, runs, threads).values()) for runs in (1, 2)
     )  # fmt: skip
     return max(1, 1 + int((room - one) // (two - one)))
 
 
-def run_bytes(agent: AgentConfig, runs: int, threads: int) -> dict[str, int]:
+def run_bytes(config: TrainConfig, runs: int, threads: int) -> dict[str, int]:
     """Bound the memory of a process's updates, and of the weights that it keeps beside them."""
-    sizes = update_bytes(agent, WIDEST_OBSERVATION, WIDEST_ACTION, runs=runs, threads=threads)
+    sizes = update_bytes(
+        algorithm(config.algo), config.agent, WIDEST_OBSERVATION, WIDEST_ACTION, runs=runs,
+        threads=threads,
+    )  # fmt: skip
     return sizes | {"last good weights": sizes["held"]}
 
 
@@ -285,28 +298,18 @@ def write_plan(jobs: list[Job], out: Path) -> None:
 
 
 def differences(before: Job, now: Job) -> list[str]:
-    """Return how the flags of two jobs of one name differ, in words.
+    """Return how the configurations of two jobs of one name differ, in words.
 
-    Where a job starts from another one, its folder may have moved with the sweep's.
+    A value that one of them does not know, being of another version, does not count. Where a job
+    starts from another one, its folder may have moved with the sweep's.
     """
-    old, new = by_flag(before), by_flag(now)
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    if before.after == now.after and now.after is not None:
-        names = [name for name in names if name != "--pretrained"]
-    return [f"{name} {old.get(name, 'unset')} became {new.get(name, 'unset')}" for name in names]
-
-
-def by_flag(job: Job) -> dict[str, str]:
-    """Return the values of a job's flags in words, by flag."""
-    values: dict[str, list[str]] = {}
-    flag = ""
-    for word in job.flags:
-        if word.startswith("--"):
-            flag = word
-            values[flag] = []
-        else:
-            values[flag].append(word)
-    return {name: " ".join(words) or "given" for name, words in values.items()}
+    moved = before.after == now.after and now.after is not None
+    words = []
+    for name, value in now.config.items():
+        old = before.config.get(name, value)
+        if value_in_words(old) != value_in_words(value) and not (moved and name == "pretrained"):
+            words.append(f"{flag_of(name)} {value_in_words(old)} became {value_in_words(value)}")
+    return words
 
 
 def read_plan(out: Path) -> list[Job]:
@@ -318,13 +321,21 @@ def read_plan(out: Path) -> list[Job]:
     path = out / "plan.json"
     try:
         values = json.loads(path.read_text())
+        if values["format"] == 1:
+            return [job_from_flags(job) for job in values["jobs"]]
         if values["format"] != FORMAT:
             raise ValueError(f"it has format {values['format']}")
-        return [
-            Job(**job | {"seeds": tuple(job["seeds"]), "flags": tuple(job["flags"])})
-            for job in values["jobs"]
-        ]
+        return [Job(**job | {"seeds": tuple(job["seeds"])}) for job in values["jobs"]]
     except OSError as error:
         raise UsageError(f"{out} holds no sweep ({error.strerror}: plan.json)") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is damaged ({error}); write it again by a sweep") from None
+
+
+def job_from_flags(job: dict[str, Any]) -> Job:
+    """Return a job of format 1, which held the trainer's command line."""
+    words = list(job.pop("flags"))
+    device = words[words.index("--device") + 1] if "--device" in words else "cpu"
+    config = parse_config([*words, "--device", "cpu"]).to_dict() | {"device": device}
+    config = json.loads(json.dumps(config))
+    return Job(**job | {"seeds": tuple(job["seeds"]), "config": config})

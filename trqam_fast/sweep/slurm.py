@@ -84,8 +84,8 @@ def slurm_script(jobs: Sequence[Job], out: Path, resources: Resources) -> str:
     Raises:
         UsageError: a value that a line for Slurm cannot hold.
     """
-    first = [job for job in jobs if job.algo == "bc"]
-    ordered = [*first, *(job for job in jobs if job.algo != "bc")]
+    first = [job for job in jobs if job.pretrains]
+    ordered = [*first, *(job for job in jobs if not job.pretrains)]
     out = out.resolve()
     options = {
         "job-name": out.name,

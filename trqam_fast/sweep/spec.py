@@ -11,7 +11,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from trqam_fast.agents import AgentConfig, Algorithm
+from trqam_fast.agents import ALGORITHMS, algorithm
+from trqam_fast.agents.config import Group
 from trqam_fast.data.names import known_tasks, nearest, parse_task
 from trqam_fast.errors import UsageError
 from trqam_fast.training.config import TrainConfig
@@ -21,14 +22,19 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-ALGOS = get_args(Algorithm)
 DECIDED_HERE = ("env_name", "algo", "seeds", "device", "run_dir", "resume", "overwrite", "agent")
-FLAGS = {
-    name: kind
-    for name, kind in (get_type_hints(TrainConfig) | get_type_hints(AgentConfig)).items()
-    if name not in DECIDED_HERE
-}
-"""The trainer's flags and their types, without those that the sweep itself decides."""
+
+
+def flags_of(*configs: type[Group]) -> dict[str, Any]:
+    """Return the trainer's flags and their types, without those that the sweep itself decides.
+
+    Args:
+        configs: The algorithms' configurations.
+    """
+    kinds: dict[str, Any] = {}
+    for config in (TrainConfig, *configs):
+        kinds |= get_type_hints(config)
+    return {name: kind for name, kind in kinds.items() if name not in DECIDED_HERE}
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class Spec:
     """
 
     tasks: tuple[str, ...]
-    algos: tuple[Algorithm, ...]
+    algos: tuple[str, ...]
     seeds: tuple[int, ...]
     seeds_per_job: int | None = None
     retries: int = 3
@@ -121,9 +127,13 @@ def parse_spec(values: dict[str, Any]) -> Spec:
         if len(set(map(str, listed))) < len(listed):
             raise UsageError(f"{name} is {listed!r}; name each only once")
     grids = table("[grid]", values.get("grid", {}))
-    for algo in [*values["algos"], *table("[algo]", values.get("algo", {})), *grids]:
-        if algo not in ALGOS:
-            raise UsageError(f"{algo!r} is no algorithm; use {', '.join(ALGOS)}")
+    for name in [*values["algos"], *table("[algo]", values.get("algo", {})), *grids]:
+        try:
+            algorithm(str(name))
+        except UsageError:
+            raise UsageError(
+                f"{name!r} is no algorithm; use {', '.join(ALGORITHMS)} or PACKAGE.MODULE:CLASS"
+            ) from None
     resources = check_resources(table("[resources]", values.get("resources", {})))
     for name, least in (("seeds_per_job", 1), ("retries", 0)):
         if name in values and (not is_a(values[name], int) or values[name] < least):
@@ -143,10 +153,13 @@ def parse_spec(values: dict[str, Any]) -> Spec:
             check_member("task", name, task, tasks)
     for name, flags in table("[algo]", values.get("algo", {})).items():
         named[f"algo.{name}"] = table(f"[algo.{name}]", flags)
-        tuned = [algo for algo in values["algos"] if algo != "bc"]
+        tuned = [algo for algo in values["algos"] if algorithm(algo).fine_tunes]
         check_member("algo", name, name, tuned)
+    common = flags_of(*(algorithm(algo).Config for algo in values["algos"]))
     for title, flags in named.items():
-        check_flags(title, flags)
+        kind, _, algo = title.partition(".")
+        known = flags_of(algorithm(algo).Config) if kind == "algo" else common
+        check_flags(title, flags, known)
     for algo, grid in grids.items():
         check_grid(algo, table(f"[grid.{algo}]", grid), values["algos"])
     return Spec(**values | {
@@ -198,14 +211,14 @@ def is_a(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
-def in_words(kind: Any) -> str:
+def kind_in_words(kind: Any) -> str:
     """Return a type hint in words of the file."""
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, get_args(kind)))
     if get_origin(kind) is tuple:
-        return f"a list of {in_words(get_args(kind)[0])}"
+        return f"a list of {kind_in_words(get_args(kind)[0])}"
     if isinstance(kind, UnionType):
-        return in_words(get_args(kind)[0])
+        return kind_in_words(get_args(kind)[0])
     return {
         bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes",
         Path: "a path in quotes",
@@ -252,22 +265,23 @@ def check_resources(values: dict[str, Any]) -> Resources:
     return Resources(**values)
 
 
-def check_flags(where: str, flags: dict[str, Any]) -> None:
+def check_flags(where: str, flags: dict[str, Any], known: dict[str, Any]) -> None:
     """Raise `UsageError` if a flag is unknown or its value of another type.
 
     Args:
         where: Title of the table.
         flags: Values by name.
+        known: Types by name.
     """
-    check_names(f"[{where}]", flags, list(FLAGS))
+    check_names(f"[{where}]", flags, list(known))
     for name, value in flags.items():
-        if not is_a(value, FLAGS[name]):
-            raise UsageError(f"[{where}] {name} is {value!r}; give {in_words(FLAGS[name])}")
+        if not is_a(value, known[name]):
+            raise UsageError(f"[{where}] {name} is {value!r}; give {kind_in_words(known[name])}")
 
 
 def check_grid(algo: str, grid: dict[str, Any], algos: list[str]) -> None:
     """Raise `UsageError` if the grid of an algorithm is not lists of flags' values."""
-    if algo not in algos or algo == "bc":
+    if algo not in algos or not algorithm(algo).fine_tunes:
         raise UsageError(
             f"[grid.{algo}] is for no fine-tuning algorithm of the sweep; add it to algos or "
             "remove the table"
@@ -278,4 +292,4 @@ def check_grid(algo: str, grid: dict[str, Any], algos: list[str]) -> None:
         if any(values.count(value) > 1 for value in values):
             raise UsageError(f"[grid.{algo}] {name} is {values!r}; give each value only once")
         for value in values:
-            check_flags(f"grid.{algo}", {name: value})
+            check_flags(f"grid.{algo}", {name: value}, flags_of(algorithm(algo).Config))

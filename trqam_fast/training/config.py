@@ -1,15 +1,14 @@
-"""Flags of the trainer."""
+"""The configuration of a run: every flag of the trainer, in groups."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import tyro
-
-from trqam_fast.agents import AgentConfig, Algorithm
+from trqam_fast.agents import ALGORITHMS, TRQAMConfig, algorithm
+from trqam_fast.agents.config import CloningConfig, Group, names_of, select
 from trqam_fast.data.generate.recipe import GENERATED_DIR, Recipe
 from trqam_fast.data.load import OFFICIAL_DIR
 from trqam_fast.data.names import parse_task
@@ -22,23 +21,32 @@ DEFAULT_ENV = "pointmaze-medium-navigate-singletask-task1-v0"
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Pretrain a flow policy by behaviour cloning and fine-tune it with TRQAM on one OGBench task,
-    offline and then online.
-
-    Without arguments: generates pointmaze data, pretrains, evaluates, fine-tunes offline,
-    evaluates, and prints pretrained against fine-tuned success.
-    """
+class TaskConfig(Group):
+    """What is trained."""
 
     preset: str = "default"
     """Named set of values that the other flags override: default, smoke or paper. Another
     --env-name than the default one implies paper."""
     env_name: str = DEFAULT_ENV
     """OGBench single task, e.g. cube-double-play-singletask-task1-v0."""
-    algo: Algorithm = "trqam"
-    """trqam, qam, qam-e (QAM with an edit policy), or bc for the pretraining stage alone."""
+    algo: str = "trqam"
+    """Algorithm: {algorithms}, or a class of your own as PACKAGE.MODULE:CLASS. bc is the
+    pretraining stage alone. Flags of the algorithm follow those of the run."""
     seeds: tuple[int, ...] = (0,)
     """Independent runs trained together in one process, one for each seed."""
+
+    def check(self) -> None:
+        """Raise `UsageError` if a value is impossible."""
+        self.require("seeds", len(self.seeds) > 0, "name at least one seed")
+        self.require("seeds", len(set(self.seeds)) == len(self.seeds), "name every seed only once")
+        fits = min(self.seeds) >= 0 and max(self.seeds) < 2**63
+        self.require("seeds", fits, "use seeds from 0 to 2^63 - 1")
+
+
+@dataclass(frozen=True)
+class MachineConfig(Group):
+    """What computes."""
+
     device: str = "cpu"
     """Torch device, e.g. cpu or cuda."""
     backend: Backend = "auto"
@@ -50,6 +58,16 @@ class TrainConfig:
     """On a GPU, replay the update as a captured graph; the numbers are the same without."""
     threads: int = 0
     """CPU threads; 0 leaves the number to torch. Narrow networks run fastest with one."""
+
+    def check(self) -> None:
+        """Raise `UsageError` if a value is impossible."""
+        self.require_at_least(0, "threads")
+        check_device(self.device)
+
+
+@dataclass(frozen=True)
+class DataConfig(Group):
+    """The transitions that are trained on."""
 
     dataset_dir: Path = OFFICIAL_DIR
     """Folder of the official OGBench files."""
@@ -65,6 +83,11 @@ class TrainConfig:
     """Seed of the generated data."""
     sparse: bool = False
     """Use reward 0 where the task is solved and -1 elsewhere."""
+
+
+@dataclass(frozen=True)
+class StageConfig(Group):
+    """Pretraining, offline and online fine-tuning, one after another."""
 
     bc_steps: int = 300_000
     """Updates of behaviour cloning; 0 with --pretrained unless it is given."""
@@ -82,8 +105,36 @@ class TrainConfig:
     balanced_sampling: bool = False
     """Take half of each online batch from the offline data and half from the online transitions;
     otherwise all transitions are equally likely."""
-    kl_budget_online: float | None = None
-    """Path-KL budget of the online stage; none keeps --kl-budget."""
+
+    def check(self) -> None:
+        """Raise `UsageError` if a value is impossible."""
+        self.require_at_least(0, "bc_steps", "offline_steps", "online_steps", "start_training")
+        self.require_at_least(1, "utd_ratio")
+        if max(self.stage_ends.values()) == 0:
+            raise UsageError(
+                "--bc-steps, --offline-steps and --online-steps are 0, so there is nothing to do; "
+                "set one of them"
+            )
+        if 0 < self.online_steps <= self.start_training:
+            raise UsageError(
+                f"--online-steps is {self.online_steps}, but updates begin after --start-training "
+                f"{self.start_training}, so none would happen; use fewer steps to start or more"
+            )
+
+    @property
+    def stage_ends(self) -> dict[str, int]:
+        """Step at which each stage ends; steps count on from stage to stage."""
+        offline = self.bc_steps + self.offline_steps
+        return {
+            "pretrain": self.bc_steps,
+            "offline": offline,
+            "online": offline + self.online_steps,
+        }
+
+
+@dataclass(frozen=True)
+class LogConfig(Group):
+    """Logs, evaluations, checkpoints and trackers."""
 
     log_interval: int = 5_000
     """Steps between rows of metrics.csv; values are means over the interval."""
@@ -104,6 +155,17 @@ class TrainConfig:
     wandb: bool = False
     """Also log to Weights & Biases, offline without a login (pip install 'trqam_fast[wandb]')."""
 
+    def check(self) -> None:
+        """Raise `UsageError` if a value is impossible."""
+        self.require_at_least(0, "eval_interval", "eval_workers")
+        self.require_at_least(1, "log_interval", "eval_episodes", "eval_envs", "save_interval")
+        self.require_at_least(1, "keep")
+
+
+@dataclass(frozen=True)
+class FolderConfig(Group):
+    """The run folder."""
+
     run_dir: Path | None = None
     """Run folder; runs/<env>/<algo>/<time> by default."""
     resume: Literal["no", "yes", "auto"] = "no"
@@ -112,64 +174,44 @@ class TrainConfig:
     overwrite: bool = False
     """Replace a run that is already in --run-dir."""
 
-    agent: Annotated[AgentConfig, tyro.conf.arg(name="")] = field(default_factory=AgentConfig)
-    """Hyperparameters of the algorithm."""
 
-    def __post_init__(self) -> None:
-        for name in (
-            "bc_steps", "offline_steps", "online_steps", "start_training", "eval_interval",
-            "eval_workers", "threads",
-        ):  # fmt: skip
-            self._require(name, getattr(self, name) >= 0, "use zero or more")
-        for name in (
-            "utd_ratio", "log_interval", "eval_episodes", "eval_envs", "save_interval", "keep",
-        ):  # fmt: skip
-            self._require(name, getattr(self, name) >= 1, "use 1 or more")
-        budget = self.kl_budget_online
-        self._require("kl_budget_online", budget is None or budget > 0, "use a positive number")
-        self._require("seeds", len(self.seeds) > 0, "name at least one seed")
-        self._require("seeds", len(set(self.seeds)) == len(self.seeds), "name every seed only once")
-        fits = min(self.seeds) >= 0 and max(self.seeds) < 2**63
-        self._require("seeds", fits, "use seeds from 0 to 2^63 - 1")
-        if max(self.stage_ends.values()) == 0:
+@dataclass(frozen=True)
+class TrainConfig(TaskConfig, MachineConfig, DataConfig, StageConfig, LogConfig, FolderConfig):
+    """Pretrain a flow policy by behaviour cloning and fine-tune it on one OGBench task, offline
+    and then online.
+
+    Without arguments: generates pointmaze data, pretrains, evaluates, fine-tunes offline with
+    TRQAM, evaluates, and prints pretrained against fine-tuned success.
+
+    `agent` holds the hyperparameters of `algo`; `trqam_fast.training.presets.make_config` builds
+    both from flags by name.
+    """
+
+    agent: CloningConfig = field(default_factory=TRQAMConfig)
+
+    def check(self) -> None:
+        """Raise `UsageError` if values do not go together."""
+        kind = algorithm(self.algo)
+        if not isinstance(self.agent, kind.Config):
             raise UsageError(
-                "--bc-steps, --offline-steps and --online-steps are 0, so there is nothing to do; "
-                "set one of them"
+                f"--algo is {self.algo}, but agent is a {type(self.agent).__name__}; give a "
+                f"{kind.Config.__name__}"
             )
-        if self.algo == "bc" and self.bc_steps == 0:
-            raise UsageError("--bc-steps is 0, so --algo bc has nothing to do; use 1 or more")
-        if self.algo == "bc" and self.online_steps > 0:
+        if not kind.fine_tunes and self.bc_steps == 0:
             raise UsageError(
-                f"--online-steps is {self.online_steps}, but --algo bc has no critic to fine-tune "
-                "with; use --algo trqam or qam"
+                f"--bc-steps is 0, so --algo {self.algo} has nothing to do; use 1 or more"
             )
-        if 0 < self.online_steps <= self.start_training:
+        if not kind.fine_tunes and self.online_steps > 0:
+            able = " or ".join(name for name, other in ALGORITHMS.items() if other.fine_tunes)
             raise UsageError(
-                f"--online-steps is {self.online_steps}, but updates begin after --start-training "
-                f"{self.start_training}, so none would happen; use fewer steps to start or more"
+                f"--online-steps is {self.online_steps}, but --algo {self.algo} has no critic to "
+                f"fine-tune with; use --algo {able}"
             )
         if self.balanced_sampling and self.start_training < self.agent.horizon_length:
             raise UsageError(
                 f"--start-training is {self.start_training}, but half of a balanced batch needs "
                 f"--horizon-length {self.agent.horizon_length} online steps; use more"
             )
-        check_device(self.device)
-
-    def _require(self, name: str, condition: bool, remedy: str) -> None:
-        if not condition:
-            value = getattr(self, name)
-            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-            raise UsageError(f"--{name.replace('_', '-')} is {shown}; {remedy}")
-
-    @property
-    def stage_ends(self) -> dict[str, int]:
-        """Step at which each stage ends; steps count on from stage to stage."""
-        offline = self.bc_steps + self.offline_steps
-        return {
-            "pretrain": self.bc_steps,
-            "offline": offline,
-            "online": offline + self.online_steps,
-        }
 
     @property
     def sequences(self) -> dict[str, Any]:
@@ -189,8 +231,8 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by flag name, the agent's hyperparameters among them."""
-        values = dataclasses.asdict(self)
-        values |= values.pop("agent")
+        values = {name: getattr(self, name) for name in run_flags()}
+        values |= dataclasses.asdict(self.agent)
         del values["resume"], values["overwrite"]
         return {
             name: str(value) if isinstance(value, Path) else value for name, value in values.items()
@@ -198,13 +240,33 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """Rebuild a configuration from `to_dict`, or from its JSON."""
+        """Rebuild a configuration from `to_dict`, or from its JSON.
+
+        A value that is missing takes its default; one that only other algorithms have is dropped,
+        as configurations of earlier versions hold the values of all.
+
+        Raises:
+            KeyError: there is no such flag, or no algorithm is named.
+            UsageError: an impossible value.
+        """
+        kind = algorithm(values["algo"]).Config
+        known = {*run_flags(), *names_of(kind), *(n for other in all_flags() for n in other)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise KeyError(unknown[0])
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         for name in ("dataset_dir", "generated_dir", "pretrained", "run_dir"):
-            if values[name] is not None:
+            if values.get(name) is not None:
                 values[name] = Path(values[name])
-        values |= {"resume": "no", "overwrite": False}
-        agent_names = {f.name for f in dataclasses.fields(AgentConfig)}
-        agent = AgentConfig(**{k: v for k, v in values.items() if k in agent_names})
-        own = {k: v for k, v in values.items() if k not in agent_names}
-        return cls(agent=agent, **own)
+        own = {name: values[name] for name in run_flags() if name in values}
+        return cls(**own, agent=kind(**select(kind, values)))
+
+
+def run_flags() -> list[str]:
+    """Return the names of a run's flags, without those of its algorithm."""
+    return [name for name in names_of(TrainConfig) if name != "agent"]
+
+
+def all_flags() -> list[list[str]]:
+    """Return the names of the flags of each algorithm of this package."""
+    return [names_of(kind.Config) for kind in ALGORITHMS.values()]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
+from trqam_fast.agents import algorithm
+from trqam_fast.agents.config import Setting
 from trqam_fast.data.names import parse_task
 
 README = "authors' README"
-QAM = "QAM's authors"
 HERE = "this project"
 
 NAVIGATION = ("pointmaze", "antmaze", "humanoidmaze", "antsoccer")
@@ -16,18 +15,6 @@ PUBLISHED = {
     "cube-triple", "cube-quadruple", "scene", "puzzle-3x3", "puzzle-4x4",
 }  # fmt: skip
 WIDE = {"antmaze-giant", "cube-triple", "cube-quadruple", "puzzle-4x4"}
-INV_TEMPS = {
-    "puzzle-3x3": 3.0, "scene": 1.0, "cube-double": 1.0, "antmaze-large": 10.0,
-    "humanoidmaze-medium": 3.0, "cube-triple": 3.0, "cube-quadruple": 1.0, "antmaze-giant": 3.0,
-    "humanoidmaze-large": 3.0, "puzzle-4x4": 30.0,
-}  # fmt: skip
-
-
-class Setting(NamedTuple):
-    """A hyperparameter's value and who published it."""
-
-    value: Any
-    source: str
 
 
 def domain_of(env_name: str) -> str:
@@ -35,8 +22,8 @@ def domain_of(env_name: str) -> str:
     return parse_task(env_name).env_id.partition("-singletask")[0]
 
 
-def domain_settings(env_name: str) -> dict[str, Setting]:
-    """Return the settings of a task's domain by flag name.
+def domain_settings(env_name: str, algo: str) -> dict[str, Setting]:
+    """Return the settings of a task's domain, and of an algorithm there, by flag name.
 
     Domains that the authors did not train on take the values of their kind: those of the other
     mazes, or of the other manipulation domains.
@@ -45,12 +32,10 @@ def domain_settings(env_name: str) -> dict[str, Setting]:
     family = domain.partition("-")[0]
     source = README if domain in PUBLISHED else f"{HERE}, as in the published domains"
     navigation, humanoid = family in NAVIGATION, family == "humanoidmaze"
-    sparse = family in ("scene", "puzzle")
+    rewards = "authors' code"
+    if family in ("scene", "puzzle"):
+        rewards += "; QAM's authors use sparse rewards here"
     widths = (1024,) * 4 if domain in WIDE else (512,) * 4
-    budget = {
-        "cube-triple": Setting(0.5, "authors' example"),
-        "puzzle-4x4": Setting(2.0, f"{HERE}; the authors report that it prefers a loose one"),
-    }.get(domain, Setting(0.5, f"{HERE}; the authors report small ones as best nearly everywhere"))
     return {
         "actor_hidden_dims": Setting(widths, source),
         "value_hidden_dims": Setting(widths, source),
@@ -59,7 +44,8 @@ def domain_settings(env_name: str) -> dict[str, Setting]:
         "action_chunking": Setting(not navigation, source),
         "discount": Setting(0.999 if humanoid else 0.995, source),
         "rho": Setting(0.0 if humanoid else 0.5, source),
-        "sparse": Setting(True, QAM) if sparse else Setting(False, "authors' code"),
-        "kl_budget": budget,
-        "inv_temp": Setting(INV_TEMPS.get(domain, 1.0), QAM if domain in INV_TEMPS else HERE),
+        "sparse": Setting(False, rewards),
+    } | {
+        name: entry.values.get(domain, entry.otherwise)
+        for name, entry in algorithm(algo).published.items()
     }

@@ -7,16 +7,16 @@ from typing import NamedTuple
 from trqam_fast.training.config import TrainConfig
 
 
-class Schedule(NamedTuple):
-    """Intervals of a stage in steps from its beginning; 0 is never."""
+class Intervals(NamedTuple):
+    """Steps, from the beginning of a stage, between events of a kind; 0 is never."""
 
     log: int
     save: int
     evaluate: int
 
     @classmethod
-    def of(cls, config: TrainConfig, stage: str) -> Schedule:
-        """Return the schedule of a stage; pretraining is evaluated at its end alone."""
+    def of(cls, config: TrainConfig, stage: str) -> Intervals:
+        """Return the intervals of a stage; pretraining is evaluated at its end alone."""
         evaluate = 0 if stage == "pretrain" else config.eval_interval
         return cls(config.log_interval, config.save_interval, evaluate)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trqam_fast.agents import Agent, make_agent
+from trqam_fast.agents import Agent, algorithm
 from trqam_fast.data.names import parse_task
 from trqam_fast.errors import UsageError
 from trqam_fast.runs import checkpoint as checkpoints
@@ -22,7 +21,7 @@ class LoadedRun(NamedTuple):
 
     Attributes:
         config: The run's configuration, with the device and backend asked for.
-        agent: `BCAgent` in stage "pretrain", else `TRQAMAgent`; S runs, one for each seed.
+        agent: `BCAgent` in stage "pretrain", else the algorithm's; S runs, one for each seed.
         stage: Stage that the checkpoint was written in.
         step: Updates from the start of pretraining.
         path: The checkpoint.
@@ -59,8 +58,7 @@ def load_run(
     check_asked(config)
     obs_dim, act_dim = env_sizes(parse_task(config.env_name).env_id)
     config = settle_backend(config, act_dim)
-    agent = make_agent(
-        "bc" if state["stage"] == "pretrain" else config.algo,
+    agent = algorithm("bc" if state["stage"] == "pretrain" else config.algo)(
         config.agent,
         obs_dim,
         act_dim,
@@ -116,7 +114,7 @@ def read_config(folder: RunFolder, overrides: dict[str, Any]) -> TrainConfig:
         UsageError: config.json is damaged or of another version.
     """
     try:
-        values = json.loads((folder.path / "config.json").read_text())
+        values = folder.read_config()
         if values["precision"] == "tf32":
             values["precision"] = "auto"  # a GPU's alone; this may be another device
         return TrainConfig.from_dict(values | overrides)

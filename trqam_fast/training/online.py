@@ -94,7 +94,7 @@ class OnlineDriver:
         if not runs:
             return
         start = time.perf_counter()
-        agent, count = self.agent, self.agent.config.best_of_n
+        agent, count = self.agent, self.agent.candidates
         options = {"dtype": agent.dtype, "device": agent.device}
         noise = torch.zeros(agent.runs, 1, count, agent.noise_dim, dtype=agent.dtype)
         for run in runs:

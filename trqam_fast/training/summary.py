@@ -8,29 +8,19 @@ from typing import Any
 import numpy as np
 
 from trqam_fast.training.config import TrainConfig
+from trqam_fast.training.ledger import Ledger
 
 
-def summarise(
-    config: TrainConfig,
-    backend: str,
-    success: dict[str, list[float]],
-    seconds: dict[str, float],
-    updates: dict[str, int],
-    online: dict[str, float],
-    failures: dict[int, str],
-) -> dict[str, Any]:
+def summarise(config: TrainConfig, backend: str, ledger: Ledger) -> dict[str, Any]:
     """Return success by stage and seed, seconds, rates, failures, as plain values.
 
     Args:
         config: The run's configuration.
         backend: What computed the networks' passes.
-        success: Success of every seed (NaN where it diverged) at the end of each stage.
-        seconds: Seconds of each stage, of loading the data and of evaluations.
-        updates: Updates of each stage.
-        online: Seconds of learning, acting, waiting and simulating in the online stage.
-        failures: Reason by index of the seeds that diverged.
+        ledger: The account of the run.
     """
-    rates = {name: count / seconds[name] for name, count in updates.items() if count}
+    seconds = ledger.seconds
+    rates = {name: count / seconds[name] for name, count in ledger.updates.items() if count}
     result = {
         "env_name": config.env_name,
         "algo": config.algo,
@@ -40,7 +30,7 @@ def summarise(
     }
     final: list[float] = []
     for stage, name in (("pretrain", "pretrained"), ("offline", "offline"), ("online", "online")):
-        values = success.get(stage, [])
+        values = ledger.success.get(stage, [])
         final = values or final
         result[f"{name}_success"] = mean_of_finite(values)
         result[f"{name}_success_by_seed"] = [finite_or_none(value) for value in values]
@@ -50,8 +40,8 @@ def summarise(
         "episodes": config.eval_episodes,
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
         "updates_per_second": {name: round(value, 2) for name, value in rates.items()},
-        "online_seconds": {name: round(value, 2) for name, value in online.items()},
-        "failures": {str(config.seeds[run]): reason for run, reason in failures.items()},
+        "online_seconds": {name: round(value, 2) for name, value in ledger.online_seconds.items()},
+        "failures": {str(config.seeds[run]): why for run, why in ledger.failures.items()},
     }
     return result
 

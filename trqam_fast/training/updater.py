@@ -88,7 +88,7 @@ class Updater:
         """Do one update."""
         config = self.agent.config
         batch = self.source.sample(
-            self.generators, config.batch_size, config.horizon_length, config.discount
+            self.generators, config.batch_size, config.horizon_length, self.agent.discount
         )
         terms = self.agent.update(batch, self.agent.draw_noise(self.generators))
         self.history.record(terms.metrics)
@@ -120,8 +120,8 @@ class Updater:
                     for _ in range(count):
                         self.update()
             except RuntimeError as error:
+                # In full: the first line rarely names the operation.
                 raise RunError(
-                    f"the update cannot be captured as a graph ({str(error).splitlines()[0]}); "
-                    "run with --no-graph"
+                    f"the update cannot be captured as a graph; run with --no-graph ({error})"
                 ) from error
         return graph

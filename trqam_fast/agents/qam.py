@@ -1,0 +1,294 @@
+"""QAM: Q-learning with adjoint matching at a fixed temperature; what TRQAM and others extend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from trqam_fast.agents import critics
+from trqam_fast.agents.base import (
+    Agent,
+    Metrics,
+    Noise,
+    Recorded,
+    Shapes,
+    Terms,
+    field_shape,
+    repeat_rows,
+)
+from trqam_fast.agents.config import (
+    AdjointConfig,
+    AnchorConfig,
+    ByDomain,
+    CloningConfig,
+    CriticConfig,
+    Setting,
+)
+from trqam_fast.data.batch import Batch
+from trqam_fast.kernels import (
+    MLPWeights,
+    NoiseSchedule,
+    adjoint_matching,
+    lean_adjoint,
+    sde_rollout,
+    velocity_along,
+)
+
+QAM_AUTHORS = "QAM's authors"
+INV_TEMPS = {
+    "puzzle-3x3": 3.0, "scene": 1.0, "cube-double": 1.0, "antmaze-large": 10.0,
+    "humanoidmaze-medium": 3.0, "cube-triple": 3.0, "cube-quadruple": 1.0, "antmaze-giant": 3.0,
+    "humanoidmaze-large": 3.0, "puzzle-4x4": 30.0,
+}  # fmt: skip
+
+ADJOINT_METRICS = ("adjoint_mean", "adjoint_std", "adjoint_max", "adjoint_gain")
+
+
+@dataclass(frozen=True)
+class QAMConfig(CloningConfig, CriticConfig, AnchorConfig, AdjointConfig):
+    """QAM's temperature."""
+
+    inv_temp: float = 1.0
+    """Inverse temperature that multiplies the terminal adjoint; 0 acts with the cloned field."""
+
+    def check(self) -> None:
+        """Raise `UsageError` if a value is impossible."""
+        self.require_not_negative("inv_temp")
+
+
+class Path(NamedTuple):
+    """States of the policy's generative process, at which it is matched to its adjoints.
+
+    Attributes:
+        trajectory: X_0..X_K, `[S, K + 1, B, D]`; the policy is matched at the first K of them.
+        velocity: v_ft(s, X_k, t_k), `[S, K, B, D]`, differentiable in the field's weights.
+    """
+
+    trajectory: Tensor
+    velocity: Tensor
+
+    @property
+    def points(self) -> Tensor:
+        """X_0..X_{K-1}, `[S, K, B, D]`."""
+        return self.trajectory[:, :-1]
+
+    @property
+    def end(self) -> Tensor:
+        """X_K, the policy's action before it is clipped, `[S, B, D]`."""
+        return self.trajectory[:, -1]
+
+
+class QAMAgent(Agent):
+    """Fine-tuned field v_ft, cloned field v_bc, critics Q, and the targets of the last two.
+
+    One update is `loss`, in the order of docs/algorithm.md; each of its paragraphs is a method
+    that an algorithm may replace. sigma_k = g_k, and the terminal adjoint is scaled by `inv_temp`.
+    """
+
+    label, colour = "QAM", "#d55e00"
+    Config = QAMConfig
+    metrics = ("critic_loss", "bc_loss", "adjoint_loss", "path_kl", *critics.METRICS,
+               *ADJOINT_METRICS, "value_gap")  # fmt: skip
+    published = {
+        "inv_temp": ByDomain(
+            {domain: Setting(value, QAM_AUTHORS) for domain, value in INV_TEMPS.items()},
+            Setting(1.0, "this project"),
+        )
+    }
+    acting_field = "actor_fast"
+    targets = ("actor_slow", "critic")
+    cloned = ("actor_fast", "actor_slow")
+    recorded = Recorded(
+        outputs={"xs": "points", "adjs": "adjoint", "next_actions": "next_actions"},
+        infos={
+            "critic/critic_loss": "critic_loss", "critic/q_mean": "q_mean",
+            "critic/q_max": "q_max", "critic/q_min": "q_min", "actor/flow_loss": "bc_loss",
+            "actor/adj_loss": "adjoint_loss", "actor/fast_loss": "adjoint_loss",
+            "actor/path_kl": "path_kl", "actor/adj_mean": "adjoint_mean",
+            "actor/adj_std": "adjoint_std", "actor/adj_max": "adjoint_max",
+        },
+        one_more=("sde_eps",),
+    )  # fmt: skip
+
+    def __init__(self, config: Any, *args: Any, **options: Any) -> None:
+        super().__init__(config, *args, **options)
+        if getattr(config, "inv_temp", None) == 0:
+            self.acting_field = "actor_slow"
+
+    @classmethod
+    def network_shapes(cls, config: Any, obs_dim: int, act_dim: int) -> Shapes:
+        """Return both fields and the critics."""
+        field = field_shape(config, obs_dim, act_dim)
+        parts = cls.critic_of(config).shapes(config, obs_dim, act_dim)
+        return {"actor_fast": field, "actor_slow": field, **parts}
+
+    @staticmethod
+    def critic_of(config: Any) -> critics.TDCritic:
+        """Return what the critics learn from."""
+        return critics.CRITICS[getattr(config, "critic", "td")]
+
+    @classmethod
+    def tapes(cls, config: Any) -> dict[str, int]:
+        """Return the cloning loss's, the rollout's, and the critics' at the data and at X_K."""
+        return {"actor_slow": 1, "actor_fast": config.flow_steps, "critic": 2}
+
+    def draws(self) -> dict[str, tuple[int, ...]]:
+        """Return x_0 of the cloning loss, x_0 and eps of the SDE, x_0 of the next actions."""
+        batch, dim, config = self.config.batch_size, self.dim, self.config
+        draws = {
+            "bc_x0": (batch, dim),
+            "sde_x0": (batch, dim),
+            "next_action": (batch, config.best_of_n, dim),
+            "sde_eps": (config.flow_steps - 1, batch, dim),
+        }
+        if not self.critic.samples_policy:
+            del draws["next_action"]
+        return draws
+
+    @property
+    def critic(self) -> critics.TDCritic:
+        """What the critics learn from."""
+        return self.critic_of(self.config)
+
+    @property
+    def base(self) -> MLPWeights:
+        """v_base, the field that the SDE is anchored to."""
+        if self.config.target_actor:
+            return self.target.networks["actor_slow"]
+        return self.online.networks["actor_slow"].detach()
+
+    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Terms]:
+        """Critic, behaviour-cloning and adjoint-matching losses, summed."""
+        path, next_actions = self.sample(batch, noise)
+        critic_loss, critic_metrics = self.critic_loss(batch, next_actions, path.end)
+        cloning_loss = self.cloning_loss(batch, noise)
+        adjoint, adjoint_metrics = self.adjoint(batch.observations, path)
+        adjoint_loss, path_kl = self.adjoint_loss(batch.observations, path, adjoint)
+
+        policy_loss = cloning_loss + adjoint_loss
+        if self.config.critic_warmup > 0:
+            policy_loss = policy_loss * self.warm
+        total = (critic_loss + policy_loss).sum()
+        losses = {
+            "bc_loss": cloning_loss.detach(), "adjoint_loss": adjoint_loss.detach(),
+            "path_kl": path_kl,
+        }  # fmt: skip
+        outputs = {"points": path.points, "end": path.end, "adjoint": adjoint}
+        if next_actions is not None:
+            outputs["next_actions"] = next_actions
+        metrics = losses | critic_metrics | adjoint_metrics
+        metrics.setdefault("value_gap", metrics.pop("policy_q") - metrics["q_mean"])
+        return total, Terms(metrics, outputs)
+
+    @property
+    def warm(self) -> Tensor:
+        """Whether the critics' warm-up is over for the update that is being computed, `[]`."""
+        return self.steps >= self.config.critic_warmup
+
+    def sample(self, batch: Batch, noise: Noise) -> tuple[Path, Tensor | None]:
+        """Roll out the SDE and, in the same call, the ODE of the next actions a' `[S, B, D]`."""
+        policy_noise = self.policy_noise(noise)
+        together = policy_noise is not None and self.acting_field == "actor_fast"
+        rows = x0 = None
+        if together:
+            rows = repeat_rows(batch.next_observations, policy_noise.shape[2])
+            x0 = policy_noise[..., : self.dim].flatten(1, 2)
+        rollout = sde_rollout(
+            self.online.networks["actor_fast"], self.base, batch.observations, noise["sde_x0"],
+            noise["sde_eps"], ode_observations=rows, ode_x0=x0, **self.options,
+        )  # fmt: skip
+        path = Path(rollout.trajectory, rollout.velocity)
+        if policy_noise is None:
+            return path, None
+        if not together:
+            return path, self.act(batch.next_observations, policy_noise)
+        with torch.no_grad():
+            actions = self.refine(
+                self.online.networks, rows, rollout.ode_x, policy_noise[..., self.dim :]
+            )
+            candidates = actions.unflatten(1, policy_noise.shape[1:3])
+            critic = self.online.networks["critic"]
+            return path, self.choose_candidate(critic, batch.next_observations, candidates)
+
+    def policy_noise(self, noise: Noise) -> Tensor | None:
+        """Return the noise of the next actions, `[S, B, N, noise_dim]`; None if there are none."""
+        return noise.get("next_action")
+
+    def critic_loss(
+        self, batch: Batch, next_actions: Tensor | None, end: Tensor
+    ) -> tuple[Tensor, Metrics]:
+        """mean_{e,b} (Q_e(s, a) - y)^2 valid, `[S]`; `end` is for algorithms that need it."""
+        target = self.critic.targets(self, batch, next_actions)
+        critic = self.online.networks["critic"]
+        q = self.critic_values(critic, batch.observations, self.policy_actions(batch))
+        loss = critics.temporal_difference(q, target, batch.valid)
+        return loss, {"critic_loss": loss.detach()} | critics.critic_metrics(q)
+
+    def adjoint(self, observations: Tensor, path: Path) -> tuple[Tensor, Metrics]:
+        """Carry the terminal adjoint back through the base field: a_0..a_{K-1} `[S, K, B, D]`."""
+        gradient, values = self.action_gradient(observations, path.end)
+        terminal = self.terminal_adjoint(gradient)
+        adjoint = lean_adjoint(self.base, observations, path.trajectory, terminal, **self.options)
+        start = largest_norm(terminal.unsqueeze(1)).clamp_min(torch.finfo(terminal.dtype).tiny)
+        gain = largest_norm(adjoint) / start
+        more = {"adjoint_gain": gain, "policy_q": values.mean(-1)}
+        return adjoint, adjoint_metrics(terminal) | more
+
+    def terminal_adjoint(self, gradient: Tensor) -> Tensor:
+        """a_K = -inv_temp d/dX mean_e Q'_e(s, clip(X, -1, 1)), of that gradient `[S, B, D]`."""
+        return -self.config.inv_temp * gradient
+
+    def action_gradient(self, observations: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean_e Q'_e(s, clip(X, -1, 1))'s gradient in X `[S, B, D]`, and itself `[S, B]`.
+
+        The gradient is zero where X lies outside [-1, 1].
+        """
+        targets = getattr(self.config, "use_target_grad", True)
+        critic = (self.target if targets else self.online).networks["critic"].detach()
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            actions = x.clamp(-1.0, 1.0) if getattr(self.config, "clip_adj", True) else x
+            values = self.critic_values(critic, observations, actions).mean(1)
+            (gradient,) = torch.autograd.grad(values.sum(), x)
+        return gradient, values.detach()
+
+    def temperature(self) -> Tensor:
+        """lam_scale lambda, `[S]`: what sigma_k^2 = g_k^2 / (lam_scale lambda) is divided by."""
+        return torch.ones(self.runs, dtype=self.dtype, device=self.device)
+
+    def adjoint_loss(
+        self, observations: Tensor, path: Path, adjoint: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return mean_b sum_k |2 Delta_k / sigma_k + sigma_k a_k|^2 and the path KL, `[S]` each."""
+        return adjoint_matching(
+            path.velocity, self.base_velocity(observations, path), adjoint, self.temperature(),
+            horizon=self.config.chunk_length, schedule=self.schedule, backend=self.backend,
+        )  # fmt: skip
+
+    def base_velocity(self, observations: Tensor, path: Path) -> Tensor:
+        """Return v_base at the points of the path, `[S, K, B, D]`, without gradients."""
+        return velocity_along(self.base, observations, path.points, **self.options)
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """h_k and g_k^2 of the points of the path."""
+        return NoiseSchedule.flow(self.config.flow_steps)
+
+
+def adjoint_metrics(terminal: Tensor) -> Metrics:
+    """Mean, deviation and largest of the sizes of terminal adjoints `[S, B, D]`."""
+    size = terminal.abs().flatten(1)
+    std, mean = torch.std_mean(size, 1, correction=0)
+    return {"adjoint_mean": mean, "adjoint_std": std, "adjoint_max": size.amax(1)}
+
+
+def largest_norm(adjoint: Tensor) -> Tensor:
+    """Return the largest over the steps of the root mean square over a batch of |a_k|, `[S]`.
+
+    Args:
+        adjoint: `[S, K, B, D]`.
+    """
+    return adjoint.square().sum(-1).mean(-1).amax(-1).sqrt()

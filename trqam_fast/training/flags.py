@@ -1,0 +1,124 @@
+"""The trainer's command line: flags in groups, on top of a preset or of a run's configuration."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import inspect
+import re
+import sys
+import textwrap
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_type_hints
+
+import tyro
+
+from trqam_fast.agents import ALGORITHMS
+from trqam_fast.agents.config import Group, groups_of, select
+from trqam_fast.training.config import FolderConfig, TrainConfig, run_flags
+from trqam_fast.training.presets import flag_of, make_config, unused_flags
+
+PROG = "python -m trqam_fast.train"
+
+
+def read_choices(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the flags that decide what the others mean, by name, and the remaining words."""
+    parser = argparse.ArgumentParser(PROG, add_help=False, allow_abbrev=False)
+    options: dict[str, Any] = {"default": argparse.SUPPRESS}
+    for name in ("env_name", "algo", "preset"):
+        parser.add_argument(flag_of(name), f"--{name}", dest=name, **options)
+    for name in ("pretrained", "run_dir"):
+        parser.add_argument(flag_of(name), f"--{name}", dest=name, type=Path, **options)
+    choices = get_args(get_type_hints(FolderConfig)["resume"])
+    parser.add_argument("--resume", nargs="?", const="yes", choices=choices, **options)
+    parser.add_argument("--overwrite", action=argparse.BooleanOptionalAction, **options)
+    known, words = parser.parse_known_args(argv)
+    return vars(known), words
+
+
+def parse_config(argv: list[str], base: TrainConfig | None = None) -> TrainConfig:
+    """Parse flags on top of `base`, or of the preset and the task that they name or imply.
+
+    Raises:
+        UsageError: unknown preset, task, algorithm or flag, or impossible values.
+    """
+    chosen, words = read_choices(argv)
+    if base is None:
+        base = make_config(**chosen)
+    elif chosen:
+        base = TrainConfig.from_dict(base.to_dict() | chosen)
+    words, unused = without_unused(base.algo, words)
+    groups = parser_groups(TrainConfig) | parser_groups(type(base.agent))
+    values = vars(base) | vars(base.agent)
+    parts = {name: group(**select(group, values)) for name, group in groups.items()}
+    flags = dataclasses.make_dataclass("Flags", list(groups.items()))
+    parsed = tyro.cli(
+        flags, args=words, default=flags(**parts), prog=PROG, description=TrainConfig.__doc__
+    )
+    values = {k: v for name in groups for k, v in vars(getattr(parsed, name)).items()}
+    own = {name: values[name] for name in run_flags()}
+    kind = type(base.agent)
+    config = TrainConfig(**own, agent=kind(**select(kind, values)))
+    if unused:
+        shown = ", ".join(map(flag_of, dict.fromkeys(unused)))
+        print(f"note: --algo {config.algo} has no use for {shown}", file=sys.stderr)
+    return config
+
+
+def without_unused(algo: str, words: list[str]) -> tuple[list[str], list[str]]:
+    """Return the words without flags that only other algorithms use, and the names of those.
+
+    Raises:
+        UsageError: there is no such flag at all.
+    """
+    names = [flag_name(word) for word in words if word.startswith("--") and word != "--help"]
+    unused = unused_flags(algo, names)
+    kept, dropping = [], False
+    for word in words:
+        if word.startswith("--"):
+            dropping = flag_name(word) in unused
+        if not dropping:
+            kept.append(word)
+    return kept, unused
+
+
+def flag_name(word: str) -> str:
+    """Return the name of the value that a flag sets: ``clip_grad`` of ``--no-clip-grad``."""
+    return word[2:].partition("=")[0].replace("-", "_").removeprefix("no_")
+
+
+def parser_groups(config: type[Group]) -> dict[str, type]:
+    """Return the groups of a configuration as classes for a parser, by title.
+
+    Each holds the fields that one class adds, with what stands below a field as its help.
+    """
+    hints, groups = get_type_hints(config), {}
+    for kind, names in groups_of(config).items():
+        help_of = field_help(kind)
+        fields = [
+            (name, Annotated[hints[name], tyro.conf.arg(prefix_name=False, help=help_of.get(name))])
+            for name in names
+            if name != "agent"
+        ]
+        title = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__.removesuffix("Config")).lower()
+        groups[title] = dataclasses.make_dataclass(
+            title, fields, namespace={"__doc__": kind.__doc__}
+        )
+    return {title: group for title, group in groups.items() if dataclasses.fields(group)}
+
+
+def field_help(kind: type) -> dict[str, str]:
+    """Return the text that stands below each field of a class."""
+    try:
+        source = textwrap.dedent(inspect.getsource(kind))
+    except (OSError, TypeError):  # a class that was not written in a file
+        return {}
+    body = ast.parse(source).body[0].body
+    names = ", ".join(ALGORITHMS)
+    return {
+        field.target.id: inspect.cleandoc(below.value.value).format(algorithms=names)
+        for field, below in zip(body, body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+    }
