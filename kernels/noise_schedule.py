@@ -41,31 +41,35 @@ class NoiseSchedule:
         return len(self.times)
 
     @classmethod
-    def one_step_ahead(cls, times: tuple[float, ...], h: float) -> NoiseSchedule:
-        """Return g^2 = 2 (1 - t + h) / (t + h) at equally spaced times, finite at t = 0."""
-        g_squared = tuple(2.0 * (1.0 - t + h) / (t + h) for t in times)
-        return cls(times, (h,) * len(times), g_squared)
-
-    @classmethod
     def flow(cls, steps: int) -> NoiseSchedule:
-        """Return the flow's own schedule: t_k = k / K for k = 0..K-1; made once.
+        """Return the flow's own schedule: t_k = k / K for k = 0..K-1.
 
         Source: TRQAM section "Schedule" (docs/algorithm.md).
         """
-        found = _flows.get(steps)
-        if found is None:
-            times = tuple(k / steps for k in range(steps))
-            found = _flows[steps] = cls.one_step_ahead(times, 1.0 / steps)
-        return found
+        return cls.one_step_ahead(steps, 0)
 
     @classmethod
     def bridge(cls, states: int) -> NoiseSchedule:
-        """Return the schedule of J states of a bridge to the action: tau_j = j / J, j = 1..J.
+        """Return that of J states of a bridge to the action: tau_j = j / J for j = 1..J.
 
-        Source: SQAM section "Schedule".
+        Source: SQAM (docs/algorithms.md).
         """
-        times = tuple(j / states for j in range(1, states + 1))
-        return cls.one_step_ahead(times, 1.0 / states)
+        return cls.one_step_ahead(states, 1)
+
+    @classmethod
+    def one_step_ahead(cls, steps: int, first: int) -> NoiseSchedule:
+        """Return g^2 = 2 (1 - t + h) / (t + h), finite at t = 0, at t = (k + first) h; made once.
+
+        Args:
+            steps: Number of times, 1 / h.
+            first: 0 or 1.
+        """
+        found = _made.get((steps, first))
+        if found is None:
+            h, times = 1.0 / steps, tuple((k + first) / steps for k in range(steps))
+            g_squared = tuple(2.0 * (1.0 - t + h) / (t + h) for t in times)
+            found = _made[steps, first] = cls(times, (h,) * steps, g_squared)
+        return found
 
     def table(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return h_k and g_k^2 as `[2, K]`, rounded once and made once for a type and device.
@@ -81,7 +85,7 @@ class NoiseSchedule:
         return found
 
 
-_flows: dict[int, NoiseSchedule] = {}
+_made: dict[tuple[int, int], NoiseSchedule] = {}
 
 
 def check_schedule(op: str, schedule: NoiseSchedule | None, steps: int) -> None:
