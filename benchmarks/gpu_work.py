@@ -94,7 +94,7 @@ def kernel_work(launch: Launch) -> tuple[Work, float, int]:
     """Return a Triton launch's work in its slowest program, its operations, and its programs."""
     a, C = launch.arguments, launch.arguments.get("C")
     programs = math.prod(launch.grid)
-    if launch.name == "adjoint_matching_kernel":
+    if launch.name in ("adjoint_matching_kernel", "philox_kernel"):
         return Work(), 0.0, programs
     operand = 2 if "bf16" in str(C.operand) else 4
     tiles, groups = launch.grid[:2]

@@ -27,6 +27,7 @@ from trqam_fast.kernels.adam_step.settings import Settings
 from trqam_fast.kernels.adjoint_matching import ops as adjoint_matching_ops
 from trqam_fast.kernels.lean_adjoint import ops as lean_adjoint_ops
 from trqam_fast.kernels.mlp import ops as mlp_ops
+from trqam_fast.kernels.philox import ops as philox_ops
 from trqam_fast.kernels.sde_rollout import ops as sde_rollout_ops
 from trqam_fast.kernels.velocity_along import ops as velocity_along_ops
 
@@ -73,6 +74,7 @@ IMPLEMENTATIONS: dict[str, Callable] = {
     "velocity_along": velocity_along_ops._along,
     "lean_adjoint": lean_adjoint_ops._sweep,
     "adjoint_matching": adjoint_matching_ops._forward,
+    "philox": philox_ops._philox,
 }
 ALLOCATES = ("empty", "new_empty", "empty_like", "empty_strided")
 OVERWRITES = ("copy_", "fill_", "zero_", "normal_", "uniform_", "random_")

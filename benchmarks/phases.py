@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import tyro
 
 from benchmarks.records import describe, save
@@ -22,6 +21,7 @@ from benchmarks.sizes import PAPER, PAPER_SMALL, make_agent, make_batch
 from benchmarks.work import flops, gemm_ceiling
 from trqam_fast.cli import run_command
 from trqam_fast.memory import keep_freed_memory
+from trqam_fast.randomness import Randomness
 
 PASSES = ("mlp.ops", "sde_rollout.ops", "lean_adjoint.ops", "velocity_along.ops")
 WORK = {
@@ -74,7 +74,7 @@ def label(name: str, fields: Any, forward: list[str]) -> str:
 def profile(size, precision: str, updates: int) -> dict:
     """Return seconds of every phase, median over `updates`."""
     agent, batch = make_agent(size, "cpu", "cpp", precision), make_batch(size, "cpu")
-    generators = [torch.Generator().manual_seed(0)]
+    randomness = Randomness([0])
     label.batch = size.batch
     order = ["target critics", "critics", "cloned field", "action gradient, forward"]
     times: dict[str, list[float]] = {}
@@ -96,7 +96,7 @@ def profile(size, precision: str, updates: int) -> dict:
                 times.clear()
             forward[:] = order
             start = time.perf_counter()
-            noise = agent.draw_noise(generators)
+            noise = agent.draw_noise(randomness)
             drawn = time.perf_counter()
             gradient, terms = agent.gradients(batch, noise)
             done = time.perf_counter()

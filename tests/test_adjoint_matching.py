@@ -9,6 +9,7 @@ from tests.helpers import DEVICE, NEEDS_TRITON, assert_equal64, draw, gradients
 from trqam_fast.agents import AgentConfig, TRQAMAgent
 from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import BackendError, NoiseSchedule, adjoint_matching, cpp, path_kl
+from trqam_fast.randomness import Randomness
 
 BACKENDS = ["cpp", "reference"]
 
@@ -97,7 +98,7 @@ def test_an_update_on_the_cpu_runs_the_compiled_loss_and_path_kl(monkeypatch):
     batch = Batch(s, actions, ones, ones, ones, following)
     # Once to move the fine-tuned field away from the base field.
     for _ in range(2):
-        terms = agent.update(batch, agent.draw_noise([torch.Generator()]))
+        terms = agent.update(batch, agent.draw_noise(Randomness([0])))
     assert [name for name, _ in called] == ["adjoint_matching"] * 2
     assert terms.metrics["path_kl"] > 0
     assert torch.equal(terms.metrics["path_kl"], seen["kl"].detach())

@@ -20,12 +20,13 @@ import torch
 from trqam_fast.agents import TRQAMAgent, TRQAMConfig
 from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import BackendError, path_kl
+from trqam_fast.randomness import Randomness
 
 config = TRQAMConfig(batch_size=4, actor_hidden_dims=(8,), value_hidden_dims=(8,), num_qs=2)
 agent = TRQAMAgent(config, 3, 2, [0])
 batch = Batch(torch.zeros(1, 4, 3), torch.zeros(1, 4, 1, 2), torch.zeros(1, 4), torch.ones(1, 4),
               torch.ones(1, 4), torch.zeros(1, 4, 3))
-terms = agent.update(batch, agent.draw_noise([torch.Generator()]))
+terms = agent.update(batch, agent.draw_noise(Randomness([0])))
 assert all(value.isfinite().all() for value in terms.metrics.values())
 """
 

@@ -11,6 +11,7 @@ from tests.helpers import assert_equal64, draw
 from trqam_fast.agents import SQAMAgent, TRQAMAgent, TRQAMConfig
 from trqam_fast.kernels import lean_adjoint
 from trqam_fast.memory import update_bytes
+from trqam_fast.randomness import Randomness
 
 
 def sqam(seeds=(0,), kind=SQAMAgent, **settings):
@@ -19,9 +20,9 @@ def sqam(seeds=(0,), kind=SQAMAgent, **settings):
 
 def sample(agent, number=0):
     """A batch, noise, and the states of the bridge for them."""
-    generators = [torch.Generator().manual_seed(number + run) for run in range(agent.runs)]
+    randomness = Randomness([number + run for run in range(agent.runs)])
     batch = make_batch(number, agent.runs, agent.config)
-    noise = agent.draw_noise(generators)
+    noise = agent.draw_noise(randomness)
     return batch, noise, agent.sample(batch, noise)[0]
 
 

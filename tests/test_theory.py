@@ -20,6 +20,7 @@ from trqam_fast.kernels import (
     sde_rollout,
     velocity_along,
 )
+from trqam_fast.randomness import Randomness
 
 
 def g_squared(steps):
@@ -217,10 +218,10 @@ def test_controller_keeps_the_path_kl_at_its_budget():
     for budget in (0.3, 1.0):
         config = replace(BANDIT, kl_budget=budget, eta_lambda=0.02)
         agent = TRQAMAgent(config, 1, 2, [0, 1])
-        generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+        randomness = Randomness(range(2))
         data, tail = torch.Generator().manual_seed(7), []
         for update in range(1800):
-            terms = agent.update(make_bandit(config, 2, data), agent.draw_noise(generators))
+            terms = agent.update(make_bandit(config, 2, data), agent.draw_noise(randomness))
             if update >= 1400:
                 tail.append(terms.metrics["kl_ema"])
         settled = torch.stack(tail).mean(0)
@@ -238,9 +239,9 @@ def test_raising_lambda_shrinks_the_path_kl():
     agent.dual.lam.copy_(torch.tensor([0.3, 1.0, 5.0]))
     data, kl = torch.Generator().manual_seed(7), []
     for update in range(500):
-        generators = [torch.Generator().manual_seed(update)] * 3
+        randomness = Randomness([update] * 3)
         batch = Batch(*(t[:1].expand(3, *t.shape[1:]) for t in make_bandit(config, 1, data)))
-        terms = agent.update(batch, agent.draw_noise(generators))
+        terms = agent.update(batch, agent.draw_noise(randomness))
         kl.append(terms.metrics["path_kl"])
     low, middle, high = torch.stack(kl[-100:]).mean(0).tolist()
     assert low > 1.3 * middle > 1.69 * high > 0

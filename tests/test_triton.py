@@ -13,6 +13,7 @@ from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import BackendError, MLPWeights, mlp, sde_rollout
 from trqam_fast.networks import MLPShape, ParameterBlock
 from trqam_fast.op_cases import CASES, Sizes, draw_inputs, evaluate
+from trqam_fast.randomness import Randomness
 
 pytestmark = NEEDS_TRITON
 
@@ -115,9 +116,9 @@ def test_an_update_equals_the_reference():
     agents = []
     for backend in ("triton", "reference"):
         agent = TRQAMAgent(config, 3, 2, [0, 1], backend=backend, device=DEVICE)
-        generators = [torch.Generator(DEVICE).manual_seed(s) for s in range(2)]
+        randomness = Randomness(range(2), DEVICE)
         for _ in range(2):
-            terms = agent.update(batch, agent.draw_noise(generators))
+            terms = agent.update(batch, agent.draw_noise(randomness))
         agents.append(
             (agent.online.flat, agent.target.flat, agent.dual.lam, *terms.metrics.values())
         )

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 from tools.trial.contact import attempt
 from tools.trial.record import ROOT, Trial, predicted_kernel
+from trqam_fast.randomness import Randomness
 
 COUNTERS = {
     "gpu__time_duration.sum": "ns",
@@ -129,15 +130,13 @@ def read_counters(printed: str) -> list[tuple[str, dict[str, str]]]:
 
 def one_update(trial: Trial) -> None:
     """Do one eager update at paper size; what `counters` looks at."""
-    import torch
-
     from benchmarks.sizes import PAPER, PAPER_SMALL, make_agent, make_batch
 
     size = PAPER_SMALL if trial.dry else PAPER
     backend, precision = ("triton", "tf32") if trial.gpu else ("cpp", "ieee")
     agent = make_agent(size, trial.device, backend, precision)
-    generators = [torch.Generator(trial.device).manual_seed(0)]
-    agent.update(make_batch(size, trial.device), agent.draw_noise(generators))
+    randomness = Randomness([0], trial.device)
+    agent.update(make_batch(size, trial.device), agent.draw_noise(randomness))
 
 
 def tune(trial: Trial) -> None:
@@ -181,7 +180,7 @@ def graph_seconds(call: Callable[[], object]) -> list[float]:
     """Return seconds of a call without the host's part."""
     from benchmarks.graphs import capture, event_seconds
 
-    return event_seconds(capture(call, [], 3), 3, 10)
+    return event_seconds(capture(call, 3), 3, 10)
 
 
 @contextlib.contextmanager
