@@ -58,9 +58,7 @@ def test_a_failed_self_test_warns_once(gpu, capsys):
         "warning: the Triton kernels cannot be used on cuda: mlp is off; "
         "training with --backend reference, in TF32"
     ]
-    chosen = functools.partial(
-        choose_backend, "mlp", config.backend, cpp=None, triton=None, precision=config.precision
-    )
+    chosen = functools.partial(choose_backend, "mlp", config.backend, precision=config.precision)
     assert chosen(torch.device("cuda")) == "reference"
     with pytest.raises(BackendError, match="'reference' has no precision 'tf32'; use 'ieee'"):
         chosen(torch.device("cpu"))

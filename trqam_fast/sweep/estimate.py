@@ -21,7 +21,7 @@ from trqam_fast.sweep.plan import Job
 from trqam_fast.training.backend import settle_backend
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.history import History
-from trqam_fast.training.seeding import make_generators
+from trqam_fast.training.seeding import make_randomness
 from trqam_fast.training.updater import Updater
 
 START_SECONDS = 10.0
@@ -86,9 +86,9 @@ def probe_agent(
     """Return the seconds of an update of all runs, and of a policy call's row."""
     seeds = tuple(range(runs))
     agent = algorithm(algo)(config, obs_dim, act_dim, list(seeds), backend=backend)
-    generators = make_generators(seeds, "offline", "cpu")
+    randomness = make_randomness(seeds, "offline", "cpu")
     history = History(10_000)
-    updater = Updater(agent, random_data(obs_dim, act_dim), generators, history, graph=False)
+    updater = Updater(agent, random_data(obs_dim, act_dim), randomness, history, graph=False)
     noise = np.zeros((agent.candidates, agent.noise_dim))
     requests = [Request(np.zeros(obs_dim), noise)] * ROWS
     update = seconds_per_call(lambda: updater.run(1))

@@ -1,4 +1,4 @@
-// The passes with bfloat16 operands for the instruction set "avx512_bf16"; passes.inl is the code.
+// Passes with bfloat16 operands for the instruction set "avx512_bf16".
 #include <immintrin.h>
 #include <omp.h>
 
@@ -6,7 +6,8 @@
 #include <cstring>
 #include <type_traits>
 
-#include "passes.h"
+#include "instruction_sets.h"
+#include "noise_schedule.h"
 
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,fma")
 #define TRQAM_VECTOR_BYTES 64

@@ -31,7 +31,7 @@ struct Strided {
 // `runs` x `members` equal MLPs: kernels [in, out], biases [out], and with `norm` the affine
 // parameters of a LayerNorm after every hidden activation. Hidden layer: Dense, GELU, LayerNorm.
 template <typename T>
-struct Network {
+struct MlpWeights {
     int64_t runs;
     int64_t members;
     int64_t layers;  // hidden ones
@@ -64,7 +64,7 @@ struct Rows {
 // A tape holds `rows` rows of every network of a stack, layer after layer: activations
 // [stack, rows, padded(width)], slopes likewise, and with LayerNorm rstd [stack, rows].
 template <typename T>
-TRQAM_PER_SET int64_t tape_elements(const Network<T>& network, int64_t rows) {
+TRQAM_PER_SET int64_t tape_elements(const MlpWeights<T>& network, int64_t rows) {
     int64_t per_row = 0;
     for (int64_t l = 0; l < network.layers; ++l) {
         per_row += 2 * padded(network.widths[l + 1]) + (network.norm ? 1 : 0);
@@ -73,7 +73,8 @@ TRQAM_PER_SET int64_t tape_elements(const Network<T>& network, int64_t rows) {
 }
 
 template <typename T>
-TRQAM_PER_SET Rows<T> tape_rows(T* tape, const Network<T>& network, int64_t rows, int64_t g, int64_t row) {
+TRQAM_PER_SET Rows<T> tape_rows(T* tape, const MlpWeights<T>& network, int64_t rows, int64_t g,
+                                int64_t row) {
     Rows<T> result{};
     const int64_t all = rows * network.stack(), at = g * rows + row;
     for (int64_t l = 0; l < network.layers; ++l) {

@@ -1,10 +1,8 @@
-#include "mlp.h"
+#include "instruction_sets.h"
 
 #include <cstring>
 #include <stdexcept>
 #include <string>
-
-#include "passes.h"
 
 namespace trqam {
 
@@ -62,6 +60,32 @@ const Passes<double>& passes<double>(const char* instruction_set, Operands opera
     if (std::strcmp(name, "avx512") == 0) return avx512_exact_float64;
     if (std::strcmp(name, "avx2") == 0) return avx2_exact_float64;
     return baseline_exact_float64;
+}
+
+namespace {
+
+// The loops have no bf16 operands: where those are asked for, the set's are avx512's.
+template <typename T>
+const Loops<T>& choose_loops(const char* asked, const Loops<T>& avx512, const Loops<T>& avx2,
+                             const Loops<T>& baseline) {
+    if (asked && std::strcmp(asked, "avx512_bf16") == 0) asked = "avx512";
+    const char* name = resolve(asked, Operands::exact);
+    if (std::strcmp(name, "avx512") == 0) return avx512;
+    return std::strcmp(name, "avx2") == 0 ? avx2 : baseline;
+}
+
+}  // namespace
+
+template <>
+const Loops<float>& loops<float>(const char* instruction_set) {
+    return choose_loops(instruction_set, avx512_loops_float32, avx2_loops_float32,
+                        baseline_loops_float32);
+}
+
+template <>
+const Loops<double>& loops<double>(const char* instruction_set) {
+    return choose_loops(instruction_set, avx512_loops_float64, avx2_loops_float64,
+                        baseline_loops_float64);
 }
 
 }  // namespace trqam
