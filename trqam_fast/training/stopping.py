@@ -10,7 +10,8 @@ from types import FrameType
 
 from trqam_fast.errors import Stopped
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+"""Those that there are; Windows has no SIGUSR1."""
 
 
 class StopRequest:
