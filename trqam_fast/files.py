@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from trqam_fast.errors import UsageError
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None
 
 PARTIAL = ".partial"
 """Suffix of a file that is being written."""
@@ -43,9 +39,8 @@ def open_file(path: Path) -> BinaryIO:
     Raises:
         OSError: the system refuses, or it is a pipe, a device or a folder, which nobody waits for.
     """
-    # A pipe would block until somebody writes to it; Windows has none with the name of a file.
-    at_once = getattr(os, "O_NONBLOCK", 0)
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | at_once))
+    # A pipe would block until somebody writes to it.
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError(errno.ENXIO, "no regular file", str(path))
@@ -104,17 +99,6 @@ def write_json(path: Path, values: Any) -> None:
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 
-def lock(file: IO, *, wait: bool) -> None:
-    """Lock an open file until it is closed, or the process ends; on Windows nothing happens.
-
-    Raises:
-        BlockingIOError: another process has it, and this one does not wait.
-        OSError: the file system has no locks.
-    """
-    if fcntl is not None:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-
-
 @contextlib.contextmanager
 def locked(path: Path, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Hold the lock of a file, which stays; it ends with the process, however that ends.
@@ -125,8 +109,8 @@ def locked(path: Path, waiting: Callable[[], object] = lambda: None) -> Iterator
     """
     with open(path, "w") as file:
         try:
-            lock(file, wait=False)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             waiting()
-            lock(file, wait=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

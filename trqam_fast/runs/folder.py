@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.metadata
 import json
 import platform
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 from trqam_fast.errors import RunError, UsageError
-from trqam_fast.files import PARTIAL, lock, write_json
+from trqam_fast.files import PARTIAL, write_json
 from trqam_fast.kernels.dispatch import load_extension
 from trqam_fast.runs.csv_log import CsvLog
 
@@ -93,7 +94,7 @@ class RunFolder:
             raise RunError(f"cannot write to --run-dir {self.path}: {error}") from None
         with file:
             try:
-                lock(file, wait=False)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UsageError(
                     f"--run-dir {self.path} is being written by another process; wait for its end "

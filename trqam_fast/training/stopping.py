@@ -10,8 +10,7 @@ from types import FrameType
 
 from trqam_fast.errors import Stopped
 
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-"""Those that there are; Windows has no SIGUSR1."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
