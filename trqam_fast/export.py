@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import tyro
 from torch import Tensor
@@ -35,7 +35,7 @@ from trqam_fast.training.config import (
     MachineConfig,
     TrainConfig,
 )
-from trqam_fast.training.load_run import LoadedRun, load_run, make_agent
+from trqam_fast.training.load_run import load_run, make_agent
 
 FORMAT = 1
 MODEL, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -62,6 +62,24 @@ class ExportArgs:
     """Checkpoint; the run's newest by default."""
     license: str | None = None
     """Licence of the weights as hubs name it, e.g. mit; the card names none by default."""
+
+
+class LoadedExport(NamedTuple):
+    """An agent of an export, and where it came from.
+
+    Attributes:
+        config: Configuration of the run, of what is published.
+        agent: The policy, with critics and the controller's state.
+        stage: Stage that the weights are of.
+        step: Updates from the start of pretraining.
+        path: File of the weights.
+    """
+
+    config: TrainConfig
+    agent: Agent
+    stage: str
+    step: int
+    path: Path
 
 
 def weights(agent: Agent) -> dict[str, Tensor]:
@@ -140,7 +158,7 @@ def load_export(
     device: str = "cpu",
     backend: str = "auto",
     kind: type[Agent] | None = None,
-) -> LoadedRun:
+) -> LoadedExport:
     """Make the agent of an export; nothing in it is executed.
 
     Args:
@@ -148,9 +166,6 @@ def load_export(
         device: Torch device to act on.
         backend: Implementation of the ops.
         kind: Class of an algorithm that is not of this package: a name in a file imports nothing.
-
-    Returns:
-        Configuration, agent, stage, step and the file of the weights.
 
     Raises:
         UsageError: it is no export, damaged, of another version, or of a class that is not given.
@@ -184,7 +199,7 @@ def load_export(
             if saved[name].shape != tensor.shape or saved[name].dtype != tensor.dtype:
                 raise ValueError(f"{name} is {saved[name].dtype} {list(saved[name].shape)}")
             tensor.copy_(saved[name])
-    return LoadedRun(config, agent, stage, step, path)
+    return LoadedExport(config, agent, stage, step, path)
 
 
 def check_class(algo: str, kind: type[Agent] | None) -> None:
