@@ -104,3 +104,15 @@ def test_on_the_cpu_nothing_is_asked(gpu):
     config = backend.settle_backend(parse_config([]), 2)
     assert (config.backend, config.precision) == ("auto", "ieee")
     assert gpu[0] == []
+
+
+def test_without_the_extension_the_cpu_says_so(monkeypatch, capsys):
+    """Once for a run that did not ask; a request for the reference is met in silence."""
+    backend.settle_backend(parse_config([]), 2)
+    backend.settle_backend(parse_config(["--backend", "reference"]), 2)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(backend, "load_extension", lambda: (None, "no module"))
+    backend.settle_backend(parse_config(["--backend", "reference"]), 2)
+    assert capsys.readouterr().err == ""
+    backend.settle_backend(parse_config([]), 2)
+    assert capsys.readouterr().err.count("no compiled extension here") == 1

@@ -1,5 +1,6 @@
 """Build, imports, optional parts."""
 
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from setuptools import find_packages
 
+import trqam_fast
 from trqam_fast.kernels.dispatch import OPS
 from trqam_fast.op_cases import CASES
 
@@ -126,6 +128,13 @@ def test_doctor_notices_a_wrong_op(capsys, monkeypatch):
     monkeypatch.setattr(ops, "path_kl", wrong)
     assert doctor.main([]) == 1
     assert "path_kl with backend cpp on cpu deviates" in capsys.readouterr().err
+
+
+def test_one_version_everywhere():
+    version = trqam_fast.__version__
+    assert importlib.metadata.version("trqam_fast") == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_torch_is_not_needed_to_build():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, version in versions().items():
         print(f"  {name:10} {version}")
     module, reason = load_extension()
-    if module is None:
+    if module is None and (sys.platform, platform.machine()) == ("linux", "x86_64"):
         problems.append(f"the extension does not import ({reason}); run 'pip install -e .'")
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     print(f"devices\n  {', '.join(devices)}")
