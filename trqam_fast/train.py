@@ -21,12 +21,13 @@ from trqam_fast.runs import checkpoint
 from trqam_fast.runs.folder import RunFolder
 from trqam_fast.runs.plots import write_overview
 from trqam_fast.training import start
-from trqam_fast.training.backend import check_asked, running_backend, settle_backend
+from trqam_fast.training.backend import check_asked, running_backend
 from trqam_fast.training.config import DEFAULT_ENV, TrainConfig
 from trqam_fast.training.flags import parse_config, read_choices
 from trqam_fast.training.ledger import Ledger
 from trqam_fast.training.logger import Logger
 from trqam_fast.training.loop import Trainer
+from trqam_fast.training.plan import read_choice, settle_plan, write_choice
 from trqam_fast.training.presets import describe_settings, flag_of, value_in_words
 from trqam_fast.training.stopping import StopRequest
 from trqam_fast.training.summary import format_table, summarise
@@ -34,7 +35,7 @@ from trqam_fast.training.trackers import check_packages
 
 # What may differ between a run and its continuation without changing its mathematics.
 RESUMABLE = {
-    "preset", "backend", "precision", "graph", "threads", "dataset_dir", "generated_dir",
+    "preset", "backend", "plan", "precision", "graph", "threads", "dataset_dir", "generated_dir",
     "bc_steps", "offline_steps", "online_steps", "log_interval", "eval_interval",
     "eval_episodes", "eval_envs", "eval_workers", "save_interval", "keep",
     "tensorboard", "wandb", "run_dir",
@@ -199,11 +200,17 @@ def run(config: TrainConfig) -> Result:
             if config.pretrained is not None and not begun:
                 pretrained = load_pretrained(config, dataset, logger, ledger)
         config = start.settle_budget(config, dataset.act_dim)
-        settled = settle_backend(config, dataset.act_dim)
+        plan = folder.path / "plan.json"
+        with stop.at_once():
+            kept = read_choice(plan) if begun else None
+            settled, choice = settle_plan(config, dataset, kept)
         with folder.held():
             if config.resume == "no":
                 folder.create(config.to_dict(), declare(algorithm(config.algo))._asdict())
             logger.say(f"run folder: {folder.path}")
+            if choice is not None:
+                write_choice(plan, choice)
+                logger.say(choice.in_words())
             logger.start_trackers()
             try:
                 Trainer(settled, config, dataset, folder, logger, stop, ledger, pretrained).run()

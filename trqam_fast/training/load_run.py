@@ -53,7 +53,7 @@ def load_run(
     folder = RunFolder(path)
     if not folder.exists:
         raise UsageError(f"{path} holds no config.json; name the folder of a run")
-    config = read_config(folder, {"device": device, "backend": backend})
+    config = read_config(folder, {"device": device, "backend": backend, "plan": "auto"})
     found, state = read_checkpoint(folder, checkpoint)
     check_asked(config)
     obs_dim, act_dim = env_sizes(parse_task(config.env_name).env_id)
