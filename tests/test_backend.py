@@ -20,7 +20,9 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(
-        backend, "triton_problems", lambda device, precision: calls.append(precision) or problems
+        backend,
+        "triton_problems",
+        lambda device, precision, *_: calls.append(precision) or problems,
     )
     before = torch.get_float32_matmul_precision()
     yield calls, problems
@@ -58,7 +60,7 @@ def test_a_failed_self_test_warns_once(gpu, capsys):
     config = settle()
     assert (config.plan, config.backend, config.precision) == ("layers", "reference", "tf32")
     assert capsys.readouterr().err.splitlines() == [
-        "warning: plan fused cannot be used on cuda: mlp is off"
+        f"warning: plan {name} cannot be used on cuda: mlp is off" for name in ("fused", "tiles")
     ]
     chosen = functools.partial(choose_backend, "mlp", config.backend, precision=config.precision)
     assert chosen(torch.device("cuda")) == "reference"

@@ -65,13 +65,15 @@ def settle(times, *flags, kept=None):
 @pytest.mark.parametrize(
     ("times", "fastest", "computed_by"),
     [
-        ({"fused": 3.5, "layers": 2.0}, "layers", "reference"),
-        ({"fused": 1.5, "layers": 2.0}, "fused", "triton"),
+        ({"fused": 3.5, "tiles": 3.0, "layers": 2.0}, "layers", "reference"),
+        ({"fused": 1.5, "tiles": 3.0, "layers": 2.0}, "fused", "triton"),
+        ({"fused": 1.5, "tiles": 1.0, "layers": 2.0}, "tiles", "tiles"),
     ],
 )
 def test_the_fastest_plan_wins(times, fastest, computed_by, gpu):
     config, choice, timed = settle(times)
-    assert timed == [("fused", "triton", "tf32"), ("layers", "reference", "tf32")]
+    backends = {"fused": "triton", "tiles": "tiles", "layers": "reference"}
+    assert timed == [(name, each, "tf32") for name, each in backends.items()]
     assert choice == Choice(fastest, "tf32", "measured", times)
     assert (config.plan, config.backend, config.precision) == (fastest, computed_by, "tf32")
     in_tf32 = torch.get_float32_matmul_precision() == "high"
@@ -81,12 +83,12 @@ def test_the_fastest_plan_wins(times, fastest, computed_by, gpu):
 
 
 def test_times_are_remembered_for_equal_cases(gpu, monkeypatch):
-    times = {"fused": 3.5, "layers": 2.0}
+    times = {"fused": 3.5, "tiles": 3.0, "layers": 2.0}
     settle(times)
     _, choice, timed = settle({})
     assert timed == [] and choice == Choice("layers", "tf32", "remembered", times)
     assert "by an earlier run" in choice.in_words()
-    faster = {"fused": 1.0, "layers": 2.0}
+    faster = {"fused": 1.0, "tiles": 3.0, "layers": 2.0}
     for flags in (["--seeds", "0", "1"], ["--batch-size", "32"], ["--precision", "ieee"]):
         assert settle(faster, *flags)[1].plan == "fused", flags
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "another")
@@ -99,7 +101,7 @@ def test_times_are_remembered_for_equal_cases(gpu, monkeypatch):
 
 @pytest.mark.parametrize("damage", ["{", "[1]", '{"a": 1}', '{"a": {"fused": "x"}}'])
 def test_a_damaged_cache_is_measured_anew(damage, gpu):
-    times = {"fused": 3.5, "layers": 2.0}
+    times = {"fused": 3.5, "tiles": 3.0, "layers": 2.0}
     settle(times)
     plan.cache_path().write_text(damage)
     assert settle(times)[1].how == "measured"
@@ -110,7 +112,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(gpu, monkeypatch, tmp_pa
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     for _ in range(2):
-        assert settle({"fused": 3.5, "layers": 2.0})[1].how == "measured"
+        assert settle({"fused": 3.5, "tiles": 3.0, "layers": 2.0})[1].how == "measured"
 
 
 def test_a_plan_with_problems_is_not_timed(gpu, capsys):
@@ -118,7 +120,9 @@ def test_a_plan_with_problems_is_not_timed(gpu, capsys):
     config, choice, timed = settle({})
     assert timed == [] and choice == Choice("layers", "tf32", "alone", {})
     assert config.backend == "reference" and torch.get_float32_matmul_precision() == "high"
-    assert capsys.readouterr().err.count("plan fused cannot be used on cuda: mlp is off") == 1
+    warned = capsys.readouterr().err
+    for name in ("fused", "tiles"):
+        assert warned.count(f"plan {name} cannot be used on cuda: mlp is off") == 1
     with pytest.raises(BackendError, match="--plan fused cannot be used: mlp is off; take another"):
         settle({}, "--plan", "fused")
     with pytest.raises(BackendError, match="--precision bf16 needs the Triton kernels: mlp is off"):
@@ -126,12 +130,13 @@ def test_a_plan_with_problems_is_not_timed(gpu, capsys):
 
 
 def test_a_plan_that_fails_while_it_is_timed_is_left_out(gpu, capsys):
-    times = {"fused": RuntimeError("out of memory\nmore"), "layers": 2.0}
+    times = {"fused": RuntimeError("out of memory\nmore"), "tiles": 3.0, "layers": 2.0}
     _, choice, _ = settle(times)
-    assert choice == Choice("layers", "tf32", "measured", {"layers": 2.0})
+    assert choice == Choice("layers", "tf32", "measured", {"tiles": 3.0, "layers": 2.0})
     assert capsys.readouterr().err == "warning: plan fused is left out: out of memory\n"
-    assert settle({"fused": 1.0, "layers": 2.0})[1].plan == "fused", "a failure is not remembered"
-    broken = {"fused": RunError("lost"), "layers": RunError("lost too")}
+    times = {"fused": 1.0, "tiles": 3.0, "layers": 2.0}
+    assert settle(times)[1].plan == "fused", "a failure is not remembered"
+    broken = {"fused": RunError("lost"), "tiles": RunError(""), "layers": RunError("lost too")}
     with pytest.raises(RunError, match="an update runs with no plan on cuda: lost too"):
         settle(broken, "--batch-size", "32")
 
@@ -141,7 +146,7 @@ def test_a_plan_that_fails_while_it_is_timed_is_left_out(gpu, capsys):
     [
         (["--plan", "fused"], Choice("fused", "tf32", "asked", {})),
         (["--plan", "layers", "--precision", "ieee"], Choice("layers", "ieee", "asked", {})),
-        (["--precision", "bf16"], Choice("fused", "bf16", "alone", {})),
+        (["--plan", "tiles"], Choice("tiles", "tf32", "asked", {})),
         (["--backend", "triton"], None),
         (["--backend", "reference"], None),
     ],

@@ -10,12 +10,12 @@ import torch
 
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.kernels import BackendError
-from trqam_fast.kernels.dispatch import check_backend, load_extension, unavailable
+from trqam_fast.kernels.dispatch import TRITON, check_backend, load_extension, unavailable
 from trqam_fast.networks import MLPShape
 from trqam_fast.self_test import triton_problems
 from trqam_fast.training.config import TrainConfig
 
-PLANS = {"fused": "triton", "layers": "reference"}
+PLANS = {"fused": "triton", "tiles": "tiles", "layers": "reference"}
 """Backends of the plans of an update on a GPU, those without need of a self-test last."""
 
 
@@ -77,7 +77,7 @@ def settle_backend(config: TrainConfig, act_dim: int) -> TrainConfig:
         allow_tf32(settled)
         return settled
     if precision == "auto":
-        precision = "tf32" if backend == "triton" else "ieee"
+        precision = "tf32" if backend in TRITON else "ieee"
     return dataclasses.replace(config, backend=backend, precision=precision)
 
 
@@ -139,7 +139,7 @@ def find_problem(config: TrainConfig, act_dim: int, backend: str) -> str | None:
         if problem is not None:
             return problem
     precision = "tf32" if config.precision == "auto" else config.precision
-    problems = triton_problems(config.device, precision)
+    problems = triton_problems(config.device, precision, backend)
     try:
         torch.cuda.synchronize(device)
     except RuntimeError as error:
