@@ -26,10 +26,13 @@ def read_choices(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
     """Return the flags that decide what the others mean, by name, and the remaining words."""
     parser = argparse.ArgumentParser(PROG, add_help=False, allow_abbrev=False)
     options: dict[str, Any] = {"default": argparse.SUPPRESS}
-    for name in ("env_name", "algo", "preset"):
-        parser.add_argument(flag_of(name), f"--{name}", dest=name, **options)
-    for name in ("pretrained", "run_dir"):
-        parser.add_argument(flag_of(name), f"--{name}", dest=name, type=Path, **options)
+    for name in ("env_name", "algo", "preset", "dataset"):
+        names = ("env_name", "env_id") if name == "env_name" else (name,)
+        spelled = [spelling for n in names for spelling in (flag_of(n), f"--{n}")]
+        parser.add_argument(*dict.fromkeys(spelled), dest=name, **options)
+    for name in ("pretrained", "run_dir", "config"):
+        spelled = dict.fromkeys((flag_of(name), f"--{name}"))
+        parser.add_argument(*spelled, dest=name, type=Path, **options)
     choices = get_args(get_type_hints(FolderConfig)["resume"])
     parser.add_argument("--resume", nargs="?", const="yes", choices=choices, **options)
     parser.add_argument("--overwrite", action=argparse.BooleanOptionalAction, **options)
