@@ -159,7 +159,6 @@ class Trainer:
 
         Nothing is read back from the device but at log rows, evaluations and checkpoints.
         """
-        ledger, intervals = self.ledger, stage.intervals
         bar = tqdm(
             desc=stage.name,
             total=stage.end - stage.begin,
@@ -168,6 +167,15 @@ class Trainer:
             disable=not sys.stderr.isatty(),
             file=sys.stderr,
         )
+        with bar:
+            self.train_steps(stage, bar)
+        if stage.name not in self.ledger.success or self.ledger.evaluated != stage.step:
+            self.evaluate_or_stop(stage)
+            self.save(stage)
+
+    def train_steps(self, stage: Stage, bar: tqdm) -> None:
+        """Do the steps of a stage, its log rows, evaluations and checkpoints on the way."""
+        ledger, intervals = self.ledger, stage.intervals
 
         def go_on(count: int) -> bool:
             bar.update(count)
@@ -204,12 +212,8 @@ class Trainer:
             if saving or stopping:
                 self.save(stage)
             if stopping:
-                self.leave(stage.step)
+                raise self.stop.stopped(f"after step {stage.step}")
             clock, rows = time.perf_counter(), len(stage.history.values)
-        bar.close()
-        if stage.name not in ledger.success or ledger.evaluated != stage.step:
-            self.evaluate_or_stop(stage)
-            self.save(stage)
 
     def evaluate_or_stop(self, stage: Stage) -> None:
         """Evaluate; a signal abandons the evaluation, which the continued run repeats."""
@@ -219,14 +223,7 @@ class Trainer:
                 self.ledger.success[stage.name] = success
         except Stopped:
             self.save(stage)
-            self.leave(stage.step)
-
-    def leave(self, step: int) -> None:
-        """Raise `Stopped`; the checkpoint is written."""
-        raise Stopped(
-            f"stopped by {self.stop.signal} after step {step}; continue with --resume --run-dir "
-            f"{self.folder.path}"
-        )
+            raise self.stop.stopped(f"after step {stage.step}") from None
 
     def check_finite(self, stage: Stage) -> None:
         """Stop the runs whose metrics left the finite numbers since the last check."""
