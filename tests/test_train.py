@@ -163,7 +163,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, flags, tmp_pat
     elif damage == "random":
         path.write_bytes(torch.Generator().manual_seed(0).get_state().numpy().tobytes())
     elif damage == "keys":
-        torch.save({"format": 1}, path)
+        torch.save({"format": checkpoint.FORMAT}, path)
     else:
 
         class Malicious:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from trqam_fast.agents import algorithm, declare
+from trqam_fast.damage import reading
 from trqam_fast.data.dataset import Transitions
 from trqam_fast.data.load import load_task
 from trqam_fast.errors import FAILURE, INTERRUPTED, Stopped, UsageError
@@ -96,13 +97,12 @@ def read_config(folder: RunFolder) -> TrainConfig:
 
     Raises:
         UsageError: it is missing, damaged or of another version.
+        Unreadable: the system refuses.
     """
-    try:
-        return TrainConfig.from_dict(folder.read_config())
-    except (KeyError, TypeError) as error:
-        raise UsageError(
-            f"{folder.path}/config.json is of another version ({error}); start a new run"
-        ) from None
+    values = folder.read_config()
+    path = folder.path / "config.json"
+    with reading(path, "is damaged or of another version", "start a new run in another folder"):
+        return TrainConfig.from_dict(values)
 
 
 def continued(before: TrainConfig, config: TrainConfig) -> TrainConfig:

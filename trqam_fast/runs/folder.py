@@ -191,7 +191,8 @@ class RunFolder:
     def truncate(self, step: int, evaluated: int) -> None:
         """Drop the log rows after `step`, and evaluations after `evaluated`."""
         for log in self.logs:
-            log.truncate(evaluated if log is self.eval else step)
+            with reading(log.path, "is damaged", "move it away to go on without its rows"):
+                log.truncate(evaluated if log is self.eval else step)
 
     def read_config(self) -> dict[str, Any]:
         """Return config.json.

@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from trqam_fast.agents import Agent, algorithm
+from trqam_fast.damage import reading
 from trqam_fast.data.dataset import Transitions
 from trqam_fast.errors import RunError, Stopped
 from trqam_fast.evaluation import Evaluator
@@ -134,10 +135,13 @@ class Trainer:
         generators = make_generators(config.seeds, name, agent.device)
         step = begin
         if state is not None:
-            start.restore(agent, state, self.folder.checkpoint(state["step"]))
-            for generator, saved in zip(generators, state["generators"], strict=True):
-                generator.set_state(saved)
-            history.values, step = state["history"], state["step"]
+            path = self.folder.checkpoint(state["step"])
+            start.restore(agent, state, path)
+            with reading(path, *start.MISFIT):
+                for generator, saved in zip(generators, state["generators"], strict=True):
+                    generator.set_state(saved)
+                history.restore(state["history"], agent.runs)
+            step = state["step"]
             del state["agent"]  # it is as large as the agent itself
         if online:
             driver = self.driver = make_online_driver(
@@ -145,7 +149,8 @@ class Trainer:
                 lambda *episode: self.logger.episode(*episode, self.ledger.failures),
             )  # fmt: skip
             if state is not None:
-                driver.load_state_dict(state.pop("online"))
+                with reading(path, *start.MISFIT):
+                    driver.load_state_dict(state.pop("online"))
         else:
             graph = config.graph and self.dataset.on_device
             driver = Updater(agent, self.dataset, generators, history, graph=graph)
@@ -302,9 +307,9 @@ class Trainer:
         step = -1
         if state is not None:
             step = state["step"]
-            ledger.restore(state)
             start.check_continuation(state, self.config.stage_ends, self.fingerprint)
-            for path in folder.glob("*.pt"):
+            ledger.restore(state)
+            for path in checkpoint.found(folder):
                 if path.name > name:
                     path.rename(path.with_suffix(".damaged"))
         for path in folder.glob(f"*{PARTIAL}"):
