@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import collections
 import sys
+
+from trqam_fast.cli import begin, run_command
+
+if __name__ == "__main__":
+    begin()
+
+import collections
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from trqam_fast.cli import run_command
 from trqam_fast.errors import UsageError
 from trqam_fast.report.comparison import Comparison
 from trqam_fast.report.comparison_page import write_comparison

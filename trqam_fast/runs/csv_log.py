@@ -77,7 +77,7 @@ class CsvLog:
             row
             for row in self.read()
             if None not in row and None not in row.values()
-            if row.get("step", "").isdigit() and int(row["step"]) <= step
+            if row.get("step", "").isdecimal() and int(row["step"]) <= step
         ]
         if rows:
             write_text(self.path, csv_text(list(rows[0]), rows, head=True))

@@ -106,8 +106,9 @@ class Standard(gymnasium.Wrapper):
         self.success_return, self.total = success_return, 0.0
         space = env.action_space
         if not isinstance(space, spaces.Box):
-            raise UsageError(f"{name} has actions in {space}; only a Box of numbers can be learned")
-        self.low, self.high = (bound.astype(np.float64).ravel() for bound in (space.low, space.high))
+            raise UsageError(f"{name} has actions in {space}; only numbers in a Box can be learned")
+        self.low = space.low.astype(np.float64).ravel()
+        self.high = space.high.astype(np.float64).ravel()
         if not (np.isfinite(self.low).all() and np.isfinite(self.high).all()):
             raise UsageError(f"{name} has actions without bounds, {space}; give it finite ones")
         if not (self.low < self.high).all():

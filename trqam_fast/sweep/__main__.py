@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
+from trqam_fast.cli import begin, run_command
+
+if __name__ == "__main__":
+    begin(signal.SIGTERM, signal.SIGUSR1)
+
 import os
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from trqam_fast.cli import run_command
 from trqam_fast.errors import FAILURE, REQUEUE, RunError, Stopped, UsageError
 from trqam_fast.sweep import cluster
 from trqam_fast.sweep.estimate import job_seconds, makespan

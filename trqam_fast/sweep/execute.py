@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shlex
 import sys
@@ -88,7 +89,7 @@ def train_to_log(out: Path, job: Job) -> tuple[str, str]:
     ):
         print(f"python -m trqam_fast.sweep --out {shlex.quote(str(out))} --job {job.name}")
         try:
-            train.run(train.continued_if_begun(config_of(out, job)))
+            train.run(dataclasses.replace(config_of(out, job), resume="auto"))
         except Stopped as stop:
             print(stop)
             return "stopped", str(stop)

@@ -9,14 +9,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from trqam_fast.agents import ALGORITHMS, algorithm
 from trqam_fast.agents.config import Group
 from trqam_fast.data.names import known_tasks, nearest, parse_task
 from trqam_fast.errors import UsageError
 from trqam_fast.training.config import TrainConfig
+from trqam_fast.training.kinds import is_a, kind_in_words
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -224,36 +224,6 @@ def expand_task(name: Any) -> list[str]:
     if not found:
         raise UsageError(f"{name!r} stands for no OGBench single task{nearest(name, known)}")
     return found
-
-
-def is_a(value: Any, kind: Any) -> bool:
-    """Whether a value of the file is what a type hint says; whole numbers serve as float."""
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if get_origin(kind) is tuple:
-        element = get_args(kind)[0]
-        return isinstance(value, list) and all(is_a(item, element) for item in value)
-    if isinstance(kind, UnionType):  # optional flags; none is leaving them out
-        return any(is_a(value, option) for option in get_args(kind))
-    if kind is Path:
-        return isinstance(value, str)
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def kind_in_words(kind: Any) -> str:
-    """Return a type hint in words of the file."""
-    if get_origin(kind) is Literal:
-        return " or ".join(map(repr, get_args(kind)))
-    if get_origin(kind) is tuple:
-        return f"a list of {kind_in_words(get_args(kind)[0])}"
-    if isinstance(kind, UnionType):
-        return kind_in_words(get_args(kind)[0])
-    return {
-        bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes",
-        Path: "a path in quotes",
-    }[kind]  # fmt: skip
 
 
 def check_names(where: str, values: dict[str, Any], known: list[str]) -> None:

@@ -152,7 +152,9 @@ def follow_rows(arrays: Arrays, place: str) -> tuple[Arrays, int]:
     return {name: array[kept] for name, array in whole.items()}, int((~kept).sum())
 
 
-def fit(arrays: Arrays, interface: Interface, env_name: str, place: str) -> tuple[Arrays, list[str]]:
+def fit(
+    arrays: Arrays, interface: Interface, env_name: str, place: str
+) -> tuple[Arrays, list[str]]:
     """Compare a dataset with an environment and scale its actions to [-1, 1].
 
     Args:
@@ -182,8 +184,9 @@ def fit(arrays: Arrays, interface: Interface, env_name: str, place: str) -> tupl
     if outside.mean() > OUTSIDE:
         row, column = np.argwhere(outside)[0].tolist()
         raise UsageError(
-            f"{place}: actions has {arrays['actions'][row, column]:g} at [{row}, {column}], expected "
-            f"the units of {env_name}, {bounds}; {outside.mean():.0%} lie outside, so scale them"
+            f"{place}: actions has {arrays['actions'][row, column]:g} at [{row}, {column}], "
+            f"expected the units of {env_name}, {bounds}; {outside.mean():.0%} lie outside, so "
+            "scale them"
         )
     notes = []
     if outside.any():
