@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import tyro
 
-from trqam_fast.data.names import parse_task
+from trqam_fast.data.tasks import find_task
 from trqam_fast.devices import check_device
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.evaluation import EpisodeResult, Evaluator
 from trqam_fast.evaluation.statistics import mean_interval, wilson_interval
-from trqam_fast.evaluation.video import RENDER_OPTIONS, RENDERERS, check_encoder, find_renderer
+from trqam_fast.evaluation.video import RENDERERS, check_encoder, find_renderer, render_options
 from trqam_fast.files import write_json, write_text
 from trqam_fast.kernels import Backend
 from trqam_fast.training.load_run import LoadedRun, load_run
@@ -165,8 +165,9 @@ def write_videos(loaded: LoadedRun, args: EvaluateArgs, table: Table, folder: Pa
     Raises:
         RunError: a filmed episode is not the one that was evaluated.
     """
-    name, count = loaded.config.env_name, min(args.video, args.episodes)
-    renderer = find_renderer(parse_task(name).env_id)
+    task, count = find_task(loaded.config.env_name), min(args.video, args.episodes)
+    options = loaded.config.env_options | render_options(task)
+    renderer = find_renderer(task.env_id, options)
     if renderer is None:
         print(
             f"warning: no video, because neither MUJOCO_GL={' nor '.join(RENDERERS)} renders here",
@@ -175,7 +176,7 @@ def write_videos(loaded: LoadedRun, args: EvaluateArgs, table: Table, folder: Pa
         return
     workers = min(max(args.workers, 1), count)
     evaluator = Evaluator(
-        name, workers, workers, env_options=RENDER_OPTIONS, environment={"MUJOCO_GL": renderer}
+        task.env_name, workers, workers, env_options=options, environment={"MUJOCO_GL": renderer}
     )
     with contextlib.closing(evaluator):
         for run, (seed, results) in enumerate(table.items()):
@@ -197,7 +198,10 @@ def main(argv: list[str] | None = None) -> int:
     name = f"step_{loaded.step:09d}-seed_{args.seed}-episodes_{episodes}"
     folder = args.out or args.run / "evaluation" / name
     table: Table = {}
-    evaluator = Evaluator(loaded.config.env_name, min(args.envs, args.episodes), args.workers)
+    evaluator = Evaluator(
+        loaded.config.env_name, min(args.envs, args.episodes), args.workers,
+        env_options=loaded.config.env_options,
+    )  # fmt: skip
     with contextlib.closing(evaluator):
         for run, seed in enumerate(loaded.config.seeds):
             table[seed] = evaluator.evaluate(loaded.agent, run, args.episodes, args.seed)

@@ -29,10 +29,12 @@ from trqam_fast.memory import keep_freed_memory
 from trqam_fast.runs import checkpoint
 from trqam_fast.runs.folder import RunFolder
 from trqam_fast.runs.plots import write_overview
+from trqam_fast.simulator.environment import Interface
 from trqam_fast.training import start
 from trqam_fast.training.backend import check_asked, running_backend, settle_backend
 from trqam_fast.training.config import DEFAULT_ENV, TrainConfig
 from trqam_fast.training.flags import parse_config, read_choices
+from trqam_fast.training.interface import describe, own_interface, write_sizes
 from trqam_fast.training.ledger import Ledger
 from trqam_fast.training.logger import Logger
 from trqam_fast.training.loop import Trainer
@@ -43,7 +45,7 @@ from trqam_fast.training.trackers import check_packages
 
 # What may differ between a run and its continuation without changing its mathematics.
 RESUMABLE = {
-    "preset", "backend", "precision", "graph", "threads", "dataset_dir", "generated_dir",
+    "preset", "backend", "precision", "graph", "threads", "dataset", "dataset_dir", "generated_dir",
     "bc_steps", "offline_steps", "online_steps", "log_interval", "eval_interval",
     "eval_episodes", "eval_envs", "eval_workers", "save_interval", "keep",
     "tensorboard", "wandb", "run_dir",
@@ -137,8 +139,16 @@ def settled_resume(config: TrainConfig, folder: RunFolder) -> TrainConfig:
     return config
 
 
-def load_data(config: TrainConfig, logger: Logger, ledger: Ledger) -> Transitions:
+def load_data(
+    config: TrainConfig, interface: Interface | None, logger: Logger, ledger: Ledger
+) -> Transitions:
     """Load the task's transitions, generating them first if the configuration says so.
+
+    Args:
+        config: The run's configuration.
+        interface: Of an environment of one's own.
+        logger: The run's logs.
+        ledger: Its account.
 
     Raises:
         UsageError: no such task, no data for it, or not enough.
@@ -149,12 +159,15 @@ def load_data(config: TrainConfig, logger: Logger, ledger: Ledger) -> Transition
     with ledger.timed("data"):
         dataset, path = load_task(
             config.env_name,
+            dataset=config.dataset,
+            interface=interface,
             dataset_dir=config.dataset_dir,
             recipe=recipe,
             generated_dir=config.generated_dir,
             sparse=config.sparse,
             device=config.device,
             progress=sys.stderr.isatty(),
+            say=logger.say,
         )
     dataset.check_length(config.agent.horizon_length)
     logger.say(f"data: {len(dataset)} transitions from {path}")
@@ -235,7 +248,10 @@ def run_in(folder: RunFolder, config: TrainConfig, stop: StopRequest) -> Result:
     ledger, logger = Ledger(), Logger(config, folder)
     print(describe_settings(config), flush=True)
     with stop.at_once():
-        dataset = load_data(config, logger, ledger)
+        interface = own_interface(config)
+        if interface is not None:
+            logger.say("\n".join(describe(config, interface)))
+        dataset = load_data(config, interface, logger, ledger)
         pretrained = None
         if config.pretrained is not None and not begun:
             pretrained = load_pretrained(config, dataset, logger, ledger)
@@ -244,6 +260,7 @@ def run_in(folder: RunFolder, config: TrainConfig, stop: StopRequest) -> Result:
     if not resuming:
         declaration = declare(algorithm(config.algo))._asdict()
         folder.create(config.to_dict(), declaration, config.overwrite)
+        write_sizes(folder.path, dataset, interface)
     stop.way_on = f"continue with --resume --run-dir {folder.path}"
     logger.say(f"run folder: {folder.path}")
     logger.start_trackers()

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -18,10 +18,10 @@ from trqam_fast.data.generate.recipe import GENERATED_DIR, Recipe, can_generate
 from trqam_fast.data.names import LARGE_SETS, PUBLISHED, DatasetName, parse_dataset
 from trqam_fast.data.npz import layout_of, read_headers, read_raw
 from trqam_fast.data.readers import Source, parse_source, read
-from trqam_fast.data.tasks import Task, find_task
+from trqam_fast.data.tasks import find_task
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.files import expanded
-from trqam_fast.simulator.environment import interface_of, make_env, relabel
+from trqam_fast.simulator.environment import Interface, interface_of, make_env, relabel
 from trqam_fast.text import printable
 
 OFFICIAL_DIR = Path("~/.ogbench/data")
@@ -152,13 +152,9 @@ def load_arrays(path: Path, env_id: str) -> dict[str, np.ndarray]:
 
 
 def load_own(
-    source: Source,
-    task: Task,
-    env_options: dict[str, Any],
-    device: str = "cpu",
-    say: Callable[[str], object] = print,
+    source: Source, interface: Interface, env_name: str, device: str, say: Callable[[str], object]
 ) -> Dataset:
-    """Load data of one's own for a task; see `load_task`.
+    """Load data of one's own; see `load_task`.
 
     Raises:
         UsageError: they are not whole, or do not fit the environment.
@@ -167,8 +163,7 @@ def load_own(
     from trqam_fast.data.readers.whole import fit  # here: it imports gymnasium
 
     arrays, notes = read(source)
-    interface = interface_of(task.env_id, **env_options)
-    arrays, more = fit(arrays, interface, task.env_name, source.place)
+    arrays, more = fit(arrays, interface, env_name, source.place)
     for note in (*notes, *more):
         say(f"note: {note}")
     return Dataset.from_arrays(arrays, device)
@@ -178,7 +173,7 @@ def load_task(
     env_name: str,
     *,
     dataset: str | None = None,
-    env_options: dict[str, Any] | None = None,
+    interface: Interface | None = None,
     dataset_dir: Path = OFFICIAL_DIR,
     recipe: Recipe | None = None,
     generated_dir: Path = GENERATED_DIR,
@@ -194,7 +189,7 @@ def load_task(
     Args:
         env_name: E.g. ``cube-double-play-singletask-task1-v0``; see `find_task`.
         dataset: Use data of one's own, a source as `readers.parse_source` takes it.
-        env_options: Arguments of `make_env` besides the name, for data of one's own.
+        interface: The environment's, which data of one's own must fit.
         dataset_dir: Folder of the official files.
         recipe: Use (and first make) generated data instead of the official file.
         generated_dir: Folder of generated files.
@@ -212,7 +207,8 @@ def load_task(
     """
     task = find_task(env_name)
     if dataset is not None:
-        return load_own(parse_source(dataset), task, env_options or {}, device, say), dataset
+        interface = interface or interface_of(task.env_id)
+        return load_own(parse_source(dataset), interface, env_name, device, say), dataset
     if task.dataset_name is None:
         raise UsageError(
             f"{env_name} has no data of OGBench; name yours with --dataset (docs/your_own_task.md)"

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, get_type_hints
 
 from trqam_fast.agents import ALGORITHMS, algorithm
 from trqam_fast.agents.config import Group
-from trqam_fast.data.names import known_tasks, nearest, parse_task
+from trqam_fast.data.names import known_tasks, nearest
+from trqam_fast.data.tasks import find_task
 from trqam_fast.errors import UsageError
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.kinds import is_a, kind_in_words
@@ -86,7 +87,7 @@ class Spec:
     """A sweep.
 
     Attributes:
-        tasks: OGBench single tasks.
+        tasks: OGBench single tasks, or environments of one's own.
         algos: Algorithms; bc is the pretraining itself, as a result.
         seeds: Seeds of every task and algorithm.
         seeds_per_job: Most seeds in one process; none leaves it to the memory.
@@ -214,10 +215,10 @@ def expand_task(name: Any) -> list[str]:
     """Return the tasks that a name stands for: ``task*`` is every task of a dataset by number.
 
     Raises:
-        UsageError: OGBench has none of that name.
+        UsageError: there is none of that name.
     """
     if not isinstance(name, str) or "task*" not in name:
-        return [parse_task(str(name)).env_name]
+        return [find_task(str(name)).env_name]
     head, _, tail = name.partition("task*")
     known = known_tasks()
     found = [task for n in range(1, 100) if (task := f"{head}task{n}{tail}") in known]

@@ -1,7 +1,7 @@
 """Datasets of one's own: one file for each format, and what is checked of all of them.
 
-A source is ``[FORMAT:]PLACE[#KEY,KEY]``. A reader takes the place and the keys and returns arrays of
-one row for each transition: `observations` `[N, O]`, `actions` `[N, A]` in the environment's own
+A source is ``[FORMAT:]PLACE[#KEY,KEY]``. A reader takes the place and the keys and returns arrays
+of one row for each transition: `observations` `[N, O]`, `actions` `[N, A]` in the environment's own
 units, `rewards` `[N]`, `terminals` `[N]` (1 at the end of a trajectory), and if it has them `masks`
 `[N]` (0 where the task ended there) and `next_observations` `[N, O]`.
 """
@@ -65,7 +65,9 @@ def parse_source(text: str) -> Source:
     place, _, keys = rest.partition("#")
     if not form:
         path = expanded(Path(place))
-        form = "lerobot" if (path / "meta" / "info.json").exists() else SUFFIXES.get(path.suffix, "")
+        form = (
+            "lerobot" if (path / "meta" / "info.json").exists() else SUFFIXES.get(path.suffix, "")
+        )
     if not form or not place:
         raise UsageError(
             f"--dataset is {text!r}; name a file (.npz, .hdf5), a LeRobotDataset's folder, or "

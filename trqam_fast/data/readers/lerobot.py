@@ -64,7 +64,9 @@ def column(values: Any, name: str, path: Path) -> np.ndarray:
         return array
     widths = {np.size(row) for row in array}
     if len(widths) != 1:
-        raise UsageError(f"{path}: rows of {name!r} have {sorted(widths)} numbers, expected one width")
+        raise UsageError(
+            f"{path}: rows of {name!r} have {sorted(widths)} numbers, expected one width"
+        )
     return np.stack([np.asarray(row).ravel() for row in array])
 
 
