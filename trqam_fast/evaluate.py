@@ -13,13 +13,15 @@ import contextlib
 import csv
 import dataclasses
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tyro
 
+from trqam_fast.callable_module import make_callable
 from trqam_fast.data.tasks import find_task
 from trqam_fast.devices import check_device
 from trqam_fast.errors import RunError, UsageError
@@ -187,6 +189,59 @@ def write_videos(loaded: LoadedRun, args: EvaluateArgs, table: Table, folder: Pa
             print(f"{count} videos in {videos} (MUJOCO_GL={renderer})", flush=True)
 
 
+def play(
+    loaded: LoadedRun,
+    args: EvaluateArgs,
+    say: Callable[[int, list[EpisodeResult]], object] = lambda seed, results: None,
+) -> Table:
+    """Play the episodes of every seed; `say` is called with each seed's."""
+    table: Table = {}
+    evaluator = Evaluator(
+        loaded.config.env_name, min(args.envs, args.episodes), args.workers,
+        env_options=loaded.config.env_options,
+    )  # fmt: skip
+    with contextlib.closing(evaluator):
+        for run, seed in enumerate(loaded.config.seeds):
+            table[seed] = evaluator.evaluate(loaded.agent, run, args.episodes, args.seed)
+            say(seed, table[seed])
+    return table
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation found.
+
+    Attributes:
+        success: Share of all episodes that succeeded.
+        summary: Means and intervals, as the command writes them to summary.json.
+        episodes: Success, return and length of every episode, by seed of the run.
+    """
+
+    success: float
+    summary: dict[str, Any]
+    episodes: Table
+
+
+def evaluate(run: Path | str, **flags: Any) -> Evaluation:
+    """Play episodes with the policies of a run, as the command does, without writing anything.
+
+    Args:
+        run: Run folder.
+        flags: The command's flags by name but for `video` and `out`, e.g. ``episodes=100``.
+
+    Raises:
+        UsageError: an impossible value, or no run.
+    """
+    for name in ("video", "out"):
+        if name in flags:
+            raise TypeError(f"evaluate writes nothing; drop {name}, or run the command")
+    args = EvaluateArgs(Path(run), **flags)
+    loaded = load_run(args.run, args.checkpoint, args.device, args.backend)
+    args = dataclasses.replace(args, episodes=args.episodes or loaded.config.eval_episodes)
+    table = play(loaded, args)
+    summary = summarise(loaded, args, table)
+    return Evaluation(summary["pooled"]["success"], summary, table)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Evaluate and return the exit status."""
     args = tyro.cli(EvaluateArgs, args=argv, prog="python -m trqam_fast.evaluate")
@@ -197,16 +252,12 @@ def main(argv: list[str] | None = None) -> int:
     args = dataclasses.replace(args, episodes=episodes)
     name = f"step_{loaded.step:09d}-seed_{args.seed}-episodes_{episodes}"
     folder = args.out or args.run / "evaluation" / name
-    table: Table = {}
-    evaluator = Evaluator(
-        loaded.config.env_name, min(args.envs, args.episodes), args.workers,
-        env_options=loaded.config.env_options,
-    )  # fmt: skip
-    with contextlib.closing(evaluator):
-        for run, seed in enumerate(loaded.config.seeds):
-            table[seed] = evaluator.evaluate(loaded.agent, run, args.episodes, args.seed)
-            success = np.mean([result.success for result in table[seed]])
-            print(f"seed {seed}: success {100 * success:.0f} %", flush=True)
+
+    def say(seed: int, results: list[EpisodeResult]) -> None:
+        success = np.mean([result.success for result in results])
+        print(f"seed {seed}: success {100 * success:.0f} %", flush=True)
+
+    table = play(loaded, args, say)
     summary = summarise(loaded, args, table)
     write_results(folder, table, summary)
     print(format_summary(summary))
@@ -215,6 +266,8 @@ def main(argv: list[str] | None = None) -> int:
         write_videos(loaded, args, table, folder)
     return 0
 
+
+make_callable(__name__)
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

@@ -42,7 +42,7 @@ def render_options(task: Task) -> dict[str, Any]:
     return RENDER_OPTIONS
 
 
-def find_renderer(env_id: str, options: dict[str, Any]) -> str | None:
+def find_renderer(env_id: str, options: dict[str, Any] = RENDER_OPTIONS) -> str | None:
     """Return the first value of MUJOCO_GL that renders an environment here, or None.
 
     Each is tried in a process of its own, because a renderer that does not work may end it.

@@ -18,6 +18,7 @@ from gymnasium import spaces
 
 from trqam_fast.damage import reason_of
 from trqam_fast.errors import UsageError
+from trqam_fast.simulator.bounds import unscaled
 
 SUCCESS_KEYS = ("success", "is_success")
 """What environments call success in their info."""
@@ -152,17 +153,6 @@ class Standard(gymnasium.Wrapper):
         return spaces.flatten(self.env.observation_space, observation)
 
 
-def unscaled(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Return actions `[..., A]` in [-1, 1] in an environment's own units, float64."""
-    share = (np.asarray(action, np.float64) + 1.0) / 2.0
-    return np.clip(low + share * (high - low), low, high)
-
-
-def scaled(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Return actions `[..., A]` in an environment's own units scaled to [-1, 1], not clipped."""
-    return (np.asarray(action, np.float64) - low) / (high - low) * 2.0 - 1.0
-
-
 def standard(
     env: gymnasium.Env,
     name: str,
@@ -180,14 +170,6 @@ def standard(
     if max_episode_steps is not None:
         env = gymnasium.wrappers.TimeLimit(env, max_episode_steps)
     return Standard(env, name, success_return)
-
-
-def bounds_in_words(low: np.ndarray, high: np.ndarray) -> str:
-    """Return bounds `[A]` as a message shows them."""
-    if len(set(low)) == 1 and len(set(high)) == 1:
-        return f"[{low[0]:g}, {high[0]:g}]"
-    ends = [f"[{a:g}, {b:g}]" for a, b in zip(low[:8], high[:8], strict=True)]
-    return " x ".join(ends) + (" ..." if len(low) > 8 else "")
 
 
 def steps_of(env: gymnasium.Env) -> float:

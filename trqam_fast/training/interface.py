@@ -13,6 +13,7 @@ from trqam_fast.damage import reading
 from trqam_fast.data.dataset import Transitions
 from trqam_fast.data.tasks import find_task
 from trqam_fast.files import read_text, write_json
+from trqam_fast.simulator.bounds import bounds_in_words
 from trqam_fast.simulator.environment import Interface, interface_of
 from trqam_fast.training.config import TrainConfig
 
@@ -48,8 +49,6 @@ def own_interface(config: TrainConfig) -> Interface | None:
 
 def describe(config: TrainConfig, interface: Interface) -> list[str]:
     """Return what is said of one's own environment at the start."""
-    from trqam_fast.simulator.own import bounds_in_words  # here: it imports gymnasium
-
     limit = (
         f"at most {interface.steps:.0f} steps" if math.isfinite(interface.steps) else "any length"
     )

@@ -18,6 +18,7 @@ import numpy as np
 
 from trqam_fast.errors import UsageError
 from trqam_fast.files import expanded
+from trqam_fast.simulator.environment import interface_of
 
 READERS = ("npz", "minari", "lerobot", "robomimic")
 """Formats; each is a module here with a function `read(place, keys)`."""
@@ -96,14 +97,22 @@ def read(source: Source) -> tuple[Arrays, list[str]]:
     return arrays, [*notes, *more]
 
 
-def problems_of(source: Source) -> list[str]:
+def problems_of(source: Source, env_id: str | None = None) -> list[str]:
     """Return a sentence for what is wrong with a dataset, by what training asks of it.
+
+    Args:
+        source: The dataset.
+        env_id: Environment that it must fit; None looks at the data alone.
 
     Raises:
         Unreadable: the system refuses.
     """
+    from trqam_fast.data.readers.whole import fit
+
     try:
-        read(source)
+        arrays, _ = read(source)
+        if env_id is not None:
+            fit(arrays, interface_of(env_id), env_id, source.place)
     except UsageError as error:
         return [str(error)]
     return []

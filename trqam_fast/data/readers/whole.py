@@ -6,8 +6,8 @@ import numpy as np
 
 from trqam_fast.data.flat import ACTION_LIMIT
 from trqam_fast.errors import UsageError
+from trqam_fast.simulator.bounds import bounds_in_words, scaled
 from trqam_fast.simulator.environment import Interface
-from trqam_fast.simulator.own import bounds_in_words, scaled
 from trqam_fast.text import printable
 
 Arrays = dict[str, np.ndarray]
