@@ -30,8 +30,8 @@ class TaskConfig(Group):
     """What is trained."""
 
     preset: str = "default"
-    """Named set of values that the other flags override: default, smoke or paper. Another
-    --env-name than the default one implies paper."""
+    """Named set of values that the other flags override: default, smoke or paper. Another task of
+    OGBench than the default one implies paper."""
     env_name: str = DEFAULT_ENV
     """OGBench single task, e.g. cube-double-play-singletask-task1-v0, or an environment of your
     own: a gymnasium id or MODULE:FACTORY, with its data as --dataset. --env-id is the same flag."""
