@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-NOISE = itertools.count()
+NOISE = np.random.default_rng()
 """What no seed sets."""
 
 
@@ -17,7 +15,6 @@ class Reach(gymnasium.Env):
 
     observation_space = spaces.Box(-100.0, 100.0, (2,), np.float32)
     action_space = spaces.Box(-10.0, 30.0, (1,), np.float32)
-    drifting = False
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -26,21 +23,19 @@ class Reach(gymnasium.Env):
 
     def step(self, action):
         assert self.action_space.contains(action), action
-        self.point = np.clip(self.point + action[0] + self.drift(), -100, 100)
+        self.point = np.clip(self.point + action[0], -100, 100)
         reached = bool(abs(self.goal - self.point) < 10)
         return self.observe(), float(reached) - 1.0, reached, False, {}
-
-    def drift(self):
-        return next(NOISE) if self.drifting else 0
 
     def observe(self):
         return np.array([self.point, self.goal], np.float32)
 
 
-class Drifting(Reach):
-    """The same with a drift that differs whenever an episode is played again."""
+class Noisy(Reach):
+    """The same with a sensor whose noise differs whenever an episode is played again."""
 
-    drifting = True
+    def observe(self):
+        return super().observe() + NOISE.normal(size=2).astype(np.float32)
 
 
 class Graded(Reach):

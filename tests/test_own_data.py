@@ -223,7 +223,8 @@ def test_lerobot_demonstrations_without_rewards(tmp_path):
     chunk.mkdir(parents=True)
     for episode in range(2):
         table = {
-            "observation.state": [[3.0, 1.0], [2.0, 1.0], [1.0, 1.0]], "action": [[0.3], [0.2], [0.1]],
+            "observation.state": [[3.0, 1.0], [2.0, 1.0], [1.0, 1.0]],
+            "action": [[0.3], [0.2], [0.1]],
             "episode_index": [episode] * 3, "frame_index": [2, 1, 0],
         }  # fmt: skip
         parquet.write_table(pyarrow.table(table), chunk / f"episode_{episode:06d}.parquet")

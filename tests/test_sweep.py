@@ -48,7 +48,7 @@ def small(generated):
         ({"tasks": []}, "tasks is []"),
         (
             {"tasks": ["cube-double-play-task2-v0"]},
-            "not an OGBench single task, gymnasium id or MODULE:FACTORY; nearest: cube",
+            "MODULE:FACTORY; nearest: cube",
         ),
         ({"tasks": ["cube-decuple-play-singletask-task*-v0"]}, "stands for no OGBench single"),
         ({"algos": ["trqam", "ppo"]}, "'ppo' is no algorithm"),

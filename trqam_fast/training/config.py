@@ -19,6 +19,7 @@ from trqam_fast.kernels import Backend
 from trqam_fast.training.kinds import is_a, kind_in_words
 
 STAGES = ("pretrain", "offline", "online")
+OFFICIAL_ALONE = "it is for OGBench's data, not for --dataset"
 PATHS = ("dataset_dir", "generated_dir", "pretrained", "run_dir")
 """Flags that are paths."""
 MOST_THREADS = 1024
@@ -105,11 +106,6 @@ class DataConfig(Group):
     """Seed of the generated data."""
     sparse: bool = False
     """Use reward 0 where the task is solved and -1 elsewhere; for OGBench's tasks."""
-
-    def check(self) -> None:
-        """Raise `UsageError` if values exclude each other."""
-        for name in () if self.dataset is None else ("generated", "sparse"):
-            self.require(name, not getattr(self, name), "it is for OGBench's data, not --dataset")
 
 
 @dataclass(frozen=True)
@@ -236,6 +232,9 @@ class TrainConfig(TaskConfig, MachineConfig, DataConfig, StageConfig, LogConfig,
                 f"--algo is {self.algo}, but agent is a {type(self.agent).__name__}; give a "
                 f"{kind.Config.__name__}"
             )
+        if self.dataset is not None:
+            self.require("generated", not self.generated, OFFICIAL_ALONE)
+            self.require("sparse", not self.sparse, OFFICIAL_ALONE)
         _ = self.recipe  # refuses data that cannot be generated
         if not kind.fine_tunes and self.bc_steps == 0:
             raise UsageError(
