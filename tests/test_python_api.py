@@ -5,12 +5,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 import trqam_fast as tf
 from tests import own_tasks
 from tests.runs import run
 from trqam_fast.errors import UsageError
-from trqam_fast.simulator.environment import make_env
+from trqam_fast.evaluation.episodes import Request
+from trqam_fast.evaluation.policy import choose_chunks
 from trqam_fast.training.flags import parse_config, read_toml
 
 REACH = "tests.own_tasks:Reach"
@@ -74,20 +76,16 @@ def test_train_takes_a_configuration_or_flags(flags, tmp_path):
 def test_a_policy_acts_as_the_evaluation_does(result):
     """The noise of an episode apart: with the same noise, the same actions."""
     policy = tf.Policy.load(str(result.run_dir), train_seed=7)
-    env = make_env(REACH, max_episode_steps=12)
-    observation, _ = env.reset(seed=0)
+    observation = np.float32([0.1, -0.2])
     noise = np.random.default_rng([3, 0]).standard_normal((2, policy.agent.noise_dim))
-    from trqam_fast.evaluation.episodes import Request
-    from trqam_fast.evaluation.policy import choose_chunks
-
-    (chunk,) = choose_chunks(policy.agent, 1, [Request(np.float32(observation), noise)])
+    (chunk,) = choose_chunks(policy.agent, 1, [Request(observation, noise)])
     policy.reset(seed=3)
     for number in range(3):  # the chunk is played open loop, whatever is observed
-        action = policy(observation + number)
+        action = policy(observation + 50 * number)
         assert action.dtype == np.float32 and action.shape == (1,)
         assert np.allclose(action, -10 + 20 * (chunk[number] + 1), atol=1e-5)
         assert own_tasks.Reach.action_space.contains(action)
-    (other,) = choose_chunks(policy.agent, 0, [Request(np.float32(observation), noise)])
+    (other,) = choose_chunks(policy.agent, 0, [Request(observation, noise)])
     assert not np.allclose(other, chunk)
 
 
@@ -96,9 +94,8 @@ def test_rows_do_not_depend_on_each_other(result):
     observations = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32) * 50
     together = np.stack([policy(observations) for _ in range(4)])
     alone = tf.Policy.load(result.run_dir)
-    assert np.array_equal(
-        np.stack([alone(observations[:1]) for _ in range(4)])[:, 0], together[:, 0]
-    )
+    first = np.concatenate([alone(observations[:1]) for _ in range(4)])
+    assert np.array_equal(first, together[:, 0])
     with pytest.raises(ValueError, match="has 1 rows, but 5 before; call reset"):
         policy(observations[:1])
     with pytest.raises(ValueError, match=r"has shape \[1, 3\], expected \[2\] or \[n, 2\]"):
@@ -107,20 +104,18 @@ def test_rows_do_not_depend_on_each_other(result):
 
 def test_predict_is_stable_baselines3s(result):
     policy = tf.Policy.load(result.run_dir, seed=1)
-    observations = np.float32([[0, 50], [0, -50]])
+    observations = np.float32([[0, 0.5], [0, -0.5]])
     first, state = policy.predict(observations, deterministic=True)
     assert state is None and first.shape == (2, 1)
-    second, _ = policy.predict(
-        observations, episode_start=np.array([True, False]), deterministic=True
-    )
+    begins = np.array([True, False])
+    second, _ = policy.predict(observations, episode_start=begins, deterministic=True)
     # Row 0 began anew, so its chunk begins again; row 1 plays its second action.
     assert second[0] == first[0] and second[1] != first[1]
     policy.reset()
     assert np.array_equal(policy.predict(observations, deterministic=True)[0], first)
     policy.reset()
-    named, _ = policy.predict(
-        {"b": observations[0, 1:], "a": observations[0, :1]}, deterministic=True
-    )
+    parts = {"b": observations[0, 1:], "a": observations[0, :1]}
+    named, _ = policy.predict(parts, deterministic=True)
     assert np.array_equal(named, first[0])
 
 
@@ -186,8 +181,6 @@ def test_a_file_holds_the_flags_of_one_run(flags, tmp_path, capsys):
 
 
 def test_the_controller_is_reusable():
-    import torch
-
     controller = tf.DualController(2, 0.5)
     controller.update(torch.tensor([2.0, 0.0]))
     assert controller.lam[0] > controller.lam[1]
