@@ -1,4 +1,4 @@
-"""A small campaign against every reader; python -m tests.campaign --cases 10000 is the large one."""
+"""A small campaign against every reader; `python -m tests.campaign --cases 10000` is large."""
 
 import subprocess
 import sys
@@ -54,7 +54,7 @@ def test_failures_are_seen(kind, outcome, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(campaign, "READERS", (reader,))
     args = campaign.Args(limit=0.5)
     (tmp_path / "cases").mkdir()
-    counts = campaign.run_cases(args, tmp_path / "whole", tmp_path / "cases", [-1])
+    counts, _ = campaign.run_cases(args, tmp_path / "whole", tmp_path / "cases", [-1])
     assert dict(counts) == {("a reader", outcome): 1}
     assert ("case -1" in capfd.readouterr().out) == (outcome in campaign.FAILURES)
 

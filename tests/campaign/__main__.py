@@ -46,7 +46,7 @@ class Args:
     """Of the mutations; case N of a seed is always the same."""
     minutes: float | None = None
     """Begin no case after so many; without it all are done."""
-    limit: float = 60.0
+    limit: float = 120.0
     """Seconds of a case, after which it hangs."""
     memory_gb: float = 8.0
     """Address space of a case."""
@@ -159,10 +159,15 @@ def finish(status: int, case: Case, hang: bool, loud: bool) -> str:
 
 def run_cases(
     args: Args, whole: Path, root: Path, numbers: Iterable[int]
-) -> Counter[tuple[str, str]]:
-    """Run cases, some at a time; return how many of each reader came to what."""
+) -> tuple[Counter[tuple[str, str]], Counter[str]]:
+    """Run cases, some at a time.
+
+    Returns:
+        How many of each reader came to what, and the processor's seconds of each.
+    """
     numbers = iter(numbers)
     counts: Counter[tuple[str, str]] = Counter()
+    seconds: Counter[str] = Counter()
     running: dict[int, Case] = {}
     began = time.monotonic()
     over = False
@@ -176,8 +181,8 @@ def run_cases(
             pid, case = begin(number, args, whole, root)
             running[pid] = case
         if not running:
-            return counts
-        pid, status = os.waitpid(-1, os.WNOHANG)
+            return counts, seconds
+        pid, status, used = os.wait4(-1, os.WNOHANG)
         hang = False
         if pid == 0:
             pid = next((p for p, c in running.items() if time.monotonic() > c.end), 0)
@@ -185,21 +190,29 @@ def run_cases(
                 time.sleep(0.002)
                 continue
             os.kill(pid, signal.SIGKILL)
-            _, status = os.waitpid(pid, 0)
+            _, status, used = os.wait4(pid, 0)
             hang = True
         case = running.pop(pid, None)
         if case is not None:
             counts[case.reader.name, finish(status, case, hang, bool(args.only))] += 1
+            seconds[case.reader.name] += used.ru_utime + used.ru_stime
+            if args.only:
+                print(f"  {used.ru_utime + used.ru_stime:.1f} s", flush=True)
 
 
-def table(counts: Counter[tuple[str, str]]) -> str:
-    """Return what came of the cases of every reader."""
+def table(counts: Counter[tuple[str, str]], seconds: Counter[str]) -> str:
+    """Return what came of the cases of every reader, and the processor's seconds of one case."""
     width = max(len(reader.name) for reader in READERS)
-    lines = [f"{'':{width}}  {'tried':>6}" + "".join(f"  {name:>10}" for name in OUTCOMES)]
+    heads = "".join(f"  {name:>10}" for name in OUTCOMES)
+    lines = [f"{'':{width}}  {'tried':>6}{heads}  {'s a case':>8}"]
     rows = {reader.name: [counts[reader.name, name] for name in OUTCOMES] for reader in READERS}
     rows["all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
+    times = Counter(seconds, all=seconds.total())
     for name, row in rows.items():
-        lines.append(f"{name:{width}}  {sum(row):6}" + "".join(f"  {n:10}" for n in row))
+        mean = times[name] / max(1, sum(row))
+        lines.append(
+            f"{name:{width}}  {sum(row):6}" + "".join(f"  {n:10}" for n in row) + f"  {mean:8.2f}"
+        )
     return "\n".join(lines)
 
 
@@ -214,13 +227,13 @@ def main(argv: list[str] | None = None) -> int:
         root.mkdir()
         build(whole)
         ready = time.monotonic()
-        before = run_cases(args, whole, root, range(-len(READERS), 0))
+        before, _ = run_cases(args, whole, root, range(-len(READERS), 0))
         refused = [name for name, outcome in before if outcome != "accepted"]
         if refused:
             print(f"whole files are refused by {', '.join(refused)}")
             return 1
-        counts = run_cases(args, whole, root, args.only or range(args.cases))
-    print(table(counts))
+        counts, seconds = run_cases(args, whole, root, args.only or range(args.cases))
+    print(table(counts, seconds))
     print(
         f"{counts.total()} cases in {time.monotonic() - ready:.0f} s, after {ready - began:.0f} s "
         f"of preparation; --seed {args.seed}"

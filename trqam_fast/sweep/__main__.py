@@ -18,7 +18,7 @@ from typing import Annotated
 
 import tyro
 
-from trqam_fast.errors import FAILURE, REQUEUE, RunError, Stopped, UsageError
+from trqam_fast.errors import FAILURE, INTERRUPTED, REQUEUE, Stopped, UsageError
 from trqam_fast.sweep import cluster
 from trqam_fast.sweep.estimate import job_seconds, machine_bytes, makespan
 from trqam_fast.sweep.execute import execute, finished, settle
@@ -113,8 +113,9 @@ def run_all(jobs: list[Job], spec: Spec, args: SweepArgs) -> int:
                 ray, jobs, out, resources, spec.retries, lambda line: print(line, flush=True)
             )
         except KeyboardInterrupt:
-            raise RunError(
-                "interrupted; the same command continues every run from its last checkpoint"
+            raise Stopped(
+                "interrupted; the same command continues every run from its last checkpoint",
+                INTERRUPTED,
             ) from None
     if any(state.state == "stopped" for state in states.values()):
         raise Stopped("the sweep was stopped; the same command continues every run")
