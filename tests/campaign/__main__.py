@@ -3,7 +3,7 @@
 A case is one mutation of one file for one command, which runs in a forked process with a limit of
 memory and of time. It is handled if the command ends with status 1 or 2 and one sentence, accepted
 if it ends with 0; a traceback, also one that the last resort wrote to a file, the death of the
-process and a hang are failures.
+process, a hang, and a file's control character on the terminal are failures.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Case(NamedTuple):
     Attributes:
         number: Of the case.
         reader: Which command.
-        folder: Its own, with ``files``, ``said`` and ``tmp``.
+        folder: Its own, with ``files``, ``shown``, ``said`` and ``tmp``.
         what: The mutation in words.
         end: When it hangs, on the monotonic clock.
     """
@@ -100,11 +100,11 @@ def begin(number: int, args: Args, whole: Path, root: Path) -> tuple[int, Case]:
 def work(case: Case, args: Args, whole: Path) -> None:
     """Run the command of a case in this process, and leave it with its exit status."""
     try:
-        said = os.open(case.folder / "said", os.O_WRONLY | os.O_CREAT)
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for number, file in ((0, nothing), (1, nothing), (2, said)):
-            os.dup2(file, number)
-        sys.stdout, sys.stderr = open(1, "w"), open(2, "w")
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for number, name in ((1, "shown"), (2, "said")):
+            os.dup2(os.open(case.folder / name, os.O_WRONLY | os.O_CREAT), number)
+        sys.stdout = open(1, "w")
+        sys.stderr = open(2, "w", errors="backslashreplace")  # as Python opens it
         tempfile.tempdir = str(case.folder / "tmp")
         os.chdir(case.folder / "tmp")
         size = int(args.memory_gb * 2**30)
@@ -128,9 +128,9 @@ def work(case: Case, args: Args, whole: Path) -> None:
         os._exit(99)
 
 
-def outcome_of(status: int, said: str) -> str:
-    """Return what became of a case, by its exit status and what it said."""
-    if "Traceback" in said or LAST_RESORT in said or "\x1b" in said:
+def outcome_of(status: int, shown: str, said: str) -> str:
+    """Return what became of a case, by its exit status and its standard output and error."""
+    if "Traceback" in said or LAST_RESORT in said or "\x1b" in shown + said:
         return "tracebacks"
     code = os.waitstatus_to_exitcode(status)
     if code == 0:
@@ -145,8 +145,11 @@ def last_line(said: str) -> str:
 
 def finish(status: int, case: Case, hang: bool, loud: bool) -> str:
     """Remove a case's files; return what became of it, and print it if it failed."""
-    said = (case.folder / "said").read_text(errors="replace")
-    outcome = "hangs" if hang else outcome_of(status, said)
+    shown, said = (
+        path.read_text(errors="replace") if path.exists() else ""
+        for path in (case.folder / "shown", case.folder / "said")
+    )
+    outcome = "hangs" if hang else outcome_of(status, shown, said)
     if outcome in FAILURES or loud:
         print(f"case {case.number}, {case.reader.name}: {outcome}\n  {case.what}\n  "
               f"{said if loud else last_line(said)}", flush=True)  # fmt: skip
