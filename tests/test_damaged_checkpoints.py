@@ -214,3 +214,6 @@ def test_a_log_that_is_no_text_stops_a_continuation(folder, newest, capsys):
     (folder / "metrics.csv").write_bytes(content + b"\xff\xfe\n")
     assert run([], folder, "--resume") == 2
     assert "metrics.csv is damaged" in capsys.readouterr().err
+    os.truncate(folder / "metrics.csv", 2**40)
+    assert run([], folder, "--resume") == 2
+    assert "larger than" in capsys.readouterr().err

@@ -140,12 +140,15 @@ def test_rows_of_no_stage_are_left_out(folder):
 
 
 @pytest.mark.parametrize("file", ["config.json", "summary.json", "metrics.csv", "eval.csv"])
-@pytest.mark.parametrize("what", ["pipe", "folder", "binary"])
+@pytest.mark.parametrize("what", ["pipe", "folder", "sparse", "binary"])
 def test_what_is_no_text(what, file, folder, capsys):
     path = folder / "odd" / file
     path.unlink()
     if what == "pipe":
         os.mkfifo(path)
+    elif what == "sparse":
+        path.touch()
+        os.truncate(path, 2**40)
     elif what == "folder":
         path.mkdir()
     else:

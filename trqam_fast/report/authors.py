@@ -9,13 +9,12 @@ once they have ended, ``token.tk``.
 from __future__ import annotations
 
 import csv
-import io
 import math
 import re
 from pathlib import Path
 from typing import Any
 
-from trqam_fast.files import open_file
+from trqam_fast.files import open_log
 from trqam_fast.report.collect import Result, Tracking, updates_in_words
 from trqam_fast.runs.read import encodable
 from trqam_fast.runs.values import count, number, read_json
@@ -39,9 +38,9 @@ def is_authors(folder: Path) -> bool:
     if (folder / "config.json").exists() or not (folder / "eval.csv").exists():
         return "agent" in read_flags(folder)
     try:
-        with read_csv(folder / "eval.csv") as file:
+        with open_log(folder / "eval.csv") as file:
             return not OWN_COLUMNS & set(next(csv.reader(file), []))
-    except (OSError, csv.Error):
+    except (OSError, ValueError, csv.Error):
         return False
 
 
@@ -99,20 +98,11 @@ def read_authors(folder: Path, notes: list[str]) -> Result | None:
     return result
 
 
-def read_csv(path: Path) -> io.TextIOWrapper:
-    """Open a CSV file; bytes that are no UTF-8 are replaced.
-
-    Raises:
-        OSError: the system refuses, or it is no file.
-    """
-    return io.TextIOWrapper(open_file(path), newline="", errors="replace")
-
-
 def read_rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, float]]]:
     """Return step and `columns` of the rows that hold finite numbers there; none without a file."""
     found: dict[int, dict[str, float]] = {}
     try:
-        with read_csv(path) as file:
+        with open_log(path) as file:
             for cells in csv.DictReader(file):
                 try:
                     step = count(int(float(cells["step"])))
@@ -123,7 +113,7 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str,
                     found[step] = values
     except FileNotFoundError:
         return []
-    except (OSError, csv.Error):  # shown up to there
+    except (OSError, ValueError, csv.Error):  # shown up to there
         pass
     return sorted(found.items())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from trqam_fast.agents import Declaration, declaration
 from trqam_fast.damage import is_damage, reason_of
 from trqam_fast.errors import UsageError
 from trqam_fast.evaluation.statistics import mean_interval, wilson_interval
-from trqam_fast.files import open_file
+from trqam_fast.files import open_log
 from trqam_fast.runs.values import LARGEST_COUNT, count, load_json, number
 from trqam_fast.text import printable
 from trqam_fast.training.config import STAGES
@@ -243,10 +242,7 @@ def read_csv(
     """Return the rows of a CSV file that has the columns `keys`; note rows that are damaged."""
     rows, damaged = [], 0
     try:
-        with (
-            open_file(run.path / file) as data,
-            io.TextIOWrapper(data, newline="", errors="replace") as text,
-        ):
+        with open_log(run.path / file) as text:
             for cells in csv.DictReader(text):
                 row = parse_row(cells, keys, only)
                 if row is None:
