@@ -11,11 +11,17 @@ import pytest
 
 from trqam_fast.cli import run_command
 from trqam_fast.errors import RunError, UsageError
-from trqam_fast.report import read_run, write_overview
 from trqam_fast.report.__main__ import main
 from trqam_fast.report.page import render_success
-from trqam_fast.runs.plots import PANELS, draw_panel, draw_picture, panels_of, points_of
-from trqam_fast.runs.read import read_runs
+from trqam_fast.runs.plots import (
+    PANELS,
+    draw_panel,
+    draw_picture,
+    panels_of,
+    points_of,
+    write_overview,
+)
+from trqam_fast.runs.read import read_run, read_runs
 
 COLUMNS = "stage,step,seed,bc_loss,critic_loss,path_kl,lam,q_mean,q_min,q_max"
 CONFIG = {
