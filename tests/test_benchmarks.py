@@ -4,15 +4,17 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import compare_reference, graphs, phases, plot, scaling, table
+from benchmarks import algorithms, compare_reference, graphs, phases, plot, scaling, table
 from benchmarks.sizes import PAPER_SMALL, make_network
 from benchmarks.work import flops
+from trqam_fast.agents import ALGORITHMS, algorithm
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.kernels import mlp
 
@@ -58,6 +60,16 @@ def test_every_phase_is_found():
     result = phases.profile(PAPER_SMALL, "ieee", 2)
     assert set(phases.WORK) <= set(result["phases"])
     assert sum(phase["share"] for phase in result["phases"].values()) == pytest.approx(1, abs=0.01)
+
+
+def test_every_fine_tuning_algorithm_is_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr(algorithms, "SIZES", {"small": replace(PAPER_SMALL, width=8, batch=4)})
+    path = tmp_path / "times.json"
+    assert algorithms.main(["--turns", "2", "--json", str(path)]) == 0
+    found = json.loads(path.read_text())["cases"]["small"]
+    assert set(found) == {name for name in ALGORITHMS if algorithm(name).fine_tunes}
+    assert found["trqam"]["ratio"] == 1.0
+    assert all(times["median_ms"] > 0 for times in found.values())
 
 
 def test_exponent_is_that_of_a_power():

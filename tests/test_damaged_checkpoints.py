@@ -147,7 +147,7 @@ ODD_PROGRESS = [
     {"success": None}, {"success": {"offline": "x"}}, {"evaluated": None}, {"seconds": None},
     {"seconds": {"data": "x"}}, {"updates": {"offline": None}}, {"failures": None},
     {"failures": {7: "x"}}, {"failures": {"a": "x"}}, {"ends": []}, {"history": [1]},
-    {"generators": None}, {"online": "x"}, {"data": None},
+    {"drawn": None}, {"online": "x"}, {"data": None},
 ]  # fmt: skip
 """The same in what continuing a run needs."""
 
@@ -171,8 +171,6 @@ def test_progress_of_other_types_gives_way_to_the_checkpoint_before(odd, newest)
     "odd",
     [
         {"history": torch.zeros(2, 7, 3, dtype=torch.float64)},
-        {"generators": [torch.zeros(3)] * 2},
-        {"generators": ["x"] * 2},
         {"online": {"seconds": {}}},
     ],
     ids="".join,
@@ -214,3 +212,6 @@ def test_a_log_that_is_no_text_stops_a_continuation(folder, newest, capsys):
     (folder / "metrics.csv").write_bytes(content + b"\xff\xfe\n")
     assert run([], folder, "--resume") == 2
     assert "metrics.csv is damaged" in capsys.readouterr().err
+    os.truncate(folder / "metrics.csv", 2**40)
+    assert run([], folder, "--resume") == 2
+    assert "larger than" in capsys.readouterr().err

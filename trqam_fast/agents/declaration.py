@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from trqam_fast.agents.base import Agent
 from trqam_fast.agents.config import names_of
+
+COLOUR = re.compile("#[0-9a-fA-F]{6}")
 
 
 class Declaration(NamedTuple):
@@ -52,7 +55,7 @@ def read_declaration(name: str, values: Mapping[str, Any]) -> Declaration:
     label, colour = values.get("label"), values.get("colour")
     return Declaration(
         label if isinstance(label, str) and label else name,
-        colour if isinstance(colour, str) else None,
+        colour if isinstance(colour, str) and COLOUR.fullmatch(colour) else None,
         texts("settings"),
         texts("metrics"),
         values.get("fine_tunes") is not False,

@@ -14,9 +14,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from trqam_fast.files import open_log
 from trqam_fast.report.collect import Result, Tracking, updates_in_words
-from trqam_fast.runs.progress import read_json
 from trqam_fast.runs.read import encodable
+from trqam_fast.runs.values import count, number, read_json
 
 NAME = re.compile(r"(?:.*_)?([a-z]+)_[a-z0-9]+_s(\d+)_[0-9a-f]{8}")
 AUTHORS = "(authors' code)"
@@ -36,8 +37,11 @@ def is_authors(folder: Path) -> bool:
     """Whether a folder holds a run of the authors' code."""
     if (folder / "config.json").exists() or not (folder / "eval.csv").exists():
         return "agent" in read_flags(folder)
-    with open(folder / "eval.csv", newline="", errors="replace") as file:
-        return not OWN_COLUMNS & set(next(csv.reader(file), []))
+    try:
+        with open_log(folder / "eval.csv") as file:
+            return not OWN_COLUMNS & set(next(csv.reader(file), []))
+    except (OSError, ValueError, csv.Error):
+        return False
 
 
 def read_flags(folder: Path) -> dict[str, Any]:
@@ -68,9 +72,9 @@ def read_authors(folder: Path, notes: list[str]) -> Result | None:
     cloning = bool(flags.get("bc_only"))
     algo = "bc" if cloning else str(name)
     method = "BC" if cloning else str(name).upper()
-    if (agent.get("edit_scale") or 0) > 0:
+    if number(agent.get("edit_scale")) > 0:
         algo, method = f"{algo}-e", f"{method}-E"
-    offline, online = flags.get("offline_steps"), flags.get("online_steps")
+    offline, online = count(flags.get("offline_steps")), count(flags.get("online_steps"))
     rows = read_rows(folder / "eval.csv", ("success",))
     result = Result(
         f"{method} {AUTHORS}", algo, task, str(seed), "done", folder=shown,
@@ -78,7 +82,7 @@ def read_authors(folder: Path, notes: list[str]) -> Result | None:
         updates=updates_in_words(flags),
         tracking=read_tracking(folder, flags, agent), config=settings_of_flags(flags, agent),
     )  # fmt: skip
-    end = offline + online if isinstance(offline, int) and isinstance(online, int) else None
+    end = None if offline is None or online is None else offline + online
     if not rows:
         result.status, result.reason = "unfinished", "eval.csv has no success yet"
     elif not (folder / "token.tk").exists() and end is not None and rows[-1][0] < end:
@@ -98,32 +102,34 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str,
     """Return step and `columns` of the rows that hold finite numbers there; none without a file."""
     found: dict[int, dict[str, float]] = {}
     try:
-        with open(path, newline="", errors="replace") as file:
+        with open_log(path) as file:
             for cells in csv.DictReader(file):
                 try:
-                    step = int(float(cells["step"]))
+                    step = count(int(float(cells["step"])))
                     values = {name: float(cells[name]) for name in columns}
                 except (KeyError, TypeError, ValueError, OverflowError):
                     continue
-                if all(map(math.isfinite, values.values())):
+                if step is not None and all(map(math.isfinite, values.values())):
                     found[step] = values
     except FileNotFoundError:
         return []
+    except (OSError, ValueError, csv.Error):  # shown up to there
+        pass
     return sorted(found.items())
 
 
 def read_tracking(folder: Path, flags: dict[str, Any], agent: dict[str, Any]) -> list[Tracking]:
     """Return the path KL that TRQAM logs; a value is that of a single update."""
     tracks = []
-    scale = agent.get("lam_scale") or 1.0
+    scale = number(agent.get("lam_scale") or 1.0)
     for stage in ("offline", "online"):
         rows = read_rows(folder / f"{stage}_agent.csv", ("actor/path_kl", "dual/lambda"))
         if not rows or flags.get("bc_only"):
             continue
-        budget = agent.get("kl_budget")
-        if stage == "online" and flags.get("kl_budget_online") is not None:
-            budget = flags["kl_budget_online"]
-        start = int(flags.get("offline_steps") or 0) if stage == "online" else 0
+        online = flags.get("kl_budget_online") if stage == "online" else None
+        value = number(agent.get("kl_budget") if online is None else online)
+        budget = value if math.isfinite(value) and value > 0 else None
+        start = (count(flags.get("offline_steps")) or 0) if stage == "online" else 0
         tracks.append(
             Tracking(
                 stage, budget, [step - start for step, _ in rows],

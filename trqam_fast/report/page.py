@@ -13,9 +13,12 @@ from trqam_fast.errors import RunError
 from trqam_fast.files import write_text
 from trqam_fast.runs.plots import COLOURS, DASHES, Panel, draw_picture, panels_of, save
 from trqam_fast.runs.read import Run, encodable
-from trqam_fast.text import exact_duration
+from trqam_fast.runs.values import numbers
+from trqam_fast.text import exact_duration, printable
 
 SEEDS_SHOWN = 8
+LONGEST = 1000
+"""Characters of a value that are shown."""
 
 # Settings that tell runs apart but say nothing about them.
 NO_SETTINGS = {"run_dir"}
@@ -246,16 +249,16 @@ def render_runs(runs: list[Run]) -> str:
 def text_of(value: Any) -> str:
     """A value as HTML; lists without brackets, a dash for nothing."""
     if isinstance(value, (list, tuple)):
-        value = " ".join(str(item) for item in value)
+        value = " ".join(printable(item, LONGEST) for item in value)
     if value is None or value == "":
         return "–"
-    return escape(f"{value:g}" if isinstance(value, float) else str(value))
+    return escape(f"{value:g}" if isinstance(value, float) else printable(value, LONGEST))
 
 
 def render_state(run: Run) -> str:
     """Whether the run has ended well."""
-    if run.summary.get("failures"):
-        failed = run.summary["failures"]
+    failed = run.summary.get("failures")
+    if isinstance(failed, dict) and failed:
         return f'<span class="bad">{len(failed)} of {len(run.seeds)} seeds failed</span>'
     if not run.summary:
         return '<span class="bad">not finished</span>'
@@ -292,25 +295,21 @@ def render_parts(run: Run) -> str:
 
 def seconds_of(run: Run) -> dict[str, float]:
     """Seconds by part of the run, without those that took none."""
-    seconds = run.summary.get("seconds")
-    numbers = seconds if isinstance(seconds, dict) else {}
-    return {str(name): float(value) for name, value in numbers.items() if value}
+    return {name: value for name, value in numbers(run.summary.get("seconds")).items() if value}
 
 
 def render_shares(run: Run) -> str:
     """Shares of the online stage that went to learning, acting, waiting and simulating."""
-    online, total = run.summary.get("online_seconds"), seconds_of(run).get("online", 0.0)
-    if not isinstance(online, dict) or not online or total <= 0:
+    online, total = numbers(run.summary.get("online_seconds")), seconds_of(run).get("online", 0.0)
+    if not online or total <= 0:
         return "–"
-    return ", ".join(f"{escape(name)} {float(t) / total:.0%}" for name, t in online.items())
+    return ", ".join(f"{escape(name)} {part / total:.0%}" for name, part in online.items())
 
 
 def render_rates(run: Run) -> str:
     """Updates per second of each stage."""
-    rates = run.summary.get("updates_per_second")
-    if not isinstance(rates, dict) or not rates:
-        return "–"
-    return ", ".join(f"{escape(stage)} {float(rate):.1f}" for stage, rate in rates.items())
+    rates = numbers(run.summary.get("updates_per_second"))
+    return ", ".join(f"{escape(stage)} {rate:.1f}" for stage, rate in rates.items()) or "–"
 
 
 def render_budget(run: Run) -> str:

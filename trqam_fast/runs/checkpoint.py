@@ -21,7 +21,7 @@ WEIGHTS = {"stage": str, "step": int, "agent": dict, "shapes": dict}
 """What a checkpoint holds that a run can start from, and its types."""
 
 PROGRESS = {
-    "ends": dict, "data": str, "sequences": dict, "generators": list, "history": Tensor,
+    "ends": dict, "data": str, "sequences": dict, "drawn": int, "history": Tensor,
     "success": dict, "evaluated": int, "seconds": dict, "updates": dict, "failures": dict,
     "online": (dict, type(None)),
 }  # fmt: skip
@@ -76,6 +76,8 @@ def load(path: Path, remedy: str = "name another one") -> dict[str, Any]:
                 f"{path} is of another version (format {found}, here {FORMAT}); use the version of "
                 "trqam_fast that wrote it"
             )
+        if "generators" in state:  # as version 0.1.0 had instead
+            state["drawn"] = 0
         check_types(state)
     return state
 
@@ -126,6 +128,8 @@ def check_types(state: dict[str, Any]) -> None:
     rates = [rate for rates in state.get("success", {}).values() for rate in rates]
     if not all(isinstance(n, int) for n in sizes) or not all(isinstance(r, float) for r in rates):
         raise ValueError("its shapes or success rates are no numbers")
+    if not 0 <= state.get("drawn", 0) < 2**63:
+        raise ValueError("its count of random numbers is impossible")
     if not 0 <= state["step"] < 2**53 or state["agent"]["online"].ndim != 2:
         raise ValueError("its step or its weights are impossible")
     runs = state["agent"]["online"].shape[0]

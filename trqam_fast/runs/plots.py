@@ -18,7 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
-from trqam_fast.runs.read import Point, Run, encodable, read_run
+from trqam_fast.runs.read import Point, Run, read_run
+from trqam_fast.text import printable
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, without the pale yellow.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -188,7 +189,7 @@ def shorten(name: str, length: int = 25) -> str:
 
 def literal(text: str) -> str:
     """A text as matplotlib draws it: without mathematics, and without what no font has."""
-    return encodable(text).replace("$", r"\$")
+    return printable(text, 200).replace("$", r"\$")
 
 
 def label_of(name: str) -> str:

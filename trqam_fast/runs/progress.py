@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 import statistics
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from trqam_fast.agents import Declaration, declaration
+from trqam_fast.files import open_file
+from trqam_fast.runs.values import count, number, numbers, read_json
 from trqam_fast.training.config import STAGES
 
 TAIL = 64 * 1024
@@ -61,26 +62,15 @@ class Progress:
     @property
     def overhead(self) -> float | None:
         """How many times as long a finished run took as its updates alone."""
-        seconds = self.summary.get("seconds")
-        if not isinstance(seconds, dict):
-            return None
+        seconds = numbers(self.summary.get("seconds"))
         training = sum(seconds.get(stage, 0) for stage in STAGES)
         return sum(seconds.values()) / training if training > 0 else None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON file's names and values, nothing if it cannot be read."""
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def newest_rows(path: Path) -> Iterator[dict[str, str]]:
     """Yield the whole rows in the last 64 KiB of a log, newest first; none if it cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             head = file.readline(TAIL)
             start = max(len(head), file.seek(0, os.SEEK_END) - TAIL)
             file.seek(start)
@@ -93,7 +83,7 @@ def newest_rows(path: Path) -> Iterator[dict[str, str]]:
         cells = line.split(",")
         if len(cells) == len(columns):
             row = dict(zip(columns, cells, strict=True))
-            if row.get("step", "").isdecimal():
+            if count(row.get("step")) is not None:
                 yield row
 
 
@@ -115,21 +105,13 @@ def mean(rows: list[dict[str, str]], column: str) -> float | None:
     return statistics.fmean(finite) if finite else None
 
 
-def number(cell: str) -> float:
-    """Return a cell's number, NaN if it is none."""
-    try:
-        return float(cell)
-    except ValueError:
-        return math.nan
-
-
 def stage_ends(config: dict[str, Any]) -> dict[str, int]:
     """Return the step at which each stage of a configuration ends, empty stages left out."""
     ends, end = {}, 0
     tuned = declaration(str(config.get("algo", ""))).fine_tunes
     for stage in STAGES if tuned else STAGES[:1]:
-        steps = config.get(STEPS[stage])
-        if isinstance(steps, int) and steps > 0:
+        steps = count(config.get(STEPS[stage]))
+        if steps:
             end += steps
             ends[stage] = end
     return ends

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trqam_fast.agents import Declaration, declaration
+from trqam_fast.damage import is_damage, reason_of
 from trqam_fast.errors import UsageError
 from trqam_fast.evaluation.statistics import mean_interval, wilson_interval
+from trqam_fast.files import open_log
+from trqam_fast.runs.values import LARGEST_COUNT, count, load_json, number
+from trqam_fast.text import printable
+from trqam_fast.training.config import STAGES
 
 KEYS = ("stage", "step", "seed")
 EPISODES_TOGETHER = 20
@@ -93,8 +97,9 @@ class Run:
     @property
     def seeds(self) -> list[str]:
         """Seeds by the configuration, else by the logs."""
-        if self.config.get("seeds"):
-            return [str(seed) for seed in self.config["seeds"]]
+        seeds = self.config.get("seeds")
+        if isinstance(seeds, list) and seeds:
+            return [printable(seed) for seed in seeds]
         return list(dict.fromkeys(row.seed for row in (*self.metrics, *self.evaluations)))
 
     def curve(self, column: str) -> list[Point]:
@@ -153,14 +158,16 @@ class Run:
             return None
         online = self.config.get("kl_budget_online") if stage == "online" else None
         value = self.config.get("kl_budget") if online is None else online
-        return float(value) if isinstance(value, (int, float)) else None
+        budget = number(value)
+        return budget if math.isfinite(budget) else None
 
 
 def success_of(rows: list[Row]) -> Interval:
     """Success over seeds: Student's interval of their mean; of one seed Wilson's."""
     rates = [min(1.0, max(0.0, row.values["success"])) for row in rows]
     if len(rates) == 1:
-        episodes = max(1, int(rows[0].values.get("episodes", 1)))
+        played = rows[0].values.get("episodes", 1.0)
+        episodes = int(played) if 1 <= played < LARGEST_COUNT else 1
         return Interval(rates[0], *wilson_interval(round(rates[0] * episodes), episodes))
     low, high = mean_interval(rates)
     return Interval(float(np.mean(rates)), max(0.0, low), min(1.0, high))
@@ -200,7 +207,7 @@ def read_run(path: Path, name: str | None = None, only: frozenset[str] | None = 
     run.summary = read_json_of(run, "summary.json", "the run was stopped, or is still running")
     failures = run.summary.get("failures")
     for seed, reason in (failures if isinstance(failures, dict) else {}).items():
-        run.problems.append(f"seed {seed} failed: {reason}")
+        run.problems.append(f"seed {printable(seed)} failed: {printable(reason, 400)}")
     return run
 
 
@@ -212,17 +219,21 @@ def encodable(text: str) -> str:
 def read_json_of(run: Run, file: str, consequence: str) -> dict[str, Any]:
     """Return a JSON file of the folder; note it where it cannot be read."""
     try:
-        values = json.loads((run.path / file).read_text())
-        if isinstance(values, dict):
-            return values
-        reason = "it holds no names"
+        return load_json(run.path / file)
     except FileNotFoundError:
         run.problems.append(f"{file} is missing: {consequence}")
-        return {}
-    except (OSError, ValueError) as error:
-        reason = str(error)
-    run.problems.append(f"{file} is damaged ({reason}): {consequence}")
+    except Exception as error:
+        run.problems.append(f"{file} {fault_of(error)}: {consequence}")
     return {}
+
+
+def fault_of(error: Exception) -> str:
+    """Return what an error of a reader says of the file; errors of other kinds are raised on."""
+    if is_damage(error):
+        return f"is damaged ({reason_of(error)})"
+    if isinstance(error, OSError | MemoryError):
+        return f"cannot be read ({reason_of(error)})"
+    raise error
 
 
 def read_csv(
@@ -231,7 +242,7 @@ def read_csv(
     """Return the rows of a CSV file that has the columns `keys`; note rows that are damaged."""
     rows, damaged = [], 0
     try:
-        with open(run.path / file, newline="", errors="replace") as text:
+        with open_log(run.path / file) as text:
             for cells in csv.DictReader(text):
                 row = parse_row(cells, keys, only)
                 if row is None:
@@ -241,15 +252,15 @@ def read_csv(
     except FileNotFoundError:
         run.problems.append(f"{file} is missing: nothing of it is shown")
         return []
-    except (OSError, csv.Error) as error:
-        run.problems.append(f"{file} is damaged ({error}): it is shown up to there")
+    except Exception as error:
+        run.problems.append(f"{file} {fault_of(error)}: it is shown up to there")
     if damaged:
         run.problems.append(f"{file} has damaged rows, left out: {damaged}")
     if not rows:
         run.problems.append(f"{file} has no rows yet")
     lost = sorted(
         {
-            f"{name} of seed {row.seed}" if row.seed else name
+            printable(f"{name} of seed {row.seed}" if row.seed else name)
             for row in rows
             for name, value in row.values.items()
             if not math.isfinite(value)
@@ -274,9 +285,10 @@ def parse_row(
             values[name] = float(cell)
         except ValueError:
             return None
-    if not cells["step"].isdecimal():
+    step = count(cells["step"])
+    if step is None or ("stage" in keys and cells["stage"] not in STAGES):
         return None
-    return Row(cells.get("stage", ""), int(cells["step"]), cells.get("seed", ""), values)
+    return Row(cells.get("stage", ""), step, cells.get("seed", ""), values)
 
 
 def read_runs(paths: list[Path]) -> list[Run]:

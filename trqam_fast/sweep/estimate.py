@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import os
 import time
 from collections.abc import Callable
 from functools import cache
@@ -16,14 +17,15 @@ from trqam_fast.agents import algorithm
 from trqam_fast.agents.config import CloningConfig
 from trqam_fast.data.dataset import Dataset
 from trqam_fast.data.tasks import find_task
+from trqam_fast.errors import UsageError
 from trqam_fast.evaluation.episodes import Request
 from trqam_fast.evaluation.policy import ROWS, choose_chunks
 from trqam_fast.simulator.environment import begin, interface_of, make_env
-from trqam_fast.sweep.plan import Job
+from trqam_fast.sweep.plan import Job, run_bytes
 from trqam_fast.training.backend import settle_backend
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.history import History
-from trqam_fast.training.seeding import make_generators
+from trqam_fast.training.seeding import make_randomness
 from trqam_fast.training.updater import Updater
 
 START_SECONDS = 10.0
@@ -44,19 +46,19 @@ def seconds_per_call(call: Callable[[], object]) -> float:
     return float(np.median(times))
 
 
-def random_data(obs_dim: int, act_dim: int) -> Dataset:
+def random_data(obs_dim: int, act_dim: int, rows: int) -> Dataset:
     """Return transitions of random numbers, in one trajectory."""
     draw = np.random.default_rng(0).standard_normal
-    observations = draw((PROBE_ROWS + 1, obs_dim))
-    terminals = np.zeros(PROBE_ROWS)
+    observations = draw((rows + 1, obs_dim))
+    terminals = np.zeros(rows)
     terminals[-1] = 1
     return Dataset.from_arrays(
         {
             "observations": observations[:-1],
             "next_observations": observations[1:],
-            "actions": draw((PROBE_ROWS, act_dim)).clip(-1, 1),
-            "rewards": -np.ones(PROBE_ROWS),
-            "masks": np.ones(PROBE_ROWS),
+            "actions": draw((rows, act_dim)).clip(-1, 1),
+            "rewards": -np.ones(rows),
+            "masks": np.ones(rows),
             "terminals": terminals,
         }
     )
@@ -98,6 +100,27 @@ def probe_environment(
         env.close()
 
 
+def probe_rows(config: CloningConfig) -> int:
+    """Return the transitions of a measurement: some sequences of actions must fit into them."""
+    return max(PROBE_ROWS, 2 * config.horizon_length)
+
+
+def machine_bytes() -> int:
+    """Return the memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def check_memory(job: Job, config: TrainConfig, obs_dim: int, act_dim: int) -> None:
+    """Raise `UsageError` if measuring a job would take more memory than this machine has."""
+    needed = sum(run_bytes(config, len(job.seeds), max(1, config.threads)).values())
+    needed += 4 * probe_rows(config.agent) * (2 * obs_dim + act_dim + 3) * np.float64().itemsize
+    if needed > machine_bytes():
+        raise UsageError(
+            f"an update of {job.name} needs about {needed / 2**30:,.0f} GiB, but this machine has "
+            f"{machine_bytes() / 2**30:.0f}; use smaller sizes"
+        )
+
+
 @cache
 def probe_agent(
     algo: str, config: CloningConfig, obs_dim: int, act_dim: int, runs: int, backend: str
@@ -105,9 +128,10 @@ def probe_agent(
     """Return the seconds of an update of all runs, and of a policy call's row."""
     seeds = tuple(range(runs))
     agent = algorithm(algo)(config, obs_dim, act_dim, list(seeds), backend=backend)
-    generators = make_generators(seeds, "offline", "cpu")
+    randomness = make_randomness(seeds, "offline", "cpu")
     history = History(10_000)
-    updater = Updater(agent, random_data(obs_dim, act_dim), generators, history, graph=False)
+    data = random_data(obs_dim, act_dim, probe_rows(config))
+    updater = Updater(agent, data, randomness, history, graph=False)
     noise = np.zeros((agent.candidates, agent.noise_dim))
     requests = [Request(np.zeros(obs_dim), noise)] * ROWS
     update = seconds_per_call(lambda: updater.run(1))
@@ -123,6 +147,7 @@ def job_seconds(job: Job) -> float:
     obs_dim, act_dim, steps, step_seconds = probe_environment(
         find_task(job.env_name).env_id, tuple(config.env_options.items())
     )
+    check_memory(job, config, obs_dim, act_dim)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads or threads)
     try:

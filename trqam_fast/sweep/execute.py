@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import shlex
 import sys
 import traceback
@@ -14,6 +13,7 @@ from trqam_fast import train
 from trqam_fast.errors import RunError, Stopped, UsageError
 from trqam_fast.files import locked
 from trqam_fast.kernels import BackendError
+from trqam_fast.runs.values import read_json
 from trqam_fast.sweep.plan import Job
 from trqam_fast.sweep.state import JobState, StateFile, read_state, state_path
 from trqam_fast.training.config import TrainConfig
@@ -114,5 +114,6 @@ def config_of(out: Path, job: Job) -> TrainConfig:
 
 def failed_seeds(out: Path, job: Job) -> str:
     """Return which seeds of a finished job diverged, in words; empty if none did."""
-    summary = json.loads((job.run_dir(out) / "summary.json").read_text())
-    return "; ".join(f"seed {seed}: {why}" for seed, why in summary["failures"].items())
+    failures = read_json(job.run_dir(out) / "summary.json").get("failures")
+    found = failures.items() if isinstance(failures, dict) else ()
+    return "; ".join(f"seed {seed}: {why}" for seed, why in found)

@@ -17,7 +17,7 @@ def is_a(value: Any, kind: Any) -> bool:
     if isinstance(kind, UnionType):  # optional flags; none is leaving them out
         return any(is_a(value, option) for option in get_args(kind))
     if kind is Path:
-        return isinstance(value, str | Path)
+        return isinstance(value, str | Path) and "\0" not in str(value)
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     kind = get_origin(kind) or kind  # an algorithm of one's own may have hints of any kind

@@ -68,15 +68,7 @@ def load_run(
     check_asked(config)
     sizes = read_sizes(path, config)
     config = settle_backend(config, sizes.act_dim)
-    agent = algorithm("bc" if state["stage"] == "pretrain" else config.algo)(
-        config.agent,
-        sizes.obs_dim,
-        sizes.act_dim,
-        list(config.seeds),
-        device=config.device,
-        backend=config.backend,
-        precision=config.precision,
-    )
+    agent = make_agent(config, state["stage"], sizes.obs_dim, sizes.act_dim)
     try:
         agent.load_state_dict(state["agent"])
     except (RuntimeError, KeyError, ValueError) as error:
@@ -86,6 +78,19 @@ def load_run(
         ) from None
     check_finite(agent, config, found)
     return LoadedRun(config, agent, state["stage"], state["step"], found, sizes)
+
+
+def make_agent(config: TrainConfig, stage: str, obs_dim: int, act_dim: int) -> Agent:
+    """Return the agent that acts in a stage of a run, with initial weights."""
+    return algorithm("bc" if stage == "pretrain" else config.algo)(
+        config.agent,
+        obs_dim,
+        act_dim,
+        list(config.seeds),
+        device=config.device,
+        backend=config.backend,
+        precision=config.precision,
+    )
 
 
 def check_finite(agent: Agent, config: TrainConfig, path: Path) -> None:
