@@ -13,6 +13,7 @@ from tests.runs import run
 from trqam_fast.errors import UsageError
 from trqam_fast.evaluation.episodes import Request
 from trqam_fast.evaluation.policy import choose_chunks
+from trqam_fast.export import write_export
 from trqam_fast.training.flags import parse_config, read_toml
 
 REACH = "tests.own_tasks:Reach"
@@ -139,6 +140,18 @@ print(tf.Policy.load(checkpoint)([0.0, 1.0]))
     assert done.returncode == 0, done.stderr
     policy = tf.Policy.load(result.run_dir)
     assert done.stdout.strip() == str(policy([0.0, 1.0]))
+
+
+def test_an_export_acts_as_its_run_and_names_no_place(result, tmp_path):
+    pytest.importorskip("safetensors")
+    folder = write_export(result.run_dir, tmp_path / "export")
+    observation = np.float32([0.1, 0.2])
+    for train_seed in (4, 7):
+        ours = tf.Policy.load(folder, train_seed=train_seed)(observation)
+        theirs = tf.Policy.load(result.run_dir, train_seed=train_seed)(observation)
+        assert np.array_equal(ours, theirs)
+    for path in folder.iterdir():
+        assert b"reach.npz" not in path.read_bytes(), path
 
 
 def test_evaluate_and_load_run_take_text(result):

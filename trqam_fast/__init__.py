@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from trqam_fast.agents import DualController
     from trqam_fast.evaluate import Evaluation, evaluate
     from trqam_fast.kernels import (
+        Draws,
         MLPWeights,
-        Philox,
+        NoiseSchedule,
         adjoint_matching,
         lean_adjoint,
         mlp,
         ode_rollout,
         path_kl,
+        philox,
         sde_rollout,
         velocity_along,
     )
@@ -40,13 +42,15 @@ _HOMES = {
     "load_run": "training.load_run",
     "Policy": "policy",
     "DualController": "agents",
+    "Draws": "kernels",
     "MLPWeights": "kernels",
-    "Philox": "kernels",
+    "NoiseSchedule": "kernels",
     "adjoint_matching": "kernels",
     "lean_adjoint": "kernels",
     "mlp": "kernels",
     "ode_rollout": "kernels",
     "path_kl": "kernels",
+    "philox": "kernels",
     "sde_rollout": "kernels",
     "velocity_along": "kernels",
 }
@@ -70,10 +74,11 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "Draws",
     "DualController",
     "Evaluation",
     "MLPWeights",
-    "Philox",
+    "NoiseSchedule",
     "Policy",
     "Result",
     "TrainConfig",
@@ -85,6 +90,7 @@ __all__ = [
     "mlp",
     "ode_rollout",
     "path_kl",
+    "philox",
     "sde_rollout",
     "train",
     "velocity_along",

@@ -12,6 +12,7 @@ from trqam_fast.agents import Agent
 from trqam_fast.errors import UsageError
 from trqam_fast.evaluation.episodes import Request
 from trqam_fast.evaluation.policy import choose_chunks
+from trqam_fast.export import MODEL, load_export
 from trqam_fast.simulator.bounds import unscaled
 from trqam_fast.training.interface import Sizes
 from trqam_fast.training.load_run import load_run
@@ -52,8 +53,8 @@ class Policy:
         """Load the policy of a run; its environment need not be installed.
 
         Args:
-            path: A run folder, of which the newest whole checkpoint is taken, or a checkpoint in
-                one.
+            path: A run folder, of which the newest whole checkpoint is taken, a checkpoint in
+                one, or what ``python -m trqam_fast.export`` wrote.
             seed: Seed of the policy's noise.
             train_seed: Seed of the run, where a folder holds several; the first by default.
             device: Torch device to act on.
@@ -62,10 +63,13 @@ class Policy:
         Raises:
             UsageError: there is none, it is damaged, or it has no such seed.
         """
-        path = Path(path)
-        checkpoint = path if path.is_file() else None
-        folder = path if checkpoint is None else path.resolve().parent.parent
-        loaded = load_run(folder, checkpoint, device, backend)
+        folder, checkpoint = Path(path), None
+        if folder.is_file():
+            folder, checkpoint = folder.resolve().parent.parent, folder
+        if (folder / MODEL).exists():
+            loaded = load_export(folder, device, backend)
+        else:
+            loaded = load_run(folder, checkpoint, device, backend)
         seeds = loaded.config.seeds
         train_seed = seeds[0] if train_seed is None else train_seed
         if train_seed not in seeds:
