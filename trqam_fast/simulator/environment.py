@@ -41,7 +41,8 @@ def make_env(
         env_id: Name in gymnasium's registry, or ``MODULE:FACTORY``.
         success_return: Undiscounted return of an episode that counts as success, whatever else
             the environment says.
-        max_episode_steps: Steps after which an episode is truncated, besides its own limit.
+        max_episode_steps: Steps after which an episode is truncated, in place of the limit that is
+            registered.
         options: Further arguments of `gymnasium.make` or of the factory.
 
     Raises:
@@ -49,11 +50,11 @@ def make_env(
     """
     import ogbench  # noqa: F401  (registers the environments)
 
-    from trqam_fast.simulator.own import make, standard
+    from trqam_fast.simulator.own import Standard, make
 
-    env = make(env_id, options)
-    if not is_ogbench(env) or success_return is not None or max_episode_steps is not None:
-        env = standard(env, env_id, success_return, max_episode_steps)
+    env = make(env_id, options, max_episode_steps)
+    if not is_ogbench(env) or success_return is not None:
+        env = Standard(env, env_id, success_return)
     kind = type(env.unwrapped)
     if isinstance(getattr(kind, "action_space", None), property):
         space = env.unwrapped.action_space

@@ -24,7 +24,9 @@ SUCCESS_KEYS = ("success", "is_success")
 """What environments call success in their info."""
 
 
-def make(env_id: str, options: dict[str, Any]) -> gymnasium.Env:
+def make(
+    env_id: str, options: dict[str, Any], max_episode_steps: int | None = None
+) -> gymnasium.Env:
     """Make an environment by its name.
 
     Args:
@@ -32,6 +34,8 @@ def make(env_id: str, options: dict[str, Any]) -> gymnasium.Env:
             an environment; where the module has none of that name, it is one in the registry that
             importing the module adds.
         options: Arguments of `gymnasium.make` or of the factory.
+        max_episode_steps: Steps after which an episode is truncated; None leaves it to the
+            environment.
 
     Raises:
         UsageError: there is none, or it cannot be made.
@@ -39,7 +43,8 @@ def make(env_id: str, options: dict[str, Any]) -> gymnasium.Env:
     factory = find_factory(env_id)
     try:
         if factory is None:
-            return gymnasium.make(env_id, disable_env_checker=True, **options)
+            limit = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
+            return gymnasium.make(env_id, disable_env_checker=True, **limit, **options)
         env = factory(**options)
     except Exception as error:
         kind = type(error).__name__
@@ -51,6 +56,8 @@ def make(env_id: str, options: dict[str, Any]) -> gymnasium.Env:
         raise UsageError(
             f"--env-id {env_id!r} returned a {type(env).__name__}; return a gymnasium.Env"
         )
+    if max_episode_steps is not None:
+        env = gymnasium.wrappers.TimeLimit(env, max_episode_steps)
     return env
 
 
@@ -151,25 +158,6 @@ class Standard(gymnasium.Wrapper):
     def flat(self, observation: Any) -> np.ndarray:
         """Return an observation as `[O]`."""
         return spaces.flatten(self.env.observation_space, observation)
-
-
-def standard(
-    env: gymnasium.Env,
-    name: str,
-    success_return: float | None = None,
-    max_episode_steps: int | None = None,
-) -> gymnasium.Env:
-    """Return an environment as the trainer expects it.
-
-    Args:
-        env: What `make` returned.
-        name: What it is called in messages.
-        success_return: See `Standard`.
-        max_episode_steps: Steps after which an episode is truncated; None leaves it to `env`.
-    """
-    if max_episode_steps is not None:
-        env = gymnasium.wrappers.TimeLimit(env, max_episode_steps)
-    return Standard(env, name, success_return)
 
 
 def steps_of(env: gymnasium.Env) -> float:
