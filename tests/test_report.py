@@ -3,12 +3,12 @@ import json
 import os
 import re
 import shutil
-from html.parser import HTMLParser
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from tests.run_folders import COLUMNS, SUMMARY, make_run, report
 from trqam_fast.cli import run_command
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.report import read_run, write_overview
@@ -16,89 +16,6 @@ from trqam_fast.report.__main__ import main
 from trqam_fast.report.page import render_success
 from trqam_fast.runs.plots import PANELS, draw_panel, draw_picture, panels_of, points_of
 from trqam_fast.runs.read import read_runs
-
-COLUMNS = "stage,step,seed,bc_loss,critic_loss,path_kl,lam,q_mean,q_min,q_max"
-CONFIG = {
-    "env_name": "pointmaze-medium-navigate-singletask-task1-v0",
-    "algo": "trqam",
-    "seeds": [0, 1],
-    "backend": "auto",
-    "precision": "auto",
-    "kl_budget": 1.0,
-    "kl_budget_online": 0.25,
-    "run_dir": "somewhere",
-}
-SUMMARY = {
-    "backend": "cpp",
-    "precision": "ieee",
-    "seconds": {"data": 0.4, "pretrain": 3.0, "offline": 100.0, "online": 50.0},
-    "online_seconds": {"learning": 40.0, "simulating": 5.0},
-    "updates_per_second": {"pretrain": 600.0, "offline": 70.5},
-    "failures": {},
-}
-STEPS = {"pretrain": (100, 200), "offline": (300, 400), "online": (450, 500)}
-RATES = {200: (0.0, 0.2), 400: (0.6, 1.0), 500: (0.9, 1.0)}
-
-
-def make_run(folder, *, seeds=(0, 1), stages=("pretrain", "offline", "online"), **config):
-    """A run folder as the trainer leaves it."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG | {"seeds": list(seeds)} | config))
-    (folder / "versions.json").write_text(json.dumps({"torch": "2.13", "cpu": "Tester"}))
-    (folder / "summary.json").write_text(json.dumps(SUMMARY))
-    rows, evaluations = [COLUMNS], ["step,success,stage,seed,episodes,return,length"]
-    timing = ["stage,step,updates_per_second,seconds"]
-    for stage in stages:
-        for step in STEPS[stage]:
-            timing.append(f"{stage},{step},70.5,{step}")
-            for seed in seeds:
-                trained = ",,,,," if stage == "pretrain" else f"2.5,1.{seed},0.5,-3,-{step},-1"
-                rows.append(f"{stage},{step},{seed},{step / 100},{trained}")
-        for seed in seeds:
-            success = RATES[step][seed]
-            evaluations.append(f"{step},{success},{stage},{seed},50,-10,200")
-    (folder / "metrics.csv").write_text("\n".join(rows) + "\n")
-    (folder / "timing.csv").write_text("\n".join(timing) + "\n")
-    (folder / "eval.csv").write_text("\n".join(evaluations) + "\n")
-    return folder
-
-
-class Page(HTMLParser):
-    """Checks that tags match and collects text, images and everything that points elsewhere."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.open, self.texts, self.links, self.images, self.tags = [], [], [], [], set()
-        self.feed(html)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.add(tag)
-        attributes = dict(attributes)
-        self.links += [attributes[name] for name in ("src", "href", "srcset") if name in attributes]
-        if tag == "img":
-            assert attributes["alt"]
-            self.images.append(attributes["src"])
-        if tag not in ("meta", "img", "br", "line", "wbr"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.add(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.texts).split())
-
-
-def report(*runs, out):
-    assert main([*(str(run) for run in runs), "--out", str(out)]) == 0
-    return Page((out / "index.html").read_text(encoding="utf-8"))
 
 
 def test_a_run_is_read(tmp_path):

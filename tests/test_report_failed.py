@@ -4,7 +4,7 @@ import re
 import matplotlib.pyplot as plt
 import pytest
 
-from tests.test_comparison import ONE, TWO, Sweep, report
+from tests.run_folders import ONE, TWO, Sweep, report
 from trqam_fast.report.comparison import Comparison
 from trqam_fast.report.comparison_figures import (
     TAUS,
