@@ -20,11 +20,11 @@ from tests.run_folders import (
 from trqam_fast.cli import run_command
 from trqam_fast.report.__main__ import main
 from trqam_fast.report.collect import domain_name
-from trqam_fast.report.comparison import COMMON, Comparison, each_once
-from trqam_fast.report.comparison_figures import short_task
-from trqam_fast.report.comparison_files import latex, measured_rates
+from trqam_fast.report.comparison import COMMON, Comparison, each_once, short_task
+from trqam_fast.report.comparison_tables import measured_rates
 from trqam_fast.report.find import collect
 from trqam_fast.report.published import read_published
+from trqam_fast.report.table import escape_latex
 
 
 def statuses(results, method, task):
@@ -172,9 +172,9 @@ def test_latex(tmp_path):
     assert len(table) == 1 + 8 + 1
     assert all(len(re.findall(r"(?<!\\)&", line)) == width - 1 for line in table)
     assert text.index("{published}") < text.index("{measured here}")
-    assert r"TRQAM a\_b \& 50\% & 1 & 3 & 6k" in text and "50 {\\scriptsize [" in text
+    assert r"TRQAM a\_b \& 50\% & 1 & 3 & 6k" in text and "50.0 {\\scriptsize [" in text
     assert table[-1].count("---") == 10  # nine domains and the mean of all
-    assert latex("a_b{c}\\") == r"a\_b\{c\}\textbackslash{}"
+    assert escape_latex("a_b{c}\\") == r"a\_b\{c\}\textbackslash{}"
     if shutil.which("pdflatex") is None:
         return
     (tmp_path / "a.tex").write_text(

@@ -13,7 +13,7 @@ from trqam_fast.cli import run_command
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.report import read_run, write_overview
 from trqam_fast.report.__main__ import main
-from trqam_fast.report.page import render_success
+from trqam_fast.report.run_tables import success
 from trqam_fast.runs.plots import PANELS, draw_panel, draw_picture, panels_of, points_of
 from trqam_fast.runs.read import read_runs
 
@@ -98,8 +98,9 @@ def test_a_seed_that_is_missing_from_an_evaluation_is_told(tmp_path):
     run = make_run(tmp_path / "run")
     lines = (run / "eval.csv").read_text().splitlines(keepends=True)
     (run / "eval.csv").write_text("".join(lines[:-1]))
-    cell = render_success(read_run(run), "online")
-    assert "90 %" in cell and "79 to 96" in cell and "1 of 2 seeds" in cell
+    cell = success(read_run(run), "online")
+    text = " ".join(part.text for line in cell.lines for part in line)
+    assert text == "90 % 79 to 96 1 of 2 seeds"
 
 
 def test_unknown_columns_get_a_panel(tmp_path):

@@ -264,6 +264,11 @@ def each_once(values: Iterable[str]) -> str:
     return " or ".join(found)
 
 
+def short_task(task: str) -> str:
+    """Return a task's name without what all of them have: ``cube-double-play task1``."""
+    return re.sub(r"-singletask(-(task\d+))?-v0$", r" \2", task).strip()
+
+
 def natural(name: str) -> list[tuple[int, int, str]]:
     """Key by which names sort as people do: task2 before task10."""
     return [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from trqam_fast.report.aggregate import bootstrap, counts, limits, profile, task_means
-from trqam_fast.report.comparison import ALL, Comparison
+from trqam_fast.report.comparison import ALL, Comparison, short_task
 from trqam_fast.runs.plots import COLOURS, DASHES, LOG_RATIO, STYLE, label_of, literal, shorten
 
 DPI = 130
@@ -282,8 +281,8 @@ def budget_lines(tracks: list[Any]) -> set[tuple[int, int, float]]:
     }
 
 
-def draw_all(comparison: Comparison, out: Path) -> dict[str, bytes]:
-    """Write every picture as a PNG file; return their contents by name, without the ending."""
+def draw_all(comparison: Comparison, out: Path) -> list[str]:
+    """Write every picture as a PNG file; return their names, without the ending."""
     with plt.rc_context(STYLE):
         figures = {
             "intervals": lambda: draw_intervals(comparison),
@@ -295,21 +294,15 @@ def draw_all(comparison: Comparison, out: Path) -> dict[str, bytes]:
             name = file_name(task)
             figures[f"curves_{name}"] = lambda task=task: draw_curves(comparison, task)
             figures[f"path_kl_{name}"] = lambda task=task: draw_path_kl(comparison, task)
-        pictures = {}
+        pictures = []
         for name, draw in figures.items():
             figure = draw()
             if figure is not None:
-                path = out / f"{name}.png"
-                figure.savefig(path, dpi=DPI)
-                pictures[name] = path.read_bytes()
+                figure.savefig(out / f"{name}.png", dpi=DPI)
+                pictures.append(name)
     return pictures
 
 
 def file_name(task: str) -> str:
     """Return a task as a part of a file's name."""
     return "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in task)[:100]
-
-
-def short_task(task: str) -> str:
-    """Return a task's name without what all of them have: ``cube-double-play task1``."""
-    return re.sub(r"-singletask(-(task\d+))?-v0$", r" \2", task).strip()
