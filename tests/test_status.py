@@ -11,6 +11,7 @@ import pytest
 
 from trqam_fast.cli import run_command
 from trqam_fast.runs.progress import TAIL, newest_rows, read_progress, stage_ends
+from trqam_fast.runs.read import KEYS
 from trqam_fast.status import __main__ as command
 from trqam_fast.status.lines import read_lines
 from trqam_fast.status.table import COLUMNS, cut, render
@@ -224,23 +225,27 @@ def test_steps_count_on(tmp_path):
 
 
 def test_only_the_tail_is_read(tmp_path):
-    rows = [f"offline,{step},0,{'x' * 500},1,{step}" for step in range(1000, 5000)]
+    rows = [f"offline,{step},0,{'0' * 500},1,{step}" for step in range(1000, 5000)]
     path = make_run(tmp_path / "run", logs={"metrics": rows}) / "metrics.csv"
     length = len(rows[0]) + 1
     with open(path, "a") as file:  # so that the tail begins within a stage
         end = (TAIL + len("offl")) % length
-        file.write(f"offline,5000,0,{'x' * (end + 500)},1,5000\n")
+        file.write(f"offline,5000,0,{'0' * (end + 500)},1,5000\n")
     assert path.stat().st_size > 2_000_000
     assert path.read_bytes()[-TAIL:].startswith(b"ine,")
-    found = list(newest_rows(path))
-    assert 100 < len(found) < 140 and {row["stage"] for row in found} == {"offline"}
-    assert found[0]["lam"] == "5000" and read_progress(path.parent).step == 5000
+    found = list(newest_rows(path, KEYS))
+    assert 100 < len(found) < 140 and {row.stage for row in found} == {"offline"}
+    assert found[0].values["lam"] == 5000 and read_progress(path.parent).step == 5000
 
 
 def test_half_written_and_damaged_files(tmp_path):
     run = make_run(tmp_path / "run", logs=HALFWAY)
     for name, torn in (
-        ("metrics", "offline,150,0,1,5,0.\0\noffline,1x0,0,1,9,9\noffline,150,1,1,7,0.1"),
+        (
+            "metrics",
+            "offline,150,0,1,5,0.5\noffline,1x0,0,1,9,9\noffline,160,0,1,8,0.\0\n"
+            "offline,150,1,1,7,0.1",
+        ),
         ("timing", "offline,150,9"),
         ("eval", "150,1,offline,0,5\n150,0"),
     ):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +16,12 @@ import numpy as np
 from trqam_fast.agents import Declaration, declaration
 from trqam_fast.errors import UsageError
 from trqam_fast.evaluation.statistics import mean_interval, wilson_interval
+from trqam_fast.training.config import STAGES
 
 KEYS = ("stage", "step", "seed")
+MOST_STEPS = 10**15
+"""No run has more; a larger number is damage."""
+Check = Callable[[Any], bool]
 EPISODES_TOGETHER = 20
 """Online episodes whose success makes one point."""
 
@@ -35,6 +41,18 @@ class Row(NamedTuple):
     step: int
     seed: str
     values: dict[str, float]
+
+    @property
+    def success(self) -> float:
+        """Share of episodes solved, from 0 to 1; NaN if it does not say."""
+        found = self.values.get("success", math.nan)
+        return min(1.0, max(0.0, found)) if math.isfinite(found) else math.nan
+
+    @property
+    def episodes(self) -> int | None:
+        """Episodes of an evaluation, None if it does not say."""
+        found = self.values.get("episodes", math.nan)
+        return int(found) if 1 <= found <= MOST_STEPS else None
 
 
 class Point(NamedTuple):
@@ -97,6 +115,11 @@ class Run:
             return [str(seed) for seed in self.config["seeds"]]
         return list(dict.fromkeys(row.seed for row in (*self.metrics, *self.evaluations)))
 
+    @property
+    def failures(self) -> dict[str, str]:
+        """Reason by seed that diverged, once the run has ended."""
+        return self.summary.get("failures", {})
+
     def curve(self, column: str) -> list[Point]:
         """Mean of a column over the seeds at every step, with their smallest and largest."""
         groups: dict[tuple[str, int], list[float]] = {}
@@ -112,14 +135,14 @@ class Run:
         """Success with its 95 % interval at every evaluation, from 0 to 1."""
         groups: dict[tuple[str, int], list[Row]] = {}
         for row in self.evaluations:
-            if math.isfinite(row.values.get("success", math.nan)):
+            if math.isfinite(row.success):
                 groups.setdefault((row.stage, row.step), []).append(row)
         return [Point(*key, *success_of(rows)) for key, rows in groups.items()]
 
     def episode_success(self) -> list[Point]:
         """Success of online episodes of all seeds, some together, with Wilson's interval."""
         rows = sorted(self.episodes, key=lambda row: row.step)
-        solved = [(row.step, row.values["success"]) for row in rows if "success" in row.values]
+        solved = [(row.step, row.success) for row in rows if math.isfinite(row.success)]
         points = []
         for end in range(EPISODES_TOGETHER, len(solved) + 1, EPISODES_TOGETHER):
             part = solved[end - EPISODES_TOGETHER : end]
@@ -135,10 +158,9 @@ class Run:
             return None
         last = points[-1]
         rates = [
-            row.values["success"]
+            row.success
             for row in self.evaluations
-            if (row.stage, row.step) == (stage, last.step)
-            and math.isfinite(row.values.get("success", math.nan))
+            if (row.stage, row.step) == (stage, last.step) and math.isfinite(row.success)
         ]
         return Interval(last.value, last.low, last.high), rates
 
@@ -153,14 +175,14 @@ class Run:
             return None
         online = self.config.get("kl_budget_online") if stage == "online" else None
         value = self.config.get("kl_budget") if online is None else online
-        return float(value) if isinstance(value, (int, float)) else None
+        return None if value is None else float(value)
 
 
 def success_of(rows: list[Row]) -> Interval:
     """Success over seeds: Student's interval of their mean; of one seed Wilson's."""
-    rates = [min(1.0, max(0.0, row.values["success"])) for row in rows]
+    rates = [row.success for row in rows]
     if len(rates) == 1:
-        episodes = max(1, int(rows[0].values.get("episodes", 1)))
+        episodes = rows[0].episodes or 1
         return Interval(rates[0], *wilson_interval(round(rates[0] * episodes), episodes))
     low, high = mean_interval(rates)
     return Interval(float(np.mean(rates)), max(0.0, low), min(1.0, high))
@@ -186,20 +208,19 @@ def read_run(path: Path, name: str | None = None, only: frozenset[str] | None = 
     if not any((path / file).exists() for file in FILES):
         raise UsageError(f"{path} holds no run (none of {', '.join(FILES)}); name a run folder")
     run = Run(path, encodable(name or path.resolve().name))
-    run.config = read_json_of(run, "config.json", "its settings are unknown")
+    run.config = read_noted(run, "config.json", "its settings are unknown")
     if (path / "algorithm.json").exists():  # runs of earlier versions have none
-        run.declared = read_json_of(run, "algorithm.json", "its algorithm is known by name alone")
+        run.declared = read_noted(run, "algorithm.json", "its algorithm is known by name alone")
     run.metrics = read_csv(run, "metrics.csv", only=only)
     run.evaluations = read_csv(run, "eval.csv")
     if only is None:
-        run.versions = read_json_of(run, "versions.json", "its versions are unknown")
+        run.versions = read_noted(run, "versions.json", "its versions are unknown")
         if "updates_per_second" not in run.columns:
             run.timing = read_csv(run, "timing.csv", ("stage", "step"))
         if (path / "episodes.csv").exists():  # there is none before the first episode ends
             run.episodes = read_csv(run, "episodes.csv", ("step", "seed"))
-    run.summary = read_json_of(run, "summary.json", "the run was stopped, or is still running")
-    failures = run.summary.get("failures")
-    for seed, reason in (failures if isinstance(failures, dict) else {}).items():
+    run.summary = read_noted(run, "summary.json", "the run was stopped, or is still running")
+    for seed, reason in run.failures.items():
         run.problems.append(f"seed {seed} failed: {reason}")
     return run
 
@@ -209,20 +230,128 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def read_json_of(run: Run, file: str, consequence: str) -> dict[str, Any]:
-    """Return a JSON file of the folder; note it where it cannot be read."""
+class Damaged(Exception):
+    """A file is there, but its contents are not what they should be; says why."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the names and values of a JSON file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Damaged: it cannot be read, or holds something else.
+    """
     try:
-        values = json.loads((run.path / file).read_text())
-        if isinstance(values, dict):
-            return values
-        reason = "it holds no names"
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise
+    except RecursionError:
+        raise Damaged("it is nested too deep") from None
+    except (OSError, ValueError) as error:
+        raise Damaged(str(error)) from None
+    if not isinstance(values, dict):
+        raise Damaged("it holds no names")
+    return values
+
+
+def number(value: Any) -> float:
+    """Return a number of a JSON file or a cell of a CSV file, NaN for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return math.nan
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return math.nan
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, (int, float)) and math.isfinite(number(value))
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number that a counter can hold."""
+    return isinstance(value, int) and is_number(value) and 0 <= value < 2**63
+
+
+def is_amount(value: Any) -> bool:
+    """Whether a value is a number of seconds, or of something in a second."""
+    return is_number(value) and 0 <= value <= MOST_STEPS
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a text."""
+    return isinstance(value, str)
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether a value is nothing, a truth, a text or a finite number."""
+    return value is None or isinstance(value, (bool, str)) or is_number(value)
+
+
+def list_of(check: Check, value: Any) -> bool:
+    """Whether a value is a list of what passes a check."""
+    return isinstance(value, list) and all(map(check, value))
+
+
+def dict_of(check: Check, value: Any) -> bool:
+    """Whether a value gives each name what passes a check."""
+    return isinstance(value, dict) and all(map(check, value.values()))
+
+
+KINDS: dict[str, Check] = {
+    "env_name": is_text,
+    "algo": is_text,
+    "seeds": functools.partial(list_of, is_count),
+    "bc_steps": is_count,
+    "offline_steps": is_count,
+    "online_steps": is_count,
+    "kl_budget": is_number,
+    "kl_budget_online": lambda value: value is None or is_number(value),
+    "failures": functools.partial(dict_of, is_text),
+    "seconds": functools.partial(dict_of, is_amount),
+    "online_seconds": functools.partial(dict_of, is_amount),
+    "updates_per_second": functools.partial(dict_of, is_amount),
+}
+"""What the values that are reckoned with must be, in every JSON file of a run."""
+
+
+def sound(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the values that are what they should be, and the names of the others.
+
+    Those that `KINDS` does not name are scalar, or lists of what is.
+    """
+
+    def fits(name: str, value: Any) -> bool:
+        if name in KINDS:
+            return KINDS[name](value)
+        return is_scalar(value) or list_of(is_scalar, value)
+
+    found = {name: value for name, value in values.items() if fits(name, value)}
+    return found, [name for name in values if name not in found]
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """Return what is sound in a JSON file, nothing where it cannot be read."""
+    try:
+        return sound(read_json(path))[0]
+    except (FileNotFoundError, Damaged):
+        return {}
+
+
+def read_noted(run: Run, file: str, consequence: str) -> dict[str, Any]:
+    """Return what is sound in a JSON file of the folder; note what is not."""
+    try:
+        values, odd = sound(read_json(run.path / file))
     except FileNotFoundError:
         run.problems.append(f"{file} is missing: {consequence}")
         return {}
-    except (OSError, ValueError) as error:
-        reason = str(error)
-    run.problems.append(f"{file} is damaged ({reason}): {consequence}")
-    return {}
+    except Damaged as damage:
+        run.problems.append(f"{file} is damaged ({damage}): {consequence}")
+        return {}
+    if odd:
+        run.problems.append(f"{file} has odd values, left out: {', '.join(odd)}")
+    return values
 
 
 def read_csv(
@@ -261,7 +390,9 @@ def read_csv(
 
 
 def parse_row(
-    cells: dict[str | None, Any], keys: tuple[str, ...], only: frozenset[str] | None = None
+    cells: dict[str | None, Any],
+    keys: tuple[str, ...] = KEYS,
+    only: frozenset[str] | None = None,
 ) -> Row | None:
     """Return a row, or None if it is damaged; of its values `only` those columns, if given."""
     if None in cells or None in cells.values() or not all(cells.get(key) for key in keys):
@@ -274,9 +405,10 @@ def parse_row(
             values[name] = float(cell)
         except ValueError:
             return None
-    if not cells["step"].isdecimal():
+    stage, step = cells.get("stage", ""), number(cells["step"])
+    if not (cells["step"].isdecimal() and step <= MOST_STEPS and stage in ("", *STAGES)):
         return None
-    return Row(cells.get("stage", ""), int(cells["step"]), cells.get("seed", ""), values)
+    return Row(stage, int(step), cells.get("seed", ""), values)
 
 
 def read_runs(paths: list[Path]) -> list[Run]:
