@@ -28,8 +28,9 @@ from benchmarks.records import describe, save
 from trqam_fast.agents import TRQAMAgent, TRQAMConfig
 from trqam_fast.cli import run_command
 from trqam_fast.data.dataset import Dataset
-from trqam_fast.data.flat import FORMAT, FlatSet, Writer, new_folder
+from trqam_fast.data.flat import FORMAT, FlatSet
 from trqam_fast.data.flat_dataset import FlatDataset
+from trqam_fast.data.flatten import Writer, new_folder
 from trqam_fast.errors import RunError
 from trqam_fast.memory import keep_freed_memory
 

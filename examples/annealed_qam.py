@@ -44,9 +44,9 @@ class AnnealedQAM(QAMAgent):
         progress = (self.steps / c.anneal_steps).clamp(max=1.0)
         return c.inv_temp_start * (c.inv_temp_end / c.inv_temp_start) ** progress
 
-    def terminal_adjoint(self, observations: Tensor, x: Tensor) -> Tensor:
+    def terminal_adjoint(self, gradient: Tensor) -> Tensor:
         """Scale the critics' action gradient, `[S, B, D]`."""
-        return -self.inv_temp() * self.action_gradient(observations, x)
+        return -self.inv_temp() * gradient
 
     def after_step(self, metrics: Metrics) -> None:
         """Log it."""

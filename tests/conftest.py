@@ -1,4 +1,8 @@
-"""Fixtures of the tests that train."""
+"""Fixtures of tests that train, and of tests of what the system refuses."""
+
+import contextlib
+import os
+from pathlib import Path
 
 import pytest
 
@@ -22,3 +26,23 @@ def flags(generated):
         "--eval-episodes", "1", "--eval-envs", "1", "--batch-size", "8",
         "--actor-hidden-dims", "16", "16", "--value-hidden-dims", "16", "16",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def refused(monkeypatch):
+    """Makes the system refuse to open a file, with an error of that number."""
+
+    @contextlib.contextmanager
+    def refuse(path, number):
+        opened = os.open
+
+        def refusing(name, *arguments, **options):
+            if Path(name) == Path(path):
+                raise OSError(number, os.strerror(number), str(path))
+            return opened(name, *arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", refusing)
+            yield
+
+    return refuse

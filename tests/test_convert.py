@@ -1,3 +1,4 @@
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from trqam_fast import convert, flax_pickle
 from trqam_fast.agents import BCAgent, TRQAMAgent, TRQAMConfig
 from trqam_fast.cli import run_command
+from trqam_fast.damage import Unreadable
 from trqam_fast.errors import UsageError
 from trqam_fast.runs import checkpoint
 from trqam_fast.training import start
@@ -84,17 +86,17 @@ def test_it_serves_as_pretrained(tmp_path):
 
 def test_moments_lie_where_the_weights_do(tree, tmp_path):
     adam = tree["agent"]["network"]["opt_state"]["1"]["0"]
-    for part, factor in (("mu", 2.0), ("nu", 3.0)):
+    for part, change in (("mu", lambda a: 2 * a), ("nu", lambda a: 3 * np.abs(a))):
         for name, network in adam[part].items():
             source = tree["agent"]["network"]["params"][name]
             for module, layers in network.items():
                 for layer, arrays in layers.items():
                     for array in arrays:
                         value = source[module][layer][array]
-                        adam[part][name][module][layer][array] = factor * value
+                        adam[part][name][module][layer][array] = change(value)
     state = converted(write(tmp_path / "a.pkl", tree), tmp_path / "a.pt")["agent"]
     torch.testing.assert_close(state["exp_avg"], 2 * state["online"])
-    torch.testing.assert_close(state["exp_avg_sq"], 3 * state["online"])
+    torch.testing.assert_close(state["exp_avg_sq"], 3 * state["online"].abs())
 
 
 def test_a_deviation_is_an_exit_status(tmp_path, capsys):
@@ -115,9 +117,11 @@ def test_expected_of_other_networks_or_no_npz(tmp_path):
     argv = [str(REAL), str(tmp_path / "out.pt"), "--check"]
     with pytest.raises(UsageError, match="actions of 4, but the checkpoint has 6 and 6"):
         convert.main([*argv, str(tmp_path / "other.npz")])
-    for path in (REAL, tmp_path / "missing.npz"):
-        with pytest.raises(UsageError, match="--check"):
-            convert.main([*argv, str(path)])
+    with pytest.raises(UsageError, match="--check"):
+        convert.main([*argv, str(REAL)])
+    with pytest.raises(Unreadable, match="missing.npz cannot be read") as error:
+        convert.main([*argv, str(tmp_path / "missing.npz")])
+    assert error.value.status == 2
 
 
 @pytest.mark.parametrize(
@@ -156,7 +160,7 @@ def test_numbers_that_are_none(kind, name, tree, tmp_path):
     assert not (tmp_path / "out.pt").exists()
 
 
-@pytest.mark.parametrize("count", [-1, 2.5, np.int32(-3)])
+@pytest.mark.parametrize("count", [-1, 2.5, np.int32(-3), 1e30])
 def test_counts_that_are_none(count, tree, tmp_path):
     tree["agent"]["network"]["opt_state"]["1"]["0"]["count"] = count
     with pytest.raises(UsageError, match="Adam's count of updates is"):
@@ -220,6 +224,63 @@ def test_incomplete_checkpoints(edit, expected, tree, tmp_path):
     with pytest.raises(UsageError, match=expected):
         convert.main([str(write(tmp_path / "a.pkl", tree)), str(tmp_path / "out.pt")])
     assert not (tmp_path / "out.pt").exists()
+
+
+def adam(tree, part):
+    moments = tree["agent"]["network"]["opt_state"]["1"]["0"][part]
+    return moments["modules_critic"]["value_net"]["Dense_1"]
+
+
+def test_negative_second_moments(tree, tmp_path):
+    adam(tree, "mu")["bias"] = -np.ones_like(adam(tree, "mu")["bias"])
+    converted(write(tmp_path / "a.pkl", tree), tmp_path / "out.pt")
+    adam(tree, "nu")["bias"] = -np.ones_like(adam(tree, "nu")["bias"])
+    with pytest.raises(UsageError, match="nu has negative numbers"):
+        convert.main([str(write(tmp_path / "a.pkl", tree)), str(tmp_path / "new.pt")])
+    assert not (tmp_path / "new.pt").exists()
+
+
+@pytest.mark.parametrize("network", ["actor_slow", "critic"])
+def test_one_array_in_the_place_of_many(network, tree, tmp_path):
+    """A small file must not ask for gigabytes: 4 MB, and 100 layers that share one array."""
+    params = tree["agent"]["network"]["params"]
+    module = "mlp" if network == "actor_slow" else "value_net"
+    layers = params[f"modules_{network}"][module]
+    shape, first = (1024, 1024), layers["Dense_0"]["kernel"]
+    kernel = np.zeros((*first.shape[:-2], *shape), np.float32)
+    layers["Dense_0"]["kernel"] = np.zeros((*first.shape[:-1], 1024), np.float32)
+    layers |= {f"Dense_{layer}": {"kernel": kernel} for layer in range(1, 100)}
+    layers["Dense_100"] = {"kernel": np.zeros((*first.shape[:-2], 1024, 6), np.float32)}
+    path = write(tmp_path / "a.pkl", tree)
+    with pytest.raises(UsageError, match=f"{network} has .* weights, more than a file of .* bytes"):
+        convert.main([str(path), str(tmp_path / "out.pt")])
+
+
+def test_names_of_a_file_reach_no_terminal(tree, tmp_path, capsys):
+    tree["agent"]["network"]["params"]["modules_\x1b[2J\nwrote /etc/x"] = {}
+    converted(write(tmp_path / "a.pkl", tree), tmp_path / "a.pt")
+    printed = capsys.readouterr().out
+    assert r"no such networks: \x1b[2J\nwrote /etc/x" in printed and "\x1b" not in printed
+
+
+def test_keys_that_are_no_names(tree, tmp_path):
+    tree["agent"]["network"]["params"]["modules_actor_slow"]["mlp"][10**5000] = {}
+    converted(write(tmp_path / "a.pkl", tree), tmp_path / "a.pt")
+
+
+def test_paths_that_lead_to_no_file(tmp_path, capsys):
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    os.truncate(write(tmp_path / "huge", 1), 2**40)
+    said = {"loop": "levels of symbolic links", "pipe": "no regular file", "huge": "is larger than"}
+    for name, reason in said.items():
+        argv = [str(tmp_path / name), str(tmp_path / "out.pt")]
+        assert run_command(lambda argv=argv: convert.main(argv)) == 2
+        assert reason in capsys.readouterr().err
+    assert run_command(lambda: convert.main([str(REAL), str(tmp_path / "loop")])) == 0
+    (tmp_path / "link").symlink_to(write(tmp_path / "a.pkl", 1))
+    with pytest.raises(UsageError, match="would replace the original"):
+        convert.main([str(tmp_path / "a.pkl"), str(tmp_path / "link")])
 
 
 def test_command_statuses(tmp_path, capsys):

@@ -1,6 +1,5 @@
-"""The sampler in memory and on disk, names, and loading of a task."""
+"""The sampler in memory and on disk, and names."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -12,10 +11,11 @@ import torch
 from trqam_fast.data import dataset as dataset_module
 from trqam_fast.data import flat_dataset as flat_dataset_module
 from trqam_fast.data.dataset import FIELDS, Dataset
-from trqam_fast.data.flat import FlatSet, convert, task_env
+from trqam_fast.data.flat import FlatSet
 from trqam_fast.data.flat_dataset import FlatDataset, has_room
+from trqam_fast.data.flatten import convert
 from trqam_fast.data.generate.recipe import GENERATED_DIR
-from trqam_fast.data.load import OFFICIAL_DIR, load_arrays, load_task, present
+from trqam_fast.data.load import OFFICIAL_DIR, load_arrays, load_task
 from trqam_fast.data.names import (
     LARGE_SETS,
     PUBLISHED,
@@ -25,6 +25,7 @@ from trqam_fast.data.names import (
     parse_task,
 )
 from trqam_fast.errors import UsageError
+from trqam_fast.simulator.environment import task_env
 
 DATA = Path(__file__).parent / "data"
 TASK = "pointmaze-medium-navigate-singletask-task1-v0"
@@ -333,8 +334,9 @@ def test_sparse_reward(tmp_path, form, monkeypatch):
         path = path.with_name("cube-double-play-v0.npz")
     np.savez(path, **arrays)
     if form == "flat":
-        # Each environment takes a second to make.
-        monkeypatch.setattr(DatasetName, "single_tasks", lambda name: {1: task})
+        # Each environment takes a second to make; task 2 is the default one.
+        tasks = {1: task, 2: task.replace("task1", "task2")}
+        monkeypatch.setattr(DatasetName, "single_tasks", lambda name: tasks)
         target = tmp_path / "cube-double-play-v0.flat"
         convert([path], parse_dataset("cube-double-play-v0"), target, False)
     dense, _ = load_task(name, dataset_dir=tmp_path)
@@ -346,38 +348,3 @@ def test_sparse_reward(tmp_path, form, monkeypatch):
     solved = np.isin(np.r_[0:4, 5:19], (7, 8))
     assert np.array_equal(sparse["rewards"], np.where(solved, 0, -1))
     assert np.array_equal(sparse["masks"], ~solved)
-
-
-def test_the_newer_form_is_taken(archive, both_forms):
-    flat = archive.with_suffix(".flat")
-    dataset, found = load_task(TASK, dataset_dir=archive.parent)
-    assert found == flat and isinstance(dataset, FlatDataset)
-    os.utime(flat / "manifest.json", (1, 1))
-    dataset, found = load_task(TASK, dataset_dir=archive.parent)
-    assert found == archive and isinstance(dataset, Dataset)
-
-
-def test_missing_file_names_the_command(tmp_path):
-    with pytest.raises(UsageError, match="data get pointmaze-medium-nav.*with --generated"):
-        load_task(TASK, dataset_dir=tmp_path)
-    with pytest.raises(UsageError, match="data get antmaze-large-navigate-v0 --dataset-dir"):
-        load_task("antmaze-large-navigate-singletask-task1-v0", dataset_dir=tmp_path)
-
-
-def test_present(archive, both_forms):
-    folder = archive.parent
-    (folder / "antmaze-large-navigate-v0.npz").write_bytes(b"")
-    (folder / "foreign-v0.npz").write_bytes(b"")
-    (folder / "cube-double-play-v0-val.npz").write_bytes(b"")
-    (folder / "cube-double-play-v0.flat").mkdir()
-    found = {(f.path.name, f.form): f.damaged for f in present(folder)}
-    assert found == {
-        ("antmaze-large-navigate-v0.npz", "archive"): True,
-        ("cube-double-play-v0.flat", "flat"): True,
-        ("pointmaze-medium-navigate-v0.flat", "flat"): False,
-        ("pointmaze-medium-navigate-v0.npz", "archive"): False,
-    }
-    within = folder / "cube-triple-play-10m-v0"
-    within.mkdir()
-    archive.rename(within / "cube-triple-play-v0-001.npz")
-    assert within / "cube-triple-play-v0-001.npz" in [found.path for found in present(folder)]

@@ -12,8 +12,9 @@ import torch
 from tests.test_data import MAZE, make_generators, raw_arrays
 from trqam_fast.data import flat_dataset as flat_dataset_module
 from trqam_fast.data.dataset import Dataset
-from trqam_fast.data.flat import FlatSet, convert
+from trqam_fast.data.flat import FlatSet
 from trqam_fast.data.flat_dataset import FlatDataset
+from trqam_fast.data.flatten import convert
 from trqam_fast.data.load import load_arrays
 from trqam_fast.errors import RunError
 from trqam_fast.kernels import dispatch

@@ -6,12 +6,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from trqam_fast import evaluate, train
 from trqam_fast.agents import BCAgent, TRQAMAgent, TRQAMConfig
 from trqam_fast.cli import run_command
 from trqam_fast.evaluation import Evaluator
-from trqam_fast.evaluation.statistics import mean_interval, student_quantile, wilson_interval
+from trqam_fast.evaluation.statistics import mean_interval, wilson_interval
 from trqam_fast.evaluation.video import RENDER_OPTIONS, VideoWriter, find_renderer
 from trqam_fast.training.load_run import load_run
 from trqam_fast.training.loop import EVALUATION_SEED
@@ -174,13 +175,18 @@ def test_unusable_runs_end_with_one_sentence(trained, tmp_path, capsys):
 
 
 def test_intervals():
-    # Known values: Wilson for 8 of 10; Student's quantiles of any table.
-    assert wilson_interval(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
-    assert wilson_interval(0, 50)[0] == 0 and wilson_interval(50, 50)[1] == pytest.approx(1)
-    for freedom, value in ((1, 12.7062), (2, 4.30265), (4, 2.77645), (30, 2.04227)):
-        assert student_quantile(freedom) == pytest.approx(value, rel=1e-4)
-    assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 2.48414, 2 + 2.48414), abs=1e-3)
+    """Those of scipy.stats, and known values: Wilson for 8 of 10, Student's for 2 of any table."""
+    assert wilson_interval(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-7)
+    for trials in (1, 10, 50, 10_000):
+        for successes in {0, 1, trials // 3, trials - 1, trials}:
+            theirs = stats.binomtest(successes, trials).proportion_ci(method="wilson")
+            assert wilson_interval(successes, trials) == pytest.approx(theirs, abs=1e-12)
+    assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 2.484138, 2 + 2.484138), abs=1e-6)
     assert mean_interval([0.5, 0.5]) == (0.5, 0.5)
+    for count in (2, 3, 5, 31, 1000):
+        values = np.random.default_rng(count).normal(size=count)
+        theirs = stats.t.interval(0.95, count - 1, values.mean(), stats.sem(values))
+        assert mean_interval(values) == pytest.approx(theirs, abs=1e-9)
 
 
 def test_no_video_without_a_renderer_or_an_encoder(trained, tmp_path, capsys, monkeypatch):

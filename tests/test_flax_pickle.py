@@ -255,6 +255,30 @@ def test_endless_nesting_is_cheap(tmp_path):
         convert.main([str(tmp_path / "nested.pkl"), str(tmp_path / "out.pt")])
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"\x80\x04(" + b"}" * 5_000_000 + b"l.", "refused because it has more than 262,144 op"),
+        (b"\x80\x04)" + b"\x85" * 200_000 + b"\x94}h\x00Ns.", "refused because it uses a tuple as"),
+        (b"\x80\x04Nr" + struct.pack("<I", 2**32 - 1) + b".", "has no 'agent'"),
+    ],
+)
+def test_a_small_file_asks_for_little_memory(data, said, tmp_path):
+    """Objects, the depth of a key and the index of the memo are the file's, memory is ours."""
+    code = (
+        "import resource, sys; from trqam_fast import convert\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try: convert.main(sys.argv[1:])\n"
+        "except Exception as error: print(error)\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
+    )
+    (tmp_path / "a.pkl").write_bytes(data)
+    argv = [sys.executable, "-c", code, tmp_path / "a.pkl", tmp_path / "out.pt"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    message, grown = done.stdout.splitlines()
+    assert said in message and int(grown) < 100
+
+
 def test_reading_imports_no_jax():
     code = (
         "import sys; from pathlib import Path; from trqam_fast import flax_pickle\n"

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ import ogbench
 import pytest
 
 from trqam_fast.data.generate import expert, manipspace, pointmaze, recipe, shards
-from trqam_fast.data.generate import workers as workers_module
 from trqam_fast.data.generate.manipspace import is_healthy
 from trqam_fast.data.generate.recipe import GENERATED_NAMES, GENERATOR_VERSION, Recipe
 from trqam_fast.data.generate.shards import plan_shards
@@ -52,6 +50,8 @@ class FakeExpert:
             raise ValueError("the cube is gone")
         if index == 5 and self.trouble == "die":
             os._exit(3)
+        if index == 5 and self.trouble == "sleep":
+            time.sleep(100)
         values = np.random.default_rng([index, stream == "val"]).normal(size=(7, 3))
         return {"observations": values.astype(np.float32), "terminals": np.arange(7) == 6}
 
@@ -67,6 +67,11 @@ class RaisingExpert(FakeExpert):
 class DyingExpert(FakeExpert):
     def __init__(self):
         super().__init__("die")
+
+
+class SleepingExpert(FakeExpert):
+    def __init__(self):
+        super().__init__("sleep")
 
 
 @contextlib.contextmanager
@@ -268,7 +273,7 @@ def test_ctrl_c_leaves_no_process(tmp_path):
     [
         (RaisingExpert, 1, r"trajectory 5 of train cannot .* \(ValueError: the cube is gone\)"),
         (RaisingExpert, 2, r"trajectory 5 of train cannot .* \(ValueError: the cube is gone\)"),
-        (DyingExpert, 2, "a worker process died with exit code 3"),
+        (DyingExpert, 2, "^a worker process died; finished trajectories are kept"),
     ],
 )
 def test_a_failure_stops_everything(expert, workers, message, tmp_path):
@@ -280,38 +285,19 @@ def test_a_failure_stops_everything(expert, workers, message, tmp_path):
     assert not multiprocessing.active_children()
     assert not plan[1].path.exists()
     missing = [shard for shard in plan if not shard.path.exists()]
-    assert len(list(make_shards(missing, FakeExpert, 1))) == sum(s.episodes for s in missing)
+    assert sum(make_shards(missing, FakeExpert, 1)) == sum(s.episodes for s in missing)
+    assert all(shard.path.exists() for shard in plan)
 
 
-class LeavingExpert(FakeExpert):
-    """Its process is gone as soon as it has reported its first shard."""
-
-    def __init__(self):
-        super().__init__()
-        send = Connection.send
-
-        def leave(connection, message):
-            send(connection, message)
-            if message == workers_module.SHARD:
-                os._exit(4)
-
-        Connection.send = leave
-
-
-def test_a_worker_that_dies_before_its_next_orders(tmp_path, monkeypatch):
-    """It is reported as dead, not as a file that cannot be written."""
-    ready = workers_module.wait
-
-    def slowly(connections):
-        found = ready(connections)
-        time.sleep(0.5)  # the process ends before its message is read
-        return found
-
-    monkeypatch.setattr(workers_module, "wait", slowly)
-    with pytest.raises(RunError, match="a worker process died with exit code 4"):
-        for _ in make_shards(plan_shards(tmp_path, "train", 16), LeavingExpert, 2):
-            pass
-    assert not multiprocessing.active_children()
+def test_closing_the_iterator_ends_the_workers(tmp_path):
+    """At once, whatever they are at; what is made is kept."""
+    plan = plan_shards(tmp_path, "train", 11)
+    steps = make_shards(plan, SleepingExpert, 2)
+    assert next(steps) in (3, 4)
+    began = time.monotonic()
+    steps.close()
+    assert time.monotonic() - began < 20 and not multiprocessing.active_children()
+    assert 1 <= sum(shard.path.exists() for shard in plan) <= 2
 
 
 def test_assembled_files_are_those_of_one_array(tmp_path):

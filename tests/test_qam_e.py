@@ -157,8 +157,7 @@ def test_initial_deviations_of_the_heads():
     kernel = agent.online.networks["edit_actor"].kernels[-1]
     bound = (6 / (512 + D)) ** 0.5
     assert 0.99 * bound < kernel.abs().max().item() <= bound
-    (log_alpha,) = agent.online.networks["edit_alpha"].tensors
-    assert log_alpha.tolist() == [[0.0]]
+    assert agent.online.scalars["edit_alpha"].tolist() == [[0.0]]
 
 
 def test_a_run(flags, tmp_path, capsys):
@@ -176,4 +175,4 @@ def test_a_run(flags, tmp_path, capsys):
     assert run(short, tmp_path / "other", "--algo", "qam", *more) == 2
     assert "--algo needs actor_fast, actor_slow, critic" in capsys.readouterr().err
     with open(folder / "metrics.csv", newline="") as file:
-        assert next(csv.reader(file))[-1] == "edit_alpha"
+        assert next(csv.reader(file)) == ["stage", "step", "seed", *QAMEAgent.metrics, "grad_norm"]

@@ -1,4 +1,5 @@
 import math
+import os
 import sys
 import types
 
@@ -117,6 +118,40 @@ def test_a_resumed_run_keeps_its_id_and_logs_no_row_twice(tmp_path, wandb):
     assert ids[0] == ids[1]
     start(tmp_path / "other")
     assert wandb.runs[2].options["id"] != ids[0]
+
+
+@pytest.mark.parametrize("content", ["", "abc", "\x1b[2J\nwrote /etc/x"])
+def test_an_id_that_is_none_is_replaced(content, tmp_path, wandb):
+    """What a full disk left of it, say."""
+    (tmp_path / "trackers").mkdir()
+    (tmp_path / "trackers" / "wandb_id").write_text(content)
+    start(tmp_path)
+    start(tmp_path)
+    first, second = (run.options["id"] for run in wandb.runs)
+    assert first == second and len(first) == 12
+
+
+def test_odd_files_cost_no_run(tmp_path, wandb, capsys):
+    """A pipe is not waited for, and an error reaches no terminal raw."""
+    (tmp_path / "trackers").mkdir()
+    for name in ("logged.csv", "wandb_id"):
+        os.mkfifo(tmp_path / "trackers" / name)
+    start(tmp_path, wandb=True).log("metrics", METRICS)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "warning: --wandb failed (no regular file); the run goes on without it"
+    (tmp_path / "trackers" / "wandb_id").unlink()
+    trackers = start(tmp_path)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: the journal of trackers failed (no regular file)")
+    trackers.log("metrics", METRICS)
+    assert len(wandb.runs[-1].rows) == 1
+
+    def fail(_):
+        raise ConnectionError("\x1b[2Jno route")
+
+    wandb.runs[-1].log = fail
+    trackers.log("metrics", METRICS | {"step": 500})
+    assert r"--wandb failed (\x1b[2Jno route); the run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("where", ["init", "log", "finish"])

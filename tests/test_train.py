@@ -303,6 +303,22 @@ def test_help_explains_every_flag(capsys):
     assert "--inv-temp" in text and "--kl-budget" not in text
 
 
+def test_single_updates_of_the_start_are_logged(flags, tmp_path, monkeypatch):
+    monkeypatch.setattr("trqam_fast.training.logger.FIRST_UPDATES", 12)
+    monkeypatch.setattr("trqam_fast.training.logger.EVERY", 4)
+    folder = tmp_path / "run"
+    assert run(flags, folder, "--kl-budget-per-dim", "0.2", "--seeds", "0", "1") == 0
+    first = rows(folder / "first_updates.csv")
+    assert [(r["step"], r["seed"]) for r in first] == [
+        (str(step), seed) for step in (21, 25, 29) for seed in "01"
+    ]
+    # lambda falls by eta budget in the first updates, from a smoothed path KL of about zero.
+    lam = float(first[0]["lam"])
+    assert 1 - 0.01 * 0.4 <= lam < 1
+    assert json.loads((folder / "config.json").read_text())["kl_budget"] == pytest.approx(0.4)
+    assert run([], folder, "--resume") == 0
+
+
 def test_flags_of_other_algorithms_are_noted_and_left_out(capsys):
     config = parse_config(["--algo", "qam", "--kl-budget", "3", "--no-clip-adj", "--lr", "0.5"])
     assert config.agent.lr == 0.5 and not config.agent.clip_adj

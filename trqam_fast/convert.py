@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +21,14 @@ from trqam_fast.agents.config import CloningConfig
 from trqam_fast.agents.trqam import TRQAMConfig
 from trqam_fast.authors import Deviations, agent_tensors, named_tensors
 from trqam_fast.cli import run_command
+from trqam_fast.data.npz import read_arrays
 from trqam_fast.errors import UsageError
-from trqam_fast.parity import READ_ERRORS
 from trqam_fast.runs import checkpoint
+from trqam_fast.text import printable
 
 TOLERANCE = 1e-5
 LARGEST = float(np.finfo(np.float32).max)
+MOST_UPDATES = 2**31
 FIELDS = ("actor_slow", "actor_fast")
 NETWORKS = {*FIELDS, "target_actor_slow", "critic", "target_critic"}
 UNUSED = {"target_actor_fast"}
@@ -54,6 +58,7 @@ class FlaxCheckpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.agent = self.entry(flax_pickle.read(path), "agent")
+        self.bytes = path.stat().st_size
         network = self.entry(self.agent, "network")
         self.params = self.entry(network, "params")
         self.networks = {
@@ -109,10 +114,15 @@ class FlaxCheckpoint:
         return float(found)
 
     def layers(self, network: str) -> tuple[list[tuple[int, ...]], bool]:
-        """Return the shapes of a network's kernels in order, and whether it has LayerNorm."""
+        """Return the shapes of a network's kernels in order, and whether it has LayerNorm.
+
+        Raises:
+            UsageError: they do not fit each other, or are more than the file can hold.
+        """
         module = module_of(network)
         tree = self.entry(self.entry(self.params, f"modules_{network}"), module)
-        count = sum(1 for layer in tree if str(layer).startswith("Dense_"))
+        parts = [name for name in tree if isinstance(name, str)]
+        count = sum(name.startswith("Dense_") for name in parts)
         axes = 3 if "critic" in network else 2
         shapes: list[tuple[int, ...]] = []
         for layer in range(count):
@@ -127,9 +137,16 @@ class FlaxCheckpoint:
                     "before it; the checkpoint is damaged"
                 )
             shapes.append(shape)
+        # One array may stand for many layers, in memory it would be there for each of them.
+        numbers = sum(math.prod(shape) for shape in shapes)
+        if numbers * np.float16().nbytes > self.bytes:
+            raise UsageError(
+                f"{self.path}: {network} has {numbers:,} weights, more than a file of "
+                f"{self.bytes:,} bytes holds; the checkpoint is damaged"
+            )
         if count < 2:
             raise UsageError(f"{self.path}: {network} has {count} layers; two or more are needed")
-        return shapes, any(str(layer).startswith("LayerNorm_") for layer in tree)
+        return shapes, any(name.startswith("LayerNorm_") for name in parts)
 
     @property
     def cloning_only(self) -> bool:
@@ -220,7 +237,7 @@ def load_moments(agent: Agent, source: FlaxCheckpoint) -> None:
     count = None if adam is None else source.number(adam, "count")
     if adam is None or count is None:
         return
-    if count < 0 or count % 1:
+    if count < 0 or count % 1 or count > MOST_UPDATES:
         raise UsageError(
             f"{source.path}: Adam's count of updates is {count:g}; the checkpoint is damaged"
         )
@@ -231,6 +248,8 @@ def load_moments(agent: Agent, source: FlaxCheckpoint) -> None:
         for name, part in named_tensors(agent.online, parts, agent.recorded.networks).items():
             where = f"{source.path}: {theirs} of {name}"
             copy_array(part, source.array(moments, name), where)
+    if (agent.exp_avg_sq < 0).any():
+        raise UsageError(f"{source.path}: nu has negative numbers; the checkpoint is damaged")
 
 
 def copy_array(tensor: Tensor, array: np.ndarray, where: str) -> None:
@@ -267,15 +286,12 @@ def load_expected(path: Path) -> dict[str, np.ndarray]:
 
     Raises:
         UsageError: it is damaged, or lacks the observations or the noise.
+        Unreadable: the system refuses.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not {"observations", "noise"} <= set(archive.files):
-                raise ValueError("it has no observations or no noise")
-            expected = {name: archive[name].astype(np.float64) for name in archive.files}
-    except READ_ERRORS as error:
-        raise UsageError(f"--check {path} cannot be used ({error}); give an npz file") from None
-    return expected
+    arrays = read_arrays(path, "cannot be used as --check", "give an npz file")
+    if not {"observations", "noise"} <= set(arrays):
+        raise UsageError(f"--check {path} has no observations or no noise; give another npz file")
+    return {name: array.astype(np.float64) for name, array in arrays.items()}
 
 
 def check_sizes(agent: Agent, expected: dict[str, np.ndarray], where: Path) -> None:
@@ -321,10 +337,18 @@ def compare(agent: Agent, expected: dict[str, np.ndarray]) -> dict[str, float]:
     return deviations.worst
 
 
+def same_file(path: Path, other: Path) -> bool:
+    """Whether two paths lead to one file; a path that leads nowhere is another one."""
+    try:
+        return os.path.samefile(path, other)
+    except OSError:
+        return False
+
+
 def main(argv: list[str] | None = None) -> int:
     """Convert, compare if asked, return the exit status."""
     args = tyro.cli(ConvertArgs, args=argv, prog="python -m trqam_fast.convert")
-    if args.out.resolve() == args.pickle.resolve():
+    if same_file(args.out, args.pickle):
         raise UsageError(f"{args.out} would replace the original; name another file to write")
     expected = None if args.check is None else load_expected(args.check)
     source = FlaxCheckpoint(args.pickle)
@@ -336,7 +360,7 @@ def main(argv: list[str] | None = None) -> int:
     print(describe(agent, source, state))
     ignored = sorted(source.networks - NETWORKS - UNUSED)
     if ignored:
-        print(f"left out, since this package has no such networks: {', '.join(ignored)}")
+        print(f"left out, since this package has no such networks: {printable(', '.join(ignored))}")
     print(f"wrote {args.out}")
     if expected is None:
         return 0

@@ -12,6 +12,7 @@ import tyro
 from trqam_fast.cli import run_command
 from trqam_fast.data.generate.recipe import GENERATED_DIR
 from trqam_fast.data.load import OFFICIAL_DIR, present
+from trqam_fast.files import expanded
 from trqam_fast.kernels.dispatch import (
     NETWORK_OPS,
     PRECISIONS_OF,
@@ -23,6 +24,7 @@ from trqam_fast.kernels.dispatch import (
 )
 from trqam_fast.runs.folder import versions
 from trqam_fast.self_test import problem
+from trqam_fast.text import printable
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,14 @@ def check_ops(device: str) -> list[str]:
     return problems
 
 
-def describe_folder(label: str, folder: Path) -> None:
-    """Print which datasets a folder holds, and which of them are damaged."""
-    folder, datasets = folder.expanduser(), present(folder)
+def describe_folder(label: str, folder: Path) -> list[str]:
+    """Print which datasets a folder holds and what is wrong with them; return the problems."""
+    datasets, problems = present(folder)
     print(f"  {label:10} {folder}" + ("" if datasets else ": no datasets"))
     for found in datasets:
-        state = "damaged" if found.damaged else found.form
-        print(f"    {state:8} {found.path.relative_to(folder)}")
+        name = printable(found.path.relative_to(expanded(folder)), 400)
+        print(f"    {found.form:8} {name}" + (f" ({found.problem})" if found.problem else ""))
+    return problems
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -91,8 +94,8 @@ def main(argv: list[str] | None = None) -> int:
     for device in devices:
         problems += check_ops(device)
     print("datasets")
-    describe_folder("official", args.dataset_dir)
-    describe_folder("generated", args.generated_dir)
+    problems += describe_folder("official", args.dataset_dir)
+    problems += describe_folder("generated", args.generated_dir)
     for text in problems:
         print(f"problem: {text}", file=sys.stderr)
     print("no problem found" if not problems else f"{len(problems)} problem(s), see above")

@@ -1,17 +1,73 @@
-"""Files that are whole or not there, and a lock between processes."""
+"""Files that are whole or not there, files that are read without a wait, and a lock."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from trqam_fast.errors import UsageError
+
 PARTIAL = ".partial"
 """Suffix of a file that is being written."""
+
+LARGEST_TEXT = 2**26
+"""Bytes of a text file that are read at the most."""
+
+
+def expanded(path: Path) -> Path:
+    """Return a path with the home folder in place of ``~``.
+
+    Raises:
+        UsageError: nobody has the name after the ``~``.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise UsageError(f"{path} names nobody's home; write the whole path") from None
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Raises:
+        OSError: the system refuses, or it is a pipe, a device or a folder, which nobody waits for.
+    """
+    # A pipe would block until somebody writes to it.
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.ENXIO, "no regular file", str(path))
+    return file
+
+
+def read_bytes(path: Path, largest: int) -> bytes:
+    """Return the contents of a regular file of at most `largest` bytes.
+
+    Raises:
+        ValueError: it is larger.
+        OSError: see `open_file`.
+    """
+    with open_file(path) as file:
+        if os.fstat(file.fileno()).st_size > largest:
+            raise ValueError(f"it is larger than {largest:,} bytes")
+        return file.read()
+
+
+def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
+    """Return the text of a regular file of at most `largest` bytes.
+
+    Raises:
+        ValueError: it is larger, or no UTF-8.
+        OSError: see `open_file`.
+    """
+    return read_bytes(path, largest).decode()
 
 
 @contextlib.contextmanager

@@ -1,8 +1,16 @@
 """Reads pickles of the authors' JAX code without executing anything in them.
 
-A pickle is a program. Python's own interpreter of it imports whatever the file names and calls
-it. The one below knows numbers, strings, containers and numpy arrays, names nothing but the
-constructors of these, calls only functions of this module, and stops at anything else.
+A pickle is a program. The interpreter below knows numbers, strings, containers and numpy arrays,
+names nothing but the constructors of these, calls only functions of this module, and stops at
+anything else.
+
+Python's own one with a `find_class` that returns nothing but these functions would be shorter, and
+would import nothing either, but a small file could still end or starve the process: it grows its
+memo to whatever index the file names (9 bytes made it write 2 GiB, the largest index would make it
+64), a tuple nested a million times and used as a key overflows the C stack where it is hashed
+(1 MB, segmentation fault), it takes codes of the extension registry from a cache of the process
+before it asks `find_class`, sets attributes of any object, our functions among them, and has no
+bound on the number of objects (64 bytes of memory for each byte of empty dictionaries).
 """
 
 from __future__ import annotations
@@ -16,7 +24,16 @@ from typing import Any
 
 import numpy as np
 
+from trqam_fast.damage import reading
 from trqam_fast.errors import UsageError
+from trqam_fast.files import read_bytes
+from trqam_fast.text import printable
+
+LARGEST_FILE = 2**32
+"""Bytes of a file that is read at all; the authors' largest checkpoints have a few hundred MB."""
+
+MOST_OPERATIONS = 2**18
+"""Operations of a pickle, each of which makes one object at the most; a checkpoint has 8,300."""
 
 DTYPES = {f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)} | {"b1", "f2", "f4", "f8"}
 
@@ -153,8 +170,7 @@ ALLOWED: dict[str, Callable[..., Any] | None] = {
 
 def shown(value: Any) -> str:
     """A name from the file, fit for a terminal."""
-    text = value if isinstance(value, str) else type(value).__name__
-    return ascii(text)[1:-1][:80]
+    return printable(value if isinstance(value, str) else type(value).__name__, 80)
 
 
 class Machine:
@@ -168,10 +184,12 @@ class Machine:
         """Return what the pickle holds, arrays as `Array`.
 
         Raises:
-            Refused: an operation or a name that is not known.
+            Refused: an operation or a name that is not known, or too many operations.
             ValueError, IndexError, KeyError, TypeError: the pickle is damaged.
         """
-        for operation, argument, _ in pickletools.genops(data):
+        for count, (operation, argument, _) in enumerate(pickletools.genops(data)):
+            if count == MOST_OPERATIONS:
+                raise Refused(f"it has more than {MOST_OPERATIONS:,} operations")
             if operation.name == "STOP":
                 return self.pop()
             self.step(operation.name, argument)
@@ -273,21 +291,15 @@ def read(path: Path) -> Any:
     endlessly, so take what you need by its name instead of walking through everything.
 
     Raises:
-        UsageError: no such file, damaged, or it holds something else than plain data.
+        UsageError: it holds something else than plain data.
+        Damaged: it is no whole pickle.
+        Unreadable: the system refuses.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}); name a pickle file") from None
-    try:
-        return Machine().run(data)
-    except Refused as error:
-        raise UsageError(
-            f"{path} is refused because {error}, which no plain checkpoint needs; nothing in it "
-            "was executed"
-        ) from None
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise UsageError(
-            f"{path} is damaged or no pickle ({reason}); copy it again from where it came"
-        ) from None
+    with reading(path, "is damaged or no pickle", "copy it again from where it came"):
+        try:
+            return Machine().run(read_bytes(path, LARGEST_FILE))
+        except Refused as error:
+            raise UsageError(
+                f"{path} is refused because {error}, which no plain checkpoint needs; nothing in "
+                "it was executed"
+            ) from None

@@ -6,32 +6,34 @@ python -m trqam_fast.parity tests/data/trqam_chunked.npz
 from __future__ import annotations
 
 import json
+import math
 import sys
-import zipfile
-import zlib
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trqam_fast.agents import Agent, Noise, Terms, algorithm
-from trqam_fast.agents.config import select
+from trqam_fast.agents import ALGORITHMS, Agent, Noise, Terms
+from trqam_fast.agents.config import CloningConfig
 from trqam_fast.authors import Deviations, agent_tensors, named_tensors
 from trqam_fast.cli import run_command
+from trqam_fast.damage import reading
 from trqam_fast.data.batch import Batch
+from trqam_fast.data.npz import read_arrays
 from trqam_fast.devices import check_device
 from trqam_fast.errors import UsageError
 from trqam_fast.kernels import Backend, Precision
+from trqam_fast.text import printable
 
 TOLERANCES = {"float64": 1e-10, "float32": 1e-3}
-READ_ERRORS = (
-    OSError, ValueError, KeyError, TypeError, AttributeError, EOFError,
-    zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
-UNSUPPORTED = {"edit_scale": 0.0, "fql_alpha": 0.0, "residual": False}
+NO_RECORDING = "is not a recorded run", "give an npz file"
+"""What is said of a damaged recording, and what helps."""
+LOGGED = ("grad/norm", "grad/max", "grad/min")
+"""What is logged of every update."""
+UNSUPPORTED = {"fql_alpha": 0.0, "residual": False}
 
 
 @dataclass(frozen=True)
@@ -57,37 +59,89 @@ class ParityArgs:
 
 
 class Recording:
-    """A recorded run: initial and final weights, batches, noise, outputs."""
+    """A recorded run: initial and final weights, batches, noise, outputs.
+
+    Raises:
+        UsageError: it is of a variant that is not part of this package.
+        Damaged: it is no recorded run, or what it says of itself contradicts its arrays.
+        Unreadable: the system refuses.
+    """
 
     def __init__(self, path: Path) -> None:
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                self.arrays = {name: archive[name] for name in archive.files}
-            self.meta = json.loads(str(self.arrays.pop("meta")))
-        except FileNotFoundError:
-            raise UsageError(f"{path} does not exist; give the path of a recorded run") from None
-        except READ_ERRORS as error:
-            raise UsageError(f"{path} is not a recorded run ({error}); give an npz file") from None
         self.path = path
-        recorded = self.meta["config"]
+        self.arrays = read_arrays(path, *NO_RECORDING, kinds="biufU")
+        with reading(path, *NO_RECORDING):
+            self.meta = json.loads(str(self.arrays.pop("meta")))
+            if any(array.dtype.kind == "U" for array in self.arrays.values()):
+                raise ValueError("an array holds text")
+            self.agent_class = self._check_variant(self.meta["config"])
+            try:
+                self.config = plain_config(self.agent_class, self.meta)
+            except UsageError as error:
+                raise ValueError(str(error)) from None
+            self._check_meta()
+            for index in range(len(self.meta["infos"])):
+                self._check_update(index)
+
+    def _check_variant(self, recorded: dict[str, Any]) -> type[Agent]:
         for name, neutral in UNSUPPORTED.items():
             if recorded.get(name, neutral) != neutral:
                 raise UsageError(
-                    f"{path}: {name} is {recorded[name]}, a variant of QAM that is not part of "
-                    f"this package; record a run with {name} = {neutral}"
+                    f"{self.path}: {name} is {printable(recorded[name])}, a variant of QAM that is "
+                    f"not part of this package; record a run with {name} = {neutral}"
                 )
-        algo = self.meta["algo"].replace("_", "-")
-        cloning_only = bool(recorded.get("bc_only", False))
-        self.agent_class = algorithm("bc" if cloning_only else algo)
-        values = select(self.agent_class.Config, recorded)
-        self.config = self.agent_class.Config(
-            **{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        )
-        if cloning_only and algo not in ("trqam", "sqam"):
+        algo, cloning_only = str(self.meta["algo"]).replace("_", "-"), recorded.get("bc_only")
+        if algo == "qam" and recorded.get("edit_scale", 0.0) > 0:
+            algo = "qam-e"
+        if algo not in ALGORITHMS:
             raise UsageError(
-                f"{path}: bc_only with {self.meta['algo']} trains the critic as well in the "
-                "authors' code, a variant that is not part of this package; record it with trqam"
+                f"{self.path}: {printable(algo)} is no algorithm of this package; record one of "
+                f"{', '.join(ALGORITHMS)}"
             )
+        if cloning_only and algo in ("qam", "qam-e"):
+            raise UsageError(
+                f"{self.path}: bc_only with {algo} trains the critic as well in the authors' code, "
+                "a variant that is not part of this package; record it with trqam"
+            )
+        return ALGORITHMS["bc" if cloning_only and algo in ("trqam", "sqam") else algo]
+
+    def _check_meta(self) -> None:
+        meta, config = self.meta, self.config
+        sizes, duals = (meta["obs_dim"], meta["act_dim"]), (meta["init_lam"], meta["init_kl_ema"])
+        if not all(type(n) is int and n > 0 for n in sizes):
+            raise ValueError("obs_dim or act_dim is none")
+        if duals != (None, None) and not all(map(is_number, duals)):
+            raise ValueError("init_lam or init_kl_ema is no number")
+        for info in meta["infos"]:
+            if not set(LOGGED) <= info.keys() or not all(map(is_number, info.values())):
+                raise ValueError(f"infos lack one of {LOGGED}, or hold no number")
+        # Compared before memory is asked for: the weights are all in the file.
+        nets = self.agent_class.network_shapes(config, *sizes).values()
+        claimed = sum(math.prod(shape) for net in nets for shape in net.tensor_shapes)
+        held = sum(array.size for array in self.group("init/").values())
+        if claimed > held:
+            raise ValueError(f"config implies {claimed} weights, but {held} are there")
+
+    def _check_update(self, index: int) -> None:
+        """Compare the shapes of an update's batch with what the config implies."""
+        config, obs_dim, act_dim = self.config, self.meta["obs_dim"], self.meta["act_dim"]
+        rows = len(self.require(f"update{index}/batch/observations"))
+        horizon = config.horizon_length
+        shapes = {
+            "batch/observations": (rows, obs_dim),
+            "batch/actions": (rows, horizon, act_dim),
+            "batch/rewards": (rows, horizon),
+            "batch/masks": (rows, horizon),
+            "batch/valid": (rows, horizon),
+            "batch/next_observations": (rows, horizon, obs_dim),
+            "noise/bc_t": (rows, 1),
+        }
+        for name, shape in shapes.items():
+            found = self.require(f"update{index}/{name}").shape
+            if found != shape or rows != config.batch_size:
+                raise ValueError(
+                    f"update{index}/{name} has shape {list(found)}, config implies {list(shape)}"
+                )
 
     def require(self, name: str) -> np.ndarray:
         """Return an array.
@@ -106,6 +160,42 @@ class Recording:
             for name, array in self.arrays.items()
             if name.startswith(prefix)
         }
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number, and not an integer beyond those with a fraction."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**1000)
+
+
+def plain_config(kind: type[Agent], meta: dict[str, Any]) -> CloningConfig:
+    """Return the part of a recorded configuration that the algorithm's has here.
+
+    Raises:
+        TypeError, KeyError: a value is of another kind than ours, or the widths are missing.
+        UsageError: a value is impossible.
+    """
+    names, recorded = kind.recorded, dict(meta["config"])
+    chunk = recorded["horizon_length"] if recorded["action_chunking"] else 1
+    for theirs, ours in names.settings.items():
+        if theirs in recorded:
+            recorded[ours] = recorded.pop(theirs)
+    for name in names.per_dimension:
+        recorded[name] = recorded[name] / (meta["act_dim"] * chunk)
+    values = {}
+    for field in fields(kind.Config):
+        default = None if field.default is MISSING else field.default
+        if field.name not in recorded and type(default) is not tuple:
+            continue
+        value, wanted = recorded[field.name], type(default)
+        if wanted is tuple:
+            value = tuple(value)
+            fits = all(type(width) is int for width in value)
+        else:
+            fits = is_number(value) if wanted is float else type(value) is wanted
+        if not fits:
+            raise TypeError(f"{field.name} is {value}")
+        values[field.name] = value
+    return kind.Config(**values)
 
 
 def make_agent(
@@ -151,8 +241,14 @@ def load_update(recording: Recording, index: int, agent: Agent) -> tuple[Batch, 
     )
     noise = {"bc_t": tensor("noise/bc_t")}
     for name, shape in agent.draws().items():
-        recorded = tensor(f"noise/{agent.recorded.noise.get(name, name)}")
-        # The authors draw noise for the last step of a chain as well, and do not use it.
+        path = f"noise/{agent.recorded.noise.get(name, name)}"
+        recorded = tensor(path)
+        expected = (shape[0] + (name in agent.recorded.one_more), *shape[1:])
+        if recorded.shape[1:] != expected:
+            raise UsageError(
+                f"{recording.path}: update{index}/{path} has shape {list(recorded.shape[1:])}, "
+                f"config implies {list(expected)}; the recording is damaged"
+            )
         noise[name] = recorded[:, : shape[0]]
     return batch, noise
 
@@ -165,17 +261,22 @@ def compare_scalars(
     for recorded, ours in agent.recorded.infos.items():
         if recorded in info and ours in metrics:
             deviations.add(recorded, metrics[ours], info[recorded])
-    config = agent.config
-    if "dual/lambda" in info:
+    derived, config = {}, agent.config
+    if agent.controller is not None and "path_kl" in metrics:
         effective = config.lam_scale * metrics["lam"]
         limit = config.kl_clip_coef * config.kl_budget
-        clipped = metrics["path_kl"] > limit
-        for name, value in {
+        derived = {
             "dual/lambda": effective,
             "dual/sigma_scale": effective.clamp(min=1e-8).rsqrt(),
+            "dual/kl_budget": config.kl_budget,
             "dual/kl_estimate_clipped": metrics["path_kl"].clamp(max=limit),
-            "dual/kl_clipped": clipped.double(),
-        }.items():
+            "dual/kl_clipped": (metrics["path_kl"] > limit).double(),
+        }
+    if "critic/critic_loss_total" in info:
+        total = metrics["critic_loss"] + config.value_penalty * metrics["value_gap"]
+        derived["critic/critic_loss_total"] = total
+    for name, value in derived.items():
+        if name in info:
             deviations.add(name, value, info[name])
     # The authors log the sum of the tensors' norms, and their extremes include the targets' zeros.
     parts = agent.online.unflatten(gradient)

@@ -1,4 +1,4 @@
-"""Times and counts in words, for people."""
+"""Times and counts in words, and foreign text fit for a terminal."""
 
 from __future__ import annotations
 
@@ -38,3 +38,17 @@ def short_count(number: Any) -> str:
         if number >= size:
             return f"{number / size:g}{letter}"
     return str(number)
+
+
+def printable(value: Any, limit: int = 120) -> str:
+    """Return what a file or a host names, fit for a terminal and one line.
+
+    Characters that move a cursor, change colours or turn the direction of writing are spelled out,
+    as a Python literal spells them; what is longer than `limit` ends in an ellipsis.
+    """
+    try:
+        text = str(value)
+    except (ValueError, RecursionError):  # an integer of 5,000 digits, say
+        text = f"an unusual {type(value).__name__}"
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: limit + 1])
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -183,10 +183,11 @@ def run(config: TrainConfig) -> Result:
     if config.threads > 0:
         torch.set_num_threads(config.threads)
     check_asked(config)
-    if config.pretrained is not None:
+    folder = RunFolder(config.run_dir, (*algorithm(config.algo).metrics, "grad_norm"))
+    begun = config.resume != "no" and checkpoint.newest(folder.checkpoints) is not None
+    if config.pretrained is not None and not begun:
         start.check_exists(config.pretrained)
     check_packages(config.tensorboard, config.wandb)
-    folder = RunFolder(config.run_dir, algorithm(config.algo).metrics)
     if config.resume == "no":
         folder.check_free(config.overwrite)
     stop, ledger, logger = StopRequest(), Ledger(), Logger(config, folder)
@@ -194,10 +195,10 @@ def run(config: TrainConfig) -> Result:
         print(describe_settings(config), flush=True)
         with stop.at_once():
             dataset = load_data(config, logger, ledger)
-            begun = config.resume != "no" and checkpoint.newest(folder.checkpoints) is not None
             pretrained = None
             if config.pretrained is not None and not begun:
                 pretrained = load_pretrained(config, dataset, logger, ledger)
+        config = start.settle_budget(config, dataset.act_dim)
         settled = settle_backend(config, dataset.act_dim)
         with folder.held():
             if config.resume == "no":

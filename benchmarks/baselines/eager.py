@@ -18,6 +18,7 @@ from benchmarks.baselines.layers import (
     Tape,
     add_product,
     by_group,
+    dense,
     forward,
     hidden,
     pull_back,
@@ -25,7 +26,7 @@ from benchmarks.baselines.layers import (
 )
 from trqam_fast.agents import Noise, QAMAgent, Terms, TRQAMAgent
 from trqam_fast.agents.base import MAX_GRAD_NORM, Metrics, repeat_rows
-from trqam_fast.agents.qam import adjoint_metrics
+from trqam_fast.agents.qam import adjoint_metrics, largest_norm
 from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import MLPWeights
 
@@ -48,6 +49,11 @@ class EagerPath(NamedTuple):
     trajectory: Tensor
     velocity: Tensor
     base_velocity: Tensor
+
+    @property
+    def points(self) -> Tensor:
+        """X_0..X_{K-1}, `[S, K, B, D]`."""
+        return self.trajectory[:, :-1]
 
     @property
     def end(self) -> Tensor:
@@ -134,21 +140,23 @@ class EagerUpdate:
         return forward(layers, critic.lead, inputs).squeeze(-1)
 
     @torch.no_grad()
-    def action_gradient(self, observations: Tensor, x: Tensor) -> Tensor:
-        """d/dX mean_e Q'_e(s, clip(X, -1, 1)), `[S, B, D]`."""
+    def action_gradient(self, observations: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradient of mean_e Q'_e(s, clip(X, -1, 1)), `[S, B, D]`, and it, `[S, B]`."""
         config = self.config
         critic = (self.target_layers if config.use_target_grad else self.online_layers)["critic"]
         actions = x.clamp(-1.0, 1.0) if config.clip_adj else x
         seed = torch.full_like(x[..., :1], 1.0 / config.num_qs)
-        pulled = []
+        pulled, values = [], []
         inputs = torch.cat([observations, actions], dim=-1)
         for layers, y, cotangent in by_group(critic, inputs, seed):
             tape: Tape = []
-            hidden(layers, y, tape)
+            values.append(dense(layers, len(layers.kernels) - 1, hidden(layers, y, tape)))
             first = layers.kernels[0][..., observations.shape[-1] :, :]
             pulled.append(pull_back(layers, tape, cotangent) @ first.mT)
-        gradient = torch.stack(pulled).view(self.runs, config.num_qs, *x.shape[1:]).sum(1)
-        return gradient * (x.abs() <= 1.0) if config.clip_adj else gradient
+        lead = (self.runs, config.num_qs, x.shape[1])
+        gradient = torch.stack(pulled).view(*lead, -1).sum(1)
+        values = torch.stack(values).view(lead).mean(1)
+        return gradient * (x.abs() <= 1.0) if config.clip_adj else gradient, values
 
     def cloning_loss(self, batch: Batch, noise: Noise) -> Tensor:
         """Flow-matching loss of the cloned field for each run, `[S]`."""
@@ -252,17 +260,22 @@ class EagerUpdate:
         with torch.no_grad():
             base_velocity = self.field_along(self.base_layers, batch.observations, points)
             end = torch.add(points[:, -1], base_velocity[:, -1], alpha=1.0 / points.shape[1])
+            next_actions = self.choose_candidate(
+                self.online.networks["critic"], batch.next_observations,
+                ode_x.view_as(noise["next_action"]),
+            )  # fmt: skip
         trajectory = torch.cat([points, end.unsqueeze(1)], dim=1)
-        next_actions = self.next_actions(batch, noise, batch.next_observations, ode_x)
         return EagerPath(trajectory, velocity, base_velocity), next_actions
 
     @torch.no_grad()
     def adjoint(self, observations: Tensor, path: EagerPath) -> tuple[Tensor, Metrics]:
         """Carry the terminal adjoint back through the base field."""
-        terminal = self.terminal_adjoint(observations, path.end)
-        points = path.trajectory[:, :-1]
-        adjoint = self.sweep(self.base_layers, observations, points, terminal)
-        return adjoint, adjoint_metrics(terminal)
+        gradient, values = self.action_gradient(observations, path.end)
+        terminal = self.terminal_adjoint(gradient)
+        adjoint = self.sweep(self.base_layers, observations, path.points, terminal)
+        gain = largest_norm(adjoint) / largest_norm(terminal.unsqueeze(1))
+        more = {"adjoint_gain": gain, "policy_q": values.mean(-1)}
+        return adjoint, adjoint_metrics(terminal) | more
 
     def adjoint_loss(
         self, observations: Tensor, path: EagerPath, adjoint: Tensor

@@ -10,7 +10,9 @@ from typing import Any
 from trqam_fast.agents.base import Agent, Noise, Recorded, Terms
 from trqam_fast.agents.bc import BCAgent
 from trqam_fast.agents.declaration import Declaration, declare, read_declaration
+from trqam_fast.agents.dsrl import DSRLAgent, DSRLConfig
 from trqam_fast.agents.dual import DualController
+from trqam_fast.agents.fql import FQLAgent, FQLConfig
 from trqam_fast.agents.qam import QAMAgent, QAMConfig
 from trqam_fast.agents.qam_e import QAMEAgent, QAMEConfig
 from trqam_fast.agents.trqam import TRQAMAgent, TRQAMConfig
@@ -18,6 +20,8 @@ from trqam_fast.errors import UsageError
 
 ALGORITHMS: dict[str, type[Agent]] = {
     "bc": BCAgent,
+    "fql": FQLAgent,
+    "dsrl": DSRLAgent,
     "qam": QAMAgent,
     "qam-e": QAMEAgent,
     "trqam": TRQAMAgent,
@@ -72,8 +76,12 @@ __all__ = [
     "ALGORITHMS",
     "Agent",
     "BCAgent",
+    "DSRLAgent",
+    "DSRLConfig",
     "Declaration",
     "DualController",
+    "FQLAgent",
+    "FQLConfig",
     "Noise",
     "QAMAgent",
     "QAMConfig",

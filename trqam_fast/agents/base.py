@@ -48,12 +48,18 @@ class Recorded(NamedTuple):
         noise: Their name of a draw by ours, where it differs.
         outputs: Our name by theirs of what led to the losses.
         infos: Our metric by theirs.
+        settings: Our name of a hyperparameter by theirs, where it differs.
+        per_dimension: Those of their hyperparameters that are ours times D.
+        one_more: Our draws of which they make one more, for a last step that uses none.
     """
 
     networks: dict[str, str] = {}
     noise: dict[str, str] = {}
     outputs: dict[str, str] = {}
     infos: dict[str, str] = {}
+    settings: dict[str, str] = {}
+    per_dimension: tuple[str, ...] = ()
+    one_more: tuple[str, ...] = ()
 
 
 def repeat_rows(rows: Tensor, count: int) -> Tensor:
@@ -222,8 +228,7 @@ class Agent:
         mean_b [ mean_d (v_bc(s, x_t, t) - (a - x_0))^2 * valid ] with x_t = (1 - t) x_0 + t a.
         """
         actions, x0, t = self.policy_actions(batch), noise["bc_x0"], noise["bc_t"]
-        inputs = torch.cat([batch.observations, torch.lerp(x0, actions, t), t], dim=-1)
-        velocity = mlp(self.online.networks["actor_slow"], inputs, **self.options)
+        velocity = self.network("actor_slow", batch.observations, torch.lerp(x0, actions, t), t)
         error = F.mse_loss(velocity, actions - x0, reduction="none").mean(-1)
         return (error * batch.valid).mean(-1)
 
@@ -232,6 +237,10 @@ class Agent:
         if self.config.action_chunking:
             return batch.actions.flatten(-2)
         return batch.actions[..., 0, :]
+
+    def network(self, name: str, *inputs: Tensor) -> Tensor:
+        """Apply an online network to inputs `[S, n, ...]`, side by side."""
+        return mlp(self.online.networks[name], torch.cat(inputs, dim=-1), **self.options)
 
     def critic_values(self, critic: MLPWeights, observations: Tensor, actions: Tensor) -> Tensor:
         """Q_e(s, a) `[S, E, N]` for `[S, N, O]` and `[S, N, D]`."""
@@ -272,11 +281,25 @@ class Agent:
         """Return candidate actions `[S, n, D]`, not clipped, without gradients.
 
         Args:
-            networks: Online networks.
+            networks: Online networks, and their targets as ``target_NAME``.
             observations: `[S, n, O]`.
             noise: `[S, n, noise_dim]`, standard normal.
         """
-        return self.flow(networks[self.acting_field], observations, noise)
+        x = self.flow(networks[self.acting_field], observations, noise[..., : self.dim])
+        return self.refine(networks, observations, x, noise[..., self.dim :])
+
+    def refine(
+        self, networks: Networks, observations: Tensor, actions: Tensor, noise: Tensor
+    ) -> Tensor:
+        """Return what the policy makes of the flow's X_K `[S, n, D]`; here they are its own.
+
+        Args:
+            networks: As of `propose`.
+            observations: `[S, n, O]`.
+            actions: X_K, not clipped.
+            noise: What the flow has left of it, of any shape `[..., noise_dim - D]`.
+        """
+        return actions
 
     def flow(self, field: MLPWeights, observations: Tensor, x0: Tensor) -> Tensor:
         """Integrate a field's ODE from x0 `[S, n, D]`; X_K is not clipped."""
@@ -296,7 +319,9 @@ class Agent:
         Returns:
             `[S, n, D]` or `[1, n, D]` in [-1, 1]; with chunking D holds H actions in order.
         """
-        networks = {name: network.detach() for name, network in self.online.networks.items()}
+        targets = {f"target_{name}": net for name, net in self.target.networks.items()}
+        networks = self.online.networks | targets
+        networks = {name: network.detach() for name, network in networks.items()}
         if run is not None:
             networks = {
                 name: network.map(lambda tensor: tensor[run : run + 1])
@@ -344,11 +369,3 @@ def field_shape(config: CloningConfig, obs_dim: int, act_dim: int) -> MLPShape:
     """Architecture of a velocity field on [s, x, t]."""
     dim = act_dim * config.chunk_length
     return MLPShape(obs_dim + dim + 1, config.actor_hidden_dims, dim, config.actor_layer_norm)
-
-
-def critic_shape(config: Any, obs_dim: int, act_dim: int) -> MLPShape:
-    """Architecture of the critic ensemble on [s, a]."""
-    dim = act_dim * config.chunk_length
-    return MLPShape(
-        obs_dim + dim, config.value_hidden_dims, 1, config.value_layer_norm, config.num_qs
-    )

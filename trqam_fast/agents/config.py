@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from trqam_fast.errors import UsageError
 
@@ -57,6 +57,10 @@ class Group:
         """Require whole numbers of `bound` or more."""
         for name in names:
             self.require(name, getattr(self, name) >= bound, f"use {bound} or more")
+
+    def require_choice(self, name: str, *choices: str) -> None:
+        """Require one of some words."""
+        self.require(name, getattr(self, name) in choices, f"use {' or '.join(choices)}")
 
     def require_positive(self, *names: str) -> None:
         """Require finite numbers above zero."""
@@ -170,21 +174,30 @@ class CriticConfig(Group):
     """Step of the Polyak targets toward the online networks."""
     best_of_n: int = 1
     """Candidate actions per state; the critic picks the best."""
+    reward_scale: float = 1.0
+    """Factor on all rewards."""
 
     def check(self) -> None:
         """Raise `UsageError` if a value is impossible."""
         self.require_at_least(1, "num_qs", "best_of_n")
         self.require_not_negative("rho")
         self.require_fraction("discount", "tau")
+        self.require_positive("reward_scale")
         self.require_widths("value_hidden_dims")
 
 
 @dataclass(frozen=True)
 class AnchorConfig(Group):
-    """The field that a fine-tuned policy is anchored to."""
+    """The field that a fine-tuned policy is anchored to, and when it begins to leave it."""
 
     target_actor: bool = True
     """Anchor to the Polyak target of the cloned field instead of the cloned field itself."""
+    critic_warmup: int = 0
+    """First updates of fine-tuning that train the critics alone: both fields and lambda rest."""
+
+    def check(self) -> None:
+        """Raise `UsageError` if a value is impossible."""
+        self.require_at_least(0, "critic_warmup")
 
 
 @dataclass(frozen=True)
@@ -205,6 +218,17 @@ class TrustRegionConfig(Group):
     """Path-KL budget eps_KL in nats per action step."""
     kl_budget_online: float | None = None
     """Path-KL budget of the online stage; none keeps --kl-budget."""
+    kl_budget_per_dim: float | None = None
+    """The budget stated for each number of an action instead, which sets --kl-budget."""
+    budget_ramp: int = 0
+    """Updates in which the budget grows linearly from zero."""
+    init_lambda: float = 1.0
+    """Lambda of the first update."""
+    lambda_start: Literal["value", "closed-form"] = "value"
+    """value: --init-lambda; closed-form: the lambda at which the loss, at the adjoints of the first
+    batch, is least where the path KL equals the budget."""
+    dual: Literal["additive", "log"] = "additive"
+    """Dual descent on lambda, as in the paper, or on its logarithm, with relative errors."""
     lam_scale: float = 3.0
     """Fixed factor on lambda wherever it is used."""
     eta_lambda: float = 0.01
@@ -226,6 +250,13 @@ class TrustRegionConfig(Group):
         online = self.kl_budget_online
         fits = online is None or (online > 0 and math.isfinite(online))
         self.require("kl_budget_online", fits, "use a positive number")
+        per_dim = self.kl_budget_per_dim
+        fits = per_dim is None or (per_dim > 0 and math.isfinite(per_dim))
+        self.require("kl_budget_per_dim", fits, "use a positive number")
+        self.require_at_least(0, "budget_ramp")
+        self.require_positive("init_lambda")
+        self.require_choice("lambda_start", "value", "closed-form")
+        self.require_choice("dual", "additive", "log")
         self.require_fraction("kl_ema_coef")
         self.require_not_negative("eta_lambda", "lambda_min", "value_penalty")
         self.require("lambda_max", self.lambda_max >= self.lambda_min, "use --lambda-min or more")

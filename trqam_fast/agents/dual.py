@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -9,11 +11,15 @@ from torch import Tensor
 class DualController:
     """Adapts lambda of S runs so that their path KL keeps to a budget.
 
-    In every update, from the path KL D of each run (SPEC: docs/algorithm.md, "Dual update"):
+    In every update, from the path KL D of each run (docs/algorithm.md, "Dual update"):
 
         D_c    = min(D, clip * budget)
         kl_ema = (1 - ema) * kl_ema + ema * D_c
-        lam    = clamp(lam + eta * (kl_ema - budget), bracket)
+        lam    = clamp(lam + eta * (kl_ema - budget), bracket)                  rule "additive"
+        lam    = clamp(lam * exp(eta * (kl_ema / budget - 1)), bracket)         rule "log"
+
+    The additive rule is the paper's. The other one does not depend on lambda's scale, where an
+    additive step is all of a lambda of 0.01 and a thousandth of one of 10.
 
     Nothing is read back to the host. It needs nothing of this package's agents: with the bare ops,
     pass `temperature` to `adjoint_matching`, and its path KL to `update`.
@@ -32,6 +38,7 @@ class DualController:
         clip: Path KLs are clipped at this multiple of the budget.
         bracket: Lower and upper end of lambda.
         lam: Its start.
+        rule: ``additive`` or ``log``.
         dtype: Of the tensors.
         device: Of the tensors.
     """
@@ -47,11 +54,12 @@ class DualController:
         clip: float = 2.0,
         bracket: tuple[float, float] = (0.01, 100.0),
         lam: float = 1.0,
+        rule: Literal["additive", "log"] = "additive",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
         self.budget, self.scale, self.eta, self.ema = budget, scale, eta, ema
-        self.clip, self.bracket = clip, bracket
+        self.clip, self.bracket, self.rule = clip, bracket, rule
         self.lam = torch.full((runs,), lam, dtype=dtype, device=device)
         self.kl_ema = torch.zeros_like(self.lam)
 
@@ -61,7 +69,39 @@ class DualController:
         return self.scale * self.lam
 
     @torch.no_grad()
-    def update(self, path_kl: Tensor) -> None:
-        """Take one step from the path KL of every run, `[S]`."""
-        self.kl_ema.lerp_(path_kl.clamp(max=self.clip * self.budget), self.ema)
-        self.lam.add_(self.kl_ema - self.budget, alpha=self.eta).clamp_(*self.bracket)
+    def update(
+        self, path_kl: Tensor, *, budget: Tensor | None = None, active: Tensor | None = None
+    ) -> None:
+        """Take one step.
+
+        Args:
+            path_kl: Path KL of every run, `[S]`.
+            budget: Budget of this step, `[]`; `self.budget` without one.
+            active: Whether anything changes at all, a bool `[]`; None is yes.
+        """
+        budget = self.budget if budget is None else budget
+        before = None if active is None else (self.lam.clone(), self.kl_ema.clone())
+        self.kl_ema.lerp_(path_kl.clamp(max=self.clip * budget), self.ema)
+        if self.rule == "additive":
+            self.lam.add_(self.kl_ema - budget, alpha=self.eta)
+        else:
+            self.lam.mul_((self.eta * (self.kl_ema / budget - 1.0)).exp())
+        self.lam.clamp_(*self.bracket)
+        if before is not None:
+            for tensor, old in zip((self.lam, self.kl_ema), before, strict=True):
+                tensor.copy_(torch.where(active, tensor, old))
+
+    @torch.no_grad()
+    def start_from(self, cost: Tensor, *, budget: Tensor | float, active: Tensor) -> None:
+        """Set lambda to where the minimiser of the loss at given adjoints meets the budget.
+
+        There D (lam_scale lambda)^2 = A := 1/2 sum_k h_k g_k^2 E|a_k|^2 / H, so lambda =
+        sqrt(A / budget) / lam_scale.
+
+        Args:
+            cost: A, `[S]`.
+            budget: The budget.
+            active: Whether to set it, a bool `[]`.
+        """
+        start = ((cost / budget).sqrt() / self.scale).clamp(*self.bracket)
+        self.lam.copy_(torch.where(active, start, self.lam))

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from trqam_fast.agents import critics
 from trqam_fast.agents.base import (
     Agent,
     Metrics,
@@ -16,7 +16,6 @@ from trqam_fast.agents.base import (
     Recorded,
     Shapes,
     Terms,
-    critic_shape,
     field_shape,
     repeat_rows,
 )
@@ -44,8 +43,7 @@ INV_TEMPS = {
     "humanoidmaze-large": 3.0, "puzzle-4x4": 30.0,
 }  # fmt: skip
 
-CRITIC_METRICS = ("q_mean", "q_min", "q_max")
-ADJOINT_METRICS = ("adjoint_mean", "adjoint_std", "adjoint_max")
+ADJOINT_METRICS = ("adjoint_mean", "adjoint_std", "adjoint_max", "adjoint_gain")
 
 
 @dataclass(frozen=True)
@@ -53,11 +51,11 @@ class QAMConfig(CloningConfig, CriticConfig, AnchorConfig, AdjointConfig):
     """QAM's temperature."""
 
     inv_temp: float = 1.0
-    """Inverse temperature that multiplies the terminal adjoint."""
+    """Inverse temperature that multiplies the terminal adjoint; 0 acts with the cloned field."""
 
     def check(self) -> None:
         """Raise `UsageError` if a value is impossible."""
-        self.require_positive("inv_temp")
+        self.require_not_negative("inv_temp")
 
 
 class Path(NamedTuple):
@@ -70,6 +68,11 @@ class Path(NamedTuple):
 
     trajectory: Tensor
     velocity: Tensor
+
+    @property
+    def points(self) -> Tensor:
+        """X_0..X_{K-1}, `[S, K, B, D]`."""
+        return self.trajectory[:, :-1]
 
     @property
     def end(self) -> Tensor:
@@ -86,8 +89,8 @@ class QAMAgent(Agent):
 
     label, colour = "QAM", "#d55e00"
     Config = QAMConfig
-    metrics = ("critic_loss", "bc_loss", "adjoint_loss", "path_kl", *CRITIC_METRICS,
-               *ADJOINT_METRICS)  # fmt: skip
+    metrics = ("critic_loss", "bc_loss", "adjoint_loss", "path_kl", *critics.METRICS,
+               *ADJOINT_METRICS, "value_gap")  # fmt: skip
     published = {
         "inv_temp": ByDomain(
             {domain: Setting(value, QAM_AUTHORS) for domain, value in INV_TEMPS.items()},
@@ -106,14 +109,25 @@ class QAMAgent(Agent):
             "actor/path_kl": "path_kl", "actor/adj_mean": "adjoint_mean",
             "actor/adj_std": "adjoint_std", "actor/adj_max": "adjoint_max",
         },
+        one_more=("sde_eps",),
     )  # fmt: skip
+
+    def __init__(self, config: Any, *args: Any, **options: Any) -> None:
+        super().__init__(config, *args, **options)
+        if getattr(config, "inv_temp", None) == 0:
+            self.acting_field = "actor_slow"
 
     @classmethod
     def network_shapes(cls, config: Any, obs_dim: int, act_dim: int) -> Shapes:
         """Return both fields and the critics."""
         field = field_shape(config, obs_dim, act_dim)
-        critic = critic_shape(config, obs_dim, act_dim)
-        return {"actor_fast": field, "actor_slow": field, "critic": critic}
+        parts = cls.critic_of(config).shapes(config, obs_dim, act_dim)
+        return {"actor_fast": field, "actor_slow": field, **parts}
+
+    @staticmethod
+    def critic_of(config: Any) -> critics.TDCritic:
+        """Return what the critics learn from."""
+        return critics.CRITICS[getattr(config, "critic", "td")]
 
     @classmethod
     def tapes(cls, config: Any) -> dict[str, int]:
@@ -123,12 +137,20 @@ class QAMAgent(Agent):
     def draws(self) -> dict[str, tuple[int, ...]]:
         """Return x_0 of the cloning loss, x_0 and eps of the SDE, x_0 of the next actions."""
         batch, dim, config = self.config.batch_size, self.dim, self.config
-        return {
+        draws = {
             "bc_x0": (batch, dim),
             "sde_x0": (batch, dim),
             "next_action": (batch, config.best_of_n, dim),
             "sde_eps": (config.flow_steps - 1, batch, dim),
         }
+        if not self.critic.samples_policy:
+            del draws["next_action"]
+        return draws
+
+    @property
+    def critic(self) -> critics.TDCritic:
+        """What the critics learn from."""
+        return self.critic_of(self.config)
 
     @property
     def base(self) -> MLPWeights:
@@ -145,84 +167,91 @@ class QAMAgent(Agent):
         adjoint, adjoint_metrics = self.adjoint(batch.observations, path)
         adjoint_loss, path_kl = self.adjoint_loss(batch.observations, path, adjoint)
 
-        total = (critic_loss + cloning_loss + adjoint_loss).sum()
+        policy_loss = cloning_loss + adjoint_loss
+        if self.config.critic_warmup > 0:
+            policy_loss = policy_loss * self.warm
+        total = (critic_loss + policy_loss).sum()
         losses = {
             "bc_loss": cloning_loss.detach(), "adjoint_loss": adjoint_loss.detach(),
             "path_kl": path_kl,
         }  # fmt: skip
-        outputs = {"points": path.trajectory[:, :-1], "adjoint": adjoint}
-        outputs["next_actions"] = next_actions
-        return total, Terms(losses | critic_metrics | adjoint_metrics, outputs)
+        outputs = {"points": path.points, "end": path.end, "adjoint": adjoint}
+        if next_actions is not None:
+            outputs["next_actions"] = next_actions
+        metrics = losses | critic_metrics | adjoint_metrics
+        metrics.setdefault("value_gap", metrics.pop("policy_q") - metrics["q_mean"])
+        return total, Terms(metrics, outputs)
 
-    def sample(self, batch: Batch, noise: Noise) -> tuple[Path, Tensor]:
+    @property
+    def warm(self) -> Tensor:
+        """Whether the critics' warm-up is over for the update that is being computed, `[]`."""
+        return self.steps >= self.config.critic_warmup
+
+    def sample(self, batch: Batch, noise: Noise) -> tuple[Path, Tensor | None]:
         """Roll out the SDE and, in the same call, the ODE of the next actions a' `[S, B, D]`."""
-        candidates, rows = self.next_candidates(batch, noise)
+        policy_noise = self.policy_noise(noise)
+        together = policy_noise is not None and self.acting_field == "actor_fast"
+        rows = x0 = None
+        if together:
+            rows = repeat_rows(batch.next_observations, policy_noise.shape[2])
+            x0 = policy_noise[..., : self.dim].flatten(1, 2)
         rollout = sde_rollout(
             self.online.networks["actor_fast"], self.base, batch.observations, noise["sde_x0"],
-            noise["sde_eps"], ode_observations=rows, ode_x0=candidates, **self.options,
+            noise["sde_eps"], ode_observations=rows, ode_x0=x0, **self.options,
         )  # fmt: skip
-        next_actions = self.next_actions(batch, noise, rows, rollout.ode_x)
-        return Path(rollout.trajectory, rollout.velocity), next_actions
+        path = Path(rollout.trajectory, rollout.velocity)
+        if policy_noise is None:
+            return path, None
+        if not together:
+            return path, self.act(batch.next_observations, policy_noise)
+        with torch.no_grad():
+            actions = self.refine(
+                self.online.networks, rows, rollout.ode_x, policy_noise[..., self.dim :]
+            )
+            candidates = actions.unflatten(1, policy_noise.shape[1:3])
+            critic = self.online.networks["critic"]
+            return path, self.choose_candidate(critic, batch.next_observations, candidates)
 
-    def next_candidates(self, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Return x_0 `[S, B N, D]` and s' `[S, B N, O]` of the ODE's candidates for a'."""
-        x0 = noise["next_action"]
-        return x0.flatten(1, 2), repeat_rows(batch.next_observations, x0.shape[2])
-
-    @torch.no_grad()
-    def next_actions(self, batch: Batch, noise: Noise, rows: Tensor, x: Tensor) -> Tensor:
-        """Return a' `[S, B, D]`, the candidate `[S, B N, D]` that the online critics like best."""
-        candidates = x.view_as(noise["next_action"])
-        critic = self.online.networks["critic"]
-        return self.choose_candidate(critic, batch.next_observations, candidates)
+    def policy_noise(self, noise: Noise) -> Tensor | None:
+        """Return the noise of the next actions, `[S, B, N, noise_dim]`; None if there are none."""
+        return noise.get("next_action")
 
     def critic_loss(
-        self, batch: Batch, next_actions: Tensor, end: Tensor
+        self, batch: Batch, next_actions: Tensor | None, end: Tensor
     ) -> tuple[Tensor, Metrics]:
         """mean_{e,b} (Q_e(s, a) - y)^2 valid, `[S]`; `end` is for algorithms that need it."""
-        target = self.target_values(batch, next_actions)
+        target = self.critic.targets(self, batch, next_actions)
         critic = self.online.networks["critic"]
         q = self.critic_values(critic, batch.observations, self.policy_actions(batch))
-        loss = self.temporal_difference(q, target, batch.valid)
-        return loss, {"critic_loss": loss.detach()} | critic_metrics(q)
-
-    @torch.no_grad()
-    def target_values(self, batch: Batch, next_actions: Tensor) -> Tensor:
-        """Return y = R + gamma^H m (mean_e Q'_e(s', a') - rho std_e Q'_e(s', a')), `[S, B]`."""
-        config = self.config
-        critic = self.target.networks["critic"]
-        next_q = self.critic_values(critic, batch.next_observations, next_actions)
-        value = next_q.mean(1)
-        if config.rho > 0:
-            value = value - config.rho * next_q.std(1, correction=0)
-        return batch.rewards + config.discount**config.horizon_length * batch.masks * value
-
-    @staticmethod
-    def temporal_difference(q: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-        """mean_{e,b} (q - target)^2 valid, `[S]`, of q `[S, E, B]`; the rest `[S, B]`."""
-        error = F.mse_loss(q, target.unsqueeze(1).expand_as(q), reduction="none")
-        return (error * valid.unsqueeze(1)).mean((1, 2))
+        loss = critics.temporal_difference(q, target, batch.valid)
+        return loss, {"critic_loss": loss.detach()} | critics.critic_metrics(q)
 
     def adjoint(self, observations: Tensor, path: Path) -> tuple[Tensor, Metrics]:
         """Carry the terminal adjoint back through the base field: a_0..a_{K-1} `[S, K, B, D]`."""
-        terminal = self.terminal_adjoint(observations, path.end)
+        gradient, values = self.action_gradient(observations, path.end)
+        terminal = self.terminal_adjoint(gradient)
         adjoint = lean_adjoint(self.base, observations, path.trajectory, terminal, **self.options)
-        return adjoint, adjoint_metrics(terminal)
+        gain = largest_norm(adjoint) / largest_norm(terminal.unsqueeze(1))
+        more = {"adjoint_gain": gain, "policy_q": values.mean(-1)}
+        return adjoint, adjoint_metrics(terminal) | more
 
-    def terminal_adjoint(self, observations: Tensor, x: Tensor) -> Tensor:
-        """a_K = -inv_temp d/dX mean_e Q'_e(s, clip(X, -1, 1)), `[S, B, D]`."""
-        return -self.config.inv_temp * self.action_gradient(observations, x)
+    def terminal_adjoint(self, gradient: Tensor) -> Tensor:
+        """a_K = -inv_temp d/dX mean_e Q'_e(s, clip(X, -1, 1)), of that gradient `[S, B, D]`."""
+        return -self.config.inv_temp * gradient
 
-    def action_gradient(self, observations: Tensor, x: Tensor) -> Tensor:
-        """d/dX mean_e Q'_e(s, clip(X, -1, 1)), `[S, B, D]`: zero where X lies outside."""
-        targets = self.config.use_target_grad
+    def action_gradient(self, observations: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean_e Q'_e(s, clip(X, -1, 1))'s gradient in X `[S, B, D]`, and itself `[S, B]`.
+
+        The gradient is zero where X lies outside [-1, 1].
+        """
+        targets = getattr(self.config, "use_target_grad", True)
         critic = (self.target if targets else self.online).networks["critic"].detach()
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            actions = x.clamp(-1.0, 1.0) if self.config.clip_adj else x
+            actions = x.clamp(-1.0, 1.0) if getattr(self.config, "clip_adj", True) else x
             values = self.critic_values(critic, observations, actions).mean(1)
             (gradient,) = torch.autograd.grad(values.sum(), x)
-        return gradient
+        return gradient, values.detach()
 
     def temperature(self) -> Tensor:
         """lam_scale lambda, `[S]`: what sigma_k^2 = g_k^2 / (lam_scale lambda) is divided by."""
@@ -232,20 +261,11 @@ class QAMAgent(Agent):
         self, observations: Tensor, path: Path, adjoint: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return mean_b sum_k |2 Delta_k / sigma_k + sigma_k a_k|^2 and the path KL, `[S]` each."""
-        base_velocity = velocity_along(
-            self.base, observations, path.trajectory[:, :-1], **self.options
-        )
+        base_velocity = velocity_along(self.base, observations, path.points, **self.options)
         return adjoint_matching(
             path.velocity, base_velocity, adjoint, self.temperature(),
             horizon=self.config.chunk_length, backend=self.backend,
         )  # fmt: skip
-
-
-def critic_metrics(q: Tensor) -> Metrics:
-    """Mean and extremes of the critics' values `[S, E, B]` at the batch."""
-    q = q.detach().flatten(1)
-    q_min, q_max = q.aminmax(dim=1)
-    return {"q_mean": q.mean(1), "q_min": q_min, "q_max": q_max}
 
 
 def adjoint_metrics(terminal: Tensor) -> Metrics:
@@ -253,3 +273,12 @@ def adjoint_metrics(terminal: Tensor) -> Metrics:
     size = terminal.abs().flatten(1)
     std, mean = torch.std_mean(size, 1, correction=0)
     return {"adjoint_mean": mean, "adjoint_std": std, "adjoint_max": size.amax(1)}
+
+
+def largest_norm(adjoint: Tensor) -> Tensor:
+    """Return the largest over the steps of the root mean square over a batch of |a_k|, `[S]`.
+
+    Args:
+        adjoint: `[S, K, B, D]`.
+    """
+    return adjoint.square().sum(-1).mean(-1).amax(-1).sqrt()

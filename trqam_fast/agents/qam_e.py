@@ -11,12 +11,11 @@ from torch import Tensor
 
 from trqam_fast.agents.base import Networks, Noise, Shapes, Terms
 from trqam_fast.agents.config import ByDomain, Setting
+from trqam_fast.agents.gaussian import tanh_gaussian
 from trqam_fast.agents.qam import QAM_AUTHORS, QAMAgent, QAMConfig
 from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import MLPWeights, mlp
 from trqam_fast.networks import MLPShape, ScalarShape
-
-LOG_STD_RANGE = (-20.0, 2.0)
 
 # Inverse temperature and size of the edits.
 PUBLISHED = {
@@ -63,6 +62,15 @@ class QAMEAgent(QAMAgent):
         for index, (name, otherwise) in enumerate({"inv_temp": 1.0, "edit_scale": 0.1}.items())
     }
     metrics = (*QAMAgent.metrics, "edit_q_loss", "edit_entropy", "edit_alpha")
+    recorded = QAMAgent.recorded._replace(
+        outputs=QAMAgent.recorded.outputs
+        | {
+            name: name for name in ("edit_flow_actions", "edit", "edited_actions", "edit_log_probs")
+        },
+        infos=QAMAgent.recorded.infos
+        | {f"actor/{name}": name for name in ("edit_q_loss", "edit_entropy", "edit_alpha")},
+        per_dimension=("edit_target_entropy",),
+    )
 
     @classmethod
     def network_shapes(cls, config: Any, obs_dim: int, act_dim: int) -> Shapes:
@@ -95,19 +103,20 @@ class QAMEAgent(QAMAgent):
         """Normals that an action takes: the flow's, then the edit policy's."""
         return self.dim if self.config.edit_scale == 0 else 2 * self.dim
 
-    def propose(self, networks: Networks, observations: Tensor, noise: Tensor) -> Tensor:
-        """Return the flow's actions with an edit added to each."""
-        x0, edit_eps = noise[..., : self.dim], noise[..., self.dim :]
-        actions = super().propose(networks, observations, x0)
-        return self.edited(networks, observations, actions, edit_eps)
+    def policy_noise(self, noise: Noise) -> Tensor:
+        """Return the flow's noise of the next actions and the edits', side by side."""
+        if self.config.edit_scale == 0:
+            return noise["next_action"]
+        return torch.cat([noise["next_action"], noise["next_edit_eps"]], dim=-1)
 
-    def edited(
-        self, networks: Networks, observations: Tensor, actions: Tensor, eps: Tensor
+    def refine(
+        self, networks: Networks, observations: Tensor, actions: Tensor, noise: Tensor
     ) -> Tensor:
-        """Clip actions `[S, n, D]` and add an edit of noise `eps`, if there are edits."""
+        """Clip the flow's actions `[S, n, D]` and add an edit to each, if there are edits."""
         if self.config.edit_scale == 0:
             return actions
         actions = actions.clamp(-1.0, 1.0)
+        eps = noise.reshape(actions.shape)
         edit, _ = self.edit(networks["edit_actor"], observations, actions, eps)
         return actions + self.config.edit_scale * edit
 
@@ -123,23 +132,8 @@ class QAMEAgent(QAMAgent):
             eps: `[S, n, D]`, standard normal.
         """
         outputs = mlp(network, torch.cat([observations, actions], dim=-1), **self.options)
-        mean, log_std = outputs.chunk(2, dim=-1)
-        log_std = log_std.clamp(*LOG_STD_RANGE)
-        before = mean + log_std.exp() * eps
-        normal = -0.5 * eps.square() - log_std - 0.5 * math.log(2.0 * math.pi)
-        # log(1 - tanh(x)^2), without cancellation.
-        # PyTorch's softplus is linear above 20, which shows in float64.
-        softplus = torch.logaddexp(-2.0 * before, torch.zeros_like(before))
-        slope = 2.0 * (math.log(2.0) - before - softplus)
-        return before.tanh(), (normal - slope).sum(-1)
-
-    @torch.no_grad()
-    def next_actions(self, batch: Batch, noise: Noise, rows: Tensor, x: Tensor) -> Tensor:
-        """Return a' `[S, B, D]`, chosen after the edit."""
-        eps = noise["next_edit_eps"].flatten(1, 2) if "next_edit_eps" in noise else x
-        return super().next_actions(
-            batch, noise, rows, self.edited(self.online.networks, rows, x, eps)
-        )
+        edit, log_prob, _ = tanh_gaussian(outputs, eps)
+        return edit, log_prob
 
     def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Terms]:
         """QAM's losses and those of the edit policy and its entropy coefficient."""
@@ -163,4 +157,8 @@ class QAMEAgent(QAMAgent):
         terms.metrics.update(
             edit_q_loss=q_loss.detach(), edit_entropy=entropy.detach(), edit_alpha=alpha.detach()
         )
+        terms.outputs.update(
+            edit_flow_actions=actions, edit=edit.detach(), edited_actions=edited.detach(),
+            edit_log_probs=log_prob.detach(),
+        )  # fmt: skip
         return total + (q_loss + entropy_loss + alpha_loss).sum(), terms

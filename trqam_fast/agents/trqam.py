@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trqam_fast.agents.base import Metrics, Recorded
+from trqam_fast.agents import critics
+from trqam_fast.agents.base import Metrics
 from trqam_fast.agents.config import (
     AdjointConfig,
     AnchorConfig,
@@ -19,17 +20,16 @@ from trqam_fast.agents.config import (
     TrustRegionConfig,
 )
 from trqam_fast.agents.dual import DualController
-from trqam_fast.agents.qam import (
-    ADJOINT_METRICS,
-    CRITIC_METRICS,
-    QAMAgent,
-    critic_metrics,
-)
+from trqam_fast.agents.qam import ADJOINT_METRICS, Path, QAMAgent
 from trqam_fast.data.batch import Batch
+from trqam_fast.kernels import diffusion_squared
 
 
 @dataclass(frozen=True)
-class TRQAMConfig(CloningConfig, CriticConfig, AnchorConfig, AdjointConfig, TrustRegionConfig):
+class TRQAMConfig(
+    CloningConfig, CriticConfig, critics.ImplicitConfig, AnchorConfig, AdjointConfig,
+    TrustRegionConfig,
+):  # fmt: skip
     """Hyperparameters of TRQAM."""
 
 
@@ -43,7 +43,7 @@ class TRQAMAgent(QAMAgent):
     label, colour = "TRQAM", "#0072b2"
     Config = TRQAMConfig
     metrics = ("critic_loss", "bc_loss", "adjoint_loss", "path_kl", "lam", "kl_ema",
-               *CRITIC_METRICS, *ADJOINT_METRICS, "value_gap")  # fmt: skip
+               *critics.METRICS, *ADJOINT_METRICS, "value_gap", "value_loss", "v_mean")  # fmt: skip
     published = {
         "kl_budget": ByDomain(
             {
@@ -56,8 +56,7 @@ class TRQAMAgent(QAMAgent):
         )
     }
     controller = DualController
-    recorded = Recorded(
-        outputs=QAMAgent.recorded.outputs,
+    recorded = QAMAgent.recorded._replace(
         infos=QAMAgent.recorded.infos
         | {
             "lam_raw": "lam", "kl_ema_raw": "kl_ema", "dual/kl_ema": "kl_ema",
@@ -72,44 +71,83 @@ class TRQAMAgent(QAMAgent):
         self.dual = self.controller(
             self.runs, config.kl_budget, scale=config.lam_scale, eta=config.eta_lambda,
             ema=config.kl_ema_coef, clip=config.kl_clip_coef,
-            bracket=(config.lambda_min, config.lambda_max), dtype=self.dtype, device=self.device,
+            bracket=(config.lambda_min, config.lambda_max), lam=config.init_lambda,
+            rule=config.dual, dtype=self.dtype, device=self.device,
         )  # fmt: skip
 
     @classmethod
     def tapes(cls, config: Any) -> dict[str, int]:
         """Return QAM's, and those of the critics at the policy's actions if they are penalised."""
         tapes = super().tapes(config)
-        return tapes | {"critic": tapes["critic"] + (config.value_penalty > 0)}
+        tapes["critic"] += config.value_penalty > 0
+        return tapes | ({"value": 1} if config.critic == "implicit" else {})
 
     def temperature(self) -> Tensor:
         """lam_scale lambda as the previous update left it, `[S]`."""
         return self.dual.temperature
 
-    def terminal_adjoint(self, observations: Tensor, x: Tensor) -> Tensor:
-        """a_K = -d/dX mean_e Q'_e(s, clip(X, -1, 1)), `[S, B, D]`."""
-        return -self.action_gradient(observations, x)
+    def terminal_adjoint(self, gradient: Tensor) -> Tensor:
+        """a_K = -d/dX mean_e Q'_e(s, clip(X, -1, 1)), of that gradient `[S, B, D]`."""
+        return -gradient
+
+    def budget_now(self, steps: Tensor) -> Tensor | None:
+        """Return the budget of the update after `steps` others, `[]`; None where it is constant."""
+        ramp = self.config.budget_ramp
+        return None if ramp == 0 else self.dual.budget * ((steps + 1.0) / ramp).clamp(max=1.0)
+
+    def adjoint_loss(
+        self, observations: Tensor, path: Path, adjoint: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """QAM's, after lambda was set to its closed form if this is the update to do so."""
+        if self.config.lambda_start == "closed-form":
+            budget = self.budget_now(self.steps)
+            self.dual.start_from(
+                self.matching_cost(adjoint),
+                budget=self.dual.budget if budget is None else budget,
+                active=self.steps == self.config.critic_warmup,
+            )
+        return super().adjoint_loss(observations, path, adjoint)
+
+    def matching_cost(self, adjoint: Tensor) -> Tensor:
+        """A = 1/2 sum_k h g_k^2 mean_b |a_k|^2 / H, `[S]`."""
+        steps = adjoint.shape[1]
+        weights = diffusion_squared(steps).to(adjoint) / (2.0 * steps * self.config.chunk_length)
+        return (weights * adjoint.square().sum(-1).mean(-1)).sum(-1)
 
     def critic_loss(
-        self, batch: Batch, next_actions: Tensor, end: Tensor
+        self, batch: Batch, next_actions: Tensor | None, end: Tensor
     ) -> tuple[Tensor, Metrics]:
-        """QAM's, and the penalty of values at the policy's actions `end`, where there is one."""
+        """QAM's; the penalty of values at the policy's actions `end`; the state value's loss."""
         weight = self.config.value_penalty
         if weight == 0:
-            return super().critic_loss(batch, next_actions, end)
-        target = self.target_values(batch, next_actions)
-        # One pass over the actions of the data and those of the policy.
+            loss, metrics = super().critic_loss(batch, next_actions, end)
+        else:
+            loss, metrics = self.penalised_loss(batch, next_actions, end, weight)
+        value_loss, more = self.critic.value_loss(self, batch)
+        return (loss if value_loss is None else loss + value_loss), metrics | more
+
+    def penalised_loss(
+        self, batch: Batch, next_actions: Tensor | None, end: Tensor, weight: float
+    ) -> tuple[Tensor, Metrics]:
+        """Evaluate the critics once, at the actions of the data and at the policy's."""
+        target = self.critic.targets(self, batch, next_actions)
         actions = torch.cat([self.policy_actions(batch), end.clamp(-1.0, 1.0)], dim=1)
         observations = torch.cat([batch.observations] * 2, dim=1)
         values = self.critic_values(self.online.networks["critic"], observations, actions)
         q, q_policy = values.chunk(2, dim=-1)
-        loss = self.temporal_difference(q, target, batch.valid)
+        loss = critics.temporal_difference(q, target, batch.valid)
         gap = q_policy.mean((1, 2)) - q.mean((1, 2))
-        metrics = {"critic_loss": loss.detach(), "value_gap": gap.detach()} | critic_metrics(q)
-        return loss + weight * gap, metrics
+        metrics = {"critic_loss": loss.detach(), "value_gap": gap.detach()}
+        return loss + weight * gap, metrics | critics.critic_metrics(q)
 
     def after_step(self, metrics: Metrics) -> None:
-        """Projected dual descent on lambda."""
-        self.dual.update(metrics["path_kl"])
+        """Projected dual descent on lambda, unless the critics are still warming up."""
+        before = self.steps - 1.0
+        warmup = self.config.critic_warmup
+        self.dual.update(
+            metrics["path_kl"], budget=self.budget_now(before),
+            active=None if warmup == 0 else before >= warmup,
+        )  # fmt: skip
         metrics["lam"], metrics["kl_ema"] = self.dual.lam.clone(), self.dual.kl_ema.clone()
 
     def begin_stage(self, stage: str) -> None:

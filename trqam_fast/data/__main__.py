@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,13 +11,17 @@ from typing import Annotated
 import tyro
 
 from trqam_fast.cli import run_command
+from trqam_fast.damage import Unreadable
 from trqam_fast.data.download import get
-from trqam_fast.data.flat import convert, problems_of_flat
+from trqam_fast.data.flat import problems_of_flat
+from trqam_fast.data.flatten import convert
 from trqam_fast.data.generate.recipe import GENERATED_DIR, Recipe
 from trqam_fast.data.load import OFFICIAL_DIR, Found, present
 from trqam_fast.data.names import LARGE_SETS, PUBLISHED, DatasetName, parse_dataset
 from trqam_fast.data.npz import Layout, layout_of, problems_of
 from trqam_fast.errors import FAILURE, UsageError
+from trqam_fast.files import expanded
+from trqam_fast.text import printable
 
 NAMED = 10
 """Missing files that a message names."""
@@ -114,9 +119,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def list_datasets(args: ListArgs) -> int:
     """Print every published dataset with its size and what is present of it."""
-    folder = args.dataset_dir.expanduser()
+    folder = expanded(args.dataset_dir)
     stored: dict[tuple[str, str], list[Found]] = {}
-    for found in present(folder):
+    datasets, problems = present(folder)
+    for found in datasets:
         parent = found.path.parent.name
         key = found.name.dataset_name, parent if parent in LARGE_SETS else ""
         stored.setdefault(key, []).append(found)
@@ -128,10 +134,19 @@ def list_datasets(args: ListArgs) -> int:
             (parse_dataset(name).dataset_name, name if name in LARGE_SETS else ""), []
         )
         print(f"{name:<38}{sizes[name]:>12,}  {describe(here, folder)}".rstrip())
-    generated = present(GENERATED_DIR) if args.dataset_dir == OFFICIAL_DIR else []
-    for found in generated:
-        print(f"generated: {found.path}{' (damaged)' if found.damaged else ''}")
-    return 0
+    if args.dataset_dir == OFFICIAL_DIR:
+        generated, unreadable = present(GENERATED_DIR)
+        problems += unreadable
+        for found in generated:
+            print(f"generated: {printable(found.path, 400)}{remark(found)}")
+    for problem in problems:
+        print(f"problem: {problem}", file=sys.stderr)
+    return FAILURE if problems else 0
+
+
+def remark(found: Found) -> str:
+    """Return what is wrong with a dataset, in parentheses."""
+    return f" ({found.problem})" if found.problem else ""
 
 
 def describe(here: list[Found], folder: Path) -> str:
@@ -139,16 +154,14 @@ def describe(here: list[Found], folder: Path) -> str:
     words = []
     archives = [found for found in here if found.form == "archive"]
     if len(archives) > 1:
-        damaged = sum(found.damaged for found in archives)
-        words.append(f"{len(archives)} archives" + (f", {damaged} damaged" if damaged else ""))
+        counts = Counter(found.problem for found in archives if found.problem)
+        amiss = "".join(f", {count} {problem}" for problem, count in counts.items())
+        words.append(f"{len(archives)} archives{amiss}")
     shown = [found for found in here if found.form == "flat" or len(archives) == 1]
     for found in shown:
         where = found.path.parent.relative_to(folder)
-        words.append(
-            found.form
-            + (f" in {where}" if where.name else "")
-            + (" (damaged)" if found.damaged else "")
-        )
+        inside = f" in {printable(where)}" if where.name else ""
+        words.append(f"{found.form}{inside}{remark(found)}")
     return "; ".join(words)
 
 
@@ -158,7 +171,7 @@ def resolve(source: str, folder: Path) -> list[Path]:
     Raises:
         UsageError: there are none.
     """
-    path, base = Path(source).expanduser(), folder.expanduser()
+    path, base = expanded(Path(source)), expanded(folder)
     if path.suffix in (".npz", ".flat") or path.is_file():
         found = [path]
     elif path.is_dir():
@@ -180,7 +193,9 @@ def stored_in(folder: Path) -> list[Path]:
     Raises:
         UsageError: it has the name of a large set, but not all of its archives.
     """
-    archives, flats = sorted(folder.glob("*.npz")), sorted(folder.glob("*.flat"))
+    paths = sorted(folder.iterdir()) if folder.exists() else []
+    archives = [path for path in paths if path.suffix == ".npz"]
+    flats = [path for path in paths if path.suffix == ".flat"]
     large = LARGE_SETS.get(folder.absolute().name)
     if large is not None and archives:
         missing = sorted({*large.file_names} - {path.name for path in archives})
@@ -204,10 +219,13 @@ def verify(args: VerifyArgs) -> int:
     wrong = False
     for source in args.sources:
         for path in resolve(source, args.dataset_dir):
-            if path.suffix == ".flat":
-                problems = problems_of_flat(path)
-            else:
-                problems = problems_of(path, layout_for(path))
+            try:
+                if path.suffix == ".flat":
+                    problems = problems_of_flat(path)
+                else:
+                    problems = problems_of(path, layout_for(path))
+            except Unreadable as error:
+                problems = [str(error)]
             wrong |= bool(problems)
             print(*(problems or [f"{path} is whole"]), sep="\n")
     return FAILURE if wrong else 0
@@ -247,7 +265,7 @@ def convert_sources(args: ConvertArgs) -> int:
     if len(names) > 1:
         raise UsageError(f"the files are of {len(names)} datasets, {', '.join(names)}; take one")
     ((stored, name),) = names.items()
-    folder = args.dataset_dir.expanduser() if args.dataset_dir else archives[0].parent
+    folder = expanded(args.dataset_dir) if args.dataset_dir else archives[0].parent
     if stored in LARGE_SETS and folder.absolute().name != stored:
         folder /= stored  # The files of 1M, 10M and 100M have the same names.
     target = folder / f"{name.dataset_name}.flat"

@@ -245,7 +245,9 @@ class Dataset(Transitions):
             ):
                 column[start:stop] = torch.from_numpy(values).to(device)
         pool[count:] = torch.from_numpy(flat.read("finals", 0, flat.trajectories)).to(device)
-        return cls(pool, columns[2].nonzero().flatten(), actions, *columns)
+        own = columns[2].nonzero().flatten()
+        flat.check_ends(own.cpu().numpy())
+        return cls(pool, own, actions, *columns)
 
     def __len__(self) -> int:
         return self.actions.shape[0]

@@ -1,44 +1,51 @@
-"""Downloads OGBench's files: resumed, retried, verified, once however many processes ask."""
+"""Downloads OGBench's files: resumed, retried, verified, once however many processes ask.
+
+What came of a file lies next to it until all of it is there, and any later connection goes on from
+its end: after a cut, after a killed process, at the next host. That it became the right file is
+told by the checksums in the archive, before it gets its name; a part that fits no host is fetched
+anew.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import json
 import os
-import string
+import re
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
+import requests
+import urllib3
 from tqdm import tqdm
 
+from trqam_fast.damage import is_damage, reason_of
 from trqam_fast.data.names import LARGE_SETS, parse_dataset
-from trqam_fast.data.npz import bad_member, is_damaged, read_headers
+from trqam_fast.data.npz import is_damaged, whole_headers_of
 from trqam_fast.errors import RunError, UsageError
-from trqam_fast.files import locked
+from trqam_fast.files import expanded, locked, open_file
+from trqam_fast.text import printable
 
 REQUIRED = {"observations", "actions", "terminals"}
 BLOCK = 2**18
-BROKEN = (OSError, http.client.HTTPException, ValueError)
-"""What a connection that fails raises; urllib's errors are OSErrors, a host that sends one to an
-address that is none makes a ValueError."""
+PASSING = (408, 416, 425, 429)
+"""Statuses below 500 that another try may change."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How stubborn a download is.
+    """How stubborn a download is, and how patient.
 
     Attributes:
-        attempts: Failures in a row after which the next host is asked; bytes that had not come
-            before begin a new row.
+        attempts: Failures in a row after which the next host is asked. A connection that brought
+            new bytes at `slowest` a second or more, waits included, begins a new row.
         first_wait: Seconds before the second try; each further wait is twice as long.
         longest_wait: Most seconds of a wait.
         timeout: Seconds without an answer after which a connection counts as cut.
+        slowest: Bytes a second; a connection that brings fewer for `timeout` seconds is cut.
+        largest: Bytes of a file; no file of OGBench is nearly as large.
         sleep: Waits that many seconds.
     """
 
@@ -46,6 +53,8 @@ class Policy:
     first_wait: float = 1.0
     longest_wait: float = 30.0
     timeout: float = 30.0
+    slowest: float = 1000.0
+    largest: int = 2**36
     sleep: Callable[[float], None] = time.sleep
 
     def wait(self, failures: int) -> None:
@@ -55,6 +64,16 @@ class Policy:
 
 class Refused(Exception):
     """A host's answer that another try will not change."""
+
+
+class Broken(Exception):
+    """A host's answer that another try may change."""
+
+
+FAILURES = (
+    Broken, requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError,
+)  # fmt: skip
+"""What a connection that fails raises."""
 
 
 def plan(name: str, folder: Path) -> list[tuple[str, Path]]:
@@ -68,7 +87,7 @@ def plan(name: str, folder: Path) -> list[tuple[str, Path]]:
     Raises:
         UsageError: OGBench has no such dataset.
     """
-    folder = folder.expanduser()
+    folder = expanded(folder)
     if name in LARGE_SETS:
         large = LARGE_SETS[name]
         return [(f"{large.folder}/{file}", folder / name / file) for file in large.file_names]
@@ -103,7 +122,9 @@ def get(
     """
     from ogbench.utils import DATASET_URL
 
-    hosts = [*(quoted(mirror) for mirror in mirrors or []), DATASET_URL]
+    hosts = [*(mirrors or []), DATASET_URL]
+    for host in hosts:
+        check_address(host)
     files = plan(name, folder)
     for address, path in files:
         urls = [f"{host.rstrip('/')}/{address}" for host in hosts]
@@ -111,29 +132,33 @@ def get(
     return [path for _, path in files]
 
 
-def quoted(mirror: str) -> str:
-    """Return an address in the characters that are sent; raise `UsageError` if it is none."""
+def check_address(mirror: str) -> None:
+    """Raise `UsageError` if a mirror's address is none."""
     try:
         parts = urllib.parse.urlsplit(mirror)
-        host = f"{parts.hostname}:{parts.port}" if parts.hostname else ""
+        whole = bool(parts.hostname) and parts.port != 0 and " " not in parts.netloc
     except ValueError:
-        host = ""
-    if not host or not host.isascii() or " " in host or parts.scheme not in ("http", "https"):
+        whole = False
+    if not whole or parts.scheme not in ("http", "https"):
         raise UsageError(
-            f"--mirror {mirror!r} is no address; begin it with http:// or https:// and a host's "
-            "name in ASCII"
+            f"--mirror {printable(mirror.rpartition('@')[2])!r} is no address; begin it with "
+            "http:// or https:// and a host's name"
         )
-    return urllib.parse.quote(mirror, safe=string.punctuation)
+
+
+def public(text: str) -> str:
+    """Return a text fit for a terminal whose addresses lack login and query, which are secrets."""
+    return printable(re.sub(r"(?<=//)[^/\s]*@|\?\S*", "", text), 200)
 
 
 def fetch(urls: list[str], path: Path, policy: Policy, progress: bool = True) -> None:
     """Fetch one archive from the first address that gives a whole one, unless it is there.
 
-    One that is there but cut off is replaced. What came before a process was killed is kept and
-    gone on with, if the host still has the same version.
+    One that is there but damaged is replaced, by a whole one alone.
 
     Raises:
-        RunError: none did; the message says why for each.
+        RunError: none did; the message says why for each. What came is kept and gone on with.
+        Unreadable: there is one, but the system does not let us read it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not is_damaged(path):
@@ -141,175 +166,152 @@ def fetch(urls: list[str], path: Path, policy: Policy, progress: bool = True) ->
     with locked(path.with_name(f".{path.name}.lock")):
         if path.exists() and not is_damaged(path):
             return
-        temporary = path.with_name(f".{path.name}.partial")
-        kept = Version.read(temporary)
-        versions = [kept] if kept is not None and kept.url in urls else []
+        partial = path.with_name(f".{path.name}.partial")
         try:
-            fetch_first([*versions, *map(Version, urls)], temporary, path, policy, progress)
-        except (RunError, OSError):
-            Version.note(temporary).unlink(missing_ok=True)
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-def fetch_first(
-    versions: list[Version], temporary: Path, path: Path, policy: Policy, progress: bool
-) -> None:
-    """Fetch the first version that is a whole archive; raise `RunError` if none is."""
-    reasons = []
-    for version in versions:
-        try:
-            Transfer(version, temporary, policy, progress).run()
-            check_archive(temporary)
-        except Refused as error:
-            reasons.append(f"{version.url}: {error}")
-            continue
-        with open(temporary, "rb") as file:
+            fetch_first(urls, partial, policy, progress)
+        finally:
+            if partial.exists() and partial.stat().st_size == 0:
+                partial.unlink()
+        with open(partial, "rb") as file:
             os.fsync(file.fileno())
-        Version.note(temporary).unlink(missing_ok=True)
-        os.replace(temporary, path)
-        return
+        os.replace(partial, path)
+
+
+def fetch_first(urls: list[str], partial: Path, policy: Policy, progress: bool) -> None:
+    """Make the partial file a whole archive from the first address that gives one.
+
+    Raises:
+        RunError: none does.
+    """
+    if partial.exists() and problem_of(partial) is None:
+        return  # The process was killed before the file got its name.
+    reasons = []
+    for url in urls:
+        try:
+            parts = Transfer(url, partial, policy, progress).run()
+            problem = problem_of(partial)
+            if problem is not None and parts:
+                partial.unlink()
+                Transfer(url, partial, policy, progress).run()
+                problem = problem_of(partial)
+            if problem is None:
+                return
+            partial.unlink()
+            reasons.append(f"{public(url)}: {problem}")
+        except Refused as error:
+            reasons.append(f"{public(url)}: {error}")
+    kept = "; what came is kept" if partial.exists() and partial.stat().st_size else ""
     raise RunError(
-        f"cannot fetch {path.name} ({'; '.join(reasons)}); try --mirror with another host"
+        f"cannot fetch {partial.name[1:].removesuffix('.partial')} ({'; '.join(reasons)}){kept}; "
+        "try --mirror with another host"
     )
 
 
-def check_archive(path: Path) -> None:
-    """Read a fetched archive; raise `Refused` if it is none of OGBench or damaged."""
-    damage = bad_member(path)
-    if damage is not None:
-        raise Refused(f"the file {damage}")
+def problem_of(path: Path) -> str | None:
+    """Read a whole archive; return what is wrong with it as one of OGBench, or None."""
     try:
-        missing = sorted(REQUIRED - read_headers(path).keys())
-    except UsageError:
-        missing = sorted(REQUIRED)
+        with open_file(path) as file:
+            missing = sorted(REQUIRED - whole_headers_of(file).keys())
+    except Exception as error:
+        if not is_damage(error):
+            raise
+        return f"the file is truncated, damaged or no npz file ({reason_of(error)})"
     if missing:
-        raise Refused(f"the file has no array {missing[0]!r}; it is not a dataset of OGBench")
-
-
-@dataclass(frozen=True)
-class Version:
-    """A file that a host has.
-
-    Attributes:
-        url: Its address.
-        total: Its bytes, if known.
-        tag: What stands for these bytes, its ETag or date; None if it has to be asked for.
-    """
-
-    url: str
-    total: int | None = None
-    tag: str | None = None
-
-    @staticmethod
-    def note(partial: Path) -> Path:
-        """Return where the version of a file that has come in part is noted."""
-        return partial.with_name(f"{partial.name}.json")
-
-    @classmethod
-    def read(cls, partial: Path) -> Version | None:
-        """Return the version of a file that has come in part, or None."""
-        try:
-            found = cls(**json.loads(cls.note(partial).read_text()))
-        except (OSError, ValueError, TypeError):
-            return None
-        whole = isinstance(found.total, int) and isinstance(found.tag, str)
-        return found if whole and partial.exists() else None
-
-    def write(self, partial: Path) -> None:
-        """Note the version, if it can be recognised."""
-        # Without a note, a download that is killed begins anew.
-        with contextlib.suppress(OSError):
-            if self.tag is None or self.total is None:
-                self.note(partial).unlink(missing_ok=True)
-            else:
-                self.note(partial).write_text(json.dumps(asdict(self)))
+        return f"the file has no array {missing[0]!r}; it is not a dataset of OGBench"
+    return None
 
 
 class Transfer:
-    """The download of one address into one file, over as many connections as it takes."""
+    """The download of one address to the end of one file, over as many connections as it takes."""
 
-    def __init__(self, version: Version, path: Path, policy: Policy, progress: bool) -> None:
-        self.url, self.path, self.policy = version.url, path, policy
-        self.total, self.tag = version.total, version.tag
+    def __init__(self, url: str, path: Path, policy: Policy, progress: bool) -> None:
+        self.url, self.path, self.policy = url, path, policy
         self.bar = tqdm(
-            desc=self.url.rpartition("/")[2], unit="B", unit_scale=True, disable=not progress
-        )
+            desc=path.name[1:].removesuffix(".partial"), unit="B", unit_scale=True,
+            disable=not progress,
+        )  # fmt: skip
 
-    def run(self) -> None:
-        """Download all of it; raise `Refused` if the host does not give it."""
-        with self.bar, open(self.path, "wb" if self.tag is None else "ab") as file:
-            failures, best = 0, file.tell()
-            self.bar.reset(self.total)
-            self.bar.update(best)
-            if best and best == self.total:
-                return
+    def run(self) -> bool:
+        """Download all of it; return whether it came in parts, which may be of two versions.
+
+        Raises:
+            Refused: the host does not give it.
+            RunError: the disk does not take it.
+        """
+        policy, failures, clock = self.policy, 0, time.monotonic()
+        with self.bar, open(self.path, "ab", buffering=0) as file:
+            best, parts = file.tell(), file.tell() > 0
             while True:
                 try:
-                    came = self.connect(file)
-                    if came and self.total in (None, file.tell()):
-                        return
-                    reason = f"{file.tell()} of {self.total} bytes came"
-                    if not came:
-                        reason = "the host sent another part than was asked for"
-                except urllib.error.HTTPError as error:
-                    reason = f"status {error.code}"
-                    if error.code == 416:
-                        self.restart(file)
-                    elif error.code < 500 and error.code not in (408, 425, 429):
-                        raise Refused(reason) from None
-                except BROKEN as error:
-                    reason = str(getattr(error, "reason", error)) or type(error).__name__
-                # Only what never came before is progress: else a host that keeps beginning anew
-                # would be asked forever.
-                failures = 1 if file.tell() > best else failures + 1
-                best = max(best, file.tell())
-                if failures >= self.policy.attempts:
+                    self.connect(file)
+                    return parts
+                except FAILURES as error:
+                    reason = public(reason_of(cause_of(error)))
+                # Only what never came before is progress, else a host that keeps beginning anew
+                # would be asked for ever, and so would one that sends a byte at a time.
+                enough = policy.slowest * (time.monotonic() - clock)
+                failures = 1 if file.tell() - best > enough else failures + 1
+                best, parts, clock = max(best, file.tell()), True, time.monotonic()
+                if failures >= policy.attempts:
                     raise Refused(f"{reason}, after {failures} attempts")
-                self.policy.wait(failures)
+                policy.wait(failures)
 
-    def connect(self, file) -> bool:
-        """Ask for what is missing and write it; return whether the answer was of use."""
+    def connect(self, file: BinaryIO) -> None:
+        """Ask for what is missing and write it; raise one of `FAILURES` unless all of it came."""
         have = file.tell()
         headers = {"Accept-Encoding": "identity", "User-Agent": "trqam_fast"}
         if have:
             headers["Range"] = f"bytes={have}-"
-            if self.tag is not None:
-                headers["If-Range"] = self.tag
-        request = urllib.request.Request(self.url, headers=headers)
-        with urllib.request.urlopen(request, timeout=self.policy.timeout) as response:
-            if have and not self.continues(response, have):
-                # The file has changed or the host sends all of it.
-                self.restart(file)
-                if response.status == 206:
-                    return False
-            if not file.tell():
-                length = response.headers.get("Content-Length")
-                self.total = int(length) if length and length.isdigit() else None
-                tag = response.headers.get("ETag")
-                # A weak tag does not vouch for the same bytes.
-                strong = tag is not None and not tag.startswith("W/")
-                self.tag = tag if strong else response.headers.get("Last-Modified")
-                self.bar.reset(self.total)
-                Version(self.url, self.total, self.tag).write(self.path)
-            while block := response.read(BLOCK):
-                try:
-                    file.write(block)
-                except OSError as error:
-                    raise RunError(f"cannot write {self.path.parent}: {error}") from None
-                self.bar.update(len(block))
-        return True
+        with requests.get(
+            self.url, headers=headers, stream=True, timeout=self.policy.timeout
+        ) as answer:
+            status = answer.status_code
+            span, _, total = answer.headers.get("Content-Range", "").partition("/")
+            part = status == 206 and span.startswith(f"bytes {have}-")
+            if not part and status in (200, 206, 416):  # all of it, or nothing that goes on
+                file.seek(0)
+                file.truncate()
+            if status == 200:
+                total = answer.headers.get("Content-Length", "")
+            elif status == 206 and not part:
+                raise Broken("another part came than was asked for")
+            elif not part:
+                passing = status >= 500 or status in PASSING
+                raise (Broken if passing else Refused)(f"status {status}")
+            size = int(total) if re.fullmatch("[0-9]{1,18}", total) else None
+            self.bar.reset(size)
+            self.bar.update(file.tell())
+            answer.raw.enforce_content_length = False  # The sizes are compared below.
+            self.receive(answer.raw, file, size)
+        if size not in (None, file.tell()):
+            raise Broken(f"{file.tell()} of {size} bytes came")
 
-    def continues(self, response: http.client.HTTPResponse, have: int) -> bool:
-        """Return whether an answer goes on where the file ends, in the same version."""
-        tag = response.headers.get("ETag")
-        if response.status != 206 or (self.tag and self.tag.startswith('"') and tag != self.tag):
-            return False
-        span, _, total = response.headers.get("Content-Range", "").partition("/")
-        return span.startswith(f"bytes {have}-") and total == str(self.total)
+    def receive(self, answer: urllib3.HTTPResponse, file: BinaryIO, size: int | None) -> None:
+        """Write a body as it comes, so that a connection that stands still loses nothing."""
+        policy, came, clock = self.policy, 0, time.monotonic()
+        while max(size or 0, file.tell()) <= policy.largest:
+            block = answer.read1(BLOCK)
+            if not block:
+                return
+            try:
+                while block:
+                    done = file.write(block)
+                    self.bar.update(done)
+                    block, came = block[done:], came + done
+            except OSError as error:
+                self.path.unlink()
+                raise RunError(f"cannot write {self.path.parent}: {error}") from None
+            seconds = time.monotonic() - clock
+            if seconds > policy.timeout:
+                if came < policy.slowest * seconds:
+                    raise Broken(f"{came / seconds:.0f} bytes a second came")
+                came, clock = 0, time.monotonic()
+        self.path.unlink()
+        raise Refused(f"the host sends more than {policy.largest:,} bytes")
 
-    def restart(self, file) -> None:
-        """Forget what came so far."""
-        file.seek(0)
-        file.truncate()
-        self.total = self.tag = None
+
+def cause_of(error: BaseException) -> BaseException:
+    """Return what is at the bottom of a chain of exceptions: that of the system, mostly."""
+    while (below := error.__cause__ or error.__context__) is not None:
+        error = below
+    return error

@@ -1,7 +1,8 @@
 """Flat sets: a dataset as plain arrays on disk, which a trainer reads without loading them.
 
-A flat set is a folder ``NAME.flat`` with ``manifest.json`` and, for N transitions in F
-trajectories:
+A flat set is a folder ``NAME.flat`` with ``manifest.json`` (dataset, sizes, the archives that it is
+made of with their bytes and `npz.checksum`, checksums of the arrays and of itself) and, for N
+transitions in F trajectories:
 
 ==================  ================================================================================
 records.npy         float32 `[N + 1, O + A]`: observation and clipped action of a transition. The
@@ -15,32 +16,33 @@ masks_taskK.npy     uint8 `[N]`: 0 where task K is solved.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 import os
-import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from trqam_fast.data.names import DatasetName
-from trqam_fast.data.npz import Layout, layout_of, read_raw, read_terminals
+from trqam_fast.damage import Damaged, reading
+from trqam_fast.data.names import DatasetName, parse_dataset
+from trqam_fast.data.npz import checksum, layout_of, read_header
 from trqam_fast.errors import RunError, UsageError
-from trqam_fast.files import locked
-from trqam_fast.simulator.environment import make_env, relabel
+from trqam_fast.files import open_file, read_text
+from trqam_fast.simulator.environment import task_env
+from trqam_fast.text import printable
 
-FORMAT = 1
-"""Of the folder; a change of what is in it raises the number."""
-MANIFEST = "manifest.json"
+FORMAT = 2
+"""Of the folder; a change of what is in it raises the number. Format 1 had no checksums of its
+sources and of the manifest."""
+MANIFEST, LARGEST_MANIFEST = "manifest.json", 2**20
+MOST_TASKS = 100
+BROKEN = "is no whole flat set", "delete the folder and convert the dataset again"
+"""What is said of a damaged flat set, and what helps."""
 ACTION_LIMIT = 1.0 - 1e-5
-PACKAGES = ("trqam_fast", "numpy", "ogbench", "mujoco", "gymnasium")
 
 
 @dataclass(frozen=True)
@@ -61,37 +63,85 @@ class FlatSet:
         """Read the manifest and compare it with the files' headers and sizes.
 
         Raises:
-            UsageError: a file is missing, cut off or foreign.
+            UsageError: the set is of another version.
+            Damaged: a file is missing, cut off or foreign.
+            Unreadable: the system refuses.
         """
-        remedy = "delete the folder and convert the dataset again"
-        try:
-            manifest = json.loads((path / MANIFEST).read_text())
-            if manifest["format"] != FORMAT:
-                raise UsageError(
-                    f"{path} has format {manifest['format']}, this version reads {FORMAT}; {remedy}"
-                )
-            flat = cls(path, manifest)
-            expected = expected_arrays(manifest)
-            if {n: (tuple(a["shape"]), a["dtype"]) for n, a in manifest["arrays"].items()} != {
-                name: (shape, str(np.dtype(dtype))) for name, (shape, dtype) in expected.items()
-            }:
-                raise UsageError(f"{path}: the manifest contradicts itself; {remedy}")
-            for name in expected:
-                flat._check_file(name)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"{path} is no whole flat set ({error}); {remedy}") from None
+        with reading(path, *BROKEN):
+            try:
+                manifest = json.loads(read_text(path / MANIFEST, LARGEST_MANIFEST))
+                if manifest["format"] not in (1, FORMAT):
+                    raise UsageError(
+                        f"{path} has format {printable(manifest['format'])}, this version reads 1 "
+                        f"and {FORMAT}; {BROKEN[1]}"
+                    )
+                check_manifest(manifest)
+                flat = cls(path, manifest)
+                for name in expected_arrays(manifest):
+                    flat._check_file(name)
+            except FileNotFoundError as error:
+                raise ValueError(f"{Path(error.filename).name} is missing") from None
         return flat
 
     def _check_file(self, name: str) -> None:
         shape, dtype = expected_arrays(self.manifest)[name]
-        with open(self.file(name), "rb") as file:
-            np.lib.format.read_magic(file)
-            found = np.lib.format.read_array_header_1_0(file)
-        if found != (shape, False, np.dtype(dtype)):
-            raise ValueError(f"{name}.npy has shape {list(found[0])} and dtype {found[2]}")
-        size = self.offset(name) + int(np.prod(shape)) * np.dtype(dtype).itemsize
-        if self.file(name).stat().st_size != size:
-            raise ValueError(f"{name}.npy has {self.file(name).stat().st_size} bytes, not {size}")
+        with open_file(self.file(name)) as file:
+            found, size = read_header(file), os.fstat(file.fileno()).st_size
+            self._offsets[name] = file.tell()
+        if found != (shape, np.dtype(dtype)):
+            raise ValueError(f"{name}.npy has shape {list(found[0])} and dtype {found[1]}")
+        expected = self.offset(name) + math.prod(shape) * np.dtype(dtype).itemsize
+        if size != expected:
+            raise ValueError(f"{name}.npy has {size} bytes, not {expected}")
+
+    def check_layout(self) -> None:
+        """Compare the manifest with the environment, where it has no checksum of its own.
+
+        Raises:
+            Damaged: it has other sizes or another default task.
+        """
+        if self.manifest["format"] == FORMAT:
+            return
+        name = parse_dataset(self.manifest["dataset"])
+        layout = layout_of(name)
+        with contextlib.closing(task_env(name.single_task(None))) as env:
+            expected = layout.obs_dim, layout.act_dim, env.unwrapped.cur_task_id
+        found = self.obs_dim, self.act_dim, self.manifest["default_task"]
+        if found != expected:
+            raise Damaged(
+                f"{self.path} {BROKEN[0]} (widths and default task are {found}, those of "
+                f"{name.env_id} are {expected}); {BROKEN[1]}"
+            )
+
+    def made_of(self, archive: Path) -> bool:
+        """Return whether the set was made of this archive, by its bytes and its arrays' checksums.
+
+        A set of format 1 does not know the checksums; there it must not be older than the archive.
+
+        Raises:
+            Damaged: the archive is damaged.
+            Unreadable: the system refuses.
+        """
+        sources, stat = self.manifest["sources"], archive.stat()
+        if len(sources) != 1 or sources[0]["bytes"] != stat.st_size:
+            return False
+        if self.manifest["format"] == FORMAT:
+            return sources[0].get("checksum") == checksum(archive)
+        return (self.path / MANIFEST).stat().st_mtime >= stat.st_mtime
+
+    def check_ends(self, ends: np.ndarray) -> None:
+        """Compare the transitions that end a trajectory with the manifest.
+
+        Raises:
+            Damaged: they are others.
+        """
+        last = len(ends) > 0 and ends[-1] == self.transitions - 1
+        if len(ends) != self.trajectories or not last:
+            raise Damaged(
+                f"{self.file('terminals')} marks {len(ends)} ends, the last transition "
+                f"{'is' if last else 'is not'} one; the manifest has {self.trajectories} "
+                f"trajectories; {BROKEN[1]}"
+            )
 
     @property
     def transitions(self) -> int:
@@ -128,11 +178,6 @@ class FlatSet:
 
     def offset(self, name: str) -> int:
         """Return where the numbers of an array begin in its file."""
-        if name not in self._offsets:
-            with open(self.file(name), "rb") as file:
-                np.lib.format.read_magic(file)
-                np.lib.format.read_array_header_1_0(file)
-                self._offsets[name] = file.tell()
         return self._offsets[name]
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
@@ -175,180 +220,44 @@ def expected_arrays(manifest: dict[str, Any]) -> dict[str, tuple[tuple[int, ...]
     return arrays
 
 
-class Writer:
-    """Writes a flat set array by array, a part at a time, and computes checksums on the way."""
-
-    def __init__(self, folder: Path, manifest: dict[str, Any], stack: ExitStack) -> None:
-        self.folder, self.manifest = folder, manifest
-        self.files, self.hashes = {}, {}
-        for name, (shape, dtype) in expected_arrays(manifest).items():
-            self.files[name] = stack.enter_context(open(folder / f"{name}.npy", "w+b"))
-            header = {"shape": shape, "fortran_order": False, "descr": np.dtype(dtype).str}
-            np.lib.format.write_array_header_1_0(self.files[name], header)
-            self.files[name].seek(0)
-            self.hashes[name] = hashlib.sha256(self.files[name].read())
-
-    def write(self, **arrays: np.ndarray) -> None:
-        """Append rows to the arrays named."""
-        expected = expected_arrays(self.manifest)
-        for name, array in arrays.items():
-            data = np.ascontiguousarray(array, dtype=expected[name][1])
-            self.files[name].write(data.data)
-            self.hashes[name].update(data.data)
-
-    def finish(self) -> None:
-        """Write the manifest; everything has reached the disk when this returns."""
-        self.manifest["arrays"] = {
-            name: {
-                "shape": shape,
-                "dtype": str(np.dtype(dtype)),
-                "sha256": self.hashes[name].hexdigest(),
-            }
-            for name, (shape, dtype) in expected_arrays(self.manifest).items()
-        }
-        for file in self.files.values():
-            file.flush()
-            os.fsync(file.fileno())
-        with open(self.folder / MANIFEST, "w") as file:
-            file.write(json.dumps(self.manifest, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """Give a temporary folder that takes the name `target` if all goes well.
-
-    Whoever wants the same name waits.
+def check_manifest(manifest: dict[str, Any]) -> None:
+    """Look whether a manifest is one and does not contradict itself.
 
     Raises:
-        RunError: the disk is full or not writable; the folder of that name is untouched.
+        ValueError, TypeError, LookupError, AttributeError: it is damaged.
+        UsageError: it is of a dataset that OGBench has not.
     """
-    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with locked(target.with_name(f".{target.name}.lock")):
-            tidy(target)
-            try:
-                temporary.mkdir()
-                yield temporary
-                replace(target, temporary)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise RunError(f"cannot write {target}: {error}") from None
-
-
-def tidy(target: Path) -> None:
-    """Remove what killed conversions left; one that is alive would hold the lock."""
-    for old in target.parent.glob(f"{target.name}.*.old"):
-        if target.exists():
-            shutil.rmtree(old)
-        else:  # Killed between the two renames.
-            os.rename(old, target)
-    for left in target.parent.glob(f"{target.name}.*.partial"):
-        shutil.rmtree(left)
-
-
-def replace(target: Path, new: Path) -> None:
-    """Give the folder `new` the name `target`; a folder of that name stays if this fails."""
-    if not target.exists():
-        os.rename(new, target)
-        return
-    old = new.with_suffix(".old")
-    try:
-        os.rename(target, old)
-        os.rename(new, target)
-    except BaseException:
-        if not target.exists():
-            os.rename(old, target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def convert(sources: list[Path], name: DatasetName, target: Path, progress: bool = True) -> Path:
-    """Turn npz files into one flat set; memory holds one file at a time.
-
-    Args:
-        sources: The files of one dataset, in the order in which their transitions follow.
-        name: The dataset.
-        target: The folder to make; one that exists is replaced.
-        progress: Show a progress bar on a terminal.
-
-    Returns:
-        `target`.
-
-    Raises:
-        UsageError: a file is truncated, foreign or has wrong terminals.
-        RunError: the disk is full.
-    """
-    layout = layout_of(name)
-    counts = [count_rows(path, layout) for path in sources]
-    envs = {task: task_env(env_id) for task, env_id in name.single_tasks().items()}
-    default = task_env(name.single_task(None))
-    manifest = {
-        "format": FORMAT,
-        "dataset": name.dataset_name,
-        "env": name.env_id,
-        "obs_dim": layout.obs_dim,
-        "act_dim": layout.act_dim,
-        "transitions": sum(transitions for transitions, _ in counts),
-        "trajectories": sum(trajectories for _, trajectories in counts),
-        "tasks": list(envs),
-        "default_task": default.unwrapped.cur_task_id,
-        "sources": [
-            {"file": path.name, "bytes": path.stat().st_size, "transitions": transitions}
-            for path, (transitions, _) in zip(sources, counts, strict=True)
-        ],
-        "versions": {package: metadata.version(package) for package in PACKAGES},
+    if manifest["format"] == FORMAT and manifest["checksum"] != checksum_of(manifest):
+        raise ValueError("the checksum of the manifest is wrong")
+    numbers = [manifest[name] for name in ("transitions", "trajectories", "obs_dim", "act_dim")]
+    tasks, sources = manifest["tasks"], manifest["sources"]
+    if not all(type(n) is int and n > 0 for n in [*numbers, *tasks[:MOST_TASKS]]):
+        raise ValueError("a number in the manifest is none")
+    name = parse_dataset(manifest["dataset"])
+    fits = {
+        "dataset": (name.dataset_name, name.env_id) == (manifest["dataset"], manifest["env"]),
+        "trajectories": numbers[1] <= numbers[0],
+        "tasks": 0 < len(tasks) <= MOST_TASKS and len({*tasks}) == len(tasks),
+        "default_task": manifest["default_task"] in tasks,
+        "sources": all(type(source["bytes"]) is int for source in sources),
     }
-    try:
-        with new_folder(target) as folder, ExitStack() as stack:
-            writer = Writer(folder, manifest, stack)
-            for path in tqdm(sources, desc="convert", unit="file", disable=not progress):
-                final = append(writer, read_raw(path, layout), name, envs)
-            padding = np.zeros((1, layout.obs_dim + layout.act_dim), np.float32)
-            padding[0, : layout.obs_dim] = final
-            writer.write(records=padding)
-            writer.finish()
-    finally:
-        for env in (*envs.values(), default):
-            env.close()
-    return target
+    if all(fits.values()):
+        arrays = {
+            name: {"shape": list(shape), "dtype": str(np.dtype(dtype))}
+            for name, (shape, dtype) in expected_arrays(manifest).items()
+        }
+        found = {name: dict(entry) for name, entry in manifest["arrays"].items()}
+        sums = [entry.pop("sha256") for entry in found.values()]
+        fits["arrays"] = found == arrays and all(len(value) == 64 for value in sums)
+    wrong = [name for name, fit in fits.items() if not fit]
+    if wrong:
+        raise ValueError(f"the manifest contradicts itself in {', '.join(wrong)}")
 
 
-def count_rows(path: Path, layout: Layout) -> tuple[int, int]:
-    """Return the transitions and the trajectories of an OGBench file."""
-    terminals = read_terminals(path, layout)
-    trajectories = int(np.count_nonzero(terminals))
-    return len(terminals) - trajectories, trajectories
-
-
-def task_env(env_id: str) -> Any:
-    """Make a single-task environment whose task is set."""
-    env = make_env(env_id)
-    env.reset()
-    return env
-
-
-def append(
-    writer: Writer, arrays: dict[str, np.ndarray], name: DatasetName, envs: dict[int, Any]
-) -> np.ndarray:
-    """Write the transitions of one file; return its last observation."""
-    observations, following = arrays["observations"], arrays["next_observations"]
-    ends = arrays["terminals"] != 0
-    actions = arrays["actions"].clip(-ACTION_LIMIT, ACTION_LIMIT)
-    writer.write(
-        records=np.concatenate([observations, actions], axis=1),
-        finals=following[ends],
-        terminals=ends,
-    )
-    for task, env in envs.items():
-        relabel(name.single_task(task), env, arrays)
-        writer.write(
-            **{f"rewards_task{task}": arrays["rewards"], f"masks_task{task}": arrays["masks"]}
-        )
-    return following[-1]
+def checksum_of(manifest: dict[str, Any]) -> str:
+    """Return the hash of what a manifest says, but for the hash itself."""
+    rest = {name: value for name, value in manifest.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def problems_of_flat(path: Path) -> list[str]:
@@ -356,31 +265,29 @@ def problems_of_flat(path: Path) -> list[str]:
 
     Returns:
         A sentence for everything that is wrong.
+
+    Raises:
+        Unreadable: the system refuses.
     """
+    problems = []
     try:
         flat = FlatSet.open(path)
+        for name, entry in flat.manifest["arrays"].items():
+            hashed, finite = hashlib.sha256(), True
+            with reading(path, *BROKEN), open_file(flat.file(name)) as file:
+                hashed.update(file.read(flat.offset(name)))
+                while block := file.read(2**24):
+                    hashed.update(block)
+                    if entry["dtype"] == "float32":
+                        finite &= bool(np.isfinite(np.frombuffer(block, np.float32)).all())
+            if hashed.hexdigest() != entry["sha256"]:
+                problems.append(
+                    f"{flat.file(name)} is damaged: its checksum is wrong; convert it again"
+                )
+            if not finite:
+                problems.append(f"{flat.file(name)} has non-finite values; convert it again")
+        flat.check_ends(np.flatnonzero(flat.read("terminals", 0, flat.transitions)))
+        flat.check_layout()
     except UsageError as error:
-        return [str(error)]
-    problems = []
-    for name, entry in flat.manifest["arrays"].items():
-        hashed, finite = hashlib.sha256(), True
-        with open(flat.file(name), "rb") as file:
-            hashed.update(file.read(flat.offset(name)))
-            while block := file.read(2**24):
-                hashed.update(block)
-                if entry["dtype"] == "float32":
-                    finite &= bool(np.isfinite(np.frombuffer(block, np.float32)).all())
-        if hashed.hexdigest() != entry["sha256"]:
-            problems.append(
-                f"{flat.file(name)} is damaged: its checksum is wrong; convert it again"
-            )
-        if not finite:
-            problems.append(f"{flat.file(name)} has non-finite values; convert it again")
-    terminals = flat.read("terminals", 0, flat.transitions)
-    if terminals.sum() != flat.trajectories or not terminals[-1]:
-        problems.append(
-            f"{flat.file('terminals')} marks {int(terminals.sum())} ends, the last transition "
-            f"{'is' if terminals[-1] else 'is not'} one; the manifest has {flat.trajectories} "
-            "trajectories"
-        )
+        problems.append(str(error))
     return problems

@@ -37,6 +37,9 @@ class FlatDataset(Transitions):
         task: Number of the single task.
         sparse: Replace the reward by 0 where the task is solved and -1 elsewhere.
         device: Where batches are; they are gathered on the host.
+
+    Raises:
+        Damaged: the terminals contradict the manifest.
     """
 
     on_device = False
@@ -59,6 +62,7 @@ class FlatDataset(Transitions):
             for start in range(0, flat.transitions, ROWS_AT_A_TIME)
         ]
         self.ends = np.concatenate(ends)
+        flat.check_ends(self.ends)
         self._tables: dict[tuple[int, float], np.ndarray] = {}
         self._buffers: dict[tuple[int, int], Tensor] = {}
         self._file = open(flat.file("records"), "rb")
@@ -173,6 +177,7 @@ def open_flat(
 ) -> Dataset | FlatDataset:
     """Open a flat set for a single task: on a GPU with room a copy there, else from the disk."""
     flat = FlatSet.open(path)
+    flat.check_layout()
     task = flat.task_number(env_id)
     if has_room(flat, torch.device(device)):
         return Dataset.from_flat(flat, task, sparse=sparse, device=device)

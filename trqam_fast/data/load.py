@@ -9,14 +9,17 @@ from typing import Literal
 
 import numpy as np
 
+from trqam_fast.damage import Damaged, reason_of
 from trqam_fast.data.dataset import FIELDS, Dataset
 from trqam_fast.data.flat import ACTION_LIMIT, FlatSet, sparse_rewards
 from trqam_fast.data.flat_dataset import FlatDataset, open_flat
 from trqam_fast.data.generate.recipe import GENERATED_DIR, Recipe, can_generate
 from trqam_fast.data.names import LARGE_SETS, PUBLISHED, DatasetName, parse_dataset, parse_task
-from trqam_fast.data.npz import is_damaged, layout_of, read_raw
-from trqam_fast.errors import UsageError
+from trqam_fast.data.npz import layout_of, read_headers, read_raw
+from trqam_fast.errors import RunError, UsageError
+from trqam_fast.files import expanded
 from trqam_fast.simulator.environment import make_env, relabel
+from trqam_fast.text import printable
 
 OFFICIAL_DIR = Path("~/.ogbench/data")
 
@@ -29,36 +32,60 @@ class Found:
         name: The dataset.
         path: The npz file or the flat folder.
         form: What it is.
-        damaged: Whether headers or sizes are wrong; contents are checked by ``verify`` alone.
+        problem: Why training cannot use it, in a few words, or None: headers and sizes are looked
+            at; contents are checked by ``verify`` alone.
     """
 
     name: DatasetName
     path: Path
     form: Literal["archive", "flat"]
-    damaged: bool
+    problem: str | None
 
 
-def present(folder: Path) -> list[Found]:
-    """Return the datasets that lie in a folder and the folders in it, -val files left out."""
-    folder = folder.expanduser()
-    found = []
-    for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
-        if path.suffix not in (".npz", ".flat") or path.stem.endswith("-val"):
-            continue
+def present(folder: Path) -> tuple[list[Found], list[str]]:
+    """Look for datasets in a folder and the folders in it, -val files left out.
+
+    Returns:
+        The datasets, and a sentence for each folder that cannot be read.
+    """
+    found, problems = [], []
+    folders = [expanded(folder)]
+    for parent in folders:
         try:
-            name = parse_dataset(path.stem)
-        except UsageError:
+            paths = sorted(parent.iterdir())
+            if parent is folders[0]:
+                folders += [path for path in paths if path.is_dir() and path.suffix != ".flat"]
+        except FileNotFoundError:
             continue
+        except OSError as error:
+            problems.append(f"{printable(parent, 400)} cannot be read ({reason_of(error)})")
+            continue
+        for path in paths:
+            if path.suffix not in (".npz", ".flat") or path.stem.endswith("-val"):
+                continue
+            with contextlib.suppress(UsageError):
+                name = parse_dataset(path.stem)
+                form = "archive" if path.suffix == ".npz" else "flat"
+                found.append(Found(name, path, form, problem_of(path)))
+    return found, problems
+
+
+def problem_of(path: Path) -> str | None:
+    """Return why training cannot use an archive or a flat set, by its headers, or None."""
+    try:
         if path.suffix == ".npz":
-            found.append(Found(name, path, "archive", is_damaged(path)))
-            continue
-        try:
-            FlatSet.open(path)
-            whole = True
-        except UsageError:
-            whole = False
-        found.append(Found(name, path, "flat", not whole))
-    return found
+            read_headers(path)
+            return None
+        flat, archive = FlatSet.open(path), path.with_suffix(".npz")
+        if archive.exists() and not flat.made_of(archive):
+            return "made of another archive"
+    except Damaged:
+        return "damaged"
+    except UsageError:
+        return "of another version"
+    except (RunError, OSError):
+        return "cannot be read"
+    return None
 
 
 def fetch_hint(dataset_name: str, folder: Path) -> str:
@@ -67,11 +94,11 @@ def fetch_hint(dataset_name: str, folder: Path) -> str:
     large = [name for name, entry in LARGE_SETS.items() if entry.dataset_name == dataset_name]
     ways = []
     for name in large:
-        stored = folder if folder.expanduser().absolute().name == name else folder / name
+        stored = folder if expanded(folder).absolute().name == name else folder / name
         train, convert = f"train with --dataset-dir {stored}", f"convert {stored}"
-        if (stored.expanduser() / f"{dataset_name}.flat").exists():
+        if (expanded(stored) / f"{dataset_name}.flat").exists():
             ways.append(train)
-        elif any(stored.expanduser().glob("*.npz")):
+        elif any(expanded(stored).glob("*.npz")):
             ways.append(f"make it one with 'python -m trqam_fast.data {convert}' and {train}")
     if dataset_name in PUBLISHED:
         ways.append(f"fetch it with 'python -m trqam_fast.data get {dataset_name}{where}'")
@@ -86,14 +113,19 @@ def fetch_hint(dataset_name: str, folder: Path) -> str:
 
 
 def stored_form(archive: Path) -> Path | None:
-    """Return the form of an archive to use: flat if there and not older; None if neither is."""
+    """Return what to train on: a flat set of this archive or without one, or else the archive.
+
+    Returns:
+        None if neither is there.
+
+    Raises:
+        Damaged: one of them is damaged.
+        Unreadable: the system refuses.
+    """
     flat = archive.with_suffix(".flat")
-    manifest = flat / "manifest.json"
     if not archive.exists():
         return flat if flat.exists() else None
-    if manifest.exists() and manifest.stat().st_mtime >= archive.stat().st_mtime:
-        return flat
-    return archive
+    return flat if flat.exists() and FlatSet.open(flat).made_of(archive) else archive
 
 
 def load_arrays(path: Path, env_id: str) -> dict[str, np.ndarray]:
@@ -128,7 +160,7 @@ def load_task(
 ) -> tuple[Dataset | FlatDataset, Path]:
     """Load or open the transitions of a single task.
 
-    The flat form is taken where there is one that is not older than the archive.
+    The flat form is taken where there is one that was made of the archive, or no archive.
 
     Args:
         env_name: E.g. ``cube-double-play-singletask-task1-v0``.
@@ -144,10 +176,11 @@ def load_task(
 
     Raises:
         UsageError: unknown name, missing, truncated or foreign file.
+        Unreadable: the system refuses.
     """
     task = parse_task(env_name)
     if recipe is None:
-        archive = dataset_dir.expanduser() / f"{task.dataset_name}.npz"
+        archive = expanded(dataset_dir) / f"{task.dataset_name}.npz"
     else:
         archive = recipe.path(generated_dir)
     path = stored_form(archive)

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
+import os
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+from trqam_fast.damage import Damaged, reading
 from trqam_fast.data.names import PUBLISHED, DatasetName
 from trqam_fast.errors import UsageError
+from trqam_fast.files import open_file
 from trqam_fast.simulator.environment import env_sizes
+from trqam_fast.text import printable
 
-UNREADABLE = (
-    OSError, zipfile.BadZipFile, ValueError, EOFError, zlib.error, KeyError, RuntimeError,
-)  # fmt: skip
-"""What reading a damaged archive raises."""
+BROKEN = "is truncated, damaged or no npz file", "delete it and get it again"
+"""What is said of a damaged archive, and what helps."""
+
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""How numpy compresses."""
+
+DEFLATED = 1032
+"""Bytes that come of one deflated byte, at the most."""
+
+Headers = dict[str, tuple[tuple[int, ...], np.dtype]]
+"""Shape and dtype of arrays by name."""
 
 KINDS = {"terminals": "biuf", "button_states": "iu"}
 """numpy's kinds of dtype that an array may have; the others are floating-point."""
@@ -58,37 +71,101 @@ def layout_of(name: DatasetName) -> Layout:
     )
 
 
-def read_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+def headers_of(file: BinaryIO) -> Headers:
+    """Return the headers of an open npz file whose claimed sizes fit the file's.
+
+    Raises:
+        Exception: the file is damaged or cannot be read; see `reading`.
+    """
+    found, size = {}, os.fstat(file.fileno()).st_size
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            largest = min(member.compress_size, size)
+            if member.compress_type == zipfile.ZIP_DEFLATED:
+                largest *= DEFLATED
+            if member.compress_type not in METHODS or member.file_size > largest:
+                raise ValueError(f"{member.filename} is packed as numpy packs nothing")
+            with archive.open(member) as content:
+                shape, dtype = read_header(content)
+                held = member.file_size - content.tell()
+            # Objects are pickled, so they have no size; no reader takes them.
+            if not dtype.hasobject and math.prod(shape) * dtype.itemsize != held:
+                raise ValueError(
+                    f"{member.filename} claims an array of shape {list(shape)} in {held} bytes"
+                )
+            found[member.filename.removesuffix(".npy")] = shape, dtype
+    return found
+
+
+def read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
+    """Return shape and dtype of an open npy file, which is left where the numbers begin."""
+    version = np.lib.format.read_magic(file)
+    try:
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        else:
+            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+    except MemoryError:  # Python's parser: a header of 10 kB lacks no memory
+        raise ValueError("a header is nested too deeply") from None
+    return shape, dtype
+
+
+def read_headers(path: Path) -> Headers:
     """Return shape and dtype of every array of an npz file.
 
     Raises:
-        UsageError: the file is truncated or no npz file.
+        Damaged: the file is truncated or no npz file.
+        Unreadable: the system refuses.
     """
-    found = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                with archive.open(member) as file:
-                    version = np.lib.format.read_magic(file)
-                    read = (
-                        np.lib.format.read_array_header_1_0
-                        if version == (1, 0)
-                        else np.lib.format.read_array_header_2_0
-                    )
-                    shape, _, dtype = read(file)
-                    found[member.removesuffix(".npy")] = shape, dtype
-    except UNREADABLE as error:
-        raise UsageError(
-            f"{path} is truncated or no npz file ({error}); delete it and get it again"
-        ) from None
-    return found
+    with reading(path, *BROKEN), open_file(path) as file:
+        return headers_of(file)
+
+
+def read_arrays(
+    path: Path, complaint: str, remedy: str, kinds: str = "biuf"
+) -> dict[str, np.ndarray]:
+    """Return every array of an npz file; memory is asked for what the file really holds.
+
+    Args:
+        path: The file.
+        complaint: What is said of a damaged one; see `reading`.
+        remedy: What helps then.
+        kinds: numpy's kinds of dtype that the arrays may have.
+
+    Raises:
+        Damaged: the file is truncated or no npz file, or an array is of another kind.
+        Unreadable: the system refuses.
+    """
+    with reading(path, complaint, remedy), open_file(path) as file:
+        for name, (_, dtype) in headers_of(file).items():
+            if dtype.kind not in kinds:
+                raise ValueError(f"{name} has dtype {dtype}")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+
+
+def checksum(path: Path) -> str:
+    """Return a hash that archives of the same arrays share, however they are compressed.
+
+    It is that of all names, sizes and CRC-32 sums, which an archive's directory holds, so that it
+    costs no reading of the arrays.
+
+    Raises:
+        Damaged: the file is truncated or no npz file.
+        Unreadable: the system refuses.
+    """
+    with reading(path, *BROKEN), open_file(path) as file, zipfile.ZipFile(file) as archive:
+        members = [(info.filename, info.file_size, info.CRC) for info in archive.infolist()]
+    return hashlib.sha256(repr(sorted(members)).encode()).hexdigest()
 
 
 def header_problems(path: Path, layout: Layout) -> list[str]:
     """Compare the headers of an npz file with what its environment's files have.
 
     Raises:
-        UsageError: the file is truncated or no npz file.
+        Damaged: the file is truncated or no npz file.
+        Unreadable: the system refuses.
     """
     found = read_headers(path)
     rows = found.get("observations", ((None,),))[0][:1]
@@ -109,7 +186,8 @@ def header_problems(path: Path, layout: Layout) -> list[str]:
             )
         if dtype.kind not in KINDS.get(name, "f"):
             problems.append(
-                f"{path}: {name} has dtype {dtype}, which is damaged or foreign; get the file again"
+                f"{path}: {name} has dtype {printable(dtype)}, which is damaged or foreign; get "
+                "the file again"
             )
     return problems
 
@@ -149,22 +227,29 @@ def trajectory_problems(terminals: np.ndarray, equal: bool = False) -> list[str]
 
 
 def is_damaged(path: Path) -> bool:
-    """Return whether an archive's directory or headers cannot be read; contents are not."""
+    """Return whether an archive's directory or headers are damaged; contents are not read.
+
+    Raises:
+        Unreadable: the system refuses.
+    """
     try:
         read_headers(path)
-    except UsageError:
+    except Damaged:
         return True
     return False
 
 
-def bad_member(path: Path) -> str | None:
-    """Read a whole archive; return what is damaged, or None."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            member = archive.testzip()
-    except UNREADABLE as error:
-        return f"is truncated or no npz file ({error})"
-    return None if member is None else f"is damaged: the checksum of {member} is wrong"
+def whole_headers_of(file: BinaryIO) -> Headers:
+    """Return the headers of an open npz file all of whose checksums are right.
+
+    Raises:
+        Exception: the file is damaged or cannot be read; see `reading`.
+    """
+    with zipfile.ZipFile(file) as archive:
+        member = archive.testzip()
+    if member is not None:
+        raise ValueError(f"the checksum of {member} is wrong")
+    return headers_of(file)
 
 
 def problems_of(path: Path, layout: Layout) -> list[str]:
@@ -173,28 +258,28 @@ def problems_of(path: Path, layout: Layout) -> list[str]:
     Returns:
         A sentence for everything that is wrong: checksums, arrays, shapes, dtypes, non-finite
         values, terminal rows.
+
+    Raises:
+        Unreadable: the system refuses.
     """
-    damage = bad_member(path)
-    if damage is not None:
-        return [f"{path} {damage}; delete it and get it again"]
     try:
+        with reading(path, *BROKEN), open_file(path) as file:
+            whole_headers_of(file)
         problems = header_problems(path, layout)
-        with np.load(path) as archive:
+        with reading(path, *BROKEN), open_file(path) as file, np.load(file) as archive:
             for name in archive.files:
                 array = archive[name]
                 if array.dtype.kind == "f" and not np.isfinite(array).all():
                     bad = np.argwhere(~np.isfinite(array))
                     problems.append(
-                        f"{path}: {name} has non-finite values ({len(bad)}, the first at "
-                        f"{bad[0].tolist()}); get the file again"
+                        f"{path}: {printable(name)} has non-finite values ({len(bad)}, the first "
+                        f"at {bad[0].tolist()}); get the file again"
                     )
                 if name == "terminals" and array.ndim == 1:
                     found = trajectory_problems(array, layout.equal)
                     problems += [f"{path}: {problem}" for problem in found]
-    except UsageError as error:
+    except Damaged as error:
         return [str(error)]
-    except UNREADABLE as error:
-        return [damaged(path, error)]
     return problems
 
 
@@ -203,24 +288,17 @@ def read_terminals(path: Path, layout: Layout) -> np.ndarray:
 
     Raises:
         UsageError: the file is truncated, foreign or has wrong terminals.
+        Unreadable: the system refuses.
     """
     problems = header_problems(path, layout)
     if not problems:
-        try:
-            with np.load(path) as archive:
-                terminals = archive["terminals"]
-        except UNREADABLE as error:
-            raise UsageError(damaged(path, error)) from None
+        with reading(path, *BROKEN), open_file(path) as file, np.load(file) as archive:
+            terminals = archive["terminals"]
         found = trajectory_problems(terminals)
         problems = [f"{path}: {problem}; get the file again" for problem in found]
     if problems:
         raise UsageError(problems[0])
     return terminals
-
-
-def damaged(path: Path, error: Exception) -> str:
-    """Return the message for an archive that cannot be read."""
-    return f"{path} is truncated or damaged ({error}); delete it and get it again"
 
 
 def read_raw(path: Path, layout: Layout) -> dict[str, np.ndarray]:
@@ -232,14 +310,13 @@ def read_raw(path: Path, layout: Layout) -> dict[str, np.ndarray]:
 
     Raises:
         UsageError: the file is truncated, foreign, has non-finite values or wrong terminals.
+        Unreadable: the system refuses.
     """
     import ogbench
 
     read_terminals(path, layout)
-    try:
-        arrays = ogbench.load_dataset(path, add_info=True)
-    except UNREADABLE as error:
-        raise UsageError(damaged(path, error)) from None
+    with reading(path, *BROKEN), open_file(path) as file:
+        arrays = ogbench.load_dataset(file, add_info=True)
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise UsageError(f"{path}: {name} has non-finite values; get the file again")

@@ -42,10 +42,11 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = CsvLog(path / "metrics.csv", (*self.KEYS, *metrics))
+        self.first_updates = CsvLog(path / "first_updates.csv", self.metrics.columns)
         self.eval = CsvLog(path / "eval.csv", self.EVAL)
         self.episodes = CsvLog(path / "episodes.csv", self.EPISODES)
         self.timing = CsvLog(path / "timing.csv", self.TIMING)
-        self.logs = (self.metrics, self.eval, self.episodes, self.timing)
+        self.logs = (self.metrics, self.first_updates, self.eval, self.episodes, self.timing)
 
     @staticmethod
     def default_path(env_name: str, algo: str) -> Path:

@@ -45,6 +45,13 @@ def make_env(env_id: str, **options: Any) -> gymnasium.Env:
     return env
 
 
+def task_env(env_id: str) -> gymnasium.Env:
+    """Make a single-task environment whose task is set."""
+    env = make_env(env_id)
+    env.reset()
+    return env
+
+
 def env_sizes(env_id: str) -> tuple[int, int]:
     """Widths of an observation and of an action of an environment."""
     with contextlib.closing(make_env(env_id)) as env:

@@ -17,7 +17,7 @@ from trqam_fast.files import write_json
 from trqam_fast.memory import update_bytes
 from trqam_fast.runs.folder import folder_name
 from trqam_fast.sweep.spec import Spec
-from trqam_fast.training.config import DataConfig, TrainConfig
+from trqam_fast.training.config import DataConfig, TrainConfig, run_flags
 from trqam_fast.training.flags import parse_config
 from trqam_fast.training.presets import flag_of, make_config, value_in_words
 
@@ -165,6 +165,8 @@ def config_of(env_name: str, algo: str, flags: dict[str, Any]) -> TrainConfig:
     Raises:
         UsageError: impossible values.
     """
+    known = {*run_flags(), *names_of(algorithm(algo).Config)}
+    flags = {name: value for name, value in flags.items() if name in known}
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in flags.items()}
     for name in (name for name in values if name.endswith("_dir") or name == "pretrained"):
         values[name] = Path(os.path.abspath(os.path.expanduser(values[name])))

@@ -16,6 +16,9 @@ from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.history import History
 from trqam_fast.training.trackers import Trackers
 
+FIRST_UPDATES, EVERY = 1000, 25
+"""Of the first updates of offline fine-tuning, one in so many has a row of its own."""
+
 SHOWN = ("bc_loss", "critic_loss", "path_kl", "lam")
 
 
@@ -66,6 +69,30 @@ class Logger:
         if len(rows) > 1:
             self._line += f"  (mean of {len(rows)} seeds)"
         self._track("metrics", rows)
+
+    def first_updates(
+        self, begin: int, step: int, history: History, failures: Container[int]
+    ) -> None:
+        """Append single updates to first_updates.csv, where means over an interval would hide them.
+
+        Args:
+            begin: Step at which offline fine-tuning begins.
+            step: Step of the newest update in `history`.
+            history: Metrics since the last log row.
+            failures: Seeds that diverged.
+        """
+        first = step - len(history.values) + 1
+        rows = []
+        for index, values in enumerate(history.values):
+            number = first + index - begin
+            if number > FIRST_UPDATES or (number - 1) % EVERY:
+                continue
+            for run, seed in enumerate(self.config.seeds):
+                if run not in failures:
+                    numbers = dict(zip(history.names, values[run].tolist(), strict=True))
+                    row = {"stage": "offline", "step": begin + number, "seed": seed}
+                    rows.append(row | {name: f"{value:.6g}" for name, value in numbers.items()})
+        self._write(self.folder.first_updates, rows)
 
     def timing(self, stage: str, step: int, rate: float, seconds: float) -> None:
         """Append the speed of an interval to timing.csv, which differs from run to run."""

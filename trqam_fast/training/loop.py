@@ -191,6 +191,10 @@ class Trainer:
             if logging:
                 rate = updates / seconds
                 self.logger.timing(stage.name, stage.step, rate, ledger.seconds[stage.name])
+                if stage.name == "offline":
+                    self.logger.first_updates(
+                        stage.begin, stage.step, stage.history, ledger.failures
+                    )
                 self.logger.metrics(stage.name, stage.step, stage.history, ledger.failures)
                 self.logger.progress(bar, rate)
             if evaluating:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from trqam_fast.agents.base import Shapes
 from trqam_fast.errors import UsageError
 from trqam_fast.kernels.mlp.constants import aligned
 from trqam_fast.runs.checkpoint import load, newest, plain_shapes
+from trqam_fast.training.config import TrainConfig
 
 NETWORK_FLAGS = {"actor": "--actor-hidden-dims", "critic": "--value-hidden-dims"}
 
@@ -160,6 +162,20 @@ def start_from(agent: Agent, state: dict[str, Any]) -> None:
         agent.load_state_dict(agent.state_dict() | saved)
         return
     agent.load_pretrained(field_of(state).expand(agent.runs, -1))
+
+
+def settle_budget(config: TrainConfig, act_dim: int) -> TrainConfig:
+    """Return the configuration with the budget that ``--kl-budget-per-dim`` stands for.
+
+    Args:
+        config: What was asked for.
+        act_dim: Numbers of an action; path KLs are those of an action step.
+    """
+    per_dim = getattr(config.agent, "kl_budget_per_dim", None)
+    if per_dim is None:
+        return config
+    agent = dataclasses.replace(config.agent, kl_budget=per_dim * act_dim)
+    return dataclasses.replace(config, agent=agent)
 
 
 def check_continuation(state: dict[str, Any], ends: dict[str, int], data: str) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import netrc
 import os
+import re
 import sys
 import uuid
 from collections.abc import Callable
@@ -15,7 +16,9 @@ from urllib.parse import urlparse
 
 from tqdm import tqdm
 
+from trqam_fast.damage import reason_of
 from trqam_fast.errors import UsageError
+from trqam_fast.files import read_text, write_text
 
 KEYS = ("stage", "step", "seed")
 PROJECT = "trqam_fast"
@@ -103,7 +106,9 @@ class Trackers:
     They copy what the CSV logs hold, under tags like ``pretrain/bc_loss/seed0``; an evaluation's
     are ``offline/eval_success/seed0``. A tracker that fails is reported once and left out from
     then on: it never stops or changes a run. Rows that a tracker has from before the run was
-    resumed are not logged to it again.
+    resumed are not logged to it again, which a journal next to them tells: TensorBoard's purge_step
+    would drop the metrics of a step whose evaluation alone is repeated, and an offline run that
+    wandb resumes holds repeated rows twice.
 
     Args:
         folder: The run folder; everything goes to its subfolder ``trackers``.
@@ -126,21 +131,23 @@ class Trackers:
         self.folder = folder / "trackers"
         self.trackers: dict[str, Tracker] = {}
         self.logged: set[str] = set()
-        self.journal = self.folder / "logged.csv"
+        self.journal: Path | None = self.folder / "logged.csv"
         check_packages(tensorboard, wandb)
         if tensorboard:
             path = self.folder / "tensorboard"
             self._start("tensorboard", lambda: TensorBoardTracker(path, config))
         if wandb:
             self._start("wandb", lambda: self._start_wandb(config))
-        if self.trackers:
-            self._guard("the journal of trackers", self._read_journal)
+        if self.trackers and not self._guard("the journal of trackers", self._read_journal):
+            self.journal = None
 
     def _start_wandb(self, config: dict[str, Any]) -> WandbTracker:
         kept = self.folder / "wandb_id"
-        run_id = kept.read_text().strip() if kept.exists() else uuid.uuid4().hex[:12]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        kept.write_text(run_id + "\n")
+        run_id = read_text(kept).strip() if kept.exists() else ""
+        if re.fullmatch("[0-9a-f]{12}", run_id) is None:  # none yet, or none that is whole
+            run_id = uuid.uuid4().hex[:12]
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(kept, run_id + "\n")
         return WandbTracker(self.folder, config, run_id)
 
     def _start(self, name: str, make: Callable[[], Tracker]) -> None:
@@ -153,16 +160,15 @@ class Trackers:
         try:
             return action()
         except Exception as error:  # whatever a tracker raises, training goes on
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            tqdm.write(
-                f"warning: {name} failed ({reason}); the run goes on without it", file=sys.stderr
-            )
+            said = f"warning: {name} failed ({reason_of(error)}); the run goes on without it"
+            tqdm.write(said, file=sys.stderr)
             self.trackers.pop(name.removeprefix("--"), None)
             return None
 
-    def _read_journal(self) -> None:
+    def _read_journal(self) -> bool:
         if self.journal.exists():
-            self.logged = set(self.journal.read_text().splitlines())
+            self.logged = set(read_text(self.journal).splitlines())
+        return True
 
     def log(self, kind: Literal["metrics", "eval"], row: dict[str, Any]) -> None:
         """Copy one row of the CSV log `kind`; cells that are empty or no numbers are left out."""
@@ -187,6 +193,8 @@ class Trackers:
     def _remember(self, line: str) -> None:
         """Note in the journal that a tracker has a row."""
         self.logged.add(line)
+        if self.journal is None:
+            return
         # Without a journal, rows are logged twice after a resume, which is all that is lost.
         with contextlib.suppress(OSError), open(self.journal, "a") as file:
             file.write(line + "\n")

@@ -19,7 +19,7 @@ from trqam_fast.data.generate.pointmaze import MazeExpert
 from trqam_fast.data.generate.shards import assemble, plan_shards
 from trqam_fast.data.generate.workers import make_shards
 from trqam_fast.errors import RunError, UsageError
-from trqam_fast.files import locked
+from trqam_fast.files import expanded, locked
 
 GENERATED_DIR = Path("~/.trqam_fast/generated")
 GENERATOR_VERSION = 2
@@ -112,7 +112,7 @@ class Recipe:
         It has OGBench's name, in a folder of its own that ``ogbench.make_env_and_datasets`` takes
         as ``dataset_dir``.
         """
-        return folder.expanduser() / self.folder_name / f"{self.dataset_name}.npz"
+        return expanded(folder) / self.folder_name / f"{self.dataset_name}.npz"
 
     def val_path(self, folder: Path) -> Path:
         """Return where the validation file lies."""
@@ -149,7 +149,7 @@ class Recipe:
         path = self.path(folder)
         if not self.is_made(folder):
             try:
-                folder.expanduser().mkdir(parents=True, exist_ok=True)
+                expanded(folder).mkdir(parents=True, exist_ok=True)
                 lock = path.parent.with_name(f".{self.folder_name}.lock")
                 with locked(lock, say_waiting if progress else lambda: None):
                     if not self.is_made(folder):
@@ -173,10 +173,10 @@ class Recipe:
         total = self.episodes + self.val_episodes
         made = total - sum(shard.episodes for shard in missing)
         bar = tqdm(desc="generate", unit="episode", total=total, initial=made, disable=not progress)
-        steps: Iterator[None] = make_shards(missing, self.expert, workers)
+        steps: Iterator[int] = make_shards(missing, self.expert, workers)
         with bar, contextlib.closing(steps):
-            for _ in steps:
-                bar.update()
+            for episodes in steps:
+                bar.update(episodes)
         path.parent.mkdir(exist_ok=True)
         assemble(val, self.val_path(folder))
         assemble(train, path)

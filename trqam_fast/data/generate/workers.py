@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 
 from trqam_fast.data.generate.expert import Expert
 from trqam_fast.data.generate.shards import KEPT, Shard
 from trqam_fast.errors import RunError
 
-EPISODE, SHARD = 0, 1  # What a worker reports; an error is reported as its text.
-
 
 def make_shards(
     shards: Sequence[Shard], make_expert: Callable[[], Expert], workers: int
-) -> Iterator[None]:
-    """Make shards, yielding after each trajectory.
+) -> Iterator[int]:
+    """Make shards, yielding the number of trajectories that have been made since.
 
-    Closing the iterator, or an error, ends the workers. Workers whose parent was killed end after
-    the trajectory that they are at.
+    Closing the iterator, an error, or the end of this process ends the workers.
 
     Args:
         shards: What is missing.
-        make_expert: Makes a worker's expert; it is pickled.
+        make_expert: Makes a worker's expert; it is pickled, and hashed to know it again.
         workers: Number of processes; 1 works in this one.
 
     Raises:
@@ -39,78 +39,57 @@ def make_shards(
     elif shards:
         with contextlib.closing(make_expert()) as expert:
             for shard in shards:
-                yield from shard.make(expert)
+                for _ in shard.make(expert):
+                    yield 1
 
 
 def in_processes(
     shards: Sequence[Shard], make_expert: Callable[[], Expert], workers: int
-) -> Iterator[None]:
+) -> Iterator[int]:
     """Make shards in worker processes, each of which gets a new shard when it has made one."""
-    todo = iter(shards)
-    running: dict[Connection, BaseProcess] = {}
-    try:
-        for _ in range(workers):
-            connection, process = start_worker(make_expert)
-            running[connection] = process
-            with reported(process):
-                connection.send(next(todo))
-        while running:
-            for connection in wait(list(running)):
-                with reported(running[connection]):
-                    message = connection.recv()
-                if message == EPISODE:
-                    yield
-                elif message == SHARD:
-                    shard = next(todo, None)
-                    with reported(running[connection]):
-                        connection.send(shard)
-                    if shard is None:
-                        running.pop(connection).join()
-                else:
-                    raise RunError(message)
-    finally:
-        for process in running.values():
-            process.kill()  # Shards are written whole, so nothing is lost but the present one.
-            process.join()
-
-
-@contextlib.contextmanager
-def reported(process: BaseProcess) -> Iterator[None]:
-    """Raise `RunError` where the other side of a pipe turns out to be gone."""
-    try:
-        yield
-    except (EOFError, ConnectionError):
-        process.join()
-        raise RunError(f"a worker process died with exit code {process.exitcode}; {KEPT}") from None
-
-
-def start_worker(make_expert: Callable[[], Expert]) -> tuple[Connection, BaseProcess]:
-    """Start a worker that ignores Ctrl-C, which reaches this process too and ends the worker."""
     context = multiprocessing.get_context("spawn")  # A fork after torch's threads can hang.
-    connection, theirs = context.Pipe()
-    process = context.Process(target=work, args=(make_expert, theirs), daemon=True)
-    resource_tracker.ensure_running()  # Its start would unblock the signal.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
-    return connection, process
+    theirs, ours = context.Pipe(duplex=False)
+    with ours, theirs, ProcessPoolExecutor(workers, context, follow, (theirs,)) as pool:
+        try:
+            # Workers keep the mask: Ctrl-C is this process's alone, which ends them.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                made = {pool.submit(make_shard, make_expert, shard): shard for shard in shards}
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            for future in as_completed(made):
+                future.result()
+                yield made[future].episodes
+        except BaseException as error:
+            ours.close()  # Shards are written whole, so nothing is lost but the present ones.
+            if isinstance(error, BrokenProcessPool):
+                raise RunError(f"a worker process died; {KEPT}") from None
+            raise
 
 
-def work(make_expert: Callable[[], Expert], connection: Connection) -> None:
-    """Make one shard after the other, until there are no more or the parent is gone."""
+def follow(parent: Connection) -> None:
+    """End this worker when its parent closes its end of a pipe, or is gone, however that ended."""
+
+    def wait() -> None:
+        with contextlib.suppress(EOFError):
+            parent.recv()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@functools.cache
+def expert_of(make_expert: Callable[[], Expert]) -> Expert:
+    """Return a worker's expert, made once."""
+    return make_expert()
+
+
+def make_shard(make_expert: Callable[[], Expert], shard: Shard) -> None:
+    """Make a shard in a worker."""
     try:
-        with contextlib.closing(make_expert()) as expert:
-            while (shard := connection.recv()) is not None:
-                for _ in shard.make(expert):
-                    connection.send(EPISODE)
-                connection.send(SHARD)
-    except (EOFError, ConnectionError):
-        return
+        for _ in shard.make(expert_of(make_expert)):
+            pass
+    except RunError:
+        raise
     except Exception as error:
-        known = isinstance(error, RunError)
-        text = str(error) if known else f"a worker failed ({type(error).__name__}: {error}); {KEPT}"
-        with contextlib.suppress(ConnectionError):
-            connection.send(text)
+        raise RunError(f"a worker failed ({type(error).__name__}: {error}); {KEPT}") from None

@@ -1,0 +1,189 @@
+"""What every algorithm of the registry promises, and one that is not in it."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+from tests.factories import SMALL, make, train
+from tests.helpers import assert_equal64
+from tests.runs import rows, run
+from trqam_fast.agents import ALGORITHMS, TRQAMConfig, algorithm, declaration
+from trqam_fast.agents.config import names_of
+from trqam_fast.cli import run_command
+from trqam_fast.errors import UsageError
+from trqam_fast.memory import update_bytes
+from trqam_fast.report.find import collect
+from trqam_fast.runs import checkpoint
+from trqam_fast.training.load_run import load_run
+
+NAMES = list(ALGORITHMS)
+TUNED = [name for name in NAMES if ALGORITHMS[name].fine_tunes]
+OWN = "examples.annealed_qam:AnnealedQAM"
+
+
+def agent_of(name, seeds=(0,), **settings):
+    return make(TRQAMConfig(**SMALL, **settings), list(seeds), algorithm(name))
+
+
+@pytest.mark.parametrize("name", [*NAMES, OWN])
+def test_declarations_are_whole(name):
+    kind = algorithm(name)
+    agent = agent_of(name)
+    shapes = kind.network_shapes(agent.config, 3, 2)
+    assert kind.label and set(kind.targets) <= set(shapes) and set(kind.cloned) <= set(shapes)
+    assert list(agent.online.shapes)[len(shapes) - len(kind.targets) :] == list(kind.targets)
+    assert set(kind.tapes(agent.config)) <= set(agent.online.networks)
+    assert name == OWN or set(kind.published) <= set(names_of(kind.Config))
+    terms = train(agent, [0], 1)
+    assert set(terms.metrics) <= {*kind.metrics, "grad_norm"}
+    assert all(value.shape == (1,) for value in terms.metrics.values())
+    assert set(kind.recorded.infos.values()) <= {*kind.metrics}
+    assert set(kind.recorded.outputs.values()) <= set(terms.outputs) | {"next_actions"}
+
+
+def test_labels_and_colours_tell_apart():
+    for values in zip(*((kind.label, kind.colour) for kind in ALGORITHMS.values()), strict=True):
+        assert len(set(values)) == len(NAMES)
+
+
+@pytest.mark.parametrize("name", [*NAMES, OWN])
+@pytest.mark.parametrize("best_of_n", [1, 3])
+def test_runs_are_independent_also_of_one_that_diverges(name, best_of_n):
+    def poison(u, batch):
+        if u == 1:
+            batch.rewards[1], batch.actions[1] = float("nan"), float("nan")
+        return batch
+
+    together = agent_of(name, (0, 1, 2), best_of_n=best_of_n)
+    terms = train(together, [0, 1, 2], 4, poison)
+    assert not together.online.flat[1].isfinite().all()
+    for index in (0, 2):
+        alone = agent_of(name, (index,), best_of_n=best_of_n)
+        own = train(alone, [index], 4)
+        state, expected = together.state_dict(), alone.state_dict()
+        assert_equal64([state[k][index : index + 1] for k in state], list(expected.values()))
+        metrics = [value[index : index + 1] for value in terms.metrics.values()]
+        assert_equal64(metrics, list(own.metrics.values()))
+        noise = torch.randn(1, 5, best_of_n, alone.noise_dim, dtype=torch.float64)
+        s = torch.randn(1, 5, 3, dtype=torch.float64)
+        assert_equal64([together.act(s, noise, run=index)], [alone.act(s, noise)])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_backends_agree_over_many_updates(name):
+    states = []
+    for backend in ("reference", "cpp"):
+        agent = make(TRQAMConfig(**SMALL), [0], algorithm(name), backend=backend)
+        train(agent, [0], 10)
+        states.append(list(agent.state_dict().values()))
+    assert_equal64(states[1], states[0], tolerance=1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_state_continues_exactly(name):
+    agent, other = agent_of(name, (0, 1)), agent_of(name, (5, 6))
+    train(agent, [0, 1], 2)
+    other.load_state_dict(agent.state_dict())
+    for each in (agent, other):
+        train(each, [0, 1], 2)
+    for (key, a), b in zip(agent.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_a_cloned_field_is_taken_over(name):
+    cloned, agent = agent_of("bc", (3, 4)), agent_of(name, (0, 1))
+    train(cloned, [3, 4], 1)
+    agent.load_pretrained(cloned.online.span("actor_slow"))
+    for network in agent.cloned:
+        assert torch.equal(agent.online.span(network), cloned.online.span("actor_slow"))
+    for network in agent.targets:
+        assert torch.equal(agent.target.span(network), agent.online.span(network))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_held_memory_stays_within_its_bound(name):
+    agent = make(TRQAMConfig(**SMALL), [0, 1], algorithm(name))
+    blocks = (agent.online.flat, agent.online.gradient, agent.exp_avg, agent.exp_avg_sq)
+    numbers = sum(block.numel() for block in (*blocks, agent.target.flat))
+    bound = update_bytes(algorithm(name), agent.config, 3, 2, runs=2)
+    assert 4 * numbers <= bound["held"] <= 4 * numbers + 4 * 2 * 80
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_all_stages_resume_and_load(name, flags, tmp_path):
+    """Pretraining, offline and online; stopped and continued, it ends as undisturbed."""
+    stages = ("--online-steps", "10", "--start-training", "5", "--algo", name, "--keep", "9")
+    assert run(flags, tmp_path / "whole", *stages) == 0
+    folder = tmp_path / "cut"
+    assert run(flags, folder, *stages, "--online-steps", "0", "--offline-steps", "20") == 0
+    assert run([], folder, "--resume", "--online-steps", "10") == 0
+    last = "checkpoints/step_000000050.pt"
+    whole, cut = (checkpoint.load(tmp_path / d / last)["agent"] for d in ("whole", "cut"))
+    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+    with open(folder / "metrics.csv", newline="") as file:
+        header = next(csv.reader(file))
+    assert header[:3] == ["stage", "step", "seed"] and set(header[3:]) <= {
+        *ALGORITHMS[name].metrics, "grad_norm",
+    }  # fmt: skip
+    loaded = load_run(folder)
+    assert type(loaded.agent) is ALGORITHMS[name] and loaded.stage == "online"
+
+
+def test_an_algorithm_of_ones_own(flags, tmp_path, capsys):
+    """It trains, resumes, is evaluated, swept and reported with its own settings and metrics."""
+    from trqam_fast import evaluate
+    from trqam_fast.report.__main__ import main as report
+    from trqam_fast.sweep.plan import make_plan
+    from trqam_fast.sweep.spec import parse_spec
+
+    folder = tmp_path / "run"
+    own = ("--algo", OWN, "--inv-temp-end", "2", "--anneal-steps", "10")
+    assert run(flags, folder, *own, "--offline-steps", "10") == 0
+    assert run([], folder, "--resume", "--offline-steps", "20") == 0
+    config = json.loads((folder / "config.json").read_text())
+    assert config["algo"] == OWN and config["inv_temp_end"] == 2.0 and "inv_temp" not in config
+    values = [float(row["inv_temp"]) for row in rows(folder / "metrics.csv") if row["inv_temp"]]
+    assert values == sorted(values) and values[-1] == pytest.approx(2.0) and values[0] < 1.5
+    loaded = load_run(folder)
+    assert loaded.agent.label == "QAM annealed" and loaded.config.agent.anneal_steps == 10
+    assert run_command(lambda: evaluate.main([str(folder), "--episodes", "1", "--envs", "1"])) == 0
+    (result,) = collect([folder])[0]
+    assert (result.method, result.status) == ("QAM annealed", "done")
+    assert declaration(OWN).label == OWN  # nothing is imported for a name in a file
+    assert run_command(lambda: report([str(folder), "--out", str(tmp_path / "report")])) == 0
+    capsys.readouterr()
+
+    spec = parse_spec(
+        {
+            "tasks": [config["env_name"]],
+            "algos": ["bc", "qam", OWN],
+            "seeds": [0],
+            "flags": {"inv_temp_start": 0.5},
+            "grid": {OWN: {"inv_temp_end": [1.0, 3.0]}},
+        }
+    )
+    jobs = make_plan(spec, tmp_path)
+    assert [job.method for job in jobs] == [
+        "BC", "QAM", "QAM annealed inv-temp-end 1.0", "QAM annealed inv-temp-end 3.0",
+    ]  # fmt: skip
+    assert jobs[-1].config["inv_temp_start"] == 0.5 and "inv_temp_start" not in jobs[1].config
+    assert ":" not in jobs[-1].name
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("qan", "did you mean qam?"),
+        ("os:system", "no subclass of trqam_fast.agents.Agent"),
+        ("no.such:Thing", "No module named 'no'"),
+        ("examples.annealed_qam:Nothing", "has no attribute 'Nothing'"),
+        (":", "name an importable"),
+    ],
+)
+def test_what_is_no_algorithm(name, message):
+    with pytest.raises(UsageError, match="--algo is") as error:
+        algorithm(name)
+    assert message in str(error.value)

@@ -1,0 +1,193 @@
+"""Settings of the trust region and of critics that are off by default, against their formulas."""
+
+import math
+
+import pytest
+import torch
+
+from tests.factories import SMALL, make, make_batch, train
+from tests.helpers import assert_equal64
+from trqam_fast.agents import DualController, QAMAgent, TRQAMAgent, TRQAMConfig, algorithm
+from trqam_fast.agents.critics import CRITICS
+from trqam_fast.data.batch import Batch
+
+
+def trqam(seeds=(0,), **settings):
+    return make(TRQAMConfig(**SMALL, **settings), list(seeds))
+
+
+def update(agent, number=0):
+    noise = agent.draw_noise(
+        [torch.Generator().manual_seed(number + run) for run in range(agent.runs)]
+    )
+    return agent.update(make_batch(number, agent.runs, agent.config), noise)
+
+
+def test_the_log_rule_is_relative():
+    dual = DualController(2, 0.5, eta=0.3, ema=1.0, lam=0.5, rule="log", dtype=torch.float64)
+    dual.update(torch.tensor([0.75, 0.25], dtype=torch.float64))
+    expected = [0.5 * math.exp(0.3 * 0.5), 0.5 * math.exp(-0.3 * 0.5)]
+    assert_equal64([dual.lam], [torch.tensor(expected, dtype=torch.float64)])
+
+
+def test_a_resting_controller_keeps_everything():
+    dual = DualController(2, 0.5, dtype=torch.float64)
+    dual.update(torch.tensor([9.0, 0.0], dtype=torch.float64), active=torch.tensor(False))
+    assert dual.lam.tolist() == [1.0, 1.0] and dual.kl_ema.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("algo", ["trqam", "qam"])
+def test_the_warm_up_trains_the_critics_alone(algo):
+    kind = algorithm(algo)
+    agent = make(TRQAMConfig(**SMALL, critic_warmup=2), [0, 1], kind)
+    before, lam = agent.state_dict(), agent.state_dict().get("lam")
+    fields = {name: agent.online.span(name).clone() for name in ("actor_fast", "actor_slow")}
+    train(agent, [0, 1], 2)
+    for name, value in fields.items():
+        assert torch.equal(agent.online.span(name), value)
+    assert torch.equal(agent.target.span("actor_slow"), before["target"][:, : value.shape[1]])
+    assert not torch.equal(agent.online.span("critic"), before["online"][:, -1:])
+    if lam is not None:
+        assert torch.equal(agent.dual.lam, lam) and not agent.dual.kl_ema.any()
+    train(agent, [0, 1], 1)
+    for name, value in fields.items():
+        assert not torch.equal(agent.online.span(name), value)
+    if lam is not None:
+        assert not torch.equal(agent.dual.lam, lam)
+
+
+def test_the_budget_grows_linearly():
+    agent = trqam(kl_budget=0.5, budget_ramp=4, kl_ema_coef=1.0, eta_lambda=0.1, lambda_max=1e6)
+    lam = agent.dual.lam.clone()
+    for number in range(6):
+        terms = update(agent, number)
+        budget = 0.5 * min(1.0, (number + 1) / 4)
+        clipped = terms.metrics["path_kl"].clamp(max=2.0 * budget)
+        lam = (lam + 0.1 * (clipped - budget)).clamp(min=0.01)
+        assert_equal64([terms.metrics["lam"]], [lam])
+
+
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_lambda_starts_where_the_minimiser_meets_the_budget(warmup):
+    """At fixed adjoints the minimiser is Delta_k = -sigma_k^2 a_k / 2, of path KL eps."""
+    agent = trqam(kl_budget=0.37, lambda_start="closed-form", eta_lambda=0.0, critic_warmup=warmup)
+    for number in range(warmup):
+        assert update(agent, number).metrics["lam"].tolist() == [1.0]
+    adjoint = update(agent, warmup).outputs["adjoint"]
+    steps = agent.config.flow_steps
+    h, t = 1 / steps, torch.arange(steps, dtype=torch.float64) / steps
+    g_squared = (2 * (1 - t + h) / (t + h)).view(-1, 1, 1)
+    delta = -(g_squared / (3 * agent.dual.lam)) * adjoint[0] / 2
+    path_kl = (2 * h / g_squared * delta.square()).sum((0, 2)).mean() / agent.config.chunk_length
+    assert path_kl.item() == pytest.approx(0.37, rel=1e-12)
+    before = agent.dual.lam.clone()
+    update(agent, warmup + 1)
+    assert torch.equal(agent.dual.lam, before)
+
+
+def test_lambda_starts_where_it_is_told_to():
+    assert trqam(init_lambda=10.0).dual.lam.tolist() == [10.0]
+
+
+def test_scaled_rewards_are_the_rewards_scaled():
+    plain, scaled = trqam(), trqam(reward_scale=10.0)
+    batch = make_batch(0, config=plain.config)
+    noise = plain.draw_noise([torch.Generator().manual_seed(0)])
+    more = batch._replace(rewards=10.0 * batch.rewards)
+    assert_equal64([scaled.gradients(batch, noise)[0]], [plain.gradients(more, noise)[0]])
+
+
+def test_the_value_penalty_is_the_gap_at_the_end_of_the_rollout():
+    """Gradient and metrics against autograd on the critics alone."""
+    plain, penalised = trqam(value_penalty=0.0), trqam(value_penalty=0.7)
+    batch = make_batch(0, config=plain.config)
+    noise = plain.draw_noise([torch.Generator().manual_seed(0)])
+    expected, terms = plain.gradients(batch, noise)
+    expected = expected.clone()
+    critic, s = plain.online.networks["critic"], batch.observations
+    at_policy = plain.critic_values(critic, s, terms.outputs["end"].clamp(-1, 1))
+    gap = at_policy.mean((1, 2)) - plain.critic_values(critic, s, plain.policy_actions(batch)).mean(
+        (1, 2)
+    )
+    parts = torch.autograd.grad(gap.sum(), critic.tensors)
+    flat = plain.online.unflatten(expected)[-len(parts) :]
+    for slot, part in zip(flat, parts, strict=True):
+        slot.add_(0.7 * part)
+    found, terms = penalised.gradients(batch, noise)
+    assert_equal64([found], [expected])
+    assert_equal64([terms.metrics["value_gap"]], [gap])
+
+
+def test_the_gain_of_the_sweep_and_the_gap_of_the_values():
+    agent = make(TRQAMConfig(**SMALL), [0, 1], QAMAgent, inv_temp=3.0)
+    batch = make_batch(0, 2, agent.config)
+    noise = agent.draw_noise([torch.Generator().manual_seed(run) for run in range(2)])
+    _, terms = agent.gradients(batch, noise)
+    gradient, values = agent.action_gradient(batch.observations, terms.outputs["end"])
+
+    def norm(a):
+        return a.square().sum(-1).mean(-1).sqrt()
+
+    gain = norm(terms.outputs["adjoint"]).amax(1) / norm(3.0 * gradient)
+    gap = values.mean(1) - terms.metrics["q_mean"]
+    assert_equal64([terms.metrics["adjoint_gain"], terms.metrics["value_gap"]], [gain, gap])
+
+
+@pytest.mark.parametrize("expectile", [0.5, 0.9])
+def test_an_implicit_critic_on_a_table(expectile):
+    """Q and V of a two-state problem, solved by iteration, are learnt by gradient descent."""
+    discount = 0.8
+    agent = TRQAMAgent(
+        TRQAMConfig(
+            batch_size=64, actor_hidden_dims=(4,), value_hidden_dims=(64, 64), num_qs=1, rho=0.0,
+            discount=discount, tau=0.05, lr=3e-3, flow_steps=2, critic="implicit",
+            expectile=expectile, clip_grad=False, value_layer_norm=False,
+        ),
+        1, 1, [0],
+    )  # fmt: skip
+    # State 0: action -1 stays and earns -1, action +1 leads to state 1 and earns -2; state 1 ends
+    # with reward 0 whatever is done. The data take -1 three times out of four.
+    states = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0, 1.0]).repeat(11)[:64]
+    actions = torch.tensor([-1.0, -1.0, -1.0, 1.0, -1.0, 1.0]).repeat(11)[:64]
+    goes = (states == 0) & (actions > 0)
+    rewards = torch.where(states == 1, 0.0, torch.where(goes, -2.0, -1.0))
+    following = torch.where(goes, 1.0, states)
+    masks = (states == 0).float()
+    batch = Batch(
+        states.view(1, -1, 1), actions.view(1, -1, 1, 1), rewards.view(1, -1), masks.view(1, -1),
+        torch.ones(1, 64), following.view(1, -1, 1),
+    )  # fmt: skip
+    assert not CRITICS["implicit"].samples_policy and "next_action" not in agent.draws()
+    generator = [torch.Generator().manual_seed(0)]
+    for _ in range(1500):
+        terms = agent.update(batch, agent.draw_noise(generator))
+    assert "next_actions" not in terms.outputs and "value_loss" in terms.metrics
+
+    def expected():
+        share = float((actions[states == 0] > 0).float().mean())
+        v0 = 0.0
+        for _ in range(500):
+            stay, go = -1.0 + discount * v0, -2.0
+            # The expectile of two values: where the weighted errors balance.
+            best, worst, weight = (stay, go, 1 - share) if stay > go else (go, stay, share)
+            up, down = weight * expectile, (1 - weight) * (1 - expectile)
+            v0 = (up * best + down * worst) / (up + down)
+        return v0, stay, go
+
+    v0, stay, go = expected()
+    value = agent.network("value", torch.tensor([[[0.0], [1.0]]])).flatten().tolist()
+    critic = agent.online.networks["critic"].detach()
+    q = agent.critic_values(critic, torch.zeros(1, 2, 1), torch.tensor([[[-1.0], [1.0]]]))
+    assert value == pytest.approx([v0, 0.0], abs=0.1)
+    assert q.flatten().tolist() == pytest.approx([stay, go], abs=0.1)
+
+
+def test_runs_with_an_implicit_critic_are_independent():
+    settings = dict(
+        critic="implicit", value_penalty=0.2, critic_warmup=1, budget_ramp=3, dual="log"
+    )
+    both, alone = trqam([0, 1], **settings), trqam([1], **settings)
+    train(both, [0, 1], 3)
+    train(alone, [1], 3)
+    states = both.state_dict(), alone.state_dict()
+    assert_equal64([states[0][name][1:] for name in states[0]], list(states[1].values()))

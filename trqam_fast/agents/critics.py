@@ -1,0 +1,130 @@
+"""Critics, as a part of the algorithms that have some: their networks, targets and losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trqam_fast.agents.config import Group
+from trqam_fast.data.batch import Batch
+from trqam_fast.networks import MLPShape
+
+if TYPE_CHECKING:
+    from trqam_fast.agents.base import Agent, Metrics, Shapes
+
+METRICS = ("q_mean", "q_min", "q_max")
+
+
+@dataclass(frozen=True)
+class ImplicitConfig(Group):
+    """What the critics learn from."""
+
+    critic: Literal["td", "implicit"] = "td"
+    """td: from the value of the policy's next action; implicit: from a state value that is an
+    expectile over the actions of the data (as in IQL), so that no target samples the policy."""
+    expectile: float = 0.9
+    """Expectile of the state value, of --critic implicit; 0.5 is the mean."""
+
+    def check(self) -> None:
+        """Raise `UsageError` if a value is impossible."""
+        self.require("critic", self.critic in CRITICS, f"use {' or '.join(CRITICS)}")
+        self.require("expectile", 0 < self.expectile < 1, "use a number between 0 and 1")
+
+
+class TDCritic:
+    """Temporal differences to the policy's next action, with the ensemble's pessimism."""
+
+    samples_policy = True
+    """Whether targets need next actions of the policy."""
+
+    def shapes(self, config: Any, obs_dim: int, act_dim: int) -> Shapes:
+        """Return the networks: the ensemble on [s, a]."""
+        return {"critic": critic_shape(config, obs_dim, act_dim)}
+
+    @torch.no_grad()
+    def targets(self, agent: Agent, batch: Batch, next_actions: Tensor | None) -> Tensor:
+        """Return y = R + gamma^H m (mean_e Q'_e(s', a') - rho std_e Q'_e(s', a')), `[S, B]`."""
+        critic = agent.target.networks["critic"]
+        next_q = agent.critic_values(critic, batch.next_observations, next_actions)
+        return backed_up(agent.config, batch, pessimistic(agent.config, next_q))
+
+    def value_loss(self, agent: Agent, batch: Batch) -> tuple[Tensor | None, Metrics]:
+        """Return the loss of a state value; there is none."""
+        return None, {}
+
+
+class ImplicitCritic(TDCritic):
+    """Temporal differences to a state value, an expectile of Q' over the actions of the data.
+
+        y = R + gamma^H m V(s')
+        L_V = mean_b |tau - 1(u < 0)| u^2 valid,    u = mean_e Q'_e(s, a) - rho std_e Q'_e - V(s)
+
+    Source: Implicit Q-Learning (arXiv 2110.06169), with this project's ensemble and its pessimism.
+    """
+
+    samples_policy = False
+
+    def shapes(self, config: Any, obs_dim: int, act_dim: int) -> Shapes:
+        """Return the networks: V on [s], and the ensemble on [s, a]."""
+        value = MLPShape(obs_dim, config.value_hidden_dims, 1, config.value_layer_norm)
+        return {"value": value, **super().shapes(config, obs_dim, act_dim)}
+
+    @torch.no_grad()
+    def targets(self, agent: Agent, batch: Batch, next_actions: Tensor | None) -> Tensor:
+        """Return y = R + gamma^H m V(s'), `[S, B]`."""
+        value = agent.network("value", batch.next_observations).squeeze(-1)
+        return backed_up(agent.config, batch, value)
+
+    def value_loss(self, agent: Agent, batch: Batch) -> tuple[Tensor | None, Metrics]:
+        """Return L_V, `[S]`, and the mean of V."""
+        with torch.no_grad():
+            critic = agent.target.networks["critic"]
+            q = agent.critic_values(critic, batch.observations, agent.policy_actions(batch))
+            q = pessimistic(agent.config, q)
+        value = agent.network("value", batch.observations).squeeze(-1)
+        error = q - value
+        weight = torch.where(error < 0, 1.0 - agent.config.expectile, agent.config.expectile)
+        loss = (weight * error.square() * batch.valid).mean(-1)
+        return loss, {"value_loss": loss.detach(), "v_mean": value.detach().mean(-1)}
+
+
+CRITICS: dict[str, TDCritic] = {"td": TDCritic(), "implicit": ImplicitCritic()}
+
+
+def critic_shape(config: Any, obs_dim: int, act_dim: int) -> MLPShape:
+    """Architecture of the critic ensemble on [s, a]."""
+    dim = act_dim * config.chunk_length
+    return MLPShape(
+        obs_dim + dim, config.value_hidden_dims, 1, config.value_layer_norm, config.num_qs
+    )
+
+
+def pessimistic(config: Any, q: Tensor) -> Tensor:
+    """mean_e Q_e - rho std_e Q_e, `[S, B]`, of `[S, E, B]`."""
+    value = q.mean(1)
+    return value - config.rho * q.std(1, correction=0) if config.rho > 0 else value
+
+
+def backed_up(config: Any, batch: Batch, value: Tensor) -> Tensor:
+    """R + gamma^H m value, `[S, B]`, of rewards times `reward_scale`."""
+    rewards = batch.rewards
+    if config.reward_scale != 1.0:
+        rewards = config.reward_scale * rewards
+    return rewards + config.discount**config.horizon_length * batch.masks * value
+
+
+def temporal_difference(q: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """mean_{e,b} (q - target)^2 valid, `[S]`, of q `[S, E, B]`; the rest `[S, B]`."""
+    error = F.mse_loss(q, target.unsqueeze(1).expand_as(q), reduction="none")
+    return (error * valid.unsqueeze(1)).mean((1, 2))
+
+
+def critic_metrics(q: Tensor) -> Metrics:
+    """Mean and extremes of the critics' values `[S, E, B]` at the batch."""
+    q = q.detach().flatten(1)
+    q_min, q_max = q.aminmax(dim=1)
+    return {"q_mean": q.mean(1), "q_min": q_min, "q_max": q_max}
