@@ -2,15 +2,17 @@
 
 import json
 import math
+import os
 import shutil
 import time
 
 import pytest
 
 from tests.run_folders import CONFIG, ONE, SUMMARY, make_run, report, write_authors, write_run
+from trqam_fast.damage import Damaged, Unreadable
 from trqam_fast.report.comparison import Comparison
 from trqam_fast.report.find import collect
-from trqam_fast.runs.read import Damaged, number, read_json, read_run
+from trqam_fast.runs.read import number, read_json, read_run
 from trqam_fast.status.lines import read_lines
 from trqam_fast.status.table import render
 
@@ -146,9 +148,22 @@ def test_numbers():
 
 def test_reasons(tmp_path):
     path = tmp_path / "a.json"
-    with pytest.raises(FileNotFoundError):
-        read_json(path)
-    for text, reason in (("{", "Expecting"), ("[]", "no names"), (DEEP, "too deep")):
+    assert read_json(path) is None
+    for text, reason in (("{", "Expecting"), ("[]", "no names"), (DEEP, "recursion")):
         path.write_text(text)
-        with pytest.raises(Damaged, match=reason):
+        with pytest.raises(Damaged, match=rf"a.json is damaged \(.*{reason}"):
             read_json(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(Unreadable):
+        read_json(path)
+
+
+def test_pipes_are_not_waited_for(tmp_path):
+    write_run(tmp_path / "good", ONE, "qam", (0, 1), [0.5, 0.7])
+    run = write_run(tmp_path / "run", ONE, "trqam", (0, 1), [0.5, 0.7])
+    for file in ("config.json", "summary.json", "metrics.csv", "eval.csv", "timing.csv"):
+        (run / file).unlink(missing_ok=True)
+        os.mkfifo(run / file)
+        look_at(tmp_path)
+        read_run(run)

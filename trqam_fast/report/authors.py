@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from trqam_fast.agents import ALGORITHMS, declaration
+from trqam_fast.damage import Damaged, Unreadable
 from trqam_fast.report.collect import Result, Tracking, updates_in_words
-from trqam_fast.runs.read import MOST_STEPS, Damaged, encodable, number, read_json, sound
+from trqam_fast.runs.read import MOST_STEPS, encodable, number, open_log, read_json, sound
 
 NAME = re.compile(r"(?:.*_)?([a-z]+)_[a-z0-9]+_s(\d+)_[0-9a-f]{8}")
 AUTHORS = "(authors' code)"
@@ -39,7 +40,7 @@ def is_authors(folder: Path) -> bool:
     if (folder / "config.json").exists() or not (folder / "eval.csv").exists():
         return bool(read_flags(folder)[1])
     try:
-        with open(folder / "eval.csv", newline="", errors="replace") as file:
+        with open_log(folder / "eval.csv") as file:
             return not OWN_COLUMNS & set(next(csv.reader(file), []))
     except (OSError, csv.Error):
         return False
@@ -48,8 +49,8 @@ def is_authors(folder: Path) -> bool:
 def read_flags(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what is sound in flags.json, and in what it holds of the agent."""
     try:
-        flags = read_json(folder / "flags.json")
-    except (FileNotFoundError, Damaged):
+        flags = read_json(folder / "flags.json") or {}
+    except (Damaged, Unreadable):
         return {}, {}
     agent = flags.pop("agent", {})
     return sound(flags)[0], sound(agent)[0] if isinstance(agent, dict) else {}
@@ -108,7 +109,7 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str,
     """Return step and `columns` of the rows that hold finite numbers there; none without a file."""
     found: dict[int, dict[str, float]] = {}
     try:
-        with open(path, newline="", errors="replace") as file:
+        with open_log(path) as file:
             for cells in csv.DictReader(file):
                 step, *values = (number(cells.get(name)) for name in ("step", *columns))
                 if 0 <= step <= MOST_STEPS and all(map(math.isfinite, values)):

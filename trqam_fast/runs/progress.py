@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trqam_fast.agents import Declaration, declaration
+from trqam_fast.files import open_file
 from trqam_fast.runs.read import KEYS, Row, parse_row, read_values
 from trqam_fast.training.config import STAGES
 
@@ -73,7 +74,7 @@ def newest_rows(path: Path, keys: tuple[str, ...]) -> Iterator[Row]:
         keys: Columns that it must have.
     """
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             head = file.readline(TAIL)
             start = max(len(head), file.seek(0, os.SEEK_END) - TAIL)
             file.seek(start)

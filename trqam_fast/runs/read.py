@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import csv
 import functools
+import io
 import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
 from trqam_fast.agents import Declaration, declaration
+from trqam_fast.damage import Damaged, Unreadable, reading, reason_of
 from trqam_fast.errors import UsageError
 from trqam_fast.evaluation.statistics import mean_interval, wilson_interval
+from trqam_fast.files import open_file, read_text
 from trqam_fast.training.config import STAGES
 
 KEYS = ("stage", "step", "seed")
@@ -230,28 +233,28 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-class Damaged(Exception):
-    """A file is there, but its contents are not what they should be; says why."""
+def read_json(
+    path: Path, remedy: str = "take a copy of it, or another run", name: Path | None = None
+) -> dict[str, Any] | None:
+    """Return the names and values of a JSON file, None if there is none.
 
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the names and values of a JSON file.
+    Args:
+        path: The file.
+        remedy: What to do, or what follows, if it is damaged.
+        name: What it is called in an error; by default its path.
 
     Raises:
-        FileNotFoundError: there is none.
-        Damaged: it cannot be read, or holds something else.
+        Damaged: it holds something else.
+        Unreadable: it is there, but the system does not let us read it.
     """
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise
-    except RecursionError:
-        raise Damaged("it is nested too deep") from None
-    except (OSError, ValueError) as error:
-        raise Damaged(str(error)) from None
-    if not isinstance(values, dict):
-        raise Damaged("it holds no names")
-    return values
+    with reading(name or path, "is damaged", remedy):
+        try:
+            values = json.loads(read_text(path))
+        except FileNotFoundError:
+            return None
+        if not isinstance(values, dict):
+            raise ValueError("it holds no names")
+        return values
 
 
 def number(value: Any) -> float:
@@ -334,24 +337,34 @@ def sound(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 def read_values(path: Path) -> dict[str, Any]:
     """Return what is sound in a JSON file, nothing where it cannot be read."""
     try:
-        return sound(read_json(path))[0]
-    except (FileNotFoundError, Damaged):
+        return sound(read_json(path) or {})[0]
+    except (Damaged, Unreadable):
         return {}
 
 
 def read_noted(run: Run, file: str, consequence: str) -> dict[str, Any]:
     """Return what is sound in a JSON file of the folder; note what is not."""
     try:
-        values, odd = sound(read_json(run.path / file))
-    except FileNotFoundError:
-        run.problems.append(f"{file} is missing: {consequence}")
+        found = read_json(run.path / file, consequence, Path(file))
+    except (Damaged, Unreadable) as error:
+        run.problems.append(str(error))
         return {}
-    except Damaged as damage:
-        run.problems.append(f"{file} is damaged ({damage}): {consequence}")
+    if found is None:
+        run.problems.append(f"{file} is missing; {consequence}")
         return {}
+    values, odd = sound(found)
     if odd:
         run.problems.append(f"{file} has odd values, left out: {', '.join(odd)}")
     return values
+
+
+def open_log(path: Path) -> TextIO:
+    """Open a CSV file for reading, without a wait.
+
+    Raises:
+        OSError: see `open_file`.
+    """
+    return io.TextIOWrapper(open_file(path), encoding="utf-8", errors="replace", newline="")
 
 
 def read_csv(
@@ -360,7 +373,7 @@ def read_csv(
     """Return the rows of a CSV file that has the columns `keys`; note rows that are damaged."""
     rows, damaged = [], 0
     try:
-        with open(run.path / file, newline="", errors="replace") as text:
+        with open_log(run.path / file) as text:
             for cells in csv.DictReader(text):
                 row = parse_row(cells, keys, only)
                 if row is None:
@@ -368,10 +381,10 @@ def read_csv(
                 else:
                     rows.append(row)
     except FileNotFoundError:
-        run.problems.append(f"{file} is missing: nothing of it is shown")
+        run.problems.append(f"{file} is missing; nothing of it is shown")
         return []
     except (OSError, csv.Error) as error:
-        run.problems.append(f"{file} is damaged ({error}): it is shown up to there")
+        run.problems.append(f"{file} cannot be read ({reason_of(error)}); it is shown up to there")
     if damaged:
         run.problems.append(f"{file} has damaged rows, left out: {damaged}")
     if not rows:
