@@ -52,7 +52,8 @@ class VerifyArgs:
     """Check datasets: checksums, arrays, shapes, dtypes, finite values, terminals."""
 
     sources: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Names in the folder, npz files, flat sets, or folders of them."""
+    """Names in the folder, npz files, flat sets, or folders of them; without any, every archive
+    and flat set in the folder but the -val files."""
     dataset_dir: Path = OFFICIAL_DIR
     """Folder where names are looked up."""
 
@@ -216,8 +217,14 @@ def is_val(path: Path) -> bool:
 
 def verify(args: VerifyArgs) -> int:
     """Check each archive and flat set, print what is wrong or that nothing is."""
-    wrong = False
-    for source in args.sources:
+    wrong, sources = False, args.sources
+    if not sources:
+        found, unreadable = present(args.dataset_dir)
+        sources = tuple(str(one.path) for one in found)
+        wrong = bool(unreadable)
+        where = f"no name is given: {len(sources)} in {printable(args.dataset_dir, 400)}"
+        print(*unreadable, where + ("" if sources else ", so nothing is checked"), sep="\n")
+    for source in sources:
         for path in resolve(source, args.dataset_dir):
             try:
                 if path.suffix == ".flat":
