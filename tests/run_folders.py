@@ -58,7 +58,8 @@ class Page(HTMLParser):
 
     def __init__(self, html):
         super().__init__()
-        self.open, self.texts, self.links, self.images, self.tags = [], [], [], [], set()
+        self.open, self.texts, self.links, self.images, self.ids = [], [], [], [], []
+        self.tags = set()
         self.feed(html)
         assert self.open == []
 
@@ -66,20 +67,29 @@ class Page(HTMLParser):
         self.tags.add(tag)
         attributes = dict(attributes)
         self.links += [attributes[name] for name in ("src", "href", "srcset") if name in attributes]
-        if tag == "img":
-            assert attributes["alt"]
-            self.images.append(attributes["src"])
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        if tag == "svg" and attributes.get("role") == "img":
+            self.images.append(attributes["aria-label"])
         if tag not in ("meta", "img", "br", "line", "wbr"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attributes):
         self.tags.add(tag)
+        attributes = dict(attributes)
+        self.links += [attributes["href"]] if "href" in attributes else []
+        self.ids += [attributes["id"]] if "id" in attributes else []
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
         self.texts.append(data)
+
+    def refers_to_itself_alone(self):
+        """Whether every link goes to an id of this page, and every id is there once."""
+        return len(self.ids) == len({*self.ids}) and {*self.links} <= {
+            f"#{one}" for one in self.ids
+        }
 
     @property
     def text(self):

@@ -97,6 +97,8 @@ def read_authors(folder: Path, notes: list[str]) -> Result | None:
         result.reason = f"its last evaluation is at step {rows[-1][0]} of {end}"
     else:
         result.success = rows[-1][1]["success"]
+        episodes = flags.get("eval_episodes")
+        result.episodes = episodes if isinstance(episodes, int) and episodes > 0 else 0
         if not (folder / "token.tk").exists() and end is None:
             notes.append(
                 f"{shown}: nothing says whether it has ended; its last evaluation, at step "

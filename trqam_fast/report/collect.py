@@ -63,6 +63,7 @@ class Result:
         status, reason: What became of it.
         folder: Its run folder.
         success: At the last evaluation of its last stage, from 0 to 1; NaN unless it is done.
+        episodes: Of that evaluation, 0 if it does not say.
         start: Success of the policy that it fine-tunes, None if that was not evaluated.
         curve: Success by step since fine-tuning began; of bc since training began.
         updates: What it was trained with, in words.
@@ -82,6 +83,7 @@ class Result:
     reason: str = ""
     folder: str = ""
     success: float = math.nan
+    episodes: int = 0
     start: float | None = None
     curve: list[tuple[int, float]] = field(default_factory=list)
     updates: str = ""
@@ -197,7 +199,7 @@ def results_of(
             result.status = "unfinished"
             result.reason = f"its last evaluation is at step {final[-1].step} of {end}"
         elif status == "done":
-            result.success = final[-1].success
+            result.success, result.episodes = final[-1].success, final[-1].episodes or 0
         results.append(result)
     return results
 

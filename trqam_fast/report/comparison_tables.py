@@ -18,6 +18,7 @@ from trqam_fast.report.comparison import (
     short_task,
 )
 from trqam_fast.report.published import Published, Rate
+from trqam_fast.report.settings import settings_of
 from trqam_fast.report.table import (
     DASH,
     Cell,
@@ -26,11 +27,11 @@ from trqam_fast.report.table import (
     Table,
     bad,
     cell,
-    count_of,
     hidden,
     small,
     words,
 )
+from trqam_fast.text import count_of
 
 WORDS = {
     "diverged": "diverged", "failed": "failed", "stopped": "stopped, to be continued",
@@ -61,7 +62,7 @@ def percent(found: Estimate | None) -> list[Part]:
 
 def share(found: Estimate) -> list[Part]:
     """Return a probability with its interval."""
-    return shown(found, 1, ".3f")
+    return shown(found, 1, ".2f")
 
 
 def shown(found: Estimate | None, scale: float, form: str) -> list[Part]:
@@ -267,6 +268,7 @@ def overall(c: Comparison) -> Table:
         Column("runs", [cell(short_of(s.runs, s.runs_expected)) for s in rows]),
         Column("failed runs", [cell(one) for one in failed]),
         Column("seeds for each task", [cell(s.seeds) for s in rows]),
+        Column("episodes for each run", [cell(s.episodes or DASH) for s in rows]),
         words("updates", [s.updates or DASH for s in rows]),
         words("data", [s.data or DASH for s in rows]),
     ]
@@ -285,7 +287,8 @@ def domains(c: Comparison) -> Table:
         cells = []
         for domain in c.domains:
             s = c.summaries[method, domain]
-            count = [short_of(s.runs, s.runs_expected, "run"), ", "]
+            runs = short_of(s.runs, s.runs_expected, "run")
+            count = [runs._replace(text=f"{runs.text},")]
             count += [short_of(s.tasks, s.tasks_expected, "task")]
             lines = [["IQM", *line] for line in aggregate(s.iqm, s.iqm_zeroed, s).lines]
             lines += [["mean", *line] for line in aggregate(s.mean, s.mean_zeroed, s).lines]
@@ -349,9 +352,20 @@ def measured_rates(
     return found
 
 
-def beside_published(c: Comparison, published: Published) -> Table:
-    """The published table and below it our means, each marked as what it is."""
+def beside_published(c: Comparison, published: Published, shared: bool = False) -> Table | None:
+    """The published table and below it our means, each marked as what it is.
+
+    Args:
+        c: What was measured.
+        published: The published table.
+        shared: Whether only domains that both have are in it; None if there are none.
+    """
     names = [*c.domains, *(name for name in published.domains if name not in c.domains), ALL]
+    if shared:
+        names = [name for name in c.domains if name in published.domains]
+        names += [ALL] if len(names) == len(published.domains) else []
+        if not names:
+            return None
     rows: list[list[Cell]] = []
     for method, rates in published.rates.items():
         number = TASKS_EACH * len(published.domains)
@@ -370,7 +384,8 @@ def beside_published(c: Comparison, published: Published) -> Table:
             cells = [cell(percent(zeroed[method].get(name))) for name in names]
             rows.append([*kinds, cell(""), *cells])
     last = f"mean of {len(published.domains)}"
-    headings = ["success, %", "tasks", "runs", "updates", *names[:-1], last]
+    headings = ["success, %", "tasks", "runs", "updates"]
+    headings += [last if name == ALL else name for name in names]
     columns = zip(headings, zip(*rows, strict=True), strict=True)
     return Table(
         [Column(heading, cells, numeric=heading != headings[0]) for heading, cells in columns],
@@ -417,6 +432,56 @@ def latex_table(c: Comparison, published: Published) -> str:
     ]
     lines[-1] += "}"
     return "\n".join([*lines, r"\end{table*}", ""])
+
+
+def headline(c: Comparison) -> str:
+    """Return the result in a line: mean success of each method, the best first, and their pair."""
+    group = COMMON if COMMON in c.groups else ALL
+    found = {name: c.summaries[name, group].mean.value for name in c.methods}
+    ranked = [name for name in c.methods if not math.isnan(found[name])]
+    ranked.sort(key=found.__getitem__, reverse=True)
+    if not ranked:
+        return "No run has a score yet"
+    text = ", ".join(f"{name} {100 * found[name]:.1f}" for name in ranked)
+    kind = "common task" if group == COMMON else "task"
+    text += f" % on {count_of(len(c.groups[group]), kind)}"
+    for p in c.pairs:
+        if {p.first, p.second} == {*ranked[:2]} and not math.isnan(p.probability.value):
+            value = p.probability if p.first == ranked[0] else mirrored(p.probability)
+            shown_value = " ".join(part.text for part in share(value))
+            text += f"; P({ranked[0]} > {ranked[1]}) = {shown_value}"
+    return text
+
+
+def mirrored(found: Estimate) -> Estimate:
+    """Return P(Y > X) of P(X > Y)."""
+    return Estimate(1 - found.value, 1 - found.high, 1 - found.low)
+
+
+def settings(c: Comparison, differing: bool) -> Table | None:
+    """The settings of each method's runs, of several values all; None if there are none.
+
+    Args:
+        c: What was measured.
+        differing: Whether only those that are not the same for all methods.
+    """
+    found: dict[str, dict[str, dict[str, None]]] = {}
+    for result in c.results:
+        for name, value in settings_of(result).items():
+            values = found.setdefault(name, {}).setdefault(str(result.method), {})
+            text = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            values[text] = None
+    rows = {
+        name: [" or ".join(values.get(method, [DASH])) for method in c.methods]
+        for name, values in found.items()
+    }
+    if differing:
+        rows = {name: row for name, row in rows.items() if len(set(row)) > 1}
+    if not rows:
+        return None
+    columns = [words(method, [row[number] for row in rows.values()])
+               for number, method in enumerate(c.methods)]  # fmt: skip
+    return Table([words("flag", [f"--{name.replace('_', '-')}" for name in rows]), *columns])
 
 
 def problems(results: list[Result]) -> Table | None:

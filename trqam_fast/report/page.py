@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import collections
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from trqam_fast.errors import RunError
 from trqam_fast.files import write_text
@@ -18,9 +18,11 @@ from trqam_fast.report.collect import Result
 from trqam_fast.report.comparison import COMMON, SETTLING, Comparison
 from trqam_fast.report.comparison_figures import draw_all, file_name
 from trqam_fast.report.published import read_published
-from trqam_fast.report.table import breakable, count_of
-from trqam_fast.runs.plots import COLOURS, DASHES, draw_picture, panels_of, save
+from trqam_fast.report.svg import alone, svg_of
+from trqam_fast.report.table import breakable
+from trqam_fast.runs.plots import draw_picture, looks_of, panels_of, title_of
 from trqam_fast.runs.read import Run, encodable
+from trqam_fast.text import count_of
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("trqam_fast.report"), autoescape=True, trim_blocks=True,
@@ -40,14 +42,8 @@ def write_files(out: Path, texts: Mapping[str, str]) -> None:
         write_text(out / name, encodable(text))
 
 
-def picture(text: str, path: Path) -> tuple[str, str]:
-    """Return what a picture shows, and the picture as a page holds it."""
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-    return text, f"data:image/png;base64,{data}"
-
-
 def write_report(runs: list[Run], out: Path) -> Path:
-    """Write ``index.html`` and one PNG for each picture.
+    """Write ``index.html`` and one SVG file for each picture.
 
     Args:
         runs: At least one.
@@ -59,43 +55,42 @@ def write_report(runs: list[Run], out: Path) -> Path:
     Raises:
         RunError: the folder cannot be written.
     """
-    tasks = list(dict.fromkeys(str(run.config.get("env_name", "unknown task")) for run in runs))
     seeds = sum(len(run.seeds) for run in runs)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        pictures = []
+        pictures, files = [], {}
         for panel in panels_of(runs):
-            save(draw_picture(panel, runs), out / panel.file)
             text = f"{panel.title}: {panel.label} over the steps of every run"
-            pictures.append(picture(text, out / panel.file))
+            name = panel.file.removesuffix(".svg")
+            files[panel.file] = alone(svg_of(draw_picture(panel, runs), name, text))
+            pictures.append(Markup(svg_of(draw_picture(panel, runs, legend=False), name, text)))
         page = render(
             "runs.html.j2",
-            title=tasks[0] if len(tasks) == 1 else f"{len(runs)} runs on {len(tasks)} tasks",
-            subtitle=f"{count_of(len(runs), 'run')}, {seeds} seeds in all",
+            title=run_tables.title(runs),
+            headline=run_tables.headline(runs),
+            subtitle=f"{count_of(len(runs), 'run')}, {count_of(seeds, 'seed')} in all",
             problems=[(run.name, run.problems) for run in runs if run.problems],
             runs=run_tables.runs(runs),
-            legend=[(run.name, *swatch(number)) for number, run in enumerate(runs)],
+            legend=[
+                (title_of(run, runs), look.colour, look.stroke_dasharray)
+                for run, look in zip(runs, looks_of(runs), strict=True)
+            ],
             pictures=pictures,
-            differences=run_tables.differences(runs),
+            differences=run_tables.settings(runs, differing=True),
+            evaluations=run_tables.evaluations(runs),
+            settings=run_tables.settings(runs),
             versions=run_tables.versions(runs),
         )
-        write_files(out, {"index.html": page})
+        write_files(out, files | {"index.html": page})
     except OSError as error:
         raise RunError(f"cannot write the report to --out {out}: {error}") from None
     return out / "index.html"
 
 
-def swatch(number: int) -> tuple[str, str]:
-    """Return the colour and the dashes of run `number`, as SVG has them."""
-    dash = DASHES[number // len(COLOURS) % len(DASHES)]
-    dashes = "" if dash == "solid" else ",".join(str(2 * length) for length in dash[1])
-    return COLOURS[number % len(COLOURS)], dashes
-
-
 def write_comparison(
     comparison: Comparison, results: list[Result], notes: list[str], out: Path
 ) -> Path:
-    """Write ``index.html``, PNGs, CSV files and ``success.tex``.
+    """Write ``index.html``, SVG files, CSV files and ``success.tex``.
 
     Args:
         comparison: What to show.
@@ -113,24 +108,30 @@ def write_comparison(
     pairs, path_kl = tables.pairs(c), tables.path_kl(c)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        pictures = draw_all(c, out)
+        pictures = {
+            name: svg_of(picture, name, name.replace("_", " "))
+            for name, picture in draw_all(c).items()
+        }
 
-        def shown(names: list[str]) -> list[tuple[str, str]]:
-            return [picture(name.replace("_", " "), out / f"{name}.png")
-                    for name in names if name in pictures]  # fmt: skip
+        def shown(names: list[str]) -> list[Markup]:
+            return [Markup(pictures[name]) for name in names if name in pictures]
 
         page = render(
             "comparison.html.j2",
             title=f"{count_of(len(c.methods), 'method')} on {count_of(len(c.tasks), 'task')}",
+            headline=tables.headline(c),
             subtitle=states_of(c),
             problems=tables.problems(results),
             notes=notes,
             overall=tables.overall(c),
+            differences=tables.settings(c, differing=True),
+            settings=tables.settings(c, differing=False),
+            legend=[(m, c.looks[m].colour, c.looks[m].stroke_dasharray) for m in c.methods],
             common=COMMON in c.groups,
             reps=REPS,
             heads=shown(["intervals", "profiles", "improvement"]),
             domains=tables.domains(c),
-            beside=tables.beside_published(c, published),
+            beside=tables.beside_published(c, published, shared=True),
             published=published,
             tasks=tables.tasks(c),
             pairs=pairs.pick("X > Y", "P(X > Y)", "tasks", "runs of X", "runs of Y")
@@ -142,7 +143,8 @@ def write_comparison(
             path_kl_pictures=shown([f"path_kl_{file_name(task)}" for task in c.tasks]),
             path_kl=path_kl if c.deviations else None,
         )
-        texts = {
+        texts = {f"{name}.svg": alone(svg) for name, svg in pictures.items()}
+        texts |= {
             "scores.csv": tables.scores(c).csv(),
             "summary.csv": tables.summaries(c, published).csv(),
             "improvement.csv": pairs.csv(),

@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from trqam_fast.agents import ALGORITHMS
+from trqam_fast.agents.config import groups_of, names_of
+from trqam_fast.damage import Damaged, Unreadable
+from trqam_fast.evaluation.statistics import success_interval
+from trqam_fast.report.comparison import short_task
 from trqam_fast.report.table import Cell, Column, Part, Table, bad, cell, small, words
-from trqam_fast.runs.read import Run
-from trqam_fast.text import exact_duration
+from trqam_fast.runs.plots import title_of
+from trqam_fast.runs.read import Run, is_amount, is_number, read_json
+from trqam_fast.text import count_of, exact_duration
+from trqam_fast.training.config import TrainConfig
 
 SEEDS_SHOWN = 8
 
 # Settings that tell runs apart but say nothing about them.
 NO_SETTINGS = {"run_dir"}
 NOTHING = "–"
+OWN = "Settings of an algorithm that is not of this package"
 
 
 def runs(found: list[Run]) -> Table:
@@ -40,7 +48,7 @@ def runs(found: list[Run]) -> Table:
         ("time by part", parts, False),
         ("of the online stage", shares, False),
         ("task", setting("env_name"), False),
-        ("algorithm", setting("algo"), False),
+        ("algorithm", lambda run: cell(run.algorithm.label), False),
         ("seeds", lambda run: cell(text_of(run.seeds)), False),
         ("KL budget", budget, True),
         ("backend", settled("backend"), False),
@@ -52,7 +60,103 @@ def runs(found: list[Run]) -> Table:
     ]  # fmt: skip
     filled = [Column(name, [fill(run) for run in found], numeric=number)
               for name, fill, number in columns]  # fmt: skip
-    return Table([words("run", [run.name for run in found]), *filled])
+    table = Table([words("run", [run.name for run in found]), *filled])
+    return table.upright() if len(found) == 1 else table
+
+
+def title(found: list[Run]) -> str:
+    """What ran on what."""
+    tasks = list(dict.fromkeys(str(run.config.get("env_name", "unknown task")) for run in found))
+    methods = dict.fromkeys(run.algorithm.label or "unknown algorithm" for run in found)
+    where = short_task(tasks[0]) if len(tasks) == 1 else f"{len(tasks)} tasks"
+    return f"{', '.join(methods)} on {where}"
+
+
+def headline(found: list[Run]) -> str:
+    """Success at the last evaluation of each run, the best first."""
+    results = []
+    for run in found:
+        known = [(stage, run.success_after(stage)) for stage in run.stages]
+        known = [(stage, result) for stage, result in known if result is not None]
+        if known:
+            stage, ((value, low, high), by_seed) = known[-1]
+            text = f"{title_of(run, found)} {100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+            text += f" after {stage}, {count_of(len(by_seed), 'seed')}"
+            episodes = run.episodes_after(stage)
+            text += f" of {count_of(episodes, 'episode')}" if episodes else ""
+            results.append((value, text))
+    results.sort(key=lambda result: -result[0])
+    return "; ".join(text for _, text in results) or "Nothing was evaluated yet"
+
+
+def settings(found: list[Run], differing: bool = False) -> Table | None:
+    """Every setting of every run, or those that differ, group by group; None if there are none."""
+    kinds = [TrainConfig, *(kind.Config for kind in ALGORITHMS.values())]
+    groups = {
+        name: str(group.__doc__).partition("\n")[0].rstrip(".")
+        for kind in reversed(kinds)
+        for group, names in groups_of(kind).items()
+        for name in names
+    }
+    known = dict.fromkeys(name for run in found for name in run.config if name not in NO_SETTINGS)
+    if differing:
+        known = {n: None for n in known if len({text_of(run.config.get(n)) for run in found}) > 1}
+    order = list(dict.fromkeys(groups.get(name, OWN) for kind in kinds for name in names_of(kind)))
+    names = sorted(known, key=lambda name: [*order, OWN].index(groups.get(name, OWN)))
+    sections: dict[int, str] = {}
+    for number, name in enumerate(names):
+        group = groups.get(name, OWN)
+        if group not in sections.values():
+            sections[number] = group
+    values = [
+        Column(title_of(run, found), [cell(text_of(run.config.get(n))) for n in names], (), False)
+        for run in found
+    ]
+    return Table([words("flag", [flag_of(n) for n in names]), *values], sections) if names else None
+
+
+def evaluations(found: list[Run]) -> Table | None:
+    """What ``python -m trqam_fast.evaluate`` found, over all episodes; None if it did not run."""
+    rows = []
+    for run in found:
+        for path in sorted(run.path.glob("evaluation/*/summary.json")):
+            try:
+                values = read_json(path) or {}
+            except (Damaged, Unreadable):
+                continue
+            pooled = values.get("pooled")
+            if isinstance(pooled, dict) and all(
+                is_number(one.get("success")) and is_amount(one.get("episodes"))
+                for one in (pooled, *dicts(values.get("by_seed")))
+            ):
+                rows.append((title_of(run, found), path.parent.name, values, pooled))
+    if not rows:
+        return None
+
+    def interval(values: dict[str, Any], pooled: dict[str, Any]) -> list[str | Part]:
+        rates = [float(row["success"]) for row in dicts(values.get("by_seed"))]
+        low, high = success_interval(rates or [pooled["success"]], int(pooled["episodes"]))
+        return [
+            f"{100 * pooled['success']:.1f} %",
+            small(f"[{100 * low:.1f}, {100 * high:.1f}]"),
+        ]
+
+    return Table(
+        [
+            words("run", [name for name, *_ in rows]),
+            Column("success", [cell(interval(values, pooled)) for _, _, values, pooled in rows]),
+            Column("episodes", [cell(text_of(pooled.get("episodes"))) for *_, pooled in rows]),
+            words("stage", [text_of(values.get("stage")) for _, _, values, _ in rows]),
+            Column("step", [cell(text_of(values.get("step"))) for _, _, values, _ in rows]),
+            words("folder", [f"evaluation/{folder}" for _, folder, *_ in rows]),
+        ]
+    )
+
+
+def dicts(values: Any) -> list[dict[str, Any]]:
+    """The dictionaries among what a dictionary holds."""
+    found = values.values() if isinstance(values, dict) else ()
+    return [value for value in found if isinstance(value, dict)]
 
 
 def text_of(value: Any) -> str:
@@ -79,9 +183,9 @@ def success(run: Run, stage: str) -> Cell:
     if found is None:
         return cell(NOTHING)
     (value, low, high), by_seed = found
-    lines: list[Any] = [[f"{100 * value:.0f} %", small(f"{100 * low:.0f} to {100 * high:.0f}")]]
+    lines: list[Any] = [[f"{100 * value:.1f} %", small(f"[{100 * low:.1f}, {100 * high:.1f}]")]]
     if 1 < len(by_seed) <= SEEDS_SHOWN:
-        each = " ".join(f"{100 * rate:.0f}" for rate in by_seed)
+        each = " ".join(f"{100 * rate:.1f}" for rate in by_seed)
         lines.append(small(f"seeds: {each}"))
     if len(by_seed) < len(run.seeds):
         lines.append(bad(f"{len(by_seed)} of {len(run.seeds)} seeds"))
@@ -129,19 +233,14 @@ def budget(run: Run) -> Cell:
     return cell(text_of([f"{budget:g}" for budget in budgets if budget is not None]))
 
 
-def differences(found: list[Run]) -> Table | None:
-    """The settings that are not the same in all runs; None if there are none."""
-    names = dict.fromkeys(name for run in found for name in run.config if name not in NO_SETTINGS)
-    columns = []
-    for name in names:
-        values = [text_of(run.config.get(name)) for run in found]
-        if len(set(values)) > 1:
-            columns.append(words(f"--{name.replace('_', '-')}", values))
-    return Table([words("run", [run.name for run in found]), *columns]) if columns else None
+def flag_of(name: str) -> str:
+    """The flag of a setting."""
+    return f"--{name.replace('_', '-')}"
 
 
 def versions(found: list[Run]) -> Table:
     """The versions of everything that the numbers depend on."""
     names = dict.fromkeys(name for run in found for name in run.versions)
     columns = [words(name, [text_of(run.versions.get(name)) for run in found]) for name in names]
-    return Table([words("run", [run.name for run in found]), *columns])
+    table = Table([words("run", [run.name for run in found]), *columns])
+    return table.upright() if len(found) == 1 else table

@@ -105,6 +105,14 @@ class Table:
         by_heading = {column.heading: column for column in self.columns}
         return Table([by_heading[heading] for heading in headings], self.sections)
 
+    def upright(self) -> Table:
+        """Return the only row as a table of two columns: headings and what stands below them."""
+        head, *others = self.shown
+        (name,) = head.cells
+        title = " ".join(part.text for part in name.lines[0])
+        values = Column(title, [column.cells[0] for column in others], numeric=False)
+        return Table([words(head.heading, [column.heading for column in others]), values])
+
     @property
     def shown(self) -> list[Column]:
         """Columns that people see."""
@@ -173,11 +181,6 @@ def latex_cell(found: Cell) -> str:
         for part in found.lines[0]
     ]
     return " ".join(pieces)
-
-
-def count_of(number: int, what: str) -> str:
-    """Return a number of things in words."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def breakable(text: str) -> list[str]:

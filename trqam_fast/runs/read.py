@@ -17,7 +17,7 @@ import numpy as np
 from trqam_fast.agents import Declaration, declaration
 from trqam_fast.damage import Damaged, Unreadable, reading, reason_of
 from trqam_fast.errors import UsageError
-from trqam_fast.evaluation.statistics import mean_interval, wilson_interval
+from trqam_fast.evaluation.statistics import success_interval, wilson_interval
 from trqam_fast.files import open_file, read_text
 from trqam_fast.training.config import STAGES
 
@@ -123,6 +123,31 @@ class Run:
         """Reason by seed that diverged, once the run has ended."""
         return self.summary.get("failures", {})
 
+    @property
+    def last_step(self) -> int:
+        """Step of the last row or evaluation, 0 without any."""
+        return max((row.step for row in (*self.metrics, *self.evaluations)), default=0)
+
+    @property
+    def spans(self) -> list[tuple[str, int, int]]:
+        """Stage, first and last step of every stage."""
+        begin, found = 0, []
+        for stage, end in (
+            self.boundaries | dict.fromkeys(self.stages[-1:], self.last_step)
+        ).items():
+            found.append((stage, begin, end))
+            begin = end
+        return found
+
+    def seed_curves(self, column: str) -> dict[str, list[tuple[int, float]]]:
+        """Steps and values of a column by seed; of "success" those of the evaluations."""
+        found: dict[str, list[tuple[int, float]]] = {}
+        for row in self.evaluations if column == "success" else self.metrics:
+            value = row.success if column == "success" else row.values.get(column, math.nan)
+            if math.isfinite(value):
+                found.setdefault(row.seed, []).append((row.step, value))
+        return found
+
     def curve(self, column: str) -> list[Point]:
         """Mean of a column over the seeds at every step, with their smallest and largest."""
         groups: dict[tuple[str, int], list[float]] = {}
@@ -167,6 +192,11 @@ class Run:
         ]
         return Interval(last.value, last.low, last.high), rates
 
+    def episodes_after(self, stage: str) -> int:
+        """Episodes of a seed at the last evaluation of a stage, 0 if it does not say."""
+        rows = [row for row in self.evaluations if row.stage == stage]
+        return (rows[-1].episodes or 0) if rows else 0
+
     @property
     def algorithm(self) -> Declaration:
         """What its algorithm declares."""
@@ -182,13 +212,10 @@ class Run:
 
 
 def success_of(rows: list[Row]) -> Interval:
-    """Success over seeds: Student's interval of their mean; of one seed Wilson's."""
+    """Success over seeds, with `success_interval`."""
     rates = [row.success for row in rows]
-    if len(rates) == 1:
-        episodes = rows[0].episodes or 1
-        return Interval(rates[0], *wilson_interval(round(rates[0] * episodes), episodes))
-    low, high = mean_interval(rates)
-    return Interval(float(np.mean(rates)), max(0.0, low), min(1.0, high))
+    episodes = sum(row.episodes or 1 for row in rows)
+    return Interval(float(np.mean(rates)), *success_interval(rates, episodes))
 
 
 FILES = ("config.json", "versions.json", "metrics.csv", "eval.csv", "summary.json")
