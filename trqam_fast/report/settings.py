@@ -19,6 +19,7 @@ FREE = {
     "env_name", "algo", "seeds", "run_dir", "preset", "pretrained", "device", "backend", "graph",
     "threads", "dataset_dir", "generated_dir", "log_interval", "eval_interval", "eval_episodes",
     "eval_envs", "eval_workers", "save_interval", "keep", "tensorboard", "wandb",
+    "wandb_project", "wandb_group", "wandb_name", "wandb_tags",
 }  # fmt: skip
 
 # Settings of a run that pretraining alone has no use for.
