@@ -74,10 +74,11 @@ def bar(axes, place: float, height: float, entry: dict, scale: float, look: dict
     median, error = spread(entry)
     error = [[value[0] / scale] for value in error]
     axes.barh(place, median / scale, height, xerr=error, ecolor=INK, capsize=2, **look)
+    words = f"{median:,.0f} ms" if median >= 1000 else f"{median:.3g} ms"
     # Before the bar's end there is always room, however long it is.
     axes.annotate(
-        f"{median:,.0f} ms" if median >= 1000 else f"{median:.3g} ms", (0, place), xytext=(3, 0), textcoords="offset points", va="center",
-        size=7.5, bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.8},
+        words, (0, place), xytext=(3, 0), textcoords="offset points", va="center", size=7.5,
+        bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.8},
     )  # fmt: skip
 
 
