@@ -6,6 +6,11 @@
 CHECKOUT is a clone of `yonghdong/trqam`, PYTHON an interpreter with its requirements. On the CPU
 both sides are held to the same cores. Each turn times a block of the one and a block of the other,
 so that a load on the machine meets both; a block's first update is not counted.
+
+On a GPU there are two numbers. *Latency* waits for every update, so it holds what either side
+spends on the host before and after: dispatching some hundred arrays in JAX, launching one graph
+here. *Throughput* is what training sees: ours by events of the device around graphs of ten updates
+that are queued together, the authors' by the clock around 50 updates in a row.
 """
 
 from __future__ import annotations
@@ -16,7 +21,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,15 +29,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from benchmarks.graphs import Update, capture, event_seconds
 from benchmarks.records import describe, save
 from benchmarks.sizes import PAPER, PAPER_SMALL, Size, make_agent, make_batch
 from trqam_fast.cli import run_command
 from trqam_fast.devices import check_device
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.memory import keep_freed_memory
-from trqam_fast.training.updater import WARMUP
+from trqam_fast.training.updater import UPDATES_PER_REPLAY
 
-Update = Callable[[], None]
+Mode = Literal["latency", "throughput"]
+MODES: dict[str, tuple[Mode, ...]] = {"cpu": ("latency",), "cuda": ("latency", "throughput")}
+IN_A_ROW = 50
+"""Updates of the authors' code that are queued together for its throughput."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +71,21 @@ class Case:
     precision: str
     updates: int
 
+    def updates_in(self, mode: Mode) -> int:
+        """Return how many numbers a block gives: single updates, or rows and graphs of them."""
+        return self.updates if mode == "latency" else 3
+
 
 class Reference:
     """The authors' code in a process of its own."""
 
     def __init__(self, args: CompareArgs) -> None:
         worker = Path(__file__).with_name("reference_worker.py")
-        environment = dict(os.environ, JAX_PLATFORMS=args.device, PYTHONPATH=str(args.reference))
+        paths = [str(args.reference.resolve()), os.environ.get("PYTHONPATH", "")]
+        environment = dict(
+            os.environ, JAX_PLATFORMS=args.device, PYTHONPATH=os.pathsep.join(filter(None, paths)),
+            XLA_PYTHON_CLIENT_PREALLOCATE="false",  # else it takes most of the GPU from ours
+        )  # fmt: skip
         self.process = subprocess.Popen(
             [str(args.reference_python), str(worker)], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
@@ -91,50 +107,47 @@ class Reference:
             )
         return json.loads(line)
 
+    def time(self, case: Case, mode: Mode) -> list[float]:
+        """Return seconds of an update, the first of a block not among them."""
+        every = 1 if mode == "latency" else IN_A_ROW
+        answer = self.ask(
+            do="time", name=case.name, updates=(case.updates_in(mode) + 1) * every, every=every
+        )
+        return answer["seconds"][1:]
+
     def close(self) -> None:
         """End the process."""
         self.process.terminate()
         self.process.wait()
 
 
-def our_update(case: Case, device: str) -> Update:
-    """Return a function that does one update with fresh noise and waits for it.
+class Ours:
+    """Our update with fresh noise, on a GPU as captured graphs like the trainer's."""
 
-    On a GPU it is one replay of a captured graph, as the trainer runs it.
-    """
-    backend = "cpp" if device == "cpu" else "triton"
-    agent = make_agent(case.size, device, backend, case.precision)
-    batch = make_batch(case.size, device)
-    generators = [torch.Generator(device).manual_seed(0)]
+    def __init__(self, case: Case, device: str) -> None:
+        self.device = device
+        backend = "cpp" if device == "cpu" else "triton"
+        agent = make_agent(case.size, device, backend, case.precision)
+        batch = make_batch(case.size, device)
+        generators = [torch.Generator(device).manual_seed(0)]
+        self.update = lambda: agent.update(batch, agent.draw_noise(generators))
+        if device == "cuda":
+            self.one = capture(self.update, generators, 1)
+            self.ten = capture(self.update, generators, UPDATES_PER_REPLAY)
 
-    def update() -> None:
-        agent.update(batch, agent.draw_noise(generators))
+    def time(self, case: Case, mode: Mode) -> list[float]:
+        """Return seconds of an update, the first of a block not among them."""
+        updates = case.updates_in(mode)
+        if self.device == "cpu":
+            return time_block(self.update, updates + 1)[1:]
+        if mode == "throughput":
+            return event_seconds(self.ten, UPDATES_PER_REPLAY, updates)
 
-    if device == "cpu":
-        return update
-    graph = capture(update, generators)
+        def replay() -> None:
+            self.one.replay()
+            torch.cuda.synchronize()
 
-    def replay() -> None:
-        graph.replay()
-        torch.cuda.synchronize()
-
-    return replay
-
-
-def capture(update: Update, generators: list[torch.Generator]) -> torch.cuda.CUDAGraph:
-    """Return `update` as a CUDA graph, after warm-up on another stream."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARMUP):
-            update()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    for generator in generators:
-        graph.register_generator_state(generator)
-    with torch.cuda.graph(graph):
-        update()
-    return graph
+        return time_block(replay, updates + 1)[1:]
 
 
 def time_block(update: Update, updates: int) -> list[float]:
@@ -153,29 +166,43 @@ def spread(seconds: list[float]) -> dict[str, float]:
     return {"median_ms": median, "quartile_1_ms": low, "quartile_3_ms": high}
 
 
-def compare(case: Case, reference: Reference, device: str, turns: int) -> dict:
+def compare(case: Case, reference: Reference, ours: Ours, turns: int, mode: Mode) -> dict:
     """Time both sides in turns; return their spreads and the ratio of the medians."""
-    update = our_update(case, device)
-    reference.ask(do="prepare", name=case.name, size=vars(case.size))
-    theirs: list[float] = []
-    ours: list[float] = []
+    theirs_all: list[float] = []
+    ours_all: list[float] = []
     per_turn = []
     for turn in range(-1, turns):
-        answer = reference.ask(do="time", name=case.name, updates=case.updates + 1)["seconds"][1:]
-        block = time_block(update, case.updates + 1)[1:]
+        their_block, our_block = reference.time(case, mode), ours.time(case, mode)
         if turn >= 0:  # The first turn warms both up.
-            theirs += answer
-            ours += block
-            per_turn.append(statistics.median(answer) / statistics.median(block))
+            theirs_all += their_block
+            ours_all += our_block
+            per_turn.append(statistics.median(their_block) / statistics.median(our_block))
     return {
         "size": vars(case.size),
         "precision": case.precision,
-        "updates": len(ours),
-        "reference": spread(theirs),
-        "ours": spread(ours),
-        "ratio": statistics.median(theirs) / statistics.median(ours),
+        "mode": mode,
+        "updates": len(ours_all),
+        "reference": spread(theirs_all),
+        "ours": spread(ours_all),
+        "ratio": statistics.median(theirs_all) / statistics.median(ours_all),
         "ratio_of_each_turn": [round(ratio, 3) for ratio in per_turn],
     }
+
+
+def compare_all(
+    cases: list[Case], reference: Reference, device: str, turns: int
+) -> dict[str, dict]:
+    """Compare every case in every mode; a GPU's throughput goes by the case's name and its own."""
+    results = {}
+    for case in cases:
+        ours = Ours(case, device)
+        reference.ask(do="prepare", name=case.name, size=vars(case.size))
+        for mode in MODES[device]:
+            name = case.name if mode == "latency" else f"{case.name}_{mode}"
+            results[name] = compare(case, reference, ours, turns, mode)
+        if device == "cuda":
+            results[name]["reference_kernels"] = reference.ask(do="profile", name=case.name)
+    return results
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -208,18 +235,18 @@ def main(argv: list[str] | None = None) -> int:
     reference = Reference(args)
     try:
         versions = reference.ask(do="describe")
-        results = {case.name: compare(case, reference, args.device, blocks) for case in cases}
+        results = compare_all(cases, reference, args.device, blocks)
     finally:
         reference.close()
-    print(f"{'case':12}{'reference ms':>22}{'ours ms':>22}{'ratio':>8}  turns")
+    print(f"{'case':22}{'reference ms':>22}{'ours ms':>22}{'ratio':>8}  turns")
     for name, result in results.items():
         columns = [
-            f"{side['median_ms']:.1f} ({side['quartile_1_ms']:.1f}-{side['quartile_3_ms']:.1f})"
+            f"{side['median_ms']:.4g} ({side['quartile_1_ms']:.4g}-{side['quartile_3_ms']:.4g})"
             for side in (result["reference"], result["ours"])
         ]
         turns = result["ratio_of_each_turn"]
         print(
-            f"{name:12}{columns[0]:>22}{columns[1]:>22}{result['ratio']:8.2f}  "
+            f"{name:22}{columns[0]:>22}{columns[1]:>22}{result['ratio']:8.2f}  "
             f"{min(turns):.2f} to {max(turns):.2f}"
         )
     if args.json is not None:

@@ -1,18 +1,25 @@
 """Times updates of the authors' JAX code; started by compare_reference.py.
 
 It runs under an interpreter that has JAX, from a checkout of `yonghdong/trqam`, without this
-project. It reads one JSON request per line and answers each with one line of JSON.
+project. It reads one JSON request per line and answers each with one line of JSON. Packages that
+the checkout imports but the update does not use may be missing: `stubs/` has something in their
+place.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).with_name("stubs")))  # last: installed packages come first
 
 
-def make_update(size: dict):
-    """Return a function that does one update of the authors' agent and waits for it."""
+def make_update(size: dict) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Return a function that begins one update of the authors' agent, and one that waits."""
     import jax
     import numpy as np
     from agents.trqam import TRQAMAgent, get_config
@@ -41,12 +48,56 @@ def make_update(size: dict):
         0, np.asarray(batch["observations"][0]), np.asarray(batch["actions"][0, 0]), config
     )
 
+    info = None
+
     def update() -> None:
-        nonlocal agent
+        nonlocal agent, info
         agent, info = agent.update(batch)
+
+    def wait() -> None:
         jax.block_until_ready((agent.network.params, info))
 
-    return update
+    return update, wait
+
+
+def time_updates(update, wait, updates: int, every: int) -> list[float]:
+    """Return the seconds of an update, one number for each row of `every` that ends with a wait."""
+    seconds = []
+    for _ in range(updates // every):
+        start = time.perf_counter()
+        for _ in range(every):
+            update()
+        wait()
+        seconds.append((time.perf_counter() - start) / every)
+    return seconds
+
+
+def profile(update, wait, updates: int = 5) -> dict:
+    """Return the number of kernels of an update on a GPU and the microseconds that they run.
+
+    Without what is idle between them, so two streams at once count twice.
+    """
+    import jax
+
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(updates):
+                update()
+            wait()
+        (path,) = Path(folder).rglob("*.xplane.pb")
+        data = jax.profiler.ProfileData.from_file(str(path))
+    planes = [plane for plane in data.planes if plane.name.startswith("/device:GPU")]
+    events = [
+        event
+        for plane in planes
+        for line in plane.lines
+        if line.name.startswith("Stream")
+        for event in line.events
+    ]
+    if not events:
+        return {"problem": "the profile has no kernels of a GPU"}
+    nanoseconds = sum(event.duration_ns for event in events)
+    return {"kernels": len(events) / updates, "kernel_us": 1e-3 * nanoseconds / updates}
 
 
 def main() -> None:
@@ -63,12 +114,14 @@ def main() -> None:
         elif request["do"] == "prepare":
             updates[request["name"]] = make_update(request["size"])
             answer = {}
+        elif request["do"] == "profile":
+            try:
+                answer = profile(*updates[request["name"]])
+            except (AttributeError, ValueError, RuntimeError, OSError) as error:  # other versions
+                answer = {"problem": repr(error)}
         else:
-            update, answer = updates[request["name"]], {"seconds": []}
-            for _ in range(request["updates"]):
-                start = time.perf_counter()
-                update()
-                answer["seconds"].append(time.perf_counter() - start)
+            seconds = time_updates(*updates[request["name"]], request["updates"], request["every"])
+            answer = {"seconds": seconds}
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.baselines import CompiledAgent, EagerAgent, GraphedAgent
+from benchmarks.baselines import CompiledAgent, EagerAgent
 from benchmarks.conftest import DEVICES
 from benchmarks.sizes import GRID, make_agent, make_batch
 from trqam_fast.data.dataset import Dataset
@@ -54,15 +54,8 @@ def test_update_of_the_compiled_baseline(measure, size, variant):
     measure_baseline(measure, size, variant, CompiledAgent)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="a captured graph needs a GPU")
-@pytest.mark.parametrize("variant", [("cuda", "graphed", "ieee")], ids="-".join, indirect=True)
-def test_update_of_the_graphed_baseline(measure, size, variant):
-    """The eager update as one captured graph."""
-    measure_baseline(measure, size, variant, GraphedAgent)
-
-
-def make_updater(agent, size, device, graph):
-    """Return the trainer's loop body on random data, warmed up."""
+def make_updater(agent, size, device, graph, interval=UPDATES_PER_REPLAY):
+    """Return the trainer's loop body on random data, warmed up; `interval` of its history."""
     count = 10_000
     arrays = {
         "observations": torch.randn(count, size.obs_dim),
@@ -74,16 +67,14 @@ def make_updater(agent, size, device, graph):
     }
     dataset = Dataset.from_arrays(arrays, device)
     generators = [torch.Generator(device).manual_seed(run) for run in range(size.runs)]
-    history = History(UPDATES_PER_REPLAY)
+    history = History(interval)
     updater = Updater(agent, dataset, generators, history, graph=graph)
     updater.run(WARMUP)
     history.collect()
     return updater
 
 
-def test_ten_updates_of_the_trainer(measure, size, variant):
-    """Sampling and logging included; on a GPU one replay of the captured graph."""
-    agent = make_agent(size, variant.device, variant.backend, variant.precision)
+def measure_ten(measure, size, variant, agent):
     updater = make_updater(agent, size, variant.device, graph=variant.device == "cuda")
 
     def step():
@@ -91,3 +82,29 @@ def test_ten_updates_of_the_trainer(measure, size, variant):
         updater.history.collect()
 
     measure("ten updates of the trainer", step, *["update"] * UPDATES_PER_REPLAY)
+
+
+def test_ten_updates_of_the_trainer(measure, size, variant):
+    """Sampling and logging included; on a GPU one replay of the captured graph."""
+    agent = make_agent(size, variant.device, variant.backend, variant.precision)
+    measure_ten(measure, size, variant, agent)
+
+
+@pytest.fixture
+def products(variant):
+    """PyTorch's products in the variant's precision."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if variant.precision == "tf32" else "highest")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a captured graph needs a GPU")
+@pytest.mark.parametrize(
+    "variant", [("cuda", "graphed", precision) for precision in ("ieee", "tf32")],
+    ids="-".join, indirect=True,
+)  # fmt: skip
+def test_ten_updates_of_the_graphed_baseline(measure, size, variant, products):
+    """The eager update in the trainer's graph: one launch for each layer."""
+    agent = make_agent(size, "cuda", "reference", "ieee", agent_class=EagerAgent)
+    measure_ten(measure, size, variant, agent)

@@ -23,7 +23,7 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 """Operands of matrix products: float32, TF32 or bfloat16; sums are always float32."""
 
 PRECISIONS_OF = {"reference": ("ieee",), "cpp": ("ieee", "bf16"), "triton": PRECISIONS}
-"""Precisions of the network passes by backend."""
+"""Precisions of the network passes by backend; see `precisions_of` for the reference on a GPU."""
 
 
 class BackendError(RuntimeError):
@@ -91,6 +91,16 @@ def gpu_problem(device: torch.device) -> str | None:
     return "its kernels need an NVIDIA GPU of compute capability 8.0 or higher"
 
 
+def precisions_of(backend: str, device: torch.device) -> tuple[str, ...]:
+    """Return the precisions of the network passes of `backend` on `device`.
+
+    The reference multiplies as PyTorch does, on a GPU in TF32 once
+    `torch.set_float32_matmul_precision("high")` allows it.
+    """
+    allowed = device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+    return PRECISIONS_OF[backend] + (("tf32",) if backend == "reference" and allowed else ())
+
+
 def choose_backend(
     op: str,
     backend: str,
@@ -108,7 +118,7 @@ def choose_backend(
         device: Device of the data; ``auto`` takes Triton on a GPU only.
         cpp: Why the ``cpp`` implementation cannot run here; None if it can.
         triton: Why the ``triton`` implementation cannot run here; None if it can.
-        precision: One of `PRECISIONS`; `PRECISIONS_OF` has those of a backend.
+        precision: One of `PRECISIONS`; `precisions_of` has those of a backend.
 
     Raises:
         ValueError: `backend` or `precision` is not one of the names.
@@ -129,11 +139,12 @@ def choose_backend(
             raise BackendError(f"{op}: backend 'triton' is not available: {triton}")
         case _:
             chosen = backend
-    if precision not in PRECISIONS_OF[chosen]:
+    has = precisions_of(chosen, device)
+    if precision not in has:
         why = f"; Triton is not available: {triton}" if backend == "auto" else ""
-        has = "' or '".join(PRECISIONS_OF[chosen])
+        names = "' or '".join(has)
         raise BackendError(
-            f"{op}: backend '{chosen}' has no precision '{precision}'; use '{has}'{why}"
+            f"{op}: backend '{chosen}' has no precision '{precision}'; use '{names}'{why}"
         )
     return chosen
 

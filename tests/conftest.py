@@ -1,10 +1,18 @@
-"""Fixtures of tests that train, and of tests of what the system refuses."""
+"""What every test process needs, and fixtures of tests that train or of what the system refuses."""
 
 import contextlib
 import os
 from pathlib import Path
 
 import pytest
+
+# cuBLAS needs it for what PyTorch calls deterministic, and reads it once.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from tests.interpreter import accept_new_numpy
+
+    accept_new_numpy()
 
 
 @pytest.fixture(scope="session")

@@ -77,10 +77,18 @@ def assert_within_budget(
 
     Errors are means over a tensor: single elements of ill-conditioned rows err by chance. Where
     plain PyTorch happens to hit the rounded result, one unit in the last place is left.
+
+    On a GPU both are doubled: a kernel's exponential and quotient are the hardware's, which err by
+    up to 2 units each, and its sums are one chain where a library's product adds up several.
     """
-    for index, (ours, theirs, truth) in enumerate(zip(found, plain, exact, strict=True)):
-        budget = max(2.0 * mean_error(theirs, truth), 1.2e-7)
-        assert mean_error(ours, truth) <= budget, (index, mean_error(ours, truth), budget)
+    slack = 2.0 if found[0].is_cuda else 1.0
+    shares = []
+    for ours, theirs, truth in zip(found, plain, exact, strict=True):
+        budget = slack * max(2.0 * mean_error(theirs, truth), 1.2e-7)
+        shares.append(mean_error(ours, truth) / budget)
+    print("share of the error budget of each tensor:", *(f"{share:.2f}" for share in shares))
+    for index, share in enumerate(shares):
+        assert share <= 1.0, (index, share)
 
 
 def assert_equal64(

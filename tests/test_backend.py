@@ -1,10 +1,13 @@
 """Which backend and precision a run ends up with."""
 
+import functools
+
 import pytest
 import torch
 
 from trqam_fast.errors import RunError
 from trqam_fast.kernels import BackendError
+from trqam_fast.kernels.dispatch import choose_backend
 from trqam_fast.training import backend
 from trqam_fast.training.flags import parse_config
 
@@ -19,7 +22,9 @@ def gpu(monkeypatch):
     monkeypatch.setattr(
         backend, "triton_problems", lambda device, precision: calls.append(precision) or problems
     )
-    return calls, problems
+    before = torch.get_float32_matmul_precision()
+    yield calls, problems
+    torch.set_float32_matmul_precision(before)
 
 
 def settle(*flags, act_dim=2):
@@ -48,11 +53,17 @@ def test_sound_kernels(flags, settled, gpu, capsys):
 def test_a_failed_self_test_warns_once(gpu, capsys):
     gpu[1].extend(["mlp is off", "also wrong"])
     config = settle()
-    assert (config.backend, config.precision) == ("reference", "ieee")
+    assert (config.backend, config.precision) == ("reference", "tf32")
     assert capsys.readouterr().err.splitlines() == [
         "warning: the Triton kernels cannot be used on cuda: mlp is off; "
-        "training with --backend reference"
+        "training with --backend reference, in TF32"
     ]
+    chosen = functools.partial(
+        choose_backend, "mlp", config.backend, cpp=None, triton=None, precision=config.precision
+    )
+    assert chosen(torch.device("cuda")) == "reference"
+    with pytest.raises(BackendError, match="'reference' has no precision 'tf32'; use 'ieee'"):
+        chosen(torch.device("cpu"))
     with pytest.raises(BackendError, match="--precision bf16 needs the Triton kernels: mlp is off"):
         settle("--precision", "bf16")
 

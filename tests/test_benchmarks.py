@@ -1,21 +1,25 @@
 """What turns measurements into files, tables and drawings."""
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import compare_reference, phases, plot, scaling, table
+from benchmarks import algorithms, compare_reference, graphs, phases, plot, scaling, table
 from benchmarks.sizes import PAPER_SMALL, make_network
 from benchmarks.work import flops
+from trqam_fast.agents import ALGORITHMS, algorithm
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.kernels import mlp
 
 ROOT = Path(__file__).parent.parent
+NVCC = shutil.which("nvcc")
 
 
 def test_readme_is_up_to_date():
@@ -58,6 +62,16 @@ def test_every_phase_is_found():
     assert sum(phase["share"] for phase in result["phases"].values()) == pytest.approx(1, abs=0.01)
 
 
+def test_every_fine_tuning_algorithm_is_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr(algorithms, "SIZES", {"small": replace(PAPER_SMALL, width=8, batch=4)})
+    path = tmp_path / "times.json"
+    assert algorithms.main(["--turns", "2", "--json", str(path)]) == 0
+    found = json.loads(path.read_text())["cases"]["small"]
+    assert set(found) == {name for name in ALGORITHMS if algorithm(name).fine_tunes}
+    assert found["trqam"]["ratio"] == 1.0
+    assert all(times["median_ms"] > 0 for times in found.values())
+
+
 def test_exponent_is_that_of_a_power():
     values = [1, 2, 4, 8, 16]
     assert scaling.exponent(values, [3 * v**1.5 for v in values]) == pytest.approx(1.5)
@@ -77,7 +91,13 @@ def test_comparison_names_what_is_wrong(tmp_path):
 
 
 FAKE = """
-import types, sys
+import os, types
+import distrax
+import present
+from tensorflow_probability.substrates import jax as tfp
+assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+class Tanh(distrax.Transformed): pass
+class Squashed(tfp.distributions.TransformedDistribution): pass
 class Agent:
     network = types.SimpleNamespace(params=0)
     @staticmethod
@@ -100,15 +120,58 @@ def test_comparison_with_a_reference_that_does_nothing(tmp_path, monkeypatch):
         "def devices(): return [types.SimpleNamespace(platform='cpu', device_kind='none')]\n"
         "def device_put(x): return x\ndef block_until_ready(x): return x\n"
     )
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "present.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"))
     args = compare_reference.CompareArgs(tmp_path)
     reference = compare_reference.Reference(args)
     try:
         assert reference.ask(do="describe")["jax"] == "0"
         case = compare_reference.Case("small", PAPER_SMALL, "ieee", 2)
-        result = compare_reference.compare(case, reference, "cpu", 2)
+        results = compare_reference.compare_all([case], reference, "cpu", 2)
+        every = reference.ask(do="time", name="small", updates=6, every=3)["seconds"]
+        assert len(every) == 2
+        assert reference.ask(do="profile", name="small").keys() == {"problem"}
         with pytest.raises(RunError, match="the reference stopped"):
-            reference.ask(do="time", name="nothing", updates=1)
+            reference.ask(do="time", name="nothing", updates=1, every=1)
     finally:
         reference.close()
+    (result,) = results.values()
     assert result["updates"] == 4 and len(result["ratio_of_each_turn"]) == 2
     assert 0 < result["ratio"] < 1
+
+
+@pytest.mark.skipif(NVCC is None, reason="needs nvcc, from the CUDA toolkit")
+def test_the_limits_of_a_gpu_compile(tmp_path):
+    command = [NVCC, "-std=c++17", "-cubin", "-gencode=arch=compute_90a,code=sm_90a"]
+    command += ["-Werror=all-warnings", "--resource-usage", "-o", tmp_path / "out.cubin"]
+    source = ROOT / "benchmarks" / "gpu_micro.cu"
+    done = subprocess.run([*command, source], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    spills = [line for line in done.stderr.splitlines() if "spill" in line]
+    assert spills and all("0 bytes spill stores, 0 bytes spill loads" in x for x in spills)
+
+
+def test_seconds_by_events(monkeypatch):
+    """Replays of ten updates, each a millisecond longer than the one before."""
+    clock, replays = [0.0], []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = clock[0]
+
+        def elapsed_time(self, later):
+            return later.at - self.at
+
+    class Graph:
+        def replay(self):
+            replays.append(len(replays))
+            clock[0] += len(replays)
+
+    monkeypatch.setattr(graphs.torch.cuda, "Event", Event)
+    monkeypatch.setattr(graphs.torch.cuda, "synchronize", lambda: None)
+    assert graphs.event_seconds(Graph(), 10, 3) == pytest.approx([2e-4, 3e-4, 4e-4])
+    assert len(replays) == 4

@@ -11,14 +11,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from benchmarks.launches import ALLOCATES, FREE, IMPLEMENTATIONS, launches_of
 from tests.helpers import draw
 from trqam_fast.agents import TRQAMAgent, TRQAMConfig
 from trqam_fast.data.dataset import FIELDS, Dataset
-from trqam_fast.kernels.adam_step.reference import adam_step
-from trqam_fast.kernels.adjoint_matching import ops as adjoint_matching_ops
-from trqam_fast.kernels.lean_adjoint import triton_ops as lean_adjoint_ops
-from trqam_fast.kernels.mlp import triton_ops as mlp_ops
-from trqam_fast.kernels.sde_rollout import triton_ops as sde_rollout_ops
 from trqam_fast.training.history import History
 from trqam_fast.training.updater import Updater
 
@@ -28,27 +24,6 @@ pytestmark = [
         os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1"
     ),
 ]
-
-
-def as_on_a_gpu(
-    params, gradient, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, max_norm, targets, tau
-):
-    """The optimiser's step in PyTorch's operations, which `auto` takes there."""
-    return adam_step(
-        params, gradient, exp_avg, exp_avg_sq, step, lr, (beta1, beta2), eps, max_norm, targets, tau
-    )
-
-
-IMPLEMENTATIONS = {
-    "mlp_triton_forward": mlp_ops._forward,
-    "mlp_triton_backward": mlp_ops._backward,
-    "adam_step": as_on_a_gpu,
-    "sde_rollout_triton": sde_rollout_ops._rollout,
-    "lean_adjoint_triton": lean_adjoint_ops._sweep,
-    "adjoint_matching": adjoint_matching_ops._forward,
-}
-ALLOCATES = ("empty", "new_empty", "empty_like", "empty_strided")
-FREE = ("detach", "lift_fresh")
 
 
 class Launches(TorchDispatchMode):
@@ -69,7 +44,7 @@ class Launches(TorchDispatchMode):
 
 
 def updates(runs):
-    """An updater with the paper's depth, ensemble and chunks, on narrow networks."""
+    """What builds an updater with the paper's depth, ensemble and chunks, on narrow networks."""
     config = TRQAMConfig(
         batch_size=4, actor_hidden_dims=(32,) * 4, value_hidden_dims=(32,) * 4, num_qs=2,
         flow_steps=3, horizon_length=5, action_chunking=True,
@@ -77,10 +52,14 @@ def updates(runs):
     widths = dict(zip(FIELDS, (3, 5, None, None, None, 3), strict=True))
     arrays = {name: draw(50, *([w] if w else []), seed=7) for name, w in widths.items()}
     dataset = Dataset.from_arrays({**arrays, "terminals": torch.zeros(50)})
-    agent = TRQAMAgent(config, 3, 5, list(range(runs)), backend="triton")
-    agent.online.gradient = None  # As on a GPU, where gradients are put together by one cat.
     generators = [torch.Generator().manual_seed(seed) for seed in range(runs)]
-    return Updater(agent, dataset, generators, History(10), graph=False)
+
+    def build():
+        agent = TRQAMAgent(config, 3, 5, list(range(runs)), backend="triton")
+        agent.online.gradient = None  # As on a GPU, where gradients are put together by one cat.
+        return Updater(agent, dataset, generators, History(10), graph=False)
+
+    return build
 
 
 @pytest.mark.parametrize(("runs", "limit"), [(1, 120), (3, 126)])
@@ -88,7 +67,7 @@ def test_an_update_launches_few_kernels(runs, limit, monkeypatch):
     """A run more costs only its three draws of random numbers."""
     from triton.runtime.interpreter import GridExecutor
 
-    updating = updates(runs)
+    updating = updates(runs)()
     updating.run(1)
     launches, run = Launches(), GridExecutor.__call__
 
@@ -106,3 +85,7 @@ def test_an_update_launches_few_kernels(runs, limit, monkeypatch):
         "mlp_forward_kernel": 6, "mlp_pullback_kernel": 4, "weight_gradient_kernel": 3,
     }  # fmt: skip
     assert launches.counts.total() <= limit, launches.counts
+    # Listed without doing the work, they are the same.
+    assert collections.Counter(launch.name for launch in launches_of(updates(runs))) == (
+        launches.counts
+    )

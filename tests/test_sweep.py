@@ -73,6 +73,15 @@ def small(generated):
         ({"grid": {"trqam": {"lr": [1, 1.0]}}}, "give each value only once"),
         ({"grid": {"bc": {"lr": [0.1]}}}, "[grid.bc] is for no fine-tuning algorithm"),
         ({"grid": {"trqam": {"kl_budget": 0.5}}}, "kl_budget is 0.5; give a list"),
+        ({"variants": {"bc": {"a": {}}}}, "[variants.bc] is for no fine-tuning algorithm"),
+        ({"variants": {"trqam": {}}}, "[variants.trqam] is empty"),
+        ({"variants": {"trqam": {"a b": {}}}}, "[variants.trqam] has 'a b'; name it by letters"),
+        ({"variants": {"trqam": {"a": 3}}}, "[variants.trqam.a] is 3; write a table"),
+        ({"variants": {"trqam": {"a": {"dual": 3}}}}, "[variants.trqam.a] dual is 3"),
+        (
+            {"grid": {"qam": {"lr": [0.1]}}, "variants": {"qam": {"a": {"lr": 0.2}}}},
+            "[variants.qam.a] has lr, which [grid.qam] varies",
+        ),
         ({"resources": {"cpu": 1}}, "[resources] has 'cpu'"),
         ({"resources": {"cpus": 0}}, "cpus is 0"),
         ({"resources": {"gpus": 1.5}}, "gpus is 1.5; a job uses one GPU at most"),
@@ -150,6 +159,25 @@ def test_the_plan(tmp_path):
     }
     assert all(os.path.isabs(job.config["pretrained"]) for job in jobs[4:])
     assert all(job.train_config().to_dict()["algo"] == job.algo for job in jobs)
+
+
+def test_each_variant_has_every_combination(tmp_path):
+    jobs = plan(
+        tmp_path,
+        algos=["trqam"],
+        grid={"trqam": {"kl_budget": [0.25, 1.0]}},
+        variants={"trqam": {"paper": {}, "high-start": {"init_lambda": 10.0}}},
+    )
+    found = {job.method: (job.config["kl_budget"], job.config["init_lambda"]) for job in jobs[1:]}
+    usual = jobs[1].config["init_lambda"]
+    assert usual != 10.0
+    assert found == {
+        "TRQAM paper kl-budget 0.25": (0.25, usual),
+        "TRQAM paper kl-budget 1.0": (1.0, usual),
+        "TRQAM high-start kl-budget 0.25": (0.25, 10.0),
+        "TRQAM high-start kl-budget 1.0": (1.0, 10.0),
+    }
+    assert jobs[-1].name == f"{TASK}/trqam_high-start_kl-budget_1.0/seeds_0_1_2"
 
 
 def test_every_name_is_one_folder_deep(tmp_path):

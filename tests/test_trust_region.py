@@ -133,6 +133,16 @@ def test_the_gain_of_the_sweep_and_the_gap_of_the_values():
     assert_equal64([terms.metrics["adjoint_gain"], terms.metrics["value_gap"]], [gain, gap])
 
 
+def test_a_critic_without_a_gradient_is_no_failure():
+    """Every X_K outside the box, or units that are all off: a_K = 0, and no metric is NaN."""
+    agent = make(TRQAMConfig(**SMALL), [0, 1], QAMAgent, inv_temp=0.0)
+    batch = make_batch(0, 2, agent.config)
+    noise = agent.draw_noise([torch.Generator().manual_seed(run) for run in range(2)])
+    _, terms = agent.gradients(batch, noise)
+    assert_equal64([terms.metrics["adjoint_gain"]], [torch.zeros(2, dtype=torch.float64)])
+    assert all(value.isfinite().all() for value in terms.metrics.values())
+
+
 @pytest.mark.parametrize("expectile", [0.5, 0.9])
 def test_an_implicit_critic_on_a_table(expectile):
     """Q and V of a two-state problem, solved by iteration, are learnt by gradient descent."""

@@ -49,7 +49,7 @@ class Tile:
 TILES = {
     "ieee": Tile(32, 32, 32, 32, stages=2, lean_stages=2),
     "tf32": Tile(64, 64, 32, 64, stages=3, lean_stages=2),
-    "bf16": Tile(64, 64, 32, 64, stages=5, lean_stages=3),
+    "bf16": Tile(64, 64, 32, 64, stages=4, lean_stages=3),
 }
 OPERANDS = {"ieee": tl.float32, "tf32": tl.float32, "bf16": tl.bfloat16}
 STORED = {tl.float32: torch.float32, tl.bfloat16: torch.bfloat16, tl.float16: torch.float16}

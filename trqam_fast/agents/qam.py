@@ -231,7 +231,8 @@ class QAMAgent(Agent):
         gradient, values = self.action_gradient(observations, path.end)
         terminal = self.terminal_adjoint(gradient)
         adjoint = lean_adjoint(self.base, observations, path.trajectory, terminal, **self.options)
-        gain = largest_norm(adjoint) / largest_norm(terminal.unsqueeze(1))
+        start = largest_norm(terminal.unsqueeze(1)).clamp_min(torch.finfo(terminal.dtype).tiny)
+        gain = largest_norm(adjoint) / start
         more = {"adjoint_gain": gain, "policy_q": values.mean(-1)}
         return adjoint, adjoint_metrics(terminal) | more
 

@@ -118,16 +118,15 @@ def make_plan(spec: Spec, out: Path) -> list[Job]:
         cloning = None if start is not None else config_of(env_name, CLONING, shared)
         methods: list[tuple[str, str, TrainConfig]] = []
         for algo in spec.algos:
-            for setting in spec.methods(algo) if algo != CLONING else ():
-                own = spec.algo.get(algo, {}) | setting
+            for chosen in spec.methods(algo) if algo != CLONING else ():
+                own = spec.algo.get(algo, {}) | chosen.fixed | chosen.setting
                 check_own(algo, own)
                 flags = tuned | own
                 if cloning is not None:
                     flags = flags | {"pretrained": "shared"}
                 config = config_of(env_name, algo, flags)
                 check_shared(config, cloning)
-                name = " ".join([algorithm(algo).label, *setting_words(setting)])
-                methods.append((algo, name, config))
+                methods.append((algo, chosen.name(algorithm(algo).label), config))
         configs = [config for _, _, config in methods] + ([cloning] if cloning else [])
         for seeds in packed(spec, configs, groups.get(env_name, [])):
             tail = f"seeds_{'_'.join(map(str, seeds))}"
@@ -215,15 +214,6 @@ def check_shared(config: TrainConfig, cloning: TrainConfig | None) -> None:
                 f"but it shares its pretraining, which has {value_in_words(theirs[name])}; set it "
                 "under [flags] or [task]"
             )
-
-
-def setting_words(setting: dict[str, Any]) -> list[str]:
-    """Return a combination of a grid in words: a flag's name and its value for each."""
-    words = []
-    for name, value in setting.items():
-        values = value if isinstance(value, list) else [value]
-        words.append(f"{name.replace('_', '-')} {'x'.join(map(str, values))}")
-    return words
 
 
 def packed(

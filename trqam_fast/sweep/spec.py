@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from trqam_fast.agents import ALGORITHMS, algorithm
 from trqam_fast.agents.config import Group
@@ -23,6 +24,9 @@ else:
     import tomli as tomllib
 
 DECIDED_HERE = ("env_name", "algo", "seeds", "device", "run_dir", "resume", "overwrite", "agent")
+
+WORD = re.compile(r"[A-Za-z0-9_-]+")
+"""The name of a variant, which is a part of folders' names."""
 
 
 def flags_of(*configs: type[Group]) -> dict[str, Any]:
@@ -59,6 +63,24 @@ class Resources:
     partition: str | None = None
 
 
+class Method(NamedTuple):
+    """An algorithm with settings of its own.
+
+    Attributes:
+        variant: Name of the variant; empty where the sweep has none.
+        fixed: The variant's flags.
+        setting: One combination of the grid.
+    """
+
+    variant: str
+    fixed: dict[str, Any]
+    setting: dict[str, Any]
+
+    def name(self, label: str) -> str:
+        """Return the algorithm's label, the variant and the combination in words."""
+        return " ".join(filter(None, [label, self.variant, *setting_words(self.setting)]))
+
+
 @dataclass(frozen=True)
 class Spec:
     """A sweep.
@@ -73,6 +95,7 @@ class Spec:
         task: Flags of the runs of one task.
         algo: Flags of the fine-tuning runs of one algorithm.
         grid: Lists of values by algorithm and flag; every combination is a method of its own.
+        variants: Flags by algorithm and a name; each is tried with every combination of the grid.
         resources: What one job gets.
     """
 
@@ -85,13 +108,17 @@ class Spec:
     task: dict[str, dict[str, Any]] = field(default_factory=dict)
     algo: dict[str, dict[str, Any]] = field(default_factory=dict)
     grid: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    variants: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     resources: Resources = field(default_factory=Resources)
 
-    def methods(self, algo: str) -> list[dict[str, Any]]:
-        """Return the flags of every combination in an algorithm's grid; one empty one without."""
+    def methods(self, algo: str) -> list[Method]:
+        """Return every variant of an algorithm with every combination of its grid."""
         grid = self.grid.get(algo, {})
+        named = self.variants.get(algo, {"": {}})
         return [
-            dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
+            Method(name, flags, dict(zip(grid, values, strict=True)))
+            for name, flags in named.items()
+            for values in itertools.product(*grid.values())
         ]
 
 
@@ -127,7 +154,9 @@ def parse_spec(values: dict[str, Any]) -> Spec:
         if len(set(map(str, listed))) < len(listed):
             raise UsageError(f"{name} is {listed!r}; name each only once")
     grids = table("[grid]", values.get("grid", {}))
-    for name in [*values["algos"], *table("[algo]", values.get("algo", {})), *grids]:
+    several = table("[variants]", values.get("variants", {}))
+    own = table("[algo]", values.get("algo", {}))
+    for name in [*values["algos"], *own, *grids, *several]:
         try:
             algorithm(str(name))
         except UsageError:
@@ -151,7 +180,7 @@ def parse_spec(values: dict[str, Any]) -> Spec:
         for task in expand_task(name):
             by_task[task] = by_task.get(task, {}) | flags
             check_member("task", name, task, tasks)
-    for name, flags in table("[algo]", values.get("algo", {})).items():
+    for name, flags in own.items():
         named[f"algo.{name}"] = table(f"[algo.{name}]", flags)
         tuned = [algo for algo in values["algos"] if algorithm(algo).fine_tunes]
         check_member("algo", name, name, tuned)
@@ -162,6 +191,8 @@ def parse_spec(values: dict[str, Any]) -> Spec:
         check_flags(title, flags, known)
     for algo, grid in grids.items():
         check_grid(algo, table(f"[grid.{algo}]", grid), values["algos"])
+    for algo, variants in several.items():
+        check_variants(algo, table(f"[variants.{algo}]", variants), values["algos"], grids)
     return Spec(**values | {
         "tasks": tasks, "algos": tuple(values["algos"]), "seeds": tuple(values["seeds"]),
         "task": by_task, "resources": resources,
@@ -279,13 +310,18 @@ def check_flags(where: str, flags: dict[str, Any], known: dict[str, Any]) -> Non
             raise UsageError(f"[{where}] {name} is {value!r}; give {kind_in_words(known[name])}")
 
 
-def check_grid(algo: str, grid: dict[str, Any], algos: list[str]) -> None:
-    """Raise `UsageError` if the grid of an algorithm is not lists of flags' values."""
+def check_tuned(title: str, algo: str, algos: list[str]) -> None:
+    """Raise `UsageError` if a table of methods is for nothing that the sweep fine-tunes."""
     if algo not in algos or not algorithm(algo).fine_tunes:
         raise UsageError(
-            f"[grid.{algo}] is for no fine-tuning algorithm of the sweep; add it to algos or "
+            f"[{title}.{algo}] is for no fine-tuning algorithm of the sweep; add it to algos or "
             "remove the table"
         )
+
+
+def check_grid(algo: str, grid: dict[str, Any], algos: list[str]) -> None:
+    """Raise `UsageError` if the grid of an algorithm is not lists of flags' values."""
+    check_tuned("grid", algo, algos)
     for name, values in grid.items():
         if not isinstance(values, list) or not values:
             raise UsageError(f"[grid.{algo}] {name} is {values!r}; give a list of values")
@@ -293,3 +329,33 @@ def check_grid(algo: str, grid: dict[str, Any], algos: list[str]) -> None:
             raise UsageError(f"[grid.{algo}] {name} is {values!r}; give each value only once")
         for value in values:
             check_flags(f"grid.{algo}", {name: value}, flags_of(algorithm(algo).Config))
+
+
+def check_variants(
+    algo: str, variants: dict[str, Any], algos: list[str], grids: dict[str, dict[str, Any]]
+) -> None:
+    """Raise `UsageError` if the variants of an algorithm are not names with flags of their own."""
+    check_tuned("variants", algo, algos)
+    if not variants:
+        raise UsageError(f"[variants.{algo}] is empty; name one or more, or remove the table")
+    for name, flags in variants.items():
+        title = f"variants.{algo}.{name}"
+        if not WORD.fullmatch(name):
+            raise UsageError(
+                f"[variants.{algo}] has {name!r}; name it by letters, digits, '-' and '_'"
+            )
+        check_flags(title, table(f"[{title}]", flags), flags_of(algorithm(algo).Config))
+        for flag in flags:
+            if flag in grids.get(algo, {}):
+                raise UsageError(
+                    f"[{title}] has {flag}, which [grid.{algo}] varies; keep it in one of them"
+                )
+
+
+def setting_words(setting: dict[str, Any]) -> list[str]:
+    """Return a combination of a grid in words: a flag's name and its value for each."""
+    words = []
+    for name, value in setting.items():
+        values = value if isinstance(value, list) else [value]
+        words.append(f"{name.replace('_', '-')} {'x'.join(map(str, values))}")
+    return words

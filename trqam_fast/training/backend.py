@@ -28,7 +28,8 @@ def settle_backend(config: TrainConfig, act_dim: int) -> TrainConfig:
     """Replace ``auto`` by what will run.
 
     On a GPU that is Triton, once its kernels have passed their self-test there, else the reference
-    after a warning.
+    after a warning. Both multiply in TF32 then, as the authors' JAX code does on a GPU; for the
+    reference this function allows it to the whole process.
 
     Args:
         config: What was asked for.
@@ -47,10 +48,11 @@ def settle_backend(config: TrainConfig, act_dim: int) -> TrainConfig:
         if problem is not None:
             print(
                 f"warning: the Triton kernels cannot be used on {config.device}: {problem}; "
-                "training with --backend reference",
+                "training with --backend reference, in TF32",
                 file=sys.stderr,
             )
-            backend = "reference"
+            backend, precision = "reference", "tf32"
+            torch.set_float32_matmul_precision("high")
     if precision == "auto":
         precision = "tf32" if backend == "triton" else "ieee"
     return dataclasses.replace(config, backend=backend, precision=precision)

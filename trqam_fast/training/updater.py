@@ -120,8 +120,8 @@ class Updater:
                     for _ in range(count):
                         self.update()
             except RuntimeError as error:
+                # In full: the first line rarely names the operation.
                 raise RunError(
-                    f"the update cannot be captured as a graph ({str(error).splitlines()[0]}); "
-                    "run with --no-graph"
+                    f"the update cannot be captured as a graph; run with --no-graph ({error})"
                 ) from error
         return graph

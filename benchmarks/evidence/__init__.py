@@ -1,0 +1,1 @@
+"""The experiments of docs/protocol.md: run, read, compare, draw."""

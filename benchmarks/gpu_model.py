@@ -1,0 +1,400 @@
+"""A model of an update's time on a GPU: arithmetic, to be set beside measurements.
+
+    python -m benchmarks.gpu_model                            # the table, for H100 and H200
+    python -m benchmarks.gpu_model --constants gpu_micro.json # with measured limits
+    python -m benchmarks.gpu_model --write                    # docs/kernels.md, benchmarks/results
+
+A *plan* is a way of doing the update: `fused`, the trainer's Triton kernels of today, or `layers`,
+one launch for each layer as in `benchmarks.baselines`. Its launches, with their shapes, bytes and
+programs, are those that are dispatched (`benchmarks.launches`), none is typed here. What a launch
+takes is computed from them and from the limits of a `Machine`:
+
+* every launch waits for the one before it (`node_us`, a small kernel included);
+* a program that owns a tile of rows does `iterations` of loading and multiplying, bound by the
+  matrix units, by what one multiprocessor can load from L2, or by the loop itself; each block of
+  columns begins with an empty pipeline and ends with an epilogue (`fill_clk`, `epilogue_clk`);
+* programs share multiprocessors and L2 between them; those that find no place wait for a wave;
+* what is not a product moves its bytes, in L2 if they fit there, else in memory.
+
+So it is a lower bound where work overlaps badly, and knows nothing of caches' conflicts, clocks and
+of kernels that PyTorch launches beyond one for an operation.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported, by whatever comes next
+
+import torch
+
+from benchmarks.baselines import EagerAgent
+from benchmarks.gpu_work import Work, kernel_work
+from benchmarks.launches import Launch, launches_of
+from benchmarks.sizes import PAPER, Size, make_agent
+from trqam_fast.cli import run_command
+from trqam_fast.data.dataset import Dataset
+from trqam_fast.errors import UsageError
+from trqam_fast.training.history import History
+from trqam_fast.training.updater import Updater
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE, RECORD = ROOT / "docs" / "kernels.md", ROOT / "benchmarks" / "results" / "gpu_model.json"
+BEGIN = "<!-- model: written by python -m benchmarks.gpu_model --write -->"
+END = "<!-- end of model -->"
+RUNS = (1, 8, 16)
+PLANS = (("fused", "tf32"), ("fused", "bf16"), ("layers", "tf32"))
+MULTIPLY_ADDS = {"ieee": 128, "tf32": 1024, "bf16": 2048}
+"""A clock and multiprocessor: float32 units, or dense products of the matrix units."""
+BYTES = {"ieee": 4, "tf32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Limits of a GPU. Those with a name in `MEASURED` are replaced by benchmarks/gpu_micro.cu.
+
+    Attributes:
+        multiprocessors: Their number.
+        sm_clk_us: Clocks a microsecond under load.
+        sm_bytes_clk: Bytes a clock that one multiprocessor loads from L2.
+        l2_bytes_us: Bytes a microsecond that all of them load from L2.
+        memory_bytes_us: Bytes a microsecond of memory, read or written.
+        l2_bytes: What L2 keeps; half of it is taken to be there when it is needed again.
+        node_us: From the start of a small kernel in a graph to that of the next one.
+        fill_clk: From the first request of a block of columns to its first product.
+        epilogue_clk: From its last product to its stores.
+        loop_clk: The least that an iteration takes: barrier, wait, issue.
+        norm_clk: A step of LayerNorm's sweeps, which are not pipelined.
+    """
+
+    multiprocessors: int = 132
+    sm_clk_us: float = 1750.0
+    sm_bytes_clk: float = 64.0
+    l2_bytes_us: float = 5.5e6
+    memory_bytes_us: float = 3.0e6
+    l2_bytes: float = 50e6
+    node_us: float = 1.8
+    fill_clk: float = 800.0
+    epilogue_clk: float = 400.0
+    loop_clk: float = 220.0
+    norm_clk: float = 800.0
+
+
+MACHINES = {"H100": Machine(), "H200": Machine(memory_bytes_us=4.3e6, l2_bytes=60e6)}
+MEASURED = {
+    "multiprocessors": "multiprocessors", "sm_clk_us": "sm_clk_us", "node_us": "node_us",
+    "l2_sm_bytes_clk": "sm_bytes_clk", "l2_bytes_us": "l2_bytes_us",
+    "copy_bytes_us": "memory_bytes_us",
+}  # fmt: skip
+RESIDENT = {"weight_gradient_kernel": 3, "adjoint_matching_kernel": 5}
+"""Programs of 256 threads, or 128, that a multiprocessor's registers hold; 1 for the others."""
+
+
+class Cost(NamedTuple):
+    """A launch as the model sees it.
+
+    Attributes:
+        name: Its name.
+        programs: Programs that run.
+        flop: Of matrix products, without padding.
+        bytes: Read and written, each tensor once.
+        products: Matrix products in sequence inside the launch.
+        us: Microseconds on a machine, from its start to that of a launch that waits for it.
+    """
+
+    name: str
+    programs: int
+    flop: float
+    bytes: int
+    products: int
+    us: float
+
+
+def kernel_us(work: Work, programs: int, name: str, precision: str, machine: Machine) -> float:
+    """Return the microseconds of a Triton kernel beyond those of any small kernel."""
+    resident = RESIDENT.get(name, 1)
+    waves = math.ceil(programs / (machine.multiprocessors * resident))
+    on_one = math.ceil(programs / machine.multiprocessors)
+    products = on_one * work.multiply_adds / MULTIPLY_ADDS[precision]
+    loads = on_one * work.loaded / machine.sm_bytes_clk
+    loop = waves * work.iterations * machine.loop_clk
+    exposed = work.blocks * (machine.fill_clk + machine.epilogue_clk)
+    exposed += work.norm_steps * machine.norm_clk
+    busy = max(products, loads, loop) / machine.sm_clk_us
+    busy = max(busy, programs * work.loaded / machine.l2_bytes_us)
+    return busy + waves * exposed / machine.sm_clk_us
+
+
+def library_us(launch: Launch, precision: str, machine: Machine) -> tuple[float, int]:
+    """Return microseconds and programs of a library's product, for the best of some tiles.
+
+    Where tiles are few, the depth is divided too, in parts of 512 at least.
+    """
+    *_, left, right = launch.shapes
+    count, (rows, depth), columns = math.prod(left[:-2]), left[-2:], right[-1]
+    found = []
+    for m, n in ((64, 64), (128, 64), (128, 128)):
+        tiles = count * math.ceil(rows / m) * math.ceil(columns / n)
+        parts = max(1, min(2 * machine.multiprocessors // tiles, depth // 512))
+        part = math.ceil(depth / parts)
+        work = Work(part / 32, m * n * part, part * (m + n) * BYTES[precision], 1)
+        us = kernel_us(work, tiles * parts, launch.name, precision, machine)
+        found.append((us, tiles * parts))
+    return min(found)
+
+
+def cost(launch: Launch, precision: str, machine: Machine) -> Cost:
+    """Return what a launch costs."""
+    if launch.arguments:
+        work, flop, programs = kernel_work(launch)
+        us = kernel_us(work, programs, launch.name, precision, machine)
+        us = max(us, move_us(launch.bytes, machine))
+        products = work.products
+    else:
+        flop, products, programs = launch.flop, int(launch.flop > 0), 0
+        us = move_us(launch.bytes, machine)
+        if flop:
+            product_us, programs = library_us(launch, precision, machine)
+            us = max(us, product_us)
+    return Cost(launch.name, programs, flop, launch.bytes, products, machine.node_us + us)
+
+
+def move_us(amount: int, machine: Machine) -> float:
+    """Return the microseconds of moving so many bytes."""
+    fits = amount < machine.l2_bytes / 2
+    return amount / (machine.l2_bytes_us if fits else machine.memory_bytes_us)
+
+
+def longest(launches: list[Launch], weights: list[float]) -> float:
+    """Return the heaviest chain of launches of which each needs what one before it has written.
+
+    What is overwritten must have been read, and written, before, too.
+    """
+    writes: dict[int, list[tuple[int, int, float]]] = defaultdict(list)
+    reads: dict[int, list[tuple[int, int, float]]] = defaultdict(list)
+    best = 0.0
+    for launch, weight in zip(launches, weights, strict=True):
+        ready = 0.0
+        for mine, others in (
+            (launch.reads, (writes,)), (launch.writes, (writes, reads)),
+        ):  # fmt: skip
+            for storage, begin, end in mine:
+                for other in others:
+                    ready = max(
+                        [ready, *(at for b, e, at in other[storage] if b < end and begin < e)]
+                    )
+        done = ready + weight
+        best = max(best, done)
+        for mine, into in ((launch.reads, reads), (launch.writes, writes)):
+            for storage, begin, end in mine:
+                into[storage].append((begin, end, done))
+    return best
+
+
+class TogetherAgent(EagerAgent):
+    """The per-layer update as a GPU gets it."""
+
+    batched, stepwise = True, False
+
+
+def make_updater(plan: str, size: Size, precision: str) -> Callable[[], Updater]:
+    """Return what builds the trainer's loop body of a plan."""
+    count = 1000
+    ones = torch.ones(count)
+    arrays = {
+        "observations": torch.randn(count, size.obs_dim),
+        "actions": torch.rand(count, size.act_dim), "rewards": -ones, "masks": ones,
+        "terminals": torch.zeros(count), "next_observations": torch.randn(count, size.obs_dim),
+    }  # fmt: skip
+    dataset = Dataset.from_arrays(arrays)
+    generators = [torch.Generator().manual_seed(run) for run in range(size.runs)]
+
+    def build() -> Updater:
+        match plan:
+            case "fused":
+                agent = make_agent(size, "cpu", "triton", precision)
+                agent.online.gradient = None  # as on a GPU
+            case "layers":
+                agent = make_agent(size, "cpu", "reference", "ieee", agent_class=TogetherAgent)
+        return Updater(agent, dataset, generators, History(10), graph=False)
+
+    return build
+
+
+def summary(launches: list[Launch], precision: str, machines: dict[str, Machine]) -> dict[str, Any]:
+    """Return what the table shows of an update: counts, and times by machine."""
+    found: dict[str, Any] = {}
+    for name, machine in machines.items():
+        costs = [cost(launch, precision, machine) for launch in launches]
+        if not found:
+            found = {
+                "launches": len(launches),
+                "in_sequence": int(longest(launches, [float(c.products) for c in costs])),
+                "gflop": round(1e-9 * sum(c.flop for c in costs), 1),
+                "gb": round(1e-9 * sum(c.bytes for c in costs), 2),
+            }
+        found[f"{name}_us"] = round(sum(c.us for c in costs))
+        found[f"{name}_overlapped_us"] = round(longest(launches, [c.us for c in costs]))
+    return found
+
+
+def kernels(launches: list[Launch], precision: str, machine: Machine) -> dict[str, Any]:
+    """Return launches, programs and microseconds by the name of a kernel, the rest together."""
+    found: dict[str, list[Cost]] = defaultdict(list)
+    for launch in launches:
+        name = launch.name if launch.arguments else "PyTorch's operations"
+        found[name].append(cost(launch, precision, machine))
+    return {
+        name: {
+            "launches": len(costs),
+            "programs": [c.programs for c in costs] if name.endswith("_kernel") else [],
+            "us": [round(c.us) for c in costs] if name.endswith("_kernel") else [],
+            "total_us": round(sum(c.us for c in costs)),
+        }
+        for name, costs in sorted(found.items(), key=lambda item: -sum(c.us for c in item[1]))
+    }
+
+
+def floors(launches: list[Launch], machines: dict[str, Machine]) -> dict[str, Any]:
+    """Return the least milliseconds of a run by its operations, and by its optimiser's bytes.
+
+    Every plan must do the operations, at the matrix units' rate at best, and read the gradient,
+    parameters, moments and targets and write the last three, once each.
+    """
+    flop = sum(cost(launch, "tf32", MACHINES["H100"]).flop for launch in launches)
+    adam = next(launch for launch in launches if launch.name == "_fused_adam_")
+    targets = max(launch.bytes for launch in launches if launch.name == "lerp_")
+    moved = adam.bytes + targets * 2 / 3  # of the targets' step, the parameters are read anyway
+    found = {}
+    for name, machine in machines.items():
+        rate = 2.0 * machine.multiprocessors * machine.sm_clk_us
+        for precision in ("tf32", "bf16"):
+            us = flop / (rate * MULTIPLY_ADDS[precision])
+            found[f"{name}, operations in {precision}"] = round(1e-3 * us, 3)
+        found[f"{name}, the optimiser's bytes"] = round(1e-3 * moved / machine.memory_bytes_us, 3)
+    return found
+
+
+def predictions(machines: dict[str, Machine]) -> dict[str, Any]:
+    """Return everything that the tables show."""
+    table, by_kernel = {}, {}
+    for plan, precision in PLANS:
+        for runs in RUNS:
+            size = replace(PAPER, runs=runs)
+            launches = launches_of(make_updater(plan, size, precision))
+            key = f"{plan} {precision} S={runs}"
+            table[key] = summary(launches, precision, machines)
+            if (plan, precision) == PLANS[0] and runs in RUNS[:2]:
+                name, machine = next(iter(machines.items()))
+                by_kernel[f"{key} {name}"] = kernels(launches, precision, machine)
+            if (plan, precision, runs) == (*PLANS[0], 1):
+                least = floors(launches, machines)
+    return {"updates": table, "floors_ms": least, "kernels": by_kernel}
+
+
+def format_tables(found: dict[str, Any], machines: dict[str, Machine]) -> str:
+    """Return the tables in Markdown, columns for measurements left empty."""
+    heads = " | ".join(f"{m}, ms a run | overlapped | measured" for m in machines)
+    lines = [
+        f"| plan, operands, runs | launches | products in sequence | GFLOP | GB | {heads} |",
+        "|---" * (5 + 3 * len(machines)) + "|",
+    ]
+    for key, row in found["updates"].items():
+        plan, precision, runs = key.split()
+        count = int(runs.removeprefix("S="))
+        cells = [f"{row[c]}" for c in ("launches", "in_sequence", "gflop", "gb")]
+        for machine in machines:
+            for column in (f"{machine}_us", f"{machine}_overlapped_us"):
+                cells.append(f"{1e-3 * row[column] / count:.2f}")
+            cells.append("")
+        lines.append(f"| {plan}, {precision}, {runs} | {' | '.join(cells)} |")
+    lines += ["", "What bounds every plan, ms a run:", "", "| bound | ms |", "|---|---|"]
+    lines += [f"| {name} | {value:.3f} |" for name, value in found["floors_ms"].items()]
+    for key, rows in found["kernels"].items():
+        lines += ["", f"By kernel, {key.replace(' S=', ', S = ')}:", ""]
+        lines += ["| kernel | launches | programs | µs each | µs in all | measured |"]
+        lines += ["|---|---|---|---|---|---|"]
+        for name, row in rows.items():
+            programs, each = (", ".join(map(str, row[c])) for c in ("programs", "us"))
+            shown = f"`{name}`" if name.endswith("_kernel") else name
+            cells = [shown, str(row["launches"]), programs, each, str(row["total_us"]), ""]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def with_measured(path: Path) -> dict[str, Machine]:
+    """Return the machine that benchmarks/gpu_micro.cu has measured.
+
+    Raises:
+        UsageError: the file holds none of its numbers.
+    """
+    try:
+        values = json.loads(path.read_text())
+        measured = {name: values[key] for key, name in MEASURED.items() if key in values}
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"--constants {path} cannot be read ({error})") from None
+    if not measured:
+        known = ", ".join(MEASURED)
+        raise UsageError(f"--constants {path} has none of {known}; give gpu_micro's results")
+    return {"measured": replace(MACHINES["H100"], **measured)}
+
+
+def document(tables: str) -> str:
+    """Return docs/kernels.md with these tables in their place."""
+    before, _, rest = TABLE.read_text().partition(BEGIN)
+    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{rest.partition(END)[2]}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print, write or check the tables."""
+    import tyro
+
+    args = tyro.cli(ModelArgs, args=argv, prog="python -m benchmarks.gpu_model")
+    machines = MACHINES if args.constants is None else with_measured(args.constants)
+    found = predictions(machines)
+    tables = format_tables(found, machines)
+    record = {
+        "what": "arithmetic, nothing measured: updates at paper scale by benchmarks/gpu_model.py",
+        "machine": {
+            name: {f.name: getattr(m, f.name) for f in fields(m)} for name, m in machines.items()
+        },
+        "commit": "of the code beside it: a test holds it to the model",
+        **found,
+    }
+    text = json.dumps(record, indent=1) + "\n"
+    if args.write:
+        TABLE.write_text(document(tables))
+        RECORD.write_text(text)
+    elif args.check:
+        stale = [path.name for path, new in ((TABLE, document(tables)), (RECORD, text))
+                 if path.read_text() != new]  # fmt: skip
+        if stale:
+            print(f"{', '.join(stale)}: not what the model says; run with --write")
+            return 1
+    else:
+        print(tables)
+    return 0
+
+
+@dataclass(frozen=True)
+class ModelArgs:
+    """Print what an update costs on a GPU by arithmetic."""
+
+    constants: Path | None = None
+    """Numbers of benchmarks/gpu_micro.cu, a JSON object, in the place of assumed ones."""
+    write: bool = False
+    """Write the tables of docs/kernels.md and benchmarks/results/gpu_model.json."""
+    check: bool = False
+    """Exit with 1 if these are not up to date."""
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

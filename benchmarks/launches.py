@@ -1,0 +1,250 @@
+"""The launches of an update, as torch and Triton dispatch them, without doing the work.
+
+Every operation that is neither a view nor an allocation counts as one launch; a Triton kernel
+counts where the interpreter would run it. Shapes go through PyTorch's meta kernels and memory is
+never touched, so an update of any size is listed within seconds on any machine. Interpreted kernels
+must be asked for before Triton is imported: TRITON_INTERPRET=1.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import flop_registry
+
+from trqam_fast.kernels.adam_step.reference import adam_step
+from trqam_fast.kernels.adjoint_matching import ops as adjoint_matching_ops
+from trqam_fast.kernels.lean_adjoint import triton_ops as lean_adjoint_ops
+from trqam_fast.kernels.mlp import triton_ops as mlp_ops
+from trqam_fast.kernels.sde_rollout import triton_ops as sde_rollout_ops
+
+Span = tuple[int, int, int]
+"""A storage, and the bytes from and to which a tensor reaches in it."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of an update.
+
+    Attributes:
+        name: Operation of PyTorch, or Triton kernel.
+        shapes: Of its tensors, in the order of its arguments.
+        flop: Of matrix products, two for each multiply-add; Triton's are added by the model.
+        bytes: Read and written, each tensor once.
+        reads: Memory that it reads.
+        writes: Memory that it writes.
+        arguments: Of a Triton kernel, by name; empty for PyTorch's operations.
+        grid: Programs of a Triton kernel by axis.
+    """
+
+    name: str
+    shapes: list[tuple[int, ...]]
+    flop: float
+    bytes: int
+    reads: frozenset[Span]
+    writes: frozenset[Span]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    grid: tuple[int, ...] = ()
+
+
+def adam_step_on_a_gpu(
+    params, gradient, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, max_norm, targets, tau
+):
+    """Take the optimiser's step in PyTorch's operations, which `auto` takes there."""
+    return adam_step(
+        params, gradient, exp_avg, exp_avg_sq, step, lr, (beta1, beta2), eps, max_norm, targets, tau
+    )
+
+
+IMPLEMENTATIONS: dict[str, Callable] = {
+    "mlp_triton_forward": mlp_ops._forward,
+    "mlp_triton_backward": mlp_ops._backward,
+    "adam_step": adam_step_on_a_gpu,
+    "sde_rollout_triton": sde_rollout_ops._rollout,
+    "lean_adjoint_triton": lean_adjoint_ops._sweep,
+    "adjoint_matching": adjoint_matching_ops._forward,
+}
+ALLOCATES = ("empty", "new_empty", "empty_like", "empty_strided")
+OVERWRITES = ("copy_", "fill_", "zero_", "normal_", "uniform_", "random_")
+FREE = ("detach", "lift_fresh", "_unsafe_view", "alias")
+
+
+def storage(tensor: Tensor) -> int:
+    """Return a number that tells a tensor's storage from others."""
+    return tensor.untyped_storage()._cdata
+
+
+def spans(tensor: Tensor) -> list[Span]:
+    """Return where a tensor lies: of a slice of packed weights, the part of every run."""
+    if tensor.numel() == 0:
+        return []
+    packed = tensor.dim() > 1 and not tensor.is_contiguous() and tensor[0].is_contiguous()
+    parts = tensor.unbind(0) if packed else [tensor]
+    size, found = tensor.element_size(), []
+    for part in parts:
+        reach = sum((n - 1) * s for n, s in zip(part.shape, part.stride(), strict=True))
+        begin = part.storage_offset() * size
+        found.append((storage(part), begin, begin + (reach + 1) * size))
+    return found
+
+
+def bytes_of(tensor: Tensor) -> int:
+    """Return the bytes of a tensor, what is repeated by expansion once."""
+    count = math.prod(n for n, s in zip(tensor.shape, tensor.stride(), strict=True) if s != 0)
+    return count * tensor.element_size()
+
+
+class Recorder(TorchDispatchMode):
+    """Lists launches; their results have the right shapes and no values.
+
+    Attributes:
+        launches: In the order of dispatch.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches: list[Launch] = []
+        self.kept: list[Tensor] = []  # alive, so that no storage takes another's place
+        self.written: set[int] = set()
+        self.known: set[int] = set()
+        self.results: dict[str, Any] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        namespace, name, _ = str(func).split(".")
+        if namespace == "trqam_fast":
+            with self:
+                return IMPLEMENTATIONS[name](*args, **kwargs)
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if name in ALLOCATES:
+            found = func(*args, **kwargs)
+            self.kept.append(found)
+            self.known.add(storage(found))
+            return found
+        if namespace != "aten" or func.is_view or name in FREE:
+            return func(*args, **kwargs)
+        result, changed = self.shapes_of(func, args, kwargs)
+        if name in OVERWRITES:
+            inputs = [tensor for tensor in inputs if tensor is not changed[0]]
+        outputs = changed or [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self.kept += outputs
+        flop = flop_registry.get(func._overloadpacket)
+        count = flop(*args, **kwargs, out_val=result) if flop else 0.0
+        self.add(name, inputs, outputs, count)
+        return result
+
+    def shapes_of(self, func, args, kwargs) -> tuple[Any, list[Tensor]]:
+        """Return what `func` returns, without values, and the arguments that it changes."""
+        written = [
+            value
+            for argument, value in zip(func._schema.arguments, args, strict=False)
+            if argument.alias_info is not None
+            and argument.alias_info.is_write
+            and argument.name != "grads"  # of Adam, which writes them only to undo a scale
+        ]
+        if written:
+            changed = [leaf for leaf in tree_leaves(written) if isinstance(leaf, Tensor)]
+            return (written[0] if func._schema.returns else None), changed
+        options = kwargs | ({"generator": None} if "generator" in kwargs else {})
+        if "device" in options or not any(isinstance(a, Tensor) for a in tree_leaves(args)):
+            options["device"] = torch.device("meta")
+        with _disable_current_modes():
+            key = str((func, tree_map(described, (args, options))))
+            if key not in self.results:  # Layers repeat, and meta kernels take their time.
+                shapeless = tree_map(without_values, (args, options))
+                self.results[key] = func(*shapeless[0], **shapeless[1])
+            return tree_map(with_memory, self.results[key]), []
+
+    def add(self, name: str, inputs, outputs, flop: float = 0.0, **triton: Any) -> None:
+        """Append a launch."""
+        shapes = [tuple(tensor.shape) for tensor in inputs]
+        reads, writes = (
+            frozenset(span for tensor in tensors for span in spans(tensor))
+            for tensors in (inputs, outputs)
+        )
+        if name == "index":  # A gather reads what it returns, not all that it could.
+            moved = 2 * sum(map(bytes_of, outputs))
+        else:
+            moved = sum(map(bytes_of, [*inputs, *outputs]))
+        self.written |= {name for name, *_ in writes}
+        self.launches.append(Launch(name, shapes, flop, moved, reads, writes, **triton))
+
+    def add_kernel(self, name: str, arguments: dict[str, Any], grid: tuple[int, ...]) -> None:
+        """Append a Triton kernel: memory that nobody has written yet is what it writes."""
+        tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+        fresh = {storage(tensor) for tensor in tensors} & (self.known - self.written)
+        inputs = [tensor for tensor in tensors if storage(tensor) not in fresh]
+        outputs = [tensor for tensor in tensors if storage(tensor) in fresh]
+        self.add(name, inputs, outputs, arguments=arguments, grid=grid)
+
+
+def described(value: Any) -> Any:
+    """Return what a tensor's result depends on; anything else as it is."""
+    if not isinstance(value, Tensor):
+        return value
+    return (*value.size(), "by", *value.stride(), value.dtype)
+
+
+def without_values(value: Any) -> Any:
+    """Return a tensor's likeness on the meta device; anything else as it is."""
+    if not isinstance(value, Tensor):
+        return value
+    return torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device="meta")
+
+
+def with_memory(value: Any) -> Any:
+    """Return a tensor on the CPU for its likeness, uninitialised: pages that are never touched."""
+    if not isinstance(value, Tensor):
+        return value
+    return torch.empty_strided(value.size(), value.stride(), dtype=value.dtype)
+
+
+@contextmanager
+def recording() -> Iterator[Recorder]:
+    """List what is launched inside.
+
+    Raises:
+        RuntimeError: Triton would compile its kernels instead of interpreting them.
+    """
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        raise RuntimeError("set TRITON_INTERPRET=1 before the process starts")
+    from triton.runtime.interpreter import GridExecutor
+
+    recorder, run = Recorder(), GridExecutor.__call__
+
+    def count(self, *arguments, **options):
+        names = inspect.signature(self.fn).parameters
+        options = {key: value for key, value in options.items() if key in names}
+        bound = inspect.getcallargs(self.fn, *arguments, **options)
+        recorder.add_kernel(self.fn.__name__, bound, tuple(self.grid))
+
+    GridExecutor.__call__ = count
+    try:
+        with recorder:
+            yield recorder
+    finally:
+        GridExecutor.__call__ = run
+
+
+def launches_of(make_updater: Callable[[], Any]) -> list[Launch]:
+    """Return the launches of an update after the first one, sampling and metrics included.
+
+    Args:
+        make_updater: Builds the updater; what it does is not counted.
+    """
+    with recording() as recorder:
+        updater = make_updater()
+        updater.update()
+        recorder.launches.clear()
+        updater.update()
+        return list(recorder.launches)

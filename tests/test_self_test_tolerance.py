@@ -1,0 +1,72 @@
+"""What the self-test lets pass: rounded operands, but no error of a small tensor."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from trqam_fast import self_test
+from trqam_fast.kernels.dispatch import NETWORK_OPS
+
+LOST_BITS = {"tf32": 13, "bf16": 16}
+"""Of float32's 23 explicit bits."""
+
+
+class CoarseProducts(TorchDispatchMode):
+    """Operands of matrix products lose bits, as in the matrix units of a GPU.
+
+    The units that read operands from shared memory cut the bits off; those that a conversion
+    precedes round to nearest.
+    """
+
+    def __init__(self, precision, cut):
+        super().__init__()
+        self.lost, self.cut = LOST_BITS[precision], cut
+
+    def coarse(self, operand):
+        bits = operand.contiguous().view(torch.int32)
+        if not self.cut:
+            bits = bits + (1 << (self.lost - 1)) - 1 + (bits >> self.lost & 1)
+        return (bits >> self.lost << self.lost).view(torch.float32)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        first = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}.get(func._schema.name[6:])
+        if first is not None and args[first].dtype == torch.float32:
+            operands = [self.coarse(operand) for operand in args[first : first + 2]]
+            args = (*args[:first], *operands, *args[first + 2 :])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["rounded", "cut"])
+@pytest.mark.parametrize("precision", LOST_BITS)
+@pytest.mark.parametrize("op", NETWORK_OPS)
+def test_operands_of_the_matrix_units_pass(op, precision, cut, monkeypatch):
+    """With room to spare, as the kernels add in another order."""
+    build = self_test.cases
+
+    def coarse_cases(dtype, device, size):
+        call = build(dtype, device, size)[op]
+        if dtype == torch.float64:
+            return {op: call}
+
+        def run(**options):
+            with CoarseProducts(precision, cut):
+                return call(backend=options["backend"])
+
+        return {op: run}
+
+    monkeypatch.setattr(self_test, "cases", coarse_cases)
+    limit = self_test.TOLERANCE[precision]
+    for size in (self_test.SMALL, *self_test.WIDE):
+        found = self_test.deviation(op, "reference", "cpu", precision, size)
+        assert limit / 100 < found < limit / 2, (size, found)
+
+
+def test_a_small_tensor_is_measured_by_its_own_elements(monkeypatch):
+    """As the gradients of weights are, beside losses and actions."""
+
+    def build(dtype, device, size):
+        wrong = 1.0 if dtype == torch.float64 else 1.001
+        return {"op": lambda **_: [torch.ones(3, dtype=dtype), torch.full((2,), 1e-3 * wrong)]}
+
+    monkeypatch.setattr(self_test, "cases", build)
+    assert self_test.deviation("op", "reference", "cpu") == pytest.approx(1e-3, rel=1e-2)

@@ -1,0 +1,271 @@
+"""First contact: installation, correctness of every kernel, times of an update."""
+
+from __future__ import annotations
+
+import functools
+import math
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from tools.trial.record import ROOT, Trial, predicted_update
+
+PYTEST = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"]
+RECORDINGS = ("trqam_single_step", "trqam_chunked", "qam_chunked")
+# Autograd's thread may touch the device while this one captures.
+THREAD_LOCAL = """
+import functools, sys, pytest, torch
+torch.cuda.graph = functools.partial(torch.cuda.graph, capture_error_mode="thread_local")
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
+def environment(trial: Trial) -> None:
+    """Name the machine; measure a copy and a product, which bound everything else."""
+    import torch
+
+    if trial.gpu:
+        properties = torch.cuda.get_device_properties(0)
+        trial.run(["nvidia-smi"], 30)
+        trial.emit(
+            "device",
+            note=f"{properties.multi_processor_count} multiprocessors, L2 "
+            f"{properties.L2_cache_size / 2**20:.0f} MiB, "
+            f"{properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}",
+        )
+    else:
+        trial.emit("device", note=f"CPU, {torch.get_num_threads()} threads: a rehearsal")
+    count = 2**18 if trial.dry else 2**28
+    source = torch.randn(count, device=trial.device)
+    target = torch.empty_like(source)
+    seconds = times(trial, lambda: target.copy_(source))
+    rate = 2e-12 * source.nbytes / median(seconds)
+    trial.emit("copy", size={"bytes": source.nbytes}, seconds=seconds, note=f"{rate:.2f} TB/s")
+    side = 64 if trial.dry else 8192
+    a, b = (torch.randn(side, side, device=trial.device, dtype=torch.bfloat16) for _ in range(2))
+    seconds = times(trial, lambda: a @ b)
+    rate = 2e-12 * side**3 / median(seconds)
+    note = f"{rate:.2f} TFLOP/s"
+    trial.emit("product", size={"side": side}, precision="bf16", seconds=seconds, note=note)
+
+
+def build(trial: Trial) -> None:
+    """Install wheels that were carried along, and compile the extension if it does not import."""
+    wheels = sorted(trial.wheels.glob("*.whl"))
+    if wheels:
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps"]
+        site = ["--no-compile", "--upgrade", "--target", trial.wheels / "site"]
+        trial.run([*pip, *site, *wheels], 120)
+        trial.emit("wheels", note=f"{len(wheels)} installed in {trial.wheels.name}/site")
+    state = extension_state()
+    wanted = ("CPU and CUDA",) if trial.gpu else ("CPU and CUDA", "CPU")
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps"]
+    for cuda in "10" if trial.gpu and state not in wanted else "0":
+        if state in wanted:
+            break
+        trial.run([*install, "-e", ROOT], 240, TRQAM_CUDA=cuda)
+        state = extension_state()
+        wanted = ("CPU and CUDA", "CPU")
+    # The Triton kernels, and so an update on a GPU, do without it.
+    trial.emit("extension", ok=state in wanted, note=state)
+
+
+def extension_state() -> str:
+    """Return what a fresh process finds of the compiled extension."""
+    code = "from trqam_fast.runs.folder import versions; print(versions()['extension'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    return (done.stdout or done.stderr).strip().splitlines()[-1]
+
+
+def self_test(trial: Trial) -> None:
+    """Every op, precision and size against float64; on a GPU each call ten times over."""
+    from trqam_fast.kernels.dispatch import NETWORK_OPS, PRECISIONS_OF, TRITON_OPS
+    from trqam_fast.self_test import SMALL, TOLERANCE, WIDE, deviation
+
+    sizes = [("small", SMALL)] if trial.dry else [("small", SMALL), *zip("ab", WIDE, strict=True)]
+    backends = ["triton", "cpp"] if trial.gpu else ["cpp"]
+    for backend in backends:
+        for op in TRITON_OPS if backend == "triton" else ("adjoint_matching", "path_kl"):
+            for precision in PRECISIONS_OF[backend] if op in NETWORK_OPS else ("ieee",):
+                for name, size in sizes:
+                    call = functools.partial(deviation, op, backend, trial.device, precision, size)
+                    found, note = attempt(call)
+                    trial.emit(
+                        op, size={"case": name}, precision=precision, variant=backend, error=found,
+                        ok=found is not None and found <= TOLERANCE[precision], note=note,
+                    )  # fmt: skip
+
+
+def parity(trial: Trial) -> None:
+    """Replay the recorded runs of the authors' code in float32."""
+    from trqam_fast.parity import ParityArgs, replay
+
+    backend = "triton" if trial.gpu else "cpp"
+    for name in RECORDINGS[: 1 if trial.dry else None]:
+        path = ROOT / "tests" / "data" / f"{name}.npz"
+        args = ParityArgs(path, backend=backend, device=trial.device, dtype="float32")
+        worst, note = attempt(lambda args=args: max(replay(args).values()))
+        trial.emit(
+            name, precision="ieee", variant=backend, error=worst,
+            ok=worst is not None and worst < 1e-4, note=note,
+        )  # fmt: skip
+
+
+def kernel_tests(trial: Trial) -> None:
+    """Run the kernels' own tests, on a GPU all, else a few under Triton's interpreter."""
+    few = ["-k", "bounds_lam or unsupported"] if trial.dry else []
+    interpret = {} if trial.gpu else {"TRITON_INTERPRET": "1"}
+    files = ["tests/test_triton.py", "tests/test_triton_ops.py"]
+    run_tests(trial, [*files, "-m", "interpreter", "--maxfail=10", *few], 240, **interpret)
+
+
+def graph(trial: Trial) -> None:
+    """Captured updates against eager ones, bit for bit; another way of capturing if that fails."""
+    chosen = ["tests/test_updater.py", "tests/test_baselines.py", "-k", "on_a_gpu or graphed"]
+    if not trial.gpu:
+        chosen = ["tests/test_updater.py", "-k", "replays"]
+    if not run_tests(trial, chosen, 120):
+        run_tests(trial, chosen, 120, command=[sys.executable, "-c", THREAD_LOCAL, "-q"])
+
+
+def run_tests(
+    trial: Trial, chosen: list[str], timeout: float, command: list[str] = PYTEST, **env: str
+) -> bool:
+    """Run tests; return whether all of them passed, and say which did not."""
+    printed = trial.run([*command, *chosen], timeout, **env)
+    if printed is None:
+        return False
+    trial.emit("tests", note=printed.strip().splitlines()[-1], variant=Path(chosen[0]).stem)
+    return True
+
+
+def bench_fused(trial: Trial) -> None:
+    """Time the trainer's updates with this project's kernels."""
+    for runs in (1,) if trial.dry else (1, 8, 2, 4, 16):
+        for precision in ("tf32", "bf16") if trial.gpu else ("ieee",):
+            bench(trial, "fused", runs, precision)
+
+
+def bench_layers(trial: Trial) -> None:
+    """Time the same with one launch for each layer: what the kernels must beat."""
+    for runs in (1,) if trial.dry else (1, 8, 2):
+        bench(trial, "layers", runs, "tf32" if trial.gpu else "ieee")
+
+
+def bench(trial: Trial, variant: str, runs: int, precision: str) -> None:
+    """Time updates of one size, sampling and metrics included, in graphs of ten."""
+    from dataclasses import replace
+
+    import torch
+
+    from benchmarks.baselines import EagerAgent
+    from benchmarks.compare_reference import time_block
+    from benchmarks.graphs import event_seconds
+    from benchmarks.sizes import PAPER, PAPER_SMALL, make_agent
+    from benchmarks.test_update import make_updater
+    from trqam_fast.agents import TRQAMAgent
+    from trqam_fast.training.updater import UPDATES_PER_REPLAY
+
+    size = replace(PAPER_SMALL if trial.dry else PAPER, runs=runs)
+    kind, backend = (TRQAMAgent, "triton") if variant == "fused" else (EagerAgent, "reference")
+    backend = backend if trial.gpu or variant == "layers" else "cpp"
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+
+    def measure() -> tuple[list[float], str]:
+        own = precision if variant == "fused" else "ieee"
+        agent = make_agent(size, trial.device, backend, own, agent_class=kind)
+        replays = 2 if trial.dry else 20
+        interval = UPDATES_PER_REPLAY * (replays + 3)
+        updater = make_updater(agent, size, trial.device, graph=trial.gpu, interval=interval)
+        if not trial.gpu:
+            return time_block(updater.update, 3), "without a graph"
+        torch.cuda.reset_peak_memory_stats()
+        updater.run(UPDATES_PER_REPLAY)
+        updater.history.collect()
+        seconds = event_seconds(updater.graphs[UPDATES_PER_REPLAY], UPDATES_PER_REPLAY, replays)
+        updater.history.advance(UPDATES_PER_REPLAY * (replays + 1))
+        if not updater.history.collect().isfinite().all():
+            raise FloatingPointError("a metric is not finite")
+        return seconds, f"peak {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB"
+
+    found, note = attempt(measure)
+    seconds, told = found or (None, note)
+    trial.emit(
+        "update", size=vars(size), precision=precision, variant=variant, mode="throughput",
+        seconds=seconds, ok=seconds is not None, note=told,
+        predicted_us=predicted_update(trial.paper, variant, precision, runs),
+    )  # fmt: skip
+
+
+def reference(trial: Trial) -> None:
+    """Time the authors' JAX code against ours, with a wait at every update and without."""
+    if trial.reference is None:
+        trial.emit("jax", note="not run: no checkout given with --reference")
+        return
+    from benchmarks import compare_reference as compare
+    from benchmarks.sizes import PAPER, PAPER_SMALL
+
+    name, size = ("small", PAPER_SMALL) if trial.dry else ("paper", PAPER)
+    case = compare.Case(name, size, "tf32" if trial.gpu else "ieee", 2 if trial.dry else 20)
+    worker = compare.Reference(compare.CompareArgs(trial.reference, device=trial.device))
+    try:
+        versions = worker.ask(do="describe")
+        results, note = attempt(
+            lambda: compare.compare_all([case], worker, trial.device, 1 if trial.dry else 4)
+        )
+    finally:
+        worker.close()
+    if results is None:
+        trial.emit("update", size=vars(size), variant="jax", ok=False, note=note)
+        return
+    for result in results.values():
+        for side, variant in (("reference", "jax"), ("ours", "fused")):
+            spread = [1e-3 * result[side][f"{key}_ms"] for key in ("quartile_1", "median")]
+            spread.append(1e-3 * result[side]["quartile_3_ms"])
+            told = f"jax {versions['jax']}; ratio {result['ratio']:.3g}"
+            kernels = result.get("reference_kernels")
+            if kernels:
+                told += f"; {kernels}"
+            trial.emit(
+                "update alone", size=vars(size), precision=case.precision, variant=variant,
+                mode=result["mode"], seconds=spread, count=result["updates"],
+                note=told if variant == "jax" else "",
+            )  # fmt: skip
+
+
+def attempt(call: Callable):
+    """Return what `call` returns and no note, or None and why not; the log has it in full."""
+    try:
+        return call(), ""
+    except Exception as error:  # whatever a new GPU, driver or compiler raises
+        traceback.print_exc(file=sys.stdout)
+        lines = str(error).strip().splitlines() or [""]
+        return None, f"{type(error).__name__}: {lines[0]}"[:300]
+
+
+def times(trial: Trial, call: Callable) -> list[float]:
+    """Return seconds of some calls, by events on a GPU, by the clock elsewhere."""
+    import torch
+
+    from benchmarks.compare_reference import time_block
+
+    if not trial.gpu:
+        return time_block(call, 5)[1:]
+    for _ in range(3):
+        call()
+    seconds = []
+    for _ in range(20):
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before.record()
+        call()
+        after.record()
+        torch.cuda.synchronize()
+        seconds.append(1e-3 * before.elapsed_time(after))
+    return seconds
+
+
+def median(values: list[float]) -> float:
+    """Return the middle of some values."""
+    return sorted(values)[len(values) // 2] if values else math.nan

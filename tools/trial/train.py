@@ -1,0 +1,97 @@
+"""Whole runs: the small default, the paper's sizes, and runs that stop and go on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from tools.trial.record import Trial
+
+TRAIN = [sys.executable, "-m", "trqam_fast.train"]
+TINY = [
+    "--preset", "smoke", "--generated-transitions", "2000", "--bc-steps", "10", "--batch-size",
+    "8", "--actor-hidden-dims", "16", "--value-hidden-dims", "16", "--eval-episodes", "1",
+    "--eval-envs", "1", "--log-interval", "10", "--online-steps", "0", "--threads", "1",
+]  # fmt: skip
+
+
+def default_task(trial: Trial) -> None:
+    """The default preset for three seeds at once: what it learns on a CPU it must learn here."""
+    for precision in ("tf32", "bf16") if trial.gpu else ("ieee",):
+        flags = ["--seeds", "0", "1", "2", "--eval-interval", "0", "--eval-workers", "8"]
+        if trial.dry:
+            flags = [*TINY, "--offline-steps", "10", "--seeds", "0", "1"]
+        summary = train(trial, f"default_{precision}", precision, flags)
+        if summary is None:
+            continue
+        scores = summary["offline_success_by_seed"]
+        learned = all(score is not None and score >= 0.8 for score in scores)
+        note = f"success {scores}, {summary['updates_per_second']}, seconds {summary['seconds']}"
+        trial.emit(
+            "default task", size={"runs": len(scores)}, precision=precision, variant="fused",
+            ok=learned or trial.dry, note=note,
+        )  # fmt: skip
+
+
+def paper_task(trial: Trial) -> None:
+    """The paper's sizes on generated data: updates a second and memory of whole runs."""
+    for runs in (1,) if trial.dry else (1, 8):
+        seeds = ["--seeds", *map(str, range(runs))]
+        task = ["--preset", "paper", "--env-name", "cube-single-play-singletask-task1-v0"]
+        lengths = ["--bc-steps", "500", "--offline-steps", "20000" if runs == 1 else "10000"]
+        evaluation = ["--eval-interval", "0", "--eval-episodes", "4", "--eval-workers", "8"]
+        data = ["--generated", "--generated-transitions", "20000", "--log-interval", "5000"]
+        flags = [*task, *lengths, *evaluation, *data, *seeds]
+        if trial.dry:
+            flags = [*TINY, "--offline-steps", "10"]
+        precision = "tf32" if trial.gpu else "ieee"
+        summary = train(trial, f"paper_s{runs}", precision, flags)
+        if summary is None:
+            continue
+        rate = summary["updates_per_second"]["offline"]
+        trial.emit(
+            "update in a run", size={"runs": runs}, precision=precision, variant="fused",
+            mode="throughput", seconds=[1 / rate], note=f"seconds {summary['seconds']}",
+        )  # fmt: skip
+
+
+def resume(trial: Trial) -> None:
+    """A run in one piece, one that goes on after half, one without graphs: the same weights."""
+    from tests.kill_run import differences
+    from trqam_fast.runs import checkpoint
+
+    whole, half = ("20", "10") if trial.dry else ("2000", "1000")
+    flags = ["--eval-interval", "0", "--eval-episodes", "1", "--save-interval", half]
+    flags = [*TINY, *flags] if trial.dry else ["--bc-steps", "100", *flags]
+    precision = "tf32" if trial.gpu else "ieee"
+    first = train(trial, "whole", precision, [*flags, "--offline-steps", whole])
+    train(trial, "halves", precision, [*flags, "--offline-steps", half])
+    on = ["--resume", "--run-dir", str(folder(trial, "halves")), "--offline-steps", whole]
+    trial.run([*TRAIN, *on], 120)
+    if trial.gpu:
+        train(trial, "eager", precision, [*flags, "--offline-steps", whole, "--no-graph"])
+    if first is None:
+        return
+    expected = checkpoint.load(checkpoint.newest(folder(trial, "whole") / "checkpoints"))
+    for name in ("halves", "eager") if trial.gpu else ("halves",):
+        found = checkpoint.newest(folder(trial, name) / "checkpoints")
+        if found is not None:
+            apart = differences(expected["agent"], checkpoint.load(found)["agent"])
+            note = f"different: {', '.join(apart)}" if apart else "equal bit for bit"
+            trial.emit(f"whole and {name}", precision=precision, ok=not apart, note=note)
+
+
+def train(trial: Trial, name: str, precision: str, flags: list[str]) -> dict | None:
+    """Train into a folder of its own and return the summary, or None if it failed."""
+    backend = ["--backend", "triton"] if trial.gpu else []
+    common = ["--device", trial.device, *backend, "--precision", precision, "--overwrite"]
+    into = ["--run-dir", str(folder(trial, name)), "--generated-dir", str(trial.out / "data")]
+    if trial.run([*TRAIN, *flags, *common, *into], 300) is None:
+        return None
+    return json.loads((folder(trial, name) / "summary.json").read_text())
+
+
+def folder(trial: Trial, name: str) -> Path:
+    """Return where a run of the trial lies."""
+    return trial.out / "runs" / name
