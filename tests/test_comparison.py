@@ -25,6 +25,7 @@ from trqam_fast.report.comparison_tables import measured_rates
 from trqam_fast.report.find import collect
 from trqam_fast.report.published import read_published
 from trqam_fast.report.table import escape_latex
+from trqam_fast.runs.read import read_run
 
 
 def statuses(results, method, task):
@@ -287,3 +288,14 @@ def test_what_all_share_is_said_once():
     assert each_once(["100k generated", "", "50k generated"]) == "100k or 50k generated"
     assert each_once(["published", "50k generated"]) == "published or 50k generated"
     assert each_once(["12k", "12k", "3k"]) == "12k or 3k"
+
+
+def test_the_same_data_have_the_same_interval_on_either_page(tmp_path):
+    run = write_run(tmp_path / "run", ONE, "trqam", range(4), [0.98, 0.98, 0.86, 0.56])
+    (interval, _) = read_run(run).success_after("offline")
+    s = Comparison(collect([tmp_path])[0]).summaries["TRQAM", "all"]
+    assert s.mean == pytest.approx(interval, abs=1e-12) and s.episodes == "50"
+    one = write_run(tmp_path / "two" / "run", ONE, "qam", (0,), [0.0])
+    s = Comparison(collect([tmp_path / "two"])[0]).summaries["QAM", "all"]
+    assert s.mean == s.iqm == pytest.approx(read_run(one).success_after("offline")[0])
+    assert s.mean.high == pytest.approx(0.0713, abs=1e-4)  # Wilson's of none of 50

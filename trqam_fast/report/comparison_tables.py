@@ -1,4 +1,7 @@
-"""The tables of a comparison: those of its page, its CSV files and its LaTeX table."""
+"""The tables of a comparison: those of its page, its CSV files and its LaTeX table.
+
+Longer than 400 lines, as each of a dozen tables is a function and they share how cells are made.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Reads run folders, whatever state they are in, and keeps account of what is missing."""
+"""Reads run folders, whatever state they are in, and keeps account of what is missing.
+
+Longer than 400 lines, as every reader of a run's files is here: of JSON, of logs, of whole folders.
+"""
 
 from __future__ import annotations
 
