@@ -35,15 +35,15 @@ NAMES = {
 """Groups of the benchmarks in the roofline, with what they do."""
 AUTHORS = "authors' JAX code"
 BACKENDS: dict[str, dict[str, Any]] = {
-    AUTHORS: {"color": "#8a8f98"},
-    "reference": {"color": "#8a8f98"},
-    "cpp": {"color": "#009e73"},
-    "cpp, bf16": {"color": "#8fd3bd"},
+    AUTHORS: {"color": "#b9bec7"},
+    "reference": {"color": "#b9bec7"},
+    "cpp": {"color": "#00755a"},
+    "cpp, bf16": {"color": "#66c2a5"},
     "eager": {"color": "#c99700"},
     "compiled": {"color": "#7a5195"},
 }
 """Of no algorithm's colour; their lightness differs, so that they are told apart without hue."""
-HUES = ("#009e73", "#7a5195", "#c99700", "#4a6fa5", "#8a8f98")
+HUES = ("#00755a", "#7a5195", "#c99700", "#6fa8dc", "#a4a9b2")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 CASES = {
     "fp32": "width 512, batch 256,\nfloat32", "bf16": "width 512, batch 256,\nbf16",

@@ -81,12 +81,14 @@ def headline(found: list[Run]) -> str:
         if known:
             stage, ((value, low, high), by_seed) = known[-1]
             text = f"{title_of(run, found)} {100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
-            text += f" after {stage}, {count_of(len(by_seed), 'seed')}"
+            base = f" after {stage}, {count_of(len(by_seed), 'seed')}"
             episodes = run.episodes_after(stage)
-            text += f" of {count_of(episodes, 'episode')}" if episodes else ""
-            results.append((value, text))
+            base += f" of {count_of(episodes, 'episode')}" if episodes else ""
+            results.append((value, text, base))
     results.sort(key=lambda result: -result[0])
-    return "; ".join(text for _, text in results) or "Nothing was evaluated yet"
+    if len({base for *_, base in results}) == 1:  # what all rest on is said once
+        return ", ".join(text for _, text, _ in results) + results[0][2]
+    return "; ".join(text + base for _, text, base in results) or "Nothing was evaluated yet"
 
 
 def settings(found: list[Run], differing: bool = False) -> Table | None:
