@@ -27,7 +27,8 @@ def test_an_estimate_of_the_whole_run_in_words(monkeypatch):
     )
 
 
-def test_rows_of_a_run_fit_eighty_columns(flags, tmp_path, capsys):
+def test_rows_of_a_run_fit_eighty_columns(flags, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(estimate, "LEAST_UPDATES", 10)
     assert run(flags, tmp_path / "run", "--seeds", "0", "1") == 0
     lines = capsys.readouterr().out.splitlines()
     shown = [line for line in lines if line.startswith(("pretrain ", "offline ", "step ", "upd"))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
@@ -28,10 +29,19 @@ def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def bootstrap_means(values: Sequence[float], reps: int = REPS) -> NDArray[np.float64]:
-    """Return the means of `reps` resamples of some values, drawn with replacement, seed 0."""
-    uniform = np.random.default_rng(0).random((reps, len(values)))
-    return np.asarray(values)[(uniform * len(values)).astype(np.int64)].mean(axis=1)
+@functools.lru_cache(maxsize=16)
+def draws(number: int) -> NDArray[np.int64]:
+    """Return the rows that make `REPS` resamples of so many, drawn with replacement, seed 0."""
+    return (np.random.default_rng(0).random((REPS, number)) * number).astype(np.int64)
+
+
+@functools.lru_cache(maxsize=4096)  # curves of many evaluations have the same rates again and again
+def bootstrap_limits(values: tuple[float, ...]) -> tuple[float, float]:
+    """Return the percentile interval of the mean of some values."""
+    if min(values) == max(values):
+        return values[0], values[0]
+    low, high = np.percentile(np.asarray(values)[draws(len(values))].mean(axis=1), TAILS)
+    return float(low), float(high)
 
 
 def success_interval(rates: Sequence[float], episodes: int) -> tuple[float, float]:
@@ -44,8 +54,8 @@ def success_interval(rates: Sequence[float], episodes: int) -> tuple[float, floa
         rates: Success of each seed, from 0 to 1.
         episodes: Of all seeds together.
     """
-    low, high = np.percentile(bootstrap_means(rates), TAILS)
-    return widened(float(np.mean(rates)), float(low), float(high), episodes)
+    low, high = bootstrap_limits(tuple(map(float, rates)))
+    return widened(float(np.mean(rates)), low, high, episodes)
 
 
 def widened(share: float, low: float, high: float, trials: int) -> tuple[float, float]:

@@ -15,6 +15,8 @@ from trqam_fast.training.seeding import make_generators
 from trqam_fast.training.updater import Source, Updater
 
 PROBE_SECONDS = 0.1
+LEAST_UPDATES = 500
+"""Of a run whose time is worth knowing before it begins."""
 
 
 def seconds_per_call(call: Callable[[], object], budget: float = PROBE_SECONDS) -> float:
@@ -50,7 +52,7 @@ def updates_left(config: TrainConfig, step: int = 0) -> dict[str, int]:
 def estimate(
     config: TrainConfig, step: int, make_agent: Callable[[str], Agent], source: Source
 ) -> str:
-    """Return in words how long the updates that are left of a run take on this machine.
+    """Return in words how long the updates that are left of a run take; nothing for a few.
 
     Args:
         config: The run's configuration, on a CPU.
@@ -58,8 +60,10 @@ def estimate(
         make_agent: Builds an agent of an algorithm, which is thrown away.
         source: Where batches come from.
     """
-    parts, total = [], 0.0
-    for algo, updates in updates_left(config, step).items():
+    parts, total, left = [], 0.0, updates_left(config, step)
+    if sum(left.values()) < LEAST_UPDATES:
+        return ""
+    for algo, updates in left.items():
         if updates > 0:
             seconds = seconds_per_update(make_agent(algo), source)
             total += updates * seconds

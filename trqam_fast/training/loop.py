@@ -124,7 +124,8 @@ class Trainer:
         if self.config.device == "cpu" and not self.stop:
             with self.stop.at_once():
                 text = estimate(self.config, step, self.make_agent, self.dataset)
-            self.logger.say(text)
+            if text:
+                self.logger.say(text)
 
     def make_agent(self, algo: str) -> Agent:
         """Build an agent for the task's sizes."""
