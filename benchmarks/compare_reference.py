@@ -36,6 +36,7 @@ from trqam_fast.cli import run_command
 from trqam_fast.devices import check_device
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.memory import keep_freed_memory
+from trqam_fast.randomness import Randomness
 from trqam_fast.training.updater import UPDATES_PER_REPLAY
 
 Mode = Literal["latency", "throughput"]
@@ -129,11 +130,11 @@ class Ours:
         backend = "cpp" if device == "cpu" else "triton"
         agent = make_agent(case.size, device, backend, case.precision)
         batch = make_batch(case.size, device)
-        generators = [torch.Generator(device).manual_seed(0)]
-        self.update = lambda: agent.update(batch, agent.draw_noise(generators))
+        randomness = Randomness([0], device)
+        self.update = lambda: agent.update(batch, agent.draw_noise(randomness))
         if device == "cuda":
-            self.one = capture(self.update, generators, 1)
-            self.ten = capture(self.update, generators, UPDATES_PER_REPLAY)
+            self.one = capture(self.update, 1)
+            self.ten = capture(self.update, UPDATES_PER_REPLAY)
 
     def time(self, case: Case, mode: Mode) -> list[float]:
         """Return seconds of an update, the first of a block not among them."""

@@ -43,6 +43,7 @@ from benchmarks.sizes import PAPER, Size, make_agent
 from trqam_fast.cli import run_command
 from trqam_fast.data.dataset import Dataset
 from trqam_fast.errors import UsageError
+from trqam_fast.randomness import Randomness
 from trqam_fast.training.history import History
 from trqam_fast.training.updater import Updater
 
@@ -215,7 +216,7 @@ def make_updater(plan: str, size: Size, precision: str) -> Callable[[], Updater]
         "terminals": torch.zeros(count), "next_observations": torch.randn(count, size.obs_dim),
     }  # fmt: skip
     dataset = Dataset.from_arrays(arrays)
-    generators = [torch.Generator().manual_seed(run) for run in range(size.runs)]
+    randomness = Randomness(range(size.runs), backend="triton")
 
     def build() -> Updater:
         match plan:
@@ -224,7 +225,7 @@ def make_updater(plan: str, size: Size, precision: str) -> Callable[[], Updater]
                 agent.online.gradient = None  # as on a GPU
             case "layers":
                 agent = make_agent(size, "cpu", "reference", "ieee", agent_class=TogetherAgent)
-        return Updater(agent, dataset, generators, History(10), graph=False)
+        return Updater(agent, dataset, randomness, History(10), graph=False)
 
     return build
 

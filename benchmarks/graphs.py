@@ -11,11 +11,8 @@ from trqam_fast.training.updater import WARMUP
 Update = Callable[[], None]
 
 
-def capture(update: Update, generators: list[torch.Generator], count: int) -> torch.cuda.CUDAGraph:
-    """Return `count` updates as one graph, after warm-up on another stream.
-
-    A replay begins with two fills for each generator, which several updates share.
-    """
+def capture(update: Update, count: int) -> torch.cuda.CUDAGraph:
+    """Return `count` updates as one graph, after warm-up on another stream."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -23,8 +20,6 @@ def capture(update: Update, generators: list[torch.Generator], count: int) -> to
             update()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    for generator in generators:
-        graph.register_generator_state(generator)
     with torch.cuda.graph(graph):
         for _ in range(count):
             update()

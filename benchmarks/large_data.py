@@ -21,7 +21,6 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-import torch
 import tyro
 
 from benchmarks.records import describe, save
@@ -33,6 +32,7 @@ from trqam_fast.data.flat_dataset import FlatDataset
 from trqam_fast.data.flatten import Writer, new_folder
 from trqam_fast.errors import RunError
 from trqam_fast.memory import keep_freed_memory
+from trqam_fast.randomness import Randomness
 
 OBS_DIM, ACT_DIM, STEPS, PART = 37, 5, 1000, 500_000
 HORIZON, DISCOUNT, BATCH = 5, 0.995, 256
@@ -97,11 +97,11 @@ def train(path: Path, updates: int, width: int) -> dict[str, float]:
     )  # fmt: skip
     dataset = FlatDataset(FlatSet.open(path), 1)
     agent = TRQAMAgent(config, dataset.obs_dim, dataset.act_dim, [0])
-    generators = [torch.Generator().manual_seed(0)]
+    randomness = Randomness([0])
     now = []
     for _ in range(updates):
-        batch = dataset.sample(generators, BATCH, HORIZON, DISCOUNT)
-        agent.update(batch, agent.draw_noise(generators))
+        batch = dataset.sample(randomness, BATCH, HORIZON, DISCOUNT)
+        agent.update(batch, agent.draw_noise(randomness))
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         now.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
@@ -125,11 +125,11 @@ def train_apart(path: Path, args: LargeArgs) -> dict[str, float]:
 def time_batches(datasets: dict[str, Dataset | FlatDataset], batches: int) -> dict[str, dict]:
     """Return the microseconds of a batch from each dataset, drawn in turns from the same starts."""
     seconds: dict[str, list[float]] = {name: [] for name in datasets}
-    generators = {name: [torch.Generator().manual_seed(0)] for name in datasets}
+    randomness = {name: Randomness([0]) for name in datasets}
     for turn in range(-20, batches):
         for name, dataset in datasets.items():
             begin = time.perf_counter()
-            dataset.sample(generators[name], BATCH, HORIZON, DISCOUNT)
+            dataset.sample(randomness[name], BATCH, HORIZON, DISCOUNT)
             if turn >= 0:
                 seconds[name].append(1e6 * (time.perf_counter() - begin))
     results = {}

@@ -23,10 +23,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
 from trqam_fast.kernels.adam_step.reference import adam_step
+from trqam_fast.kernels.adam_step.settings import Settings
 from trqam_fast.kernels.adjoint_matching import ops as adjoint_matching_ops
-from trqam_fast.kernels.lean_adjoint import triton_ops as lean_adjoint_ops
-from trqam_fast.kernels.mlp import triton_ops as mlp_ops
-from trqam_fast.kernels.sde_rollout import triton_ops as sde_rollout_ops
+from trqam_fast.kernels.lean_adjoint import ops as lean_adjoint_ops
+from trqam_fast.kernels.mlp import ops as mlp_ops
+from trqam_fast.kernels.philox import ops as philox_ops
+from trqam_fast.kernels.sde_rollout import ops as sde_rollout_ops
+from trqam_fast.kernels.velocity_along import ops as velocity_along_ops
 
 Span = tuple[int, int, int]
 """A storage, and the bytes from and to which a tensor reaches in it."""
@@ -57,22 +60,21 @@ class Launch:
     grid: tuple[int, ...] = ()
 
 
-def adam_step_on_a_gpu(
-    params, gradient, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, max_norm, targets, tau
-):
+def adam_step_on_a_gpu(params, gradient, exp_avg, exp_avg_sq, step, targets, *settings):
     """Take the optimiser's step in PyTorch's operations, which `auto` takes there."""
-    return adam_step(
-        params, gradient, exp_avg, exp_avg_sq, step, lr, (beta1, beta2), eps, max_norm, targets, tau
-    )
+    state = (params, gradient, exp_avg, exp_avg_sq, step, targets)
+    return adam_step(*state, Settings(*settings))
 
 
 IMPLEMENTATIONS: dict[str, Callable] = {
-    "mlp_triton_forward": mlp_ops._forward,
-    "mlp_triton_backward": mlp_ops._backward,
+    "mlp_forward": mlp_ops._forward,
+    "mlp_backward": mlp_ops._backward,
     "adam_step": adam_step_on_a_gpu,
-    "sde_rollout_triton": sde_rollout_ops._rollout,
-    "lean_adjoint_triton": lean_adjoint_ops._sweep,
+    "sde_rollout": sde_rollout_ops._rollout,
+    "velocity_along": velocity_along_ops._along,
+    "lean_adjoint": lean_adjoint_ops._sweep,
     "adjoint_matching": adjoint_matching_ops._forward,
+    "philox": philox_ops._philox,
 }
 ALLOCATES = ("empty", "new_empty", "empty_like", "empty_strided")
 OVERWRITES = ("copy_", "fill_", "zero_", "normal_", "uniform_", "random_")

@@ -38,4 +38,4 @@ def held_bytes(agent: Agent) -> int:
 
 def scratch_bytes() -> int:
     """Return the bytes of the compiled passes' scratch memory."""
-    return sys.modules["trqam_fast.kernels.mlp.extension"].scratch_bytes()
+    return sys.modules["trqam_fast.kernels.cpp"].scratch_bytes()

@@ -12,9 +12,8 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import torch
 import tyro
 
 from benchmarks.records import describe, save
@@ -22,8 +21,9 @@ from benchmarks.sizes import PAPER, PAPER_SMALL, make_agent, make_batch
 from benchmarks.work import flops, gemm_ceiling
 from trqam_fast.cli import run_command
 from trqam_fast.memory import keep_freed_memory
+from trqam_fast.randomness import Randomness
 
-PASSES = ("mlp.ops", "sde_rollout.ops", "lean_adjoint.ops")
+PASSES = ("mlp.ops", "sde_rollout.ops", "lean_adjoint.ops", "velocity_along.ops")
 WORK = {
     "rollout and next actions": ("sde_rollout", "ode_rollout"),
     "target critics": ("critics",),
@@ -52,17 +52,17 @@ class PhasesArgs:
     """File for the result."""
 
 
-def label(name: str, arguments: tuple, forward: list[str]) -> str:
+def label(name: str, fields: Any, forward: list[str]) -> str:
     """Return the phase of a call; `forward` has the forward passes of this update not yet seen."""
     if name == "mlp_forward":
         return forward.pop(0)
     if name == "mlp_backward":
-        members, gradients, rows = arguments[0][1], arguments[1], arguments[5]
-        if not gradients:
+        if not fields.want_weights:
             return "action gradient, backward"
+        _, members, *_ = fields.network
         if members > 1:
             return "critics, backward"
-        batch = rows == label.batch
+        batch = fields.rows == label.batch
         return "cloned field, backward" if batch else "fine-tuned field, backward"
     return {
         "sde_rollout": "rollout and next actions",
@@ -74,7 +74,7 @@ def label(name: str, arguments: tuple, forward: list[str]) -> str:
 def profile(size, precision: str, updates: int) -> dict:
     """Return seconds of every phase, median over `updates`."""
     agent, batch = make_agent(size, "cpu", "cpp", precision), make_batch(size, "cpu")
-    generators = [torch.Generator().manual_seed(0)]
+    randomness = Randomness([0])
     label.batch = size.batch
     order = ["target critics", "critics", "cloned field", "action gradient, forward"]
     times: dict[str, list[float]] = {}
@@ -82,11 +82,11 @@ def profile(size, precision: str, updates: int) -> dict:
     modules = [sys.modules[f"trqam_fast.kernels.{name}"] for name in PASSES]
     original = modules[0].call
 
-    def timed(name, like, precision, *arguments):
+    def timed(name, fields, like, precision):
         start = time.perf_counter()
-        original(name, like, precision, *arguments)
+        original(name, fields, like, precision)
         elapsed = time.perf_counter() - start
-        times.setdefault(label(name, arguments, forward), []).append(elapsed)
+        times.setdefault(label(name, fields, forward), []).append(elapsed)
 
     for module in modules:
         module.call = timed
@@ -96,7 +96,7 @@ def profile(size, precision: str, updates: int) -> dict:
                 times.clear()
             forward[:] = order
             start = time.perf_counter()
-            noise = agent.draw_noise(generators)
+            noise = agent.draw_noise(randomness)
             drawn = time.perf_counter()
             gradient, terms = agent.gradients(batch, noise)
             done = time.perf_counter()

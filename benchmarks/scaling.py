@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 import tyro
 
 from benchmarks.memory import held_bytes, temporary_bytes
@@ -21,6 +20,7 @@ from benchmarks.records import describe, save
 from benchmarks.sizes import PAPER, make_agent, make_batch
 from trqam_fast.cli import run_command
 from trqam_fast.memory import keep_freed_memory
+from trqam_fast.randomness import Randomness
 
 BASE = replace(PAPER, name="base", width=256, batch=128)
 RANGES = {
@@ -45,10 +45,10 @@ class ScalingArgs:
 def measure(size, rounds: int) -> dict[str, float]:
     """Return median seconds and peak bytes of an update, and its parameters' bytes."""
     agent, batch = make_agent(size, "cpu", "auto", "ieee"), make_batch(size, "cpu")
-    generators = [torch.Generator().manual_seed(run) for run in range(size.runs)]
+    randomness = Randomness(range(size.runs))
 
     def update() -> None:
-        agent.update(batch, agent.draw_noise(generators))
+        agent.update(batch, agent.draw_noise(randomness))
 
     update()
     seconds = []

@@ -10,6 +10,7 @@ from benchmarks import large_data
 from benchmarks.conftest import DEVICES
 from trqam_fast.data.dataset import Dataset
 from trqam_fast.data.flat_dataset import FlatDataset
+from trqam_fast.randomness import Randomness
 
 TRANSITIONS = 100_000
 FORMS = [(device, form, "ieee") for device in DEVICES for form in ("memory", "disk")]
@@ -25,14 +26,14 @@ def test_sample(measure, size, variant, flat):
     """Of the networks' sizes only runs, batch and horizon matter."""
     make = {"memory": Dataset.from_flat, "disk": FlatDataset}[variant.backend]
     dataset = make(flat, 1, device=variant.device)
-    generators = [torch.Generator(variant.device).manual_seed(run) for run in range(size.runs)]
-    measure("sample", lambda: dataset.sample(generators, size.batch, size.horizon, 0.99))
+    randomness = Randomness(range(size.runs), variant.device)
+    measure("sample", lambda: dataset.sample(randomness, size.batch, size.horizon, 0.99))
 
 
 def test_both_forms_give_the_same(flat):
     """What is compared above does the same."""
     batches = [
-        make(flat, 1).sample([torch.Generator().manual_seed(0)], 256, 5, 0.99)
+        make(flat, 1).sample(Randomness([0]), 256, 5, 0.99)
         for make in (Dataset.from_flat, FlatDataset)
     ]
     for a, b in zip(*batches, strict=True):

@@ -13,6 +13,7 @@ from trqam_fast.kernels import (
     lean_adjoint,
     ode_rollout,
     path_kl,
+    philox,
     sde_rollout,
     velocity_along,
 )
@@ -66,10 +67,11 @@ def test_adjoint_matching(measure, size, variant):
 def test_adjoint_matching_gradient(measure, size, variant):
     v, loss = matching(size, variant)
     v.requires_grad_()
-    measure(
-        "adjoint_matching with gradient", lambda: torch.autograd.grad(loss().sum(), v),
-        "adjoint_matching gradient",
-    )  # fmt: skip
+
+    def step():
+        return torch.autograd.grad(loss().sum(), v)
+
+    measure("adjoint_matching with gradient", step, "adjoint_matching gradient")
 
 
 def rollout(size, variant):
@@ -107,21 +109,22 @@ def test_lean_adjoint(measure, size, variant):
     base = make_network(size, device).detach()
     s, terminal = start(size, device)
     points = along(size, device, 3, 1)
-    measure(
-        "lean_adjoint", lambda: lean_adjoint(base, s, points, terminal, **variant.options),
-        "lean_adjoint",
-    )  # fmt: skip
+
+    def sweep():
+        return lean_adjoint(base, s, points, terminal, **variant.options)
+
+    measure("lean_adjoint", sweep, "lean_adjoint")
 
 
 def test_velocity_along(measure, size, variant):
     device = variant.device
-    base, (s, _), points = make_network(size, device).detach(), start(size, device), along(
-        size, device, 3
-    )  # fmt: skip
-    measure(
-        "velocity_along", lambda: velocity_along(base, s, points, **variant.options),
-        "velocity_along",
-    )  # fmt: skip
+    base, (s, _) = make_network(size, device).detach(), start(size, device)
+    points = along(size, device, 3)
+
+    def step():
+        return velocity_along(base, s, points, **variant.options)
+
+    measure("velocity_along", step, "velocity_along")
 
 
 @pytest.mark.parametrize(
@@ -142,3 +145,30 @@ def test_adam_step(measure, size, variant):
             *state, lr=1e-4, max_norm=1.0, targets=targets, tau=0.005, backend=variant.backend
         ),
     )
+
+
+@without_products("reference", "cpp", "triton")
+def test_philox(measure, size, variant):
+    """The normals of an update: three starts and the noise of K - 1 steps."""
+    seeds = torch.arange(size.runs, device=variant.device)
+    offset = torch.zeros(1, dtype=torch.int64, device=variant.device)
+    count = size.batch * size.dim * (size.flow_steps + 2)
+
+    def step():
+        return philox(seeds, offset, stream=0, normals=count, backend=variant.backend)
+
+    measure("philox", step)
+
+
+@pytest.mark.parametrize("variant", [("cpu", "torch", "ieee")], ids="-".join, indirect=True)
+def test_normals_of_torch(measure, size, variant):
+    """The same from a generator for each run, PyTorch's own: the opponent of `philox`."""
+    generators = [torch.Generator().manual_seed(run) for run in range(size.runs)]
+    out = torch.empty(size.runs, size.batch * size.dim * (size.flow_steps + 2))
+
+    def step():
+        for run, generator in enumerate(generators):
+            out[run].normal_(generator=generator)
+        return out
+
+    measure("philox", step)

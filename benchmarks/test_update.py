@@ -9,6 +9,7 @@ from benchmarks.baselines import CompiledAgent, EagerAgent
 from benchmarks.conftest import DEVICES
 from benchmarks.sizes import GRID, make_agent, make_batch
 from trqam_fast.data.dataset import Dataset
+from trqam_fast.randomness import Randomness
 from trqam_fast.training.history import History
 from trqam_fast.training.updater import UPDATES_PER_REPLAY, WARMUP, Updater
 
@@ -16,8 +17,8 @@ from trqam_fast.training.updater import UPDATES_PER_REPLAY, WARMUP, Updater
 def updates(agent, size, device):
     """One update on the same batch with fresh noise."""
     batch = make_batch(size, device)
-    generators = [torch.Generator(device).manual_seed(run) for run in range(size.runs)]
-    return lambda: agent.update(batch, agent.draw_noise(generators))
+    randomness = Randomness(range(size.runs), device)
+    return lambda: agent.update(batch, agent.draw_noise(randomness))
 
 
 @pytest.mark.parametrize("algo", ["trqam", "qam"])
@@ -66,9 +67,9 @@ def make_updater(agent, size, device, graph, interval=UPDATES_PER_REPLAY):
         "next_observations": torch.randn(count, size.obs_dim),
     }
     dataset = Dataset.from_arrays(arrays, device)
-    generators = [torch.Generator(device).manual_seed(run) for run in range(size.runs)]
+    randomness = Randomness(range(size.runs), device)
     history = History(interval)
-    updater = Updater(agent, dataset, generators, history, graph=graph)
+    updater = Updater(agent, dataset, randomness, history, graph=graph)
     updater.run(WARMUP)
     history.collect()
     return updater

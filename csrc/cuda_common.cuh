@@ -6,7 +6,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "common.h"
+#include "noise_schedule.h"
+#include "trajectories.h"
 
 namespace trqam {
 
@@ -24,13 +25,6 @@ inline void check_launch(const char* kernel) {
 inline unsigned trajectory_blocks(const Shape& shape) {
     const int64_t rows = shape.runs * shape.batch;
     return static_cast<unsigned>((rows + kWarpsPerBlock - 1) / kWarpsPerBlock);
-}
-
-// g_k^2 of the memoryless schedule, evaluated one step ahead.
-__device__ inline double diffusion_squared_at(int64_t k, int64_t steps) {
-    const double h = 1.0 / static_cast<double>(steps);
-    const double t = static_cast<double>(k) / static_cast<double>(steps);
-    return 2.0 * (1.0 - t + h) / (t + h);
 }
 
 __device__ inline double warp_sum(double value) {
@@ -52,5 +46,26 @@ __device__ inline double block_sum(double value) {
     }
     return partial[0];
 }
+
+// Weight 2 h_k / (g_k^2 horizon) of ||Delta_k||^2 in the path KL.
+__device__ inline double path_kl_weight(const NoiseSchedule& schedule, int64_t k,
+                                        int64_t horizon) {
+    return 2.0 * schedule.step_sizes[k] / (schedule.g_squared[k] * static_cast<double>(horizon));
+}
+
+namespace {
+
+// mean [runs] of sums [runs, batch], a block for each run.
+template <typename T>
+__global__ void mean_kernel(const double* sums, T* mean, int64_t batch) {
+    double total = 0.0;
+    for (int64_t b = threadIdx.x; b < batch; b += kReduceThreads) {
+        total += sums[blockIdx.x * batch + b];
+    }
+    total = block_sum(total);
+    if (threadIdx.x == 0) mean[blockIdx.x] = static_cast<T>(total / static_cast<double>(batch));
+}
+
+}  // namespace
 
 }  // namespace trqam

@@ -7,12 +7,12 @@ inline Inputs field_inputs(const FieldShape& shape) {
 
 // Tape rows of one step: those of trajectory `begin` at step k.
 template <typename T>
-Rows<T> step_rows(T* tape, const Network<T>& network, const FieldShape& shape, int64_t run,
+Rows<T> step_rows(T* tape, const MlpWeights<T>& network, const FieldShape& shape, int64_t run,
                   int64_t k, int64_t begin) {
     return tape_rows(tape, network, shape.steps * shape.batch, run, k * shape.batch + begin);
 }
 
-template <class Op, typename T = typename Op::Real>
+template <class Arithmetic, typename T = typename Arithmetic::Real>
 int64_t rollout(const Rollout<T>& call, const Workspace& workspace) {
     const FieldShape& shape = call.shape;
     const int64_t dim = shape.action, steps = shape.steps, runs = call.velocity.runs;
@@ -27,7 +27,7 @@ int64_t rollout(const Rollout<T>& call, const Workspace& workspace) {
               rows(scratch_rows(arena, call.velocity, chunk, false)),
               base_rows(scratch_rows(arena, call.base, chunk, false)),
               x(arena.take<T>(chunk * call.shape.action)) {}
-        Forward<Op> velocity, base;
+        Forward<Arithmetic> velocity, base;
         Rows<T> rows, base_rows;
         T* x;
     };
@@ -64,9 +64,7 @@ int64_t rollout(const Rollout<T>& call, const Workspace& workspace) {
                 return;
             }
             // x + h (2 v - x / (t + h)) + sqrt(h) g eps, where h / (t_k + h) = 1 / (k + 1)
-            const double t = double(k) / double(steps), ahead = t + 1.0 / double(steps);
-            const T spread = T(__builtin_sqrt(2.0 * (1.0 - t + 1.0 / double(steps)) / ahead /
-                                              double(steps)));
+            const T spread = T(__builtin_sqrt(diffusion_squared(k, steps) / double(steps)));
             const T keep = T(1.0 - 1.0 / double(k + 1));
             const T* noise =
                 call.noise + ((s * (steps - 1) + k) * shape.batch + task.begin) * dim;
@@ -111,14 +109,14 @@ int64_t rollout(const Rollout<T>& call, const Workspace& workspace) {
 
 // With h / (t_k + h) = 1 / (k + 1) and J_k the derivative of v_base(s, ., t_k + h) at X_k:
 //   a_k = (k / (k + 1)) a_{k+1} + 2 h J_k^T a_{k+1}
-template <class Op, typename T = typename Op::Real>
-int64_t sweep(const Sweep<T>& call, const Workspace& workspace) {
+template <class Arithmetic, typename T = typename Arithmetic::Real>
+int64_t lean_adjoint(const LeanAdjoint<T>& call, const Workspace& workspace) {
     const FieldShape& shape = call.shape;
     const int64_t dim = shape.action, steps = shape.steps;
     const int threads = useful_threads(call.base, shape.batch * steps, workspace.threads);
     const Tasks tasks(call.base.runs, shape.batch, threads);
     struct Local {
-        Local(Arena& arena, const Sweep<T>& call, int64_t chunk)
+        Local(Arena& arena, const LeanAdjoint<T>& call, int64_t chunk)
             : forward(arena, call.base, field_inputs(call.shape), chunk),
               pullback(arena, call.base, field_inputs(call.shape), chunk),
               rows(scratch_rows(arena, call.base, chunk, true)) {
@@ -126,8 +124,8 @@ int64_t sweep(const Sweep<T>& call, const Workspace& workspace) {
                 grads[l] = arena.take<T>(chunk * padded(call.base.widths[l + 1]));
             }
         }
-        Forward<Op> forward;
-        Pullback<Op> pullback;
+        Forward<Arithmetic> forward;
+        Pullback<Arithmetic> pullback;
         Rows<T> rows;
         T* grads[kMaxLayers];
     };
@@ -163,17 +161,17 @@ int64_t sweep(const Sweep<T>& call, const Workspace& workspace) {
         });
 }
 
-template <class Op, typename T = typename Op::Real>
-int64_t along(const Along<T>& call, const Workspace& workspace) {
+template <class Arithmetic, typename T = typename Arithmetic::Real>
+int64_t velocity_along(const VelocityAlong<T>& call, const Workspace& workspace) {
     const FieldShape& shape = call.shape;
     const int64_t dim = shape.action, steps = shape.steps;
     const int threads = useful_threads(call.velocity, shape.batch * steps, workspace.threads);
     const Tasks tasks(call.velocity.runs, shape.batch, threads);
     struct Local {
-        Local(Arena& arena, const Along<T>& call, int64_t chunk)
+        Local(Arena& arena, const VelocityAlong<T>& call, int64_t chunk)
             : forward(arena, call.velocity, field_inputs(call.shape), chunk),
               rows(scratch_rows(arena, call.velocity, chunk, false)) {}
-        Forward<Op> forward;
+        Forward<Arithmetic> forward;
         Rows<T> rows;
     };
     return in_team(

@@ -5,7 +5,7 @@
 // does nothing and returns the number of bytes.
 #pragma once
 
-#include "network.h"
+#include "mlp_weights.h"
 
 namespace trqam {
 
@@ -19,7 +19,7 @@ struct Workspace {
 // `tape`, tape_elements() of them, is kept for mlp_backward; null for none.
 template <typename T>
 struct MlpForward {
-    Network<T> network;
+    MlpWeights<T> network;
     const T* inputs;
     int64_t rows;
     T* out;
@@ -30,8 +30,8 @@ struct MlpForward {
 // written if `want_weights`; d_inputs [stack, rows, in] unless it is null.
 template <typename T>
 struct MlpBackward {
-    Network<T> network;
-    Network<T> gradients;
+    MlpWeights<T> network;
+    MlpWeights<T> gradients;
     const T* inputs;
     const T* cotangent;
     T* tape;
@@ -54,8 +54,8 @@ struct FieldShape {
 // `tape` keeps steps * batch rows, step after step; null for none.
 template <typename T>
 struct Rollout {
-    Network<T> velocity;
-    Network<T> base;
+    MlpWeights<T> velocity;
+    MlpWeights<T> base;
     FieldShape shape;
     int64_t ode_batch;
     const T* observations;
@@ -72,8 +72,8 @@ struct Rollout {
 // Lean adjoint of the base field, adjoints [runs, steps, batch, action], backward along trajectory
 // [runs, steps + 1, batch, action] from terminal [runs, batch, action].
 template <typename T>
-struct Sweep {
-    Network<T> base;
+struct LeanAdjoint {
+    MlpWeights<T> base;
     FieldShape shape;
     const T* observations;
     const T* trajectory;
@@ -84,35 +84,13 @@ struct Sweep {
 // Values v(s, X_k, t_k) [runs, steps, batch, action] at points [runs, steps, batch, action], whose
 // runs are `point_stride` elements apart.
 template <typename T>
-struct Along {
-    Network<T> velocity;
+struct VelocityAlong {
+    MlpWeights<T> velocity;
     FieldShape shape;
     const T* observations;
     const T* points;
     int64_t point_stride;
     T* velocities;
 };
-
-// One instruction set's passes in one arithmetic.
-template <typename T>
-struct Passes {
-    int64_t (*forward)(const MlpForward<T>&, const Workspace&);
-    int64_t (*backward)(const MlpBackward<T>&, const Workspace&);
-    int64_t (*rollout)(const Rollout<T>&, const Workspace&);
-    int64_t (*sweep)(const Sweep<T>&, const Workspace&);
-    int64_t (*along)(const Along<T>&, const Workspace&);
-};
-
-// Operands of matrix products in full precision, or rounded to bfloat16 with float32 sums.
-enum class Operands { exact, bf16 };
-
-// Instruction sets that this machine can run, best first: "avx512_bf16" (which has bf16 operands
-// only), "avx512", "avx2", "baseline".
-int instruction_sets(const char* names[4]);
-
-// Passes of `instruction_set`; of the fastest one for these operands if it is null. Throws
-// std::invalid_argument if there is none.
-template <typename T>
-const Passes<T>& passes(const char* instruction_set, Operands operands);
 
 }  // namespace trqam

@@ -1,8 +1,8 @@
 // Forward and backward passes of a stack of plain MLPs. Included by passes.inl.
 
-template <class Op, typename T = typename Op::Real>
+template <class Arithmetic, typename T = typename Arithmetic::Real>
 int64_t mlp_forward(const MlpForward<T>& call, const Workspace& workspace) {
-    const Network<T>& network = call.network;
+    const MlpWeights<T>& network = call.network;
     const int threads = useful_threads(network, call.rows, workspace.threads);
     const Tasks tasks(network.stack(), call.rows, threads);
     struct Local {
@@ -10,7 +10,7 @@ int64_t mlp_forward(const MlpForward<T>& call, const Workspace& workspace) {
             : forward(arena, call.network, Inputs{}, chunk) {
             if (!call.tape) rows = scratch_rows(arena, call.network, chunk, false);
         }
-        Forward<Op> forward;
+        Forward<Arithmetic> forward;
         Rows<T> rows{};
     };
     return in_team(
@@ -38,15 +38,15 @@ int64_t mlp_forward(const MlpForward<T>& call, const Workspace& workspace) {
 // normalised activations, M = y^T dz and sums = column sums of dz, LayerNorm's affine part before
 // the kernel makes
 //   dW = scale M + shift sums^T,  dscale_i = sum_o W_io M_io,  dshift_i = sum_o W_io sums_o.
-template <class Op>
+template <class Arithmetic>
 class WeightGradient {
-    using Real = typename Op::Real;
-    using Element = typename Op::Element;
+    using Real = typename Arithmetic::Real;
+    using Element = typename Arithmetic::Element;
 
   public:
-    WeightGradient(Arena& arena, const Network<Real>& network) {
+    WeightGradient(Arena& arena, const MlpWeights<Real>& network) {
         const int64_t wide = widest(network), depth = kDepthBlock;
-        right_ = arena.take<Element>(depth * round_up(wide, kPanel<Op>));
+        right_ = arena.take<Element>(depth * round_up(wide, kPanel<Arithmetic>));
         left_ = arena.take<Element>(depth * kTileRows);
         product_ = arena.take<Real>(kGradientRows * padded(wide));
         sums_ = arena.take<Real>(padded(wide));
@@ -55,7 +55,7 @@ class WeightGradient {
 
     void run(const MlpBackward<Real>& call, int64_t g, int64_t l, int64_t first, int64_t count,
              const Real* left, int64_t ld_left, const Real* right, int64_t ld_right) {
-        const Network<Real>& network = call.network;
+        const MlpWeights<Real>& network = call.network;
         const int64_t width = network.widths[l + 1], ld = padded(width);
         std::memset(sums_, 0, ld * sizeof(Real));
         if (call.rows == 0) std::memset(product_, 0, count * ld * sizeof(Real));
@@ -65,7 +65,7 @@ class WeightGradient {
             add_block(left + row * ld_left + first, ld_left, count, right + row * ld_right,
                       ld_right, width, depth, row == 0);
         }
-        const Network<Real>& to = call.gradients;
+        const MlpWeights<Real>& to = call.gradients;
         const bool fold = network.norm && l > 0;
         const Real* kernel = network.of(network.kernels[l], g) + first * width;
         Real* d_kernel = to.of(to.kernels[l], g) + first * width;
@@ -103,7 +103,7 @@ class WeightGradient {
 
     void add_block(const Real* left, int64_t ld_left, int64_t count, const Real* right,
                    int64_t ld_right, int64_t width, int64_t depth, bool first) {
-        constexpr int64_t panel = kPanel<Op>, pair = Op::kPair;
+        constexpr int64_t panel = kPanel<Arithmetic>, pair = Arithmetic::kPair;
         const int64_t ld = padded(width), steps = (depth + pair - 1) / pair;
         const int64_t panel_elements = steps * pair * panel;
         std::memset(block_sums_, 0, ld * sizeof(Real));
@@ -120,13 +120,13 @@ class WeightGradient {
 #pragma omp simd
                     for (int64_t j = 0; j < panel; ++j) {
                         partial[j] += from[j];
-                        out[j * pair] = Op::convert(from[j]);
+                        out[j * pair] = Arithmetic::convert(from[j]);
                     }
                 } else {
                     for (int64_t j = 0; j < panel; ++j) {
                         const Real value = j < given ? from[j] : Real(0);
                         partial[j] += value;
-                        out[j * pair] = Op::convert(value);
+                        out[j * pair] = Arithmetic::convert(value);
                     }
                 }
                 if (k % kSumRows == kSumRows - 1 || k == steps * pair - 1) {
@@ -145,17 +145,19 @@ class WeightGradient {
                 const Real* from = left + k * ld_left + begin;
                 if (size == kTileRows && k < depth) {
 #pragma omp simd
-                    for (int64_t m = 0; m < kTileRows; ++m) out[m * pair] = Op::convert(from[m]);
+                    for (int64_t m = 0; m < kTileRows; ++m) {
+                        out[m * pair] = Arithmetic::convert(from[m]);
+                    }
                     continue;
                 }
                 for (int64_t m = 0; m < size; ++m) {
-                    out[m * pair] = k < depth ? Op::convert(from[m]) : Element(0);
+                    out[m * pair] = k < depth ? Arithmetic::convert(from[m]) : Element(0);
                 }
             }
             for (int64_t p = 0; p * panel < width; ++p) {
                 Real* to = product_ + begin * ld + p * panel;
-                any_tile<Op, true>(size, steps, left_, 0, right_ + p * panel_elements, to, ld,
-                                   first ? nullptr : to, ld);
+                any_tile<Arithmetic, true>(size, steps, left_, 0, right_ + p * panel_elements, to,
+                                           ld, first ? nullptr : to, ld);
             }
         }
     }
@@ -164,12 +166,12 @@ class WeightGradient {
     Real *product_, *sums_, *block_sums_;
 };
 
-template <class Op, typename T = typename Op::Real>
+template <class Arithmetic, typename T = typename Arithmetic::Real>
 int64_t mlp_backward(const MlpBackward<T>& call, const Workspace& workspace) {
-    const Network<T>& network = call.network;
+    const MlpWeights<T>& network = call.network;
     const int threads = useful_threads(network, call.rows, workspace.threads);
-    // With many networks a task is one of them, its rows and then its weights, while they are in the
-    // cache. Else all threads share the rows of one network, then the rows of its kernels.
+    // With many networks a task is one of them, its rows and then its weights, while they are in
+    // the cache. Else all threads share the rows of one network, then the rows of its kernels.
     const bool whole = network.stack() >= 2 * threads || threads == 1;
     const Tasks rows_of_one(1, call.rows, threads);
     const int64_t chunk = whole ? (call.rows < kChunkRows ? call.rows : kChunkRows)
@@ -192,8 +194,8 @@ int64_t mlp_backward(const MlpBackward<T>& call, const Workspace& workspace) {
     struct Local {
         Local(Arena& arena, const MlpBackward<T>& call, int64_t chunk)
             : pullback(arena, call.network, Inputs{}, chunk), gradient(arena, call.network) {}
-        Pullback<Op> pullback;
-        WeightGradient<Op> gradient;
+        Pullback<Arithmetic> pullback;
+        WeightGradient<Arithmetic> gradient;
     };
 
     // Gradients of all pre-activations of some rows of network g, into `grads`.

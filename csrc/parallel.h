@@ -5,9 +5,6 @@
 
 #include <cstdint>
 
-// Compile a function for several instruction sets and choose among them at load time.
-#define TRQAM_SIMD_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-
 namespace trqam {
 
 // Calls work(begin, end) on contiguous shares of [0, rows), one per thread.

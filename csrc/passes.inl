@@ -1,5 +1,5 @@
-// The passes of mlp.h for one instruction set. Included with TRQAM_SET (a name), TRQAM_VECTOR_BYTES
-// and TRQAM_TILE_ROWS defined and the compiler's target set, by one file for each set.
+// The passes of mlp.h for one instruction set. Included by the set's file, which has set the
+// compiler's target and defined TRQAM_VECTOR_BYTES and TRQAM_TILE_ROWS.
 
 namespace trqam {
 namespace {
@@ -31,7 +31,7 @@ constexpr int64_t kGradientRows = 256;      // most rows of a kernel's gradient 
 constexpr int64_t kWorkPerThread = 400000;  // multiply-adds below which a thread does not pay
 
 template <typename T>
-int useful_threads(const Network<T>& network, int64_t rows, int threads) {
+int useful_threads(const MlpWeights<T>& network, int64_t rows, int threads) {
     int64_t work = 0;
     for (int64_t l = 0; l <= network.layers; ++l) {
         work += network.widths[l] * network.widths[l + 1];
@@ -41,7 +41,7 @@ int useful_threads(const Network<T>& network, int64_t rows, int threads) {
 }
 
 template <typename T>
-int64_t widest(const Network<T>& network) {
+int64_t widest(const MlpWeights<T>& network) {
     int64_t result = 0;
     for (int64_t l = 0; l <= network.layers + 1; ++l) {
         result = network.widths[l] > result ? network.widths[l] : result;
@@ -102,27 +102,27 @@ struct Inputs {
 };
 
 // A network packed for forward passes, and the scratch of one task.
-template <class Op>
+template <class Arithmetic>
 class Forward {
-    using Real = typename Op::Real;
+    using Real = typename Arithmetic::Real;
 
   public:
-    Forward(Arena& arena, const Network<Real>& network, const Inputs& inputs, int64_t chunk)
+    Forward(Arena& arena, const MlpWeights<Real>& network, const Inputs& inputs, int64_t chunk)
         : network_(network), inputs_(inputs) {
         const int64_t first = network.widths[1];
         if (inputs.field) {
-            layers_[0] = Matrix<Op>(arena, inputs.observation, first);
-            action_ = Matrix<Op>(arena, inputs.action, first);
+            layers_[0] = Matrix<Arithmetic>(arena, inputs.observation, first);
+            action_ = Matrix<Arithmetic>(arena, inputs.action, first);
             time_ = arena.take<Real>(padded(first));
             share_ = arena.take<Real>(chunk * padded(first));
         } else {
-            layers_[0] = Matrix<Op>(arena, network.in(), first);
+            layers_[0] = Matrix<Arithmetic>(arena, network.in(), first);
         }
         for (int64_t l = 1; l <= network.layers; ++l) {
-            layers_[l] = Matrix<Op>(arena, network.widths[l], network.widths[l + 1]);
+            layers_[l] = Matrix<Arithmetic>(arena, network.widths[l], network.widths[l + 1]);
         }
-        if (Op::kConverts) {
-            rounded_ = arena.take<typename Op::Element>(kTileRows * (widest(network) + 1));
+        if (Arithmetic::kConverts) {
+            rounded_ = arena.take<typename Arithmetic::Element>(kTileRows * (widest(network) + 1));
         }
         out_ = arena.take<Real>(chunk * padded(network.out()));
     }
@@ -202,31 +202,31 @@ class Forward {
         return out_;
     }
 
-    const Network<Real>& network_;
+    const MlpWeights<Real>& network_;
     Inputs inputs_;
-    Matrix<Op> layers_[kMaxLayers + 1];
-    Matrix<Op> action_;
+    Matrix<Arithmetic> layers_[kMaxLayers + 1];
+    Matrix<Arithmetic> action_;
     Real *time_ = nullptr, *share_ = nullptr, *out_;
-    typename Op::Element* rounded_ = nullptr;
+    typename Arithmetic::Element* rounded_ = nullptr;
     int64_t loaded_ = -1;
 };
 
 // A network packed for pulling gradients back to its inputs, or to a field's action alone.
-template <class Op>
+template <class Arithmetic>
 class Pullback {
-    using Real = typename Op::Real;
+    using Real = typename Arithmetic::Real;
 
   public:
-    Pullback(Arena& arena, const Network<Real>& network, const Inputs& inputs, int64_t chunk)
+    Pullback(Arena& arena, const MlpWeights<Real>& network, const Inputs& inputs, int64_t chunk)
         : network_(network), inputs_(inputs) {
         const int64_t in = inputs.field ? inputs.action : network.in();
-        layers_[0] = Matrix<Op>(arena, network.widths[1], in);
+        layers_[0] = Matrix<Arithmetic>(arena, network.widths[1], in);
         for (int64_t l = 1; l <= network.layers; ++l) {
-            layers_[l] = Matrix<Op>(arena, network.widths[l + 1], network.widths[l]);
+            layers_[l] = Matrix<Arithmetic>(arena, network.widths[l + 1], network.widths[l]);
         }
-        square_ = arena.take<Real>(kLanes<Op> * kLanes<Op>);
-        if (Op::kConverts) {
-            rounded_ = arena.take<typename Op::Element>(kTileRows * (widest(network) + 1));
+        square_ = arena.take<Real>(kLanes<Arithmetic> * kLanes<Arithmetic>);
+        if (Arithmetic::kConverts) {
+            rounded_ = arena.take<typename Arithmetic::Element>(kTileRows * (widest(network) + 1));
         }
         inputs_grad_ = arena.take<Real>(chunk * padded(in));
     }
@@ -271,18 +271,18 @@ class Pullback {
     }
 
   private:
-    const Network<Real>& network_;
+    const MlpWeights<Real>& network_;
     Inputs inputs_;
-    Matrix<Op> layers_[kMaxLayers + 1];
+    Matrix<Arithmetic> layers_[kMaxLayers + 1];
     Real *square_, *inputs_grad_;
-    typename Op::Element* rounded_ = nullptr;
+    typename Arithmetic::Element* rounded_ = nullptr;
     int64_t loaded_ = -1;
 };
 
 // Scratch rows of a task that keeps no tape: with `slopes` one buffer for each layer, else two
 // activations that take turns.
 template <typename T>
-Rows<T> scratch_rows(Arena& arena, const Network<T>& network, int64_t chunk, bool slopes) {
+Rows<T> scratch_rows(Arena& arena, const MlpWeights<T>& network, int64_t chunk, bool slopes) {
     Rows<T> rows{};
     const int64_t ld = padded(widest(network));
     T* turns[2] = {nullptr, nullptr};
@@ -310,9 +310,10 @@ void copy_rows(const T* from, int64_t count, int64_t width, T* to) {
 #include "mlp_passes.inl"
 #include "flow_passes.inl"
 
-template <class Op>
-constexpr Passes<typename Op::Real> kPasses = {mlp_forward<Op>, mlp_backward<Op>, rollout<Op>,
-                                               sweep<Op>, along<Op>};
+template <class Arithmetic>
+constexpr Passes<typename Arithmetic::Real> kPasses = {
+    mlp_forward<Arithmetic>, mlp_backward<Arithmetic>, rollout<Arithmetic>,
+    lean_adjoint<Arithmetic>, velocity_along<Arithmetic>};
 
 }  // namespace
 }  // namespace trqam

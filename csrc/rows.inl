@@ -99,7 +99,7 @@ T normalise(T* h, int64_t width) {
 
 // Finishes `count` rows of a hidden layer from their pre-activations in layer l of `rows`.
 template <typename T>
-void activate(const Network<T>& network, int64_t l, const Rows<T>& rows, int64_t begin,
+void activate(const MlpWeights<T>& network, int64_t l, const Rows<T>& rows, int64_t begin,
               int64_t count) {
     const int64_t width = network.widths[l + 1], ld = padded(width);
     T* h = rows.activation[l] + begin * ld;
@@ -115,8 +115,8 @@ void activate(const Network<T>& network, int64_t l, const Rows<T>& rows, int64_t
 // respect to its pre-activations. For LayerNorm, with n the normalised row:
 //   dh = rstd (dn - mean(dn) - n mean(dn n))
 template <typename T>
-void deactivate(const Network<T>& network, int64_t l, const Rows<T>& rows, T* grad, int64_t begin,
-                int64_t count) {
+void deactivate(const MlpWeights<T>& network, int64_t l, const Rows<T>& rows, T* grad,
+                int64_t begin, int64_t count) {
     const int64_t width = network.widths[l + 1], ld = padded(width);
     const T* slope = rows.slope[l] + begin * ld;
     grad += begin * ld;

@@ -71,19 +71,20 @@ struct Dot {
 };
 #endif
 
-template <class Op>
-constexpr int64_t kLanes = TRQAM_VECTOR_BYTES / sizeof(typename Op::Real);
-template <class Op>
-constexpr int64_t kPanel = 2 * kLanes<Op>;
+template <class Arithmetic>
+constexpr int64_t kLanes = TRQAM_VECTOR_BYTES / sizeof(typename Arithmetic::Real);
+template <class Arithmetic>
+constexpr int64_t kPanel = 2 * kLanes<Arithmetic>;
 
 // Not inlined: where it is, its pointers leave the registers.
-template <class Op, int kRows, bool kColumns>
-__attribute__((noinline)) void tile(int64_t steps, const typename Op::Element* a, int64_t lda,
-          const typename Op::Element* b, typename Op::Real* c, int64_t ldc,
-          const typename Op::Real* init, int64_t ld_init) {
-    using Real = typename Op::Real;
+template <class Arithmetic, int kRows, bool kColumns>
+__attribute__((noinline)) void tile(int64_t steps, const typename Arithmetic::Element* a,
+                                    int64_t lda, const typename Arithmetic::Element* b,
+                                    typename Arithmetic::Real* c, int64_t ldc,
+                                    const typename Arithmetic::Real* init, int64_t ld_init) {
+    using Real = typename Arithmetic::Real;
     using Vector = typename Simd<Real>::Vector;
-    constexpr int64_t lanes = kLanes<Op>, step = kPanel<Op> * Op::kPair;
+    constexpr int64_t lanes = kLanes<Arithmetic>, step = kPanel<Arithmetic> * Arithmetic::kPair;
     Vector low[kRows], high[kRows];
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
@@ -100,9 +101,9 @@ __attribute__((noinline)) void tile(int64_t steps, const typename Op::Element* a
         const Vector right = *reinterpret_cast<const Vector*>(row + TRQAM_VECTOR_BYTES);
 #pragma GCC unroll 16
         for (int m = 0; m < kRows; ++m) {
-            const auto* element =
-                kColumns ? a + (k * kTileRows + m) * Op::kPair : a + m * lda + k * Op::kPair;
-            if constexpr (Op::kPair == 1) {
+            const auto* element = kColumns ? a + (k * kTileRows + m) * Arithmetic::kPair
+                                           : a + m * lda + k * Arithmetic::kPair;
+            if constexpr (Arithmetic::kPair == 1) {
                 low[m] += *element * left;
                 high[m] += *element * right;
             } else {
@@ -123,17 +124,18 @@ __attribute__((noinline)) void tile(int64_t steps, const typename Op::Element* a
     }
 }
 
-template <class Op, bool kColumns, int kRows = kTileRows>
-void any_tile(int64_t rows, int64_t steps, const typename Op::Element* a, int64_t lda,
-              const typename Op::Element* b, typename Op::Real* c, int64_t ldc,
-              const typename Op::Real* init, int64_t ld_init) {
+template <class Arithmetic, bool kColumns, int kRows = kTileRows>
+void any_tile(int64_t rows, int64_t steps, const typename Arithmetic::Element* a, int64_t lda,
+              const typename Arithmetic::Element* b, typename Arithmetic::Real* c, int64_t ldc,
+              const typename Arithmetic::Real* init, int64_t ld_init) {
     if constexpr (kRows > 1) {
         if (rows < kRows) {
-            any_tile<Op, kColumns, kRows - 1>(rows, steps, a, lda, b, c, ldc, init, ld_init);
+            any_tile<Arithmetic, kColumns, kRows - 1>(rows, steps, a, lda, b, c, ldc, init,
+                                                      ld_init);
             return;
         }
     }
-    tile<Op, kRows, kColumns>(steps, a, lda, b, c, ldc, init, ld_init);
+    tile<Arithmetic, kRows, kColumns>(steps, a, lda, b, c, ldc, init, ld_init);
 }
 
 // Calls work(first row, rows) on nearly equal blocks of at most kTileRows rows.
@@ -147,38 +149,39 @@ inline void for_blocks(int64_t rows, const Work& work) {
 }
 
 // A packed right operand [depth, width] and the bias that its product starts from.
-template <class Op>
+template <class Arithmetic>
 struct Matrix {
-    typename Op::Element* panels;
-    typename Op::Real* bias;  // padded(width)
+    typename Arithmetic::Element* panels;
+    typename Arithmetic::Real* bias;  // padded(width)
     int64_t depth;
     int64_t width;
 
-    int64_t steps() const { return (depth + Op::kPair - 1) / Op::kPair; }
-    int64_t panel_elements() const { return steps() * Op::kPair * kPanel<Op>; }
-    int64_t panel_count() const { return (width + kPanel<Op> - 1) / kPanel<Op>; }
+    int64_t steps() const { return (depth + Arithmetic::kPair - 1) / Arithmetic::kPair; }
+    int64_t panel_elements() const { return steps() * Arithmetic::kPair * kPanel<Arithmetic>; }
+    int64_t panel_count() const { return (width + kPanel<Arithmetic> - 1) / kPanel<Arithmetic>; }
 
     Matrix() = default;
     Matrix(Arena& arena, int64_t depth, int64_t width) : depth(depth), width(width) {
-        panels = arena.take<typename Op::Element>(panel_elements() * panel_count());
-        bias = arena.take<typename Op::Real>(padded(width));
+        panels = arena.take<typename Arithmetic::Element>(panel_elements() * panel_count());
+        bias = arena.take<typename Arithmetic::Real>(padded(width));
     }
 };
 
 // Packs scale[k] * source[k, :] for k < depth, and adds sum_k shift[k] * source[k, :] to the bias;
 // rows of `source` are `ld` apart. A null scale is 1, a null shift 0.
-template <class Op>
-void pack(const Matrix<Op>& matrix, const typename Op::Real* source, int64_t ld,
-          const typename Op::Real* scale, const typename Op::Real* shift) {
-    using Real = typename Op::Real;
-    constexpr int64_t panel = kPanel<Op>;
+template <class Arithmetic>
+void pack(const Matrix<Arithmetic>& matrix, const typename Arithmetic::Real* source, int64_t ld,
+          const typename Arithmetic::Real* scale, const typename Arithmetic::Real* shift) {
+    using Real = typename Arithmetic::Real;
+    constexpr int64_t panel = kPanel<Arithmetic>;
     for (int64_t p = 0; p < matrix.panel_count(); ++p) {
         auto* to = matrix.panels + p * matrix.panel_elements();
         Real* bias = matrix.bias + p * panel;
         const int64_t left = matrix.width - p * panel, columns = left < panel ? left : panel;
         Real sums[panel] = {};
-        for (int64_t k = 0; k < matrix.steps() * Op::kPair; ++k) {
-            auto* out = to + k / Op::kPair * panel * Op::kPair + k % Op::kPair;
+        for (int64_t k = 0; k < matrix.steps() * Arithmetic::kPair; ++k) {
+            auto* out =
+                to + k / Arithmetic::kPair * panel * Arithmetic::kPair + k % Arithmetic::kPair;
             const Real* from = source + k * ld + p * panel;
             const int64_t given = k < matrix.depth ? columns : 0;
             const Real factor = scale && given ? scale[k] : Real(1);
@@ -189,14 +192,14 @@ void pack(const Matrix<Op>& matrix, const typename Op::Real* source, int64_t ld,
 #pragma omp simd
                 for (int64_t j = 0; j < panel; ++j) {
                     sums[j] += offset * from[j];
-                    out[j * Op::kPair] = Op::convert(factor * from[j]);
+                    out[j * Arithmetic::kPair] = Arithmetic::convert(factor * from[j]);
                 }
                 continue;
             }
             for (int64_t j = 0; j < panel; ++j) {
                 const Real value = j < given ? from[j] : Real(0);
                 sums[j] += offset * value;
-                out[j * Op::kPair] = Op::convert(factor * value);
+                out[j * Arithmetic::kPair] = Arithmetic::convert(factor * value);
             }
         }
         for (int64_t j = 0; j < panel; ++j) bias[j] += sums[j];
@@ -233,14 +236,16 @@ inline void transpose_square(const Real* from, int64_t ld_from, Real* to, int64_
 
 // Packs the transpose of source [width, depth]: element (k, j) is scale[j] * source[j, k].
 // `square` is scratch of kLanes * kLanes reals.
-template <class Op>
-void pack_transposed(const Matrix<Op>& matrix, const typename Op::Real* source, int64_t ld,
-                     const typename Op::Real* scale, typename Op::Real* square) {
-    using Real = typename Op::Real;
-    constexpr int64_t n = kLanes<Op>, panel = kPanel<Op>;
-    const int64_t depth = matrix.steps() * Op::kPair;
+template <class Arithmetic>
+void pack_transposed(const Matrix<Arithmetic>& matrix, const typename Arithmetic::Real* source,
+                     int64_t ld, const typename Arithmetic::Real* scale,
+                     typename Arithmetic::Real* square) {
+    using Real = typename Arithmetic::Real;
+    constexpr int64_t n = kLanes<Arithmetic>, panel = kPanel<Arithmetic>;
+    const int64_t depth = matrix.steps() * Arithmetic::kPair;
     for (int64_t j0 = 0; j0 < matrix.panel_count() * panel; j0 += n) {
-        auto* to = matrix.panels + j0 / panel * matrix.panel_elements() + j0 % panel * Op::kPair;
+        auto* to =
+            matrix.panels + j0 / panel * matrix.panel_elements() + j0 % panel * Arithmetic::kPair;
         for (int64_t k0 = 0; k0 < depth; k0 += n) {
             if (j0 + n <= matrix.width && k0 + n <= matrix.depth) {
                 transpose_square(source + j0 * ld + k0, ld, square, n);
@@ -253,18 +258,19 @@ void pack_transposed(const Matrix<Op>& matrix, const typename Op::Real* source, 
                 }
             }
             for (int64_t k = 0; k < n && k0 + k < depth; ++k) {
-                auto* out = to + (k0 + k) / Op::kPair * panel * Op::kPair + (k0 + k) % Op::kPair;
+                auto* out = to + (k0 + k) / Arithmetic::kPair * panel * Arithmetic::kPair +
+                            (k0 + k) % Arithmetic::kPair;
                 const Real* from = square + k * n;
                 if (scale && j0 + n <= matrix.width) {
 #pragma omp simd
                     for (int64_t j = 0; j < n; ++j) {
-                        out[j * Op::kPair] = Op::convert(scale[j0 + j] * from[j]);
+                        out[j * Arithmetic::kPair] = Arithmetic::convert(scale[j0 + j] * from[j]);
                     }
                     continue;
                 }
                 for (int64_t j = 0; j < n; ++j) {
                     const Real factor = scale && j0 + j < matrix.width ? scale[j0 + j] : Real(1);
-                    out[j * Op::kPair] = Op::convert(factor * from[j]);
+                    out[j * Arithmetic::kPair] = Arithmetic::convert(factor * from[j]);
                 }
             }
         }
@@ -272,20 +278,22 @@ void pack_transposed(const Matrix<Op>& matrix, const typename Op::Real* source, 
 }
 
 // c [rows, padded width] = init + a b for at most kTileRows rows. With ld_init 0, init is one row;
-// null is zero. `rounded` is scratch of kTileRows * (b.depth + 1) elements where Op converts.
-template <class Op>
-void multiply(int64_t rows, const typename Op::Real* a, int64_t lda, const Matrix<Op>& b,
-              typename Op::Real* c, int64_t ldc, const typename Op::Real* init, int64_t ld_init,
-              typename Op::Element* rounded) {
-    const typename Op::Element* operand;
+// null is zero. `rounded` is scratch of kTileRows * (b.depth + 1) elements where Arithmetic
+// converts.
+template <class Arithmetic>
+void multiply(int64_t rows, const typename Arithmetic::Real* a, int64_t lda,
+              const Matrix<Arithmetic>& b, typename Arithmetic::Real* c, int64_t ldc,
+              const typename Arithmetic::Real* init, int64_t ld_init,
+              typename Arithmetic::Element* rounded) {
+    const typename Arithmetic::Element* operand;
     int64_t ld = lda;
-    if constexpr (Op::kConverts) {
-        ld = b.steps() * Op::kPair;
+    if constexpr (Arithmetic::kConverts) {
+        ld = b.steps() * Arithmetic::kPair;
         for (int64_t m = 0; m < rows; ++m) {
             auto* to = rounded + m * ld;
             const auto* from = a + m * lda;
 #pragma omp simd
-            for (int64_t k = 0; k < b.depth; ++k) to[k] = Op::convert(from[k]);
+            for (int64_t k = 0; k < b.depth; ++k) to[k] = Arithmetic::convert(from[k]);
             if (ld > b.depth) to[b.depth] = 0;
         }
         operand = rounded;
@@ -293,8 +301,8 @@ void multiply(int64_t rows, const typename Op::Real* a, int64_t lda, const Matri
         operand = a;
     }
     for (int64_t p = 0; p < b.panel_count(); ++p) {
-        const int64_t column = p * kPanel<Op>;
-        any_tile<Op, false>(rows, b.steps(), operand, ld, b.panels + p * b.panel_elements(),
+        const int64_t column = p * kPanel<Arithmetic>;
+        any_tile<Arithmetic, false>(rows, b.steps(), operand, ld, b.panels + p * b.panel_elements(),
                             c + column, ldc, init ? init + column : nullptr, ld_init);
     }
 }

@@ -1,4 +1,4 @@
-"""Ops of TRQAM: rollout, lean adjoint, adjoint-matching loss, path KL and the optimiser's step.
+"""Ops of TRQAM: networks, rollout, lean adjoint, losses, the optimiser's step, random numbers.
 
 Every op takes data with a leading axis of independent runs, `[S, B, D]`, its noise as an argument,
 and a `backend`. The reference in plain PyTorch is the specification of each.
@@ -7,33 +7,34 @@ and a `backend`. The reference in plain PyTorch is the specification of each.
 from trqam_fast.kernels.adam_step import adam_step
 from trqam_fast.kernels.adjoint_matching import adjoint_matching
 from trqam_fast.kernels.dispatch import BACKENDS, PRECISIONS, Backend, BackendError, Precision
+from trqam_fast.kernels.fields import Velocity
 from trqam_fast.kernels.lean_adjoint import lean_adjoint
 from trqam_fast.kernels.mlp import GradientMemory, MLPWeights, mlp
+from trqam_fast.kernels.noise_schedule import NoiseSchedule
 from trqam_fast.kernels.path_kl import path_kl
-from trqam_fast.kernels.philox import Philox, philox_normal
-from trqam_fast.kernels.schedule import diffusion_squared
+from trqam_fast.kernels.philox import Draws, philox
 from trqam_fast.kernels.sde_rollout import Rollout, ode_rollout, sde_rollout
-from trqam_fast.kernels.velocity import Velocity, velocity_along
+from trqam_fast.kernels.velocity_along import velocity_along
 
 __all__ = [
     "BACKENDS",
     "Backend",
     "BackendError",
+    "Draws",
     "GradientMemory",
     "MLPWeights",
+    "NoiseSchedule",
     "PRECISIONS",
-    "Philox",
     "Precision",
     "Rollout",
     "Velocity",
     "adam_step",
     "adjoint_matching",
-    "diffusion_squared",
     "lean_adjoint",
     "mlp",
     "ode_rollout",
     "path_kl",
-    "philox_normal",
+    "philox",
     "sde_rollout",
     "velocity_along",
 ]

@@ -1,4 +1,4 @@
-"""Choice of a backend, and what every op checks before it runs.
+"""Choice of a backend: which ops each of them has, and why it cannot run one.
 
 ``auto`` takes the fastest implementation that the device and the installation offer. A backend
 asked for by name either runs or raises `BackendError`; it never falls back.
@@ -9,11 +9,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+from collections.abc import Sequence
 from types import ModuleType
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor
 
 Backend = Literal["auto", "reference", "cpp", "triton"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
@@ -23,7 +23,38 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 """Operands of matrix products: float32, TF32 or bfloat16; sums are always float32."""
 
 PRECISIONS_OF = {"reference": ("ieee",), "cpp": ("ieee", "bf16"), "triton": PRECISIONS}
-"""Precisions of the network passes by backend; see `precisions_of` for the reference on a GPU."""
+"""Precisions of the passes through networks by backend; see also `precisions_of`."""
+
+
+class Implementations(NamedTuple):
+    """Compiled implementations of an op.
+
+    Attributes:
+        cpp: Types of the devices for which there is C++ code.
+        triton: Whether there are Triton kernels.
+        networks: Whether the op passes through networks, with a choice of precision.
+    """
+
+    cpp: tuple[str, ...]
+    triton: bool
+    networks: bool = False
+
+
+OPS = {
+    "mlp": Implementations(("cpu",), triton=True, networks=True),
+    "sde_rollout": Implementations(("cpu",), triton=True, networks=True),
+    "ode_rollout": Implementations(("cpu",), triton=True, networks=True),
+    "lean_adjoint": Implementations(("cpu",), triton=True, networks=True),
+    "velocity_along": Implementations(("cpu",), triton=True, networks=True),
+    "adjoint_matching": Implementations(("cpu", "cuda"), triton=True),
+    "path_kl": Implementations(("cpu", "cuda"), triton=False),
+    "adam_step": Implementations(("cpu",), triton=False),
+    "philox": Implementations(("cpu",), triton=True),
+}
+"""Every op."""
+
+MAX_WIDTH, MAX_DEPTH, MAX_OUT = 1024, 6, 128
+"""Largest hidden width, hidden layers and outputs of a network in the Triton kernels."""
 
 
 class BackendError(RuntimeError):
@@ -40,59 +71,104 @@ def load_extension() -> tuple[ModuleType | None, str]:
 
 EXTENSION, EXTENSION_ERROR = load_extension()
 
-
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 def extension() -> ModuleType:
     """Return the compiled extension; raise `BackendError` if it is missing."""
     if EXTENSION is None:
-        raise BackendError(extension_problem(torch.device("cpu")))
+        raise BackendError(_no_extension())
     return EXTENSION
 
 
-def extension_problem(device: torch.device) -> str | None:
-    """Return why the compiled extension cannot work on `device`, or None if it can."""
+def _no_extension() -> str:
+    return f"trqam_fast._C does not import ({EXTENSION_ERROR}); run 'pip install -e .'"
+
+
+def unavailable(
+    op: str,
+    backend: str,
+    device: torch.device,
+    *,
+    dtype: torch.dtype = torch.float32,
+    precision: str = "ieee",
+    networks: Sequence[Any] = (),
+) -> str | None:
+    """Return why a backend cannot run an op, or None if it can.
+
+    Args:
+        op: One of `OPS`.
+        backend: ``reference``, ``cpp`` or ``triton``.
+        device: Device of the data.
+        dtype: Type of the data.
+        precision: Operands of matrix products.
+        networks: Networks of the call: `MLPWeights`, or anything else with `hidden_dims`,
+            `out_features` and `tensor_shapes`; callables for fields that are not ours.
+    """
+    has = OPS[op]
+    for network in networks:
+        if backend != "reference" and not hasattr(network, "hidden_dims"):
+            return "it needs the field as MLPWeights; a callable runs with 'reference'"
+    match backend:
+        case "cpp":
+            return _cpp_unavailable(has, device, dtype, precision, networks)
+        case "triton":
+            return _triton_unavailable(has, device, dtype, networks)
+        case _:
+            return None
+
+
+def _cpp_unavailable(
+    has: Implementations,
+    device: torch.device,
+    dtype: torch.dtype,
+    precision: str,
+    networks: Sequence[Any],
+) -> str | None:
+    if device.type not in has.cpp:
+        return f"its code runs on the {' and '.join(has.cpp)}, not on {device.type}; use 'auto'"
     if EXTENSION is None:
-        return f"trqam_fast._C does not import ({EXTENSION_ERROR}); run 'pip install -e .'"
+        return _no_extension()
     if device.type == "cuda" and not EXTENSION.with_cuda:
         return "trqam_fast._C was built without CUDA; reinstall with TRQAM_CUDA=1 and nvcc"
-    if device.type not in ("cpu", "cuda"):
-        return f"it has no code for {device.type} tensors"
+    if precision == "bf16" and dtype != torch.float32:
+        return "its bf16 operands need float32 tensors"
+    for network in networks:
+        depth, most = len(network.hidden_dims), EXTENSION.max_layers
+        if depth > most:
+            return f"its passes take up to {most} hidden layers, and the network has {depth}"
     return None
 
 
-def passes_problem(device: torch.device, dtype: torch.dtype, precision: str) -> str | None:
-    """Return why the compiled network passes cannot run on such tensors, or None if they can."""
-    if device.type != "cpu":
-        return f"its passes run on the CPU, and the data are on {device.type}; use 'auto'"
-    if precision == "bf16" and dtype != torch.float32:
-        return "its bf16 operands need float32 tensors"
-    return extension_problem(device)
-
-
-def triton_problem(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return why Triton kernels cannot run on such tensors, or None if they can."""
+def _triton_unavailable(
+    has: Implementations, device: torch.device, dtype: torch.dtype, networks: Sequence[Any]
+) -> str | None:
+    if not has.triton:
+        return "it has no Triton kernel; use 'auto'"
     if not TRITON_INSTALLED:
         return "triton is not installed; run \"pip install 'trqam_fast[triton]'\""
     if dtype != torch.float32:
         return f"its kernels compute in float32, not {str(dtype).removeprefix('torch.')}"
     if device.type == "cuda":
-        return gpu_problem(device)
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return None
-    return f"its kernels need a GPU, and the data are on {device.type}; use 'auto'"
-
-
-def gpu_problem(device: torch.device) -> str | None:
-    """Return why a GPU cannot run the Triton kernels, or None if it can."""
-    if torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0):
-        return None
-    return "its kernels need an NVIDIA GPU of compute capability 8.0 or higher"
+        if torch.version.hip is not None or torch.cuda.get_device_capability(device) < (8, 0):
+            return "its kernels need an NVIDIA GPU of compute capability 8.0 or higher"
+    elif os.environ.get("TRITON_INTERPRET") != "1":
+        return f"its kernels need a GPU, and the data are on {device.type}; use 'auto'"
+    for network in networks:
+        for limited, value, limit in (
+            ("hidden layers of up to {} units", max(network.hidden_dims), MAX_WIDTH),
+            ("up to {} hidden layers", len(network.hidden_dims), MAX_DEPTH),
+            ("up to {} outputs", network.out_features, MAX_OUT),
+        ):
+            if value > limit:
+                return f"its kernels take {limited.format(limit)}, and the network has {value}"
+    if len({tuple(network.tensor_shapes) for network in networks}) > 1:
+        return "its kernels need fields of one architecture"
+    return None
 
 
 def precisions_of(backend: str, device: torch.device) -> tuple[str, ...]:
-    """Return the precisions of the network passes of `backend` on `device`.
+    """Return the precisions of the passes through networks of `backend` on `device`.
 
     The reference multiplies as PyTorch does, on a GPU in TF32 once
     `torch.set_float32_matmul_precision("high")` allows it.
@@ -106,19 +182,19 @@ def choose_backend(
     backend: str,
     device: torch.device,
     *,
-    cpp: str | None,
-    triton: str | None,
+    dtype: torch.dtype = torch.float32,
     precision: str = "ieee",
+    networks: Sequence[Any] = (),
 ) -> str:
-    """Resolve `backend` for `op` to an implementation that can run.
+    """Resolve `backend` to an implementation of `op` that can run.
 
     Args:
-        op: Name of the op, for the message.
-        backend: One of `BACKENDS`.
-        device: Device of the data; ``auto`` takes Triton on a GPU only.
-        cpp: Why the ``cpp`` implementation cannot run here; None if it can.
-        triton: Why the ``triton`` implementation cannot run here; None if it can.
+        op: One of `OPS`.
+        backend: One of `BACKENDS`; ``auto`` takes Triton on a GPU only.
+        device: Device of the data.
+        dtype: Type of the data.
         precision: One of `PRECISIONS`; `precisions_of` has those of a backend.
+        networks: As `unavailable` takes them.
 
     Raises:
         ValueError: `backend` or `precision` is not one of the names.
@@ -128,20 +204,28 @@ def choose_backend(
         raise ValueError(f"{op}: backend is {backend!r}; choose one of {', '.join(BACKENDS)}")
     if precision not in PRECISIONS:
         raise ValueError(f"{op}: precision is {precision!r}; choose one of {', '.join(PRECISIONS)}")
-    match backend:
-        case "auto" if device.type == "cuda" and triton is None:
-            chosen = "triton"
-        case "auto":
-            chosen = "cpp" if cpp is None else "reference"
-        case "cpp" if cpp is not None:
-            raise BackendError(f"{op}: backend 'cpp' is not available: {cpp}")
-        case "triton" if triton is not None:
-            raise BackendError(f"{op}: backend 'triton' is not available: {triton}")
-        case _:
-            chosen = backend
+
+    chosen, why = backend, ""
+    if backend == "auto":
+        chosen = "reference"
+        for candidate in ("triton", "cpp") if device.type == "cuda" else ("cpp",):
+            problem = unavailable(
+                op, candidate, device, dtype=dtype, precision=precision, networks=networks
+            )
+            if problem is None:
+                chosen = candidate
+                break
+    else:
+        problem = unavailable(
+            op, backend, device, dtype=dtype, precision=precision, networks=networks
+        )
+        if problem is not None:
+            raise BackendError(f"{op}: backend '{backend}' is not available: {problem}")
     has = precisions_of(chosen, device)
     if precision not in has:
-        why = f"; Triton is not available: {triton}" if backend == "auto" else ""
+        if backend == "auto":
+            problem = unavailable(op, "triton", device, dtype=dtype, networks=networks)
+            why = f"; Triton is not available: {problem}"
         names = "' or '".join(has)
         raise BackendError(
             f"{op}: backend '{chosen}' has no precision '{precision}'; use '{names}'{why}"
@@ -149,80 +233,8 @@ def choose_backend(
     return chosen
 
 
-NETWORK_OPS = ("mlp", "sde_rollout", "lean_adjoint")
-"""Ops that pass through networks: on the CPU with ``cpp``, with a choice of precision."""
-
-TRITON_OPS = ("mlp", "sde_rollout", "lean_adjoint", "adjoint_matching")
-"""Ops that have Triton kernels: all that an update calls."""
-
-
 def check_backend(backend: str, device: torch.device, precision: str = "ieee") -> None:
     """Raise `BackendError` unless every op of an update can run with `backend` on `device`."""
-    problem = triton_problem(device, torch.float32)
-    choose_backend(
-        "adjoint_matching", backend, device, cpp=extension_problem(device), triton=problem
-    )
-    passes = passes_problem(device, torch.float32, precision)
-    choose_backend("mlp", backend, device, cpp=passes, triton=problem, precision=precision)
-
-
-def check_tensor(op: str, name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
-    """Raise unless `tensor` is floating point and has `shape` (None matches any size).
-
-    Raises:
-        TypeError: `tensor` is not a float32 or float64 tensor.
-        ValueError: the shape differs.
-    """
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{op}: {name} is a {type(tensor).__name__}; pass a torch.Tensor")
-    if tensor.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{op}: {name} has dtype {tensor.dtype}; use float32 or float64")
-    if len(tensor.shape) != len(shape) or any(
-        wanted is not None and size != wanted
-        for size, wanted in zip(tensor.shape, shape, strict=True)
-    ):
-        expected = "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
-        raise ValueError(f"{op}: {name} has shape {list(tensor.shape)}; expected {expected}")
-
-
-def check_same(op: str, **tensors: Tensor) -> None:
-    """Raise ValueError unless all `tensors` share the dtype and device of the first."""
-    (first_name, first), *others = tensors.items()
-    for name, tensor in others:
-        if tensor.dtype != first.dtype or tensor.device != first.device:
-            raise ValueError(
-                f"{op}: {name} is {tensor.dtype} on {tensor.device}, but {first_name} is "
-                f"{first.dtype} on {first.device}; move or convert one of them"
-            )
-
-
-def check_horizon(op: str, horizon: int) -> None:
-    """Raise ValueError unless `horizon` is a positive number of action steps."""
-    if horizon < 1:
-        raise ValueError(f"{op}: horizon is {horizon}; it must be at least 1")
-
-
-def call_extension(name: str, like: Tensor, *arguments: int) -> None:
-    """Call a function of the extension in the precision, on the device and stream of `like`.
-
-    Args:
-        name: Function name without its precision.
-        like: A tensor of the call; on the CPU torch's number of threads is used.
-        arguments: Addresses and sizes, in the order of csrc/bindings.cpp.
-    """
-    precision = "float64" if like.dtype == torch.float64 else "float32"
-    call = getattr(extension(), f"{name}_{precision}")
-    if not like.is_cuda:
-        call(False, *arguments, torch.get_num_threads())
-        return
-    with torch.cuda.device(like.device):
-        call(True, *arguments, torch.cuda.current_stream().cuda_stream)
-
-
-def refuse_gradient(op: str, **inputs: bool) -> None:
-    """Raise if any of `inputs` (name: needs a gradient) is set."""
-    wanted = [name for name, needed in inputs.items() if needed]
-    if wanted:
-        raise RuntimeError(
-            f"{op}: no gradient with respect to {', '.join(wanted)}; detach it before the call"
-        )
+    for op, has in OPS.items():
+        if backend != "triton" or has.triton:
+            choose_backend(op, backend, device, precision=precision if has.networks else "ieee")

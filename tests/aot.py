@@ -7,6 +7,8 @@ launchers run as they are and every kernel is compiled exactly as a launch would
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import re
 import subprocess
 import tempfile
@@ -21,8 +23,9 @@ from triton.backends.driver import DriverBase
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from trqam_fast.kernels import PRECISIONS, MLPWeights
-from trqam_fast.networks import MLPShape, ParameterBlock
+from trqam_fast.kernels import PRECISIONS, dispatch
+from trqam_fast.kernels.dispatch import OPS
+from trqam_fast.op_cases import CASES, Inputs, Sizes, draw_inputs, evaluate
 
 ARCHITECTURES = (80, 90, 100)
 SHARED_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -101,11 +104,14 @@ def describe(name: str, kernel, architecture: int) -> Compiled:
 def compiling(architecture: int) -> Iterator[list[Compiled]]:
     """Compile the kernels launched inside for `architecture`; yields their descriptions."""
     found: list[Compiled] = []
+    described: dict[str, Compiled] = {}
     launch = JITFunction.run
 
     def compile_only(self, *args, grid, warmup, **options):
         kernel = launch(self, *args, grid=grid, warmup=True, **options)
-        found.append(describe(self.fn.__name__, kernel, architecture))
+        if kernel.hash not in described:
+            described[kernel.hash] = describe(self.fn.__name__, kernel, architecture)
+        found.append(described[kernel.hash])
 
     before = driver._active
     driver.set_active(StubDriver(architecture))
@@ -117,41 +123,37 @@ def compiling(architecture: int) -> Iterator[list[Compiled]]:
         driver._active = before
 
 
-def network(inputs: int, out: int, hidden: tuple[int, ...], *options) -> MLPWeights:
-    """Weights of one run, laid out like the trainer's."""
-    shape = MLPShape(inputs, hidden, out, *options)
-    return ParameterBlock({"net": shape}, 1).networks["net"]
+@contextlib.contextmanager
+def pretending() -> Iterator[None]:
+    """Let the ops take Triton for tensors on the CPU; only inside `compiling`."""
+    before = dispatch.unavailable
+    dispatch.unavailable = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        dispatch.unavailable = before
 
 
-def compile_all(
-    architecture: int,
-    precision: str,
-    layer_norm: bool,
-    *,
-    width: int = 512,
-    depth: int = 4,
-    dim: int = 25,
-) -> list[Compiled]:
-    """Compile every kernel of an update as the ops launch them."""
-    net = network(29 + dim, dim, (width,) * depth, layer_norm)
-    critic = network(28 + dim, 1, (width,) * depth, layer_norm, 2)
-    norm, weights = layer_norm, list(net.tensors)
-    s, x, points = torch.empty(1, 256, 28), torch.empty(1, 256, dim), torch.empty(1, 5, 256, dim)
-    inputs, values = torch.empty(1, 256, 28 + dim), torch.empty(2, 256, 1)
-    seed, offset = torch.zeros(1, dtype=torch.int64), torch.zeros((), dtype=torch.int64)
-    ops = torch.ops.trqam_fast
-    with compiling(architecture) as found:
-        rows = (s, x, 4, precision)
-        ops.sde_rollout_triton(weights, weights, norm, s, x, points[:, :3], None, None, *rows, True)
-        ops.sde_rollout_triton(weights, weights, norm, s, x, None, seed, offset, *rows, False)
-        ops.lean_adjoint_triton(weights, norm, s, points, x, precision)
-        ops.mlp_triton_forward(weights, norm, s, points, 4, 0, precision, False)
-        tensors = list(critic.tensors)
-        plain = (tensors, norm, inputs, None, 1, 0)
-        _, *tape = ops.mlp_triton_forward(*plain, precision, True)
-        ops.mlp_triton_backward(*plain, *tape, values, precision, True, False)
-        ops.mlp_triton_backward(*plain, *tape, values, precision, False, True)
-        ops.adjoint_matching(points, points, points, torch.ones(1), 1, True, True)
+PAPER = Sizes(1, 256, 28, 25, (512,) * 4, False, ode_batch=256)
+
+
+@functools.cache
+def inputs_of(op: str, sizes: Sizes) -> Inputs:
+    """Return random inputs of an op, drawn once for all architectures and precisions."""
+    return draw_inputs(CASES[op], sizes, dtype=torch.float32)
+
+
+def compile_all(architecture: int, precision: str, sizes: Sizes) -> list[Compiled]:
+    """Compile every kernel as the ops launch it, for each input that has a gradient."""
+    with compiling(architecture) as found, pretending():
+        for op, has in OPS.items():
+            if not has.triton:
+                continue
+            case = CASES[op]
+            options = {"backend": "triton"} | ({"precision": precision} if has.networks else {})
+            for wanted in case.differentiable or [None]:
+                only = [] if wanted is None else [wanted]
+                evaluate(case, inputs_of(op, sizes), wanted=only, **options)
     return found
 
 
@@ -165,7 +167,8 @@ def main() -> None:
             cells: dict[str, list[str]] = {}
             for architecture in ARCHITECTURES:
                 worst: dict[str, Compiled] = {}
-                for kernel in compile_all(architecture, precision, layer_norm):
+                sizes = dataclasses.replace(PAPER, layer_norm=layer_norm)
+                for kernel in compile_all(architecture, precision, sizes):
                     before = worst.get(kernel.name, kernel)
                     worst[kernel.name] = max(before, kernel, key=lambda k: (k.spills, k.registers))
                 for name, k in worst.items():

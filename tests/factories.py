@@ -6,6 +6,7 @@ from tests.helpers import draw
 from trqam_fast.agents import TRQAMAgent
 from trqam_fast.agents.config import select
 from trqam_fast.data.batch import Batch
+from trqam_fast.randomness import Randomness
 
 OBS, ACT = 3, 2
 SMALL = dict(
@@ -33,13 +34,13 @@ def make_batch(seed, runs=1, config=None, dtype=torch.float64):
 
 
 def train(agent, seeds, updates, batches=None):
-    generators = [torch.Generator().manual_seed(100 + seed) for seed in seeds]
+    randomness = Randomness([100 + seed for seed in seeds])
     for u in range(updates):
         rows = [make_batch(1000 * seed + 10 * u, config=agent.config) for seed in seeds]
         batch = Batch(*(torch.cat(parts) for parts in zip(*rows, strict=True)))
         if batches is not None:
             batch = batches(u, batch)
-        terms = agent.update(batch, agent.draw_noise(generators))
+        terms = agent.update(batch, agent.draw_noise(randomness))
     return terms
 
 

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
-from collections.abc import Iterator, Sequence
+import math
+import os
+from collections.abc import Hashable, Iterator, Sequence
 
+import pytest
 import torch
 from torch import Tensor
 
 from trqam_fast.kernels import MLPWeights
 from trqam_fast.networks import MLPShape, ParameterBlock
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+"""Where Triton's kernels run."""
+
+NEEDS_TRITON = [
+    pytest.mark.interpreter,
+    pytest.mark.skipif(
+        not INTERPRETED and not torch.cuda.is_available(),
+        reason="needs a GPU or TRITON_INTERPRET=1",
+    ),
+]
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -68,6 +84,34 @@ def mean_error(found: Tensor, exact: Tensor) -> float:
     """Mean error relative to the scale of the exact tensor."""
     difference = (found.detach().double() - exact.detach()).abs().mean()
     return float(difference / exact.detach().abs().max().clamp(min=1e-30))
+
+
+class ErrorBudget:
+    """float32 results may err at most twice as much as the same arithmetic in plain PyTorch.
+
+    What is judged is the geometric mean, over independent draws, of the ratio of both errors
+    against float64. A draw that is ill-conditioned makes both large, so it does not decide alone.
+    A draw's error is the mean over a tensor, relative to its largest element, and at least half a
+    unit in the last place: plain PyTorch may happen to hit the rounded result.
+    """
+
+    floor = 6e-8
+
+    def __init__(self) -> None:
+        self.ratios: dict[Hashable, list[float]] = collections.defaultdict(list)
+
+    def add(self, name: Hashable, found: Tensor, plain: Tensor, exact: Tensor) -> None:
+        """Add the draws of a tensor, one for each entry of its first axis."""
+        for draw in zip(found, plain, exact, strict=True):
+            ours, theirs = (max(mean_error(each, draw[2]), self.floor) for each in draw[:2])
+            self.ratios[name].append(math.log(ours / theirs))
+
+    def check(self, draws: int) -> None:
+        """Raise AssertionError unless every tensor had that many draws and keeps its budget."""
+        for name, ratios in self.ratios.items():
+            assert len(ratios) >= draws, name
+            ratio = math.exp(sum(ratios) / len(ratios))
+            assert ratio <= 2.0, (name, ratio)
 
 
 def assert_within_budget(

@@ -18,6 +18,7 @@ from trqam_fast.agents.config import select
 from trqam_fast.agents.reference import reference_update
 from trqam_fast.data.batch import Batch
 from trqam_fast.errors import UsageError
+from trqam_fast.randomness import Randomness
 
 
 @pytest.mark.parametrize("algo", ["trqam", "qam", "bc"])
@@ -81,9 +82,9 @@ def test_optimiser_is_adam_with_one_clipped_norm_per_run():
         for run in range(2)
     ]
     optimisers = [torch.optim.Adam(tensors, lr=config.lr) for tensors in shadow]
-    generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+    randomness = Randomness(range(2))
     for u in range(3):
-        batch, noise = make_batch(u, 2, config), agent.draw_noise(generators)
+        batch, noise = make_batch(u, 2, config), agent.draw_noise(randomness)
         gradient, terms = agent.gradients(batch, noise)
         for run in range(2):
             parts = agent.online.unflatten(gradient)
@@ -217,7 +218,7 @@ def test_qam_has_no_dual_update_and_scales_the_terminal_adjoint():
     adjoints = []
     for inv_temp in (1.0, 7.0):
         agent = make(TRQAMConfig(**SMALL), [0], QAMAgent, inv_temp=inv_temp)
-        noise = agent.draw_noise([torch.Generator().manual_seed(0)])
+        noise = agent.draw_noise(Randomness([0]))
         terms = agent.update(batch, noise)
         assert not {"lam", "kl_ema"} & {*agent.state_dict(), *terms.metrics}
         adjoints.append(terms.outputs["adjoint"])
@@ -278,7 +279,7 @@ def test_update_against_the_reference(case, backend):
     agent = kind(config, obs, act, [case], dtype=torch.float64, backend=backend)
     agent.online.flat.add_(draw(*agent.online.flat.shape, seed=case), alpha=0.3)
     agent.target.flat.add_(draw(*agent.target.flat.shape, seed=case + 1), alpha=0.2)
-    generator = torch.Generator().manual_seed(case)
+    randomness = Randomness([case])
     rows, h = config.batch_size, config.horizon_length
     for update in range(3):
         seed = 100 * case + 10 * update
@@ -290,7 +291,7 @@ def test_update_against_the_reference(case, backend):
             (draw(1, rows, seed=seed + 4) > 0).double(),
             draw(1, rows, obs, seed=seed + 5),
         )
-        noise = agent.draw_noise([generator])
+        noise = agent.draw_noise(randomness)
         expected, kl = reference_update(agent, batch, noise)
         gradient, terms = agent.gradients(batch, noise)
         found = [part[0] for part in agent.online.unflatten(gradient)]

@@ -1,5 +1,7 @@
 """Every Triton kernel compiled for GPUs that are not there: registers, spills, shared memory."""
 
+from dataclasses import replace
+
 import pytest
 
 pytest.importorskip("triton", reason="needs Triton, from the extra 'test'")
@@ -10,31 +12,37 @@ import triton.language as tl
 from triton import knobs
 from triton.runtime.jit import JITFunction
 
-from tests.aot import ARCHITECTURES, SHARED_LIMIT, compile_all, compiling, network
+from tests.aot import ARCHITECTURES, PAPER, SHARED_LIMIT, compile_all, compiling, pretending
 from trqam_fast.kernels import PRECISIONS
+from trqam_fast.op_cases import CASES, Sizes, draw_inputs, evaluate
 
 pytestmark = [
     pytest.mark.aot,
     pytest.mark.skipif(knobs.runtime.interpret, reason="TRITON_INTERPRET=1 replaces the compiler"),
 ]
 
-KERNELS = {
-    "sde_rollout_kernel", "lean_adjoint_kernel", "mlp_forward_kernel", "mlp_pullback_kernel",
-    "weight_gradient_kernel", "adjoint_matching_kernel",
-}  # fmt: skip
+PRODUCTS = {
+    "sde_rollout_kernel",
+    "lean_adjoint_kernel",
+    "mlp_forward_kernel",
+    "mlp_pullback_kernel",
+    "weight_gradient_kernel",
+}
+KERNELS = {*PRODUCTS, "adjoint_matching_kernel", "philox_kernel"}
 MATRIX = {80: "mma.sync", 89: "mma.sync", 90: "wgmma", 100: "tcgen05.mma"}
 
 
-def check(architecture, precision, **options):
-    found = compile_all(architecture, precision, **options)
+def check(architecture, precision, width=512, depth=4, **options):
+    sizes = replace(PAPER, hidden=(width,) * depth, **options)
+    found = compile_all(architecture, precision, sizes)
     assert {kernel.name for kernel in found} == KERNELS
     for kernel in found:
         assert kernel.spills == 0, kernel
         assert 0 < kernel.registers <= 255, kernel
         assert kernel.shared <= SHARED_LIMIT[architecture], kernel
-        products = kernel.name != "adjoint_matching_kernel" and precision != "ieee"
+        products = kernel.name in PRODUCTS and precision != "ieee"
         # Blocks of narrow layers and of many outputs are too small for wgmma.
-        small = options.get("width", 512) < 64 or options.get("dim", 25) > 32
+        small = width < 64 or sizes.dim > 32
         expected = "mma.sync" if small and kernel.matrix == "mma.sync" else MATRIX[architecture]
         assert kernel.matrix == (expected if products else ""), kernel
 
@@ -78,19 +86,14 @@ def test_the_number_of_rows_compiles_nothing_anew(monkeypatch):
         return compile_one(self, *arguments)
 
     monkeypatch.setattr(JITFunction, "_do_compile", count)
-    net = network(6, 2, (32,), True)
-    tensors, ops = list(net.tensors), torch.ops.trqam_fast
-    with compiling(90) as launched:
+    with compiling(90) as launched, pretending():
         for rows in (3, 1, 16, 65):
-            s, x = torch.empty(1, rows, 3), torch.empty(1, rows, 2)
-            none, noise = x[:, :0], torch.empty(1, 3, 0, 2)
-            ops.sde_rollout_triton(
-                tensors, tensors, True, s[:, :0], none, noise, None, None, s, x, 4, "tf32", False
-            )
-            points = torch.empty(1, 4, rows, 2)
-            ops.mlp_triton_forward(tensors, True, s, points, 4, 0, "tf32", False)
-    assert len(launched) == 8
-    assert sorted(compiled) == ["mlp_forward_kernel", "sde_rollout_kernel"]
+            for name in ("ode_rollout", "velocity_along", "philox"):
+                sizes = Sizes(1, rows, 3, 2, (32,), True)
+                inputs = draw_inputs(CASES[name], sizes, dtype=torch.float32)
+                evaluate(CASES[name], inputs, backend="triton")
+    assert len(launched) == 12
+    assert sorted(compiled) == ["mlp_forward_kernel", "philox_kernel", "sde_rollout_kernel"]
 
 
 @triton.jit

@@ -58,9 +58,7 @@ def test_a_failed_self_test_warns_once(gpu, capsys):
         "warning: the Triton kernels cannot be used on cuda: mlp is off; "
         "training with --backend reference, in TF32"
     ]
-    chosen = functools.partial(
-        choose_backend, "mlp", config.backend, cpp=None, triton=None, precision=config.precision
-    )
+    chosen = functools.partial(choose_backend, "mlp", config.backend, precision=config.precision)
     assert chosen(torch.device("cuda")) == "reference"
     with pytest.raises(BackendError, match="'reference' has no precision 'tf32'; use 'ieee'"):
         chosen(torch.device("cpu"))
@@ -106,3 +104,15 @@ def test_on_the_cpu_nothing_is_asked(gpu):
     config = backend.settle_backend(parse_config([]), 2)
     assert (config.backend, config.precision) == ("auto", "ieee")
     assert gpu[0] == []
+
+
+def test_without_the_extension_the_cpu_says_so(monkeypatch, capsys):
+    """Once for a run that did not ask; a request for the reference is met in silence."""
+    backend.settle_backend(parse_config([]), 2)
+    backend.settle_backend(parse_config(["--backend", "reference"]), 2)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(backend, "load_extension", lambda: (None, "no module"))
+    backend.settle_backend(parse_config(["--backend", "reference"]), 2)
+    assert capsys.readouterr().err == ""
+    backend.settle_backend(parse_config([]), 2)
+    assert capsys.readouterr().err.count("no compiled extension here") == 1

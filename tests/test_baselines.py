@@ -8,6 +8,7 @@ from tests.factories import ACT, OBS, SMALL, make_batch
 from trqam_fast import parity
 from trqam_fast.agents import Agent, TRQAMAgent, TRQAMConfig, algorithm
 from trqam_fast.agents.config import select
+from trqam_fast.randomness import Randomness
 
 DATA = Path(__file__).parent / "data"
 RECORDINGS = ["trqam_chunked", "trqam_single_step", "qam_chunked"]
@@ -49,12 +50,12 @@ def make_update(config, kind, runs, algo, device="cpu"):
     own = {"inv_temp": 2.0} if algo == "qam" else {}
     values = kind.Config(**select(kind.Config, vars(config)) | own)
     agent = kind(values, OBS, ACT, list(range(runs)), **options)
-    generators = [torch.Generator(device).manual_seed(run) for run in range(runs)]
+    randomness = Randomness(range(runs), device)
 
     def update(index):
         batch = make_batch(index, runs, config)
         batch = type(batch)(*(tensor.to(device) for tensor in batch))
-        return agent.update(batch, agent.draw_noise(generators))
+        return agent.update(batch, agent.draw_noise(randomness))
 
     return agent, update
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.test_data import MAZE, make_generators, raw_arrays
+from tests.test_data import MAZE, raw_arrays
 from trqam_fast.data import flat_dataset as flat_dataset_module
 from trqam_fast.data.dataset import Dataset
 from trqam_fast.data.flat import FlatSet
@@ -18,6 +18,7 @@ from trqam_fast.data.flatten import convert
 from trqam_fast.data.load import load_arrays
 from trqam_fast.errors import RunError
 from trqam_fast.kernels import dispatch
+from trqam_fast.randomness import Randomness
 
 ENV = "pointmaze-medium-singletask-task1-v0"
 
@@ -55,9 +56,7 @@ def test_uneven_trajectories(uneven, reading, horizon, resident, monkeypatch):
     assert disk.trajectory_ends().tolist() == memory.trajectory_ends().tolist() == [1, 31, 38, 59]
     every = torch.arange(memory.start_count(horizon))[None]
     whole = [dataset.gather(every, horizon, 0.9) for dataset in (memory, disk)]
-    drawn = [
-        dataset.sample(make_generators([0, 1]), 32, horizon, 0.9) for dataset in (memory, disk)
-    ]
+    drawn = [dataset.sample(Randomness([0, 1]), 32, horizon, 0.9) for dataset in (memory, disk)]
     for pair in (whole, drawn):
         for name, a, b in zip(pair[0]._fields, *pair, strict=True):
             assert torch.equal(a, b), name
@@ -76,14 +75,14 @@ def test_a_file_that_shrinks_is_reported(small, reading):
     with open(small.flat.file("records"), "r+b") as file:
         file.truncate(300)
     with pytest.raises(RunError, match="records.npy has become shorter"):
-        small.sample(make_generators([0]), 32, 3, 0.9)
+        small.sample(Randomness([0]), 32, 3, 0.9)
 
 
 def test_another_failure_is_told_as_it_is(small, reading):
     small._file.close()
     small._file = open(os.devnull, "wb")
     with pytest.raises(RunError, match="cannot read .*records.npy: Bad file descriptor"):
-        small.sample(make_generators([0]), 32, 3, 0.9)
+        small.sample(Randomness([0]), 32, 3, 0.9)
 
 
 def test_an_older_extension_is_done_without(monkeypatch):

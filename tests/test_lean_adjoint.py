@@ -1,16 +1,13 @@
+"""The lean adjoint: what it is the gradient of, fields that are not ours, known answers."""
+
 import pytest
 import torch
 from torch import nn
 
-from tests.helpers import (
-    assert_equal64,
-    assert_within_budget,
-    cast,
-    draw,
-    make_field,
-    poisoned_memory,
-)
+from tests.helpers import assert_equal64, draw, make_field
 from trqam_fast.kernels import BackendError, lean_adjoint
+from trqam_fast.kernels.fields import as_function
+from trqam_fast.kernels.lean_adjoint import reference
 
 CASES = [
     dict(runs=1, batch=63, obs=6, dim=5, steps=10, hidden=(16, 24), layer_norm=False),
@@ -28,36 +25,11 @@ def make(runs, batch, obs, dim, steps, hidden, layer_norm):
     ]
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_cpp_equals_reference_in_float64(case):
-    field, data = make(**case)
-    assert_equal64(
-        [lean_adjoint(field, *data, backend="cpp")],
-        [lean_adjoint(field, *data, backend="reference")],
-    )
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_cpp_within_float32_budget(case):
-    field, data = make(**case)
-    results = []
-    for backend, dtype in (
-        ("cpp", torch.float32),
-        ("reference", torch.float32),
-        ("reference", torch.float64),
-    ):
-        weights = cast(field, dtype).detach()
-        results.append([lean_adjoint(weights, *(t.to(dtype) for t in data), backend=backend)])
-    assert_within_budget(*results)
-
-
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
 def test_is_the_gradient_of_the_memoryless_chain(backend):
     """a_0 is the derivative of <a_K, X_K> along X <- X + h (2 v(X, t + h) - X / (t + h)) when the
     points are those of that chain."""
     field, (s, _, terminal) = make(**CASES[0])
-    from trqam_fast.kernels.velocity import as_function
-
     steps, h = 10, 0.1
     start = draw(1, 63, 5, seed=8).requires_grad_()
     x, points = start, []
@@ -121,19 +93,11 @@ def test_linear_field_is_a_product_of_matrices():
 
 
 def test_gradcheck_of_reference():
-    from trqam_fast.kernels.lean_adjoint import reference
-
-    field, (s, points, terminal) = make(**CASES[2])
+    field, (s, points, terminal) = make(2, 3, 2, 2, 3, (4, 5), True)
     terminal.requires_grad_()
     assert torch.autograd.gradcheck(
         lambda a: reference.lean_adjoint(field, s, points, a), (terminal,)
     )
-
-
-def test_every_output_element_is_written():
-    field, data = make(**CASES[2])
-    with poisoned_memory():
-        assert lean_adjoint(field, *data, backend="cpp").isfinite().all()
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
@@ -141,9 +105,6 @@ def test_adjoints_are_constants(backend):
     field, data = make(**CASES[2])
     trainable = field.map(lambda t: t.clone().requires_grad_())
     assert not lean_adjoint(trainable, *data, backend=backend).requires_grad
-    data[2].requires_grad_()
-    with pytest.raises(RuntimeError, match="no gradient with respect to terminal_adjoint"):
-        lean_adjoint(field, *data, backend=backend)
 
 
 def test_trainable_callable_gets_no_gradient():

@@ -8,6 +8,7 @@ import torch
 from benchmarks.memory import held_bytes, scratch_bytes, temporary_bytes
 from benchmarks.sizes import PAPER, make_agent, make_batch
 from trqam_fast.memory import update_bytes
+from trqam_fast.randomness import Randomness
 
 BASE = dataclasses.replace(PAPER, width=96, batch=64, ensemble=3)
 CHANGES = [
@@ -21,10 +22,10 @@ def test_update_stays_within_its_bound(change):
     """And the bound is no more than a few times too large."""
     size = dataclasses.replace(BASE, **change)
     agent, batch = make_agent(size, "cpu", "cpp", "ieee"), make_batch(size, "cpu")
-    generators = [torch.Generator().manual_seed(run) for run in range(size.runs)]
+    randomness = Randomness(range(size.runs))
 
     def update():
-        agent.update(batch, agent.draw_noise(generators))
+        agent.update(batch, agent.draw_noise(randomness))
 
     update()
     bound = update_bytes(
@@ -47,10 +48,11 @@ def test_scratch_stays_within_its_bound():
         "from benchmarks.memory import scratch_bytes\n"
         "from benchmarks.sizes import make_agent, make_batch\n"
         "from tests.test_memory import BASE\n"
+        "from trqam_fast.randomness import Randomness\n"
         "from trqam_fast.memory import update_bytes\n"
         "torch.set_num_threads(2)\n"
         "agent, batch = make_agent(BASE, 'cpu', 'cpp', 'ieee'), make_batch(BASE, 'cpu')\n"
-        "agent.update(batch, agent.draw_noise([torch.Generator()]))\n"
+        "agent.update(batch, agent.draw_noise(Randomness([0])))\n"
         "bound = update_bytes(type(agent), agent.config, 28, 5, threads=2)\n"
         "print(scratch_bytes(), bound['scratch'])\n"
     )
@@ -62,10 +64,10 @@ def test_scratch_stays_within_its_bound():
 
 def test_updates_allocate_nothing_lasting():
     agent, batch = make_agent(BASE, "cpu", "cpp", "ieee"), make_batch(BASE, "cpu")
-    generators = [torch.Generator()]
+    randomness = Randomness([0])
     for _ in range(2):
-        agent.update(batch, agent.draw_noise(generators))
+        agent.update(batch, agent.draw_noise(randomness))
     before = scratch_bytes(), held_bytes(agent)
     for _ in range(3):
-        agent.update(batch, agent.draw_noise(generators))
+        agent.update(batch, agent.draw_noise(randomness))
     assert (scratch_bytes(), held_bytes(agent)) == before

@@ -9,6 +9,7 @@ from trqam_fast.data.dataset import FIELDS, Dataset
 from trqam_fast.data.names import parse_task
 from trqam_fast.data.replay import ReplayBuffer
 from trqam_fast.errors import RunError
+from trqam_fast.randomness import Randomness
 from trqam_fast.simulator.environment import physics
 from trqam_fast.simulator.online import OnlineEnvironment, Step
 from trqam_fast.training.history import History
@@ -61,12 +62,12 @@ def make(chunked, start_training=2, utd_ratio=1, length=4, seeds=(0, 1)):
         arrays[name] = np.zeros((12, width), np.float32)
     arrays["terminals"][-1] = 1
     buffer = ReplayBuffer(Dataset.from_arrays(arrays), len(seeds), 60, 3)
-    generators = [torch.Generator().manual_seed(10 + seed) for seed in seeds]
-    acting = [torch.Generator().manual_seed(20 + seed) for seed in seeds]
+    randomness = Randomness([10 + seed for seed in seeds])
+    acting = Randomness([20 + seed for seed in seeds])
     ended = []
     driver = OnlineDriver(
         agent, buffer, [Line(length) for _ in seeds], acting,
-        Updater(agent, buffer, generators, History(100), graph=False),
+        Updater(agent, buffer, randomness, History(100), graph=False),
         start_training=start_training, utd_ratio=utd_ratio,
         episode_ended=lambda *outcome: ended.append(outcome),
     )  # fmt: skip

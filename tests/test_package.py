@@ -1,5 +1,6 @@
 """Build, imports, optional parts."""
 
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -9,6 +10,10 @@ from pathlib import Path
 import pytest
 from setuptools import find_packages
 
+import trqam_fast
+from trqam_fast.kernels.dispatch import OPS
+from trqam_fast.op_cases import CASES
+
 ROOT = Path(__file__).parent.parent
 NVCC = shutil.which("nvcc")
 
@@ -17,12 +22,13 @@ import torch
 from trqam_fast.agents import TRQAMAgent, TRQAMConfig
 from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import BackendError, path_kl
+from trqam_fast.randomness import Randomness
 
 config = TRQAMConfig(batch_size=4, actor_hidden_dims=(8,), value_hidden_dims=(8,), num_qs=2)
 agent = TRQAMAgent(config, 3, 2, [0])
 batch = Batch(torch.zeros(1, 4, 3), torch.zeros(1, 4, 1, 2), torch.zeros(1, 4), torch.ones(1, 4),
               torch.ones(1, 4), torch.zeros(1, 4, 3))
-terms = agent.update(batch, agent.draw_noise([torch.Generator()]))
+terms = agent.update(batch, agent.draw_noise(Randomness([0])))
 assert all(value.isfinite().all() for value in terms.metrics.values())
 """
 
@@ -54,7 +60,7 @@ sys.path.insert(0, {str(ROOT)!r})
 import benchmarks.compare_reference
 import benchmarks.test_update
 import tests.conftest
-import tests.triton_cases
+import tests.helpers
 import trqam_fast.self_test
 from benchmarks.sizes import PAPER_SMALL, make_agent
 from trqam_fast import parity
@@ -105,19 +111,30 @@ def test_doctor_finds_no_problem(capsys):
 
     assert doctor.main([]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("not available: its kernels need a GPU") == 4
-    for op in ("mlp", "sde_rollout", "lean_adjoint", "adjoint_matching", "path_kl"):
+    with_triton = [name for name, case in CASES.items() if OPS[case.op].triton]
+    assert printed.count("not available: its kernels need a GPU") == len(with_triton)
+    for name in CASES:
         for backend in ("reference", "cpp"):
-            assert any(op in x and backend in x and "ok" in x for x in printed.splitlines())
+            assert any(x.split()[:2] == [name, backend] and "ok" in x for x in printed.splitlines())
 
 
 def test_doctor_notices_a_wrong_op(capsys, monkeypatch):
     from trqam_fast import doctor
     from trqam_fast.kernels.path_kl import ops
 
-    monkeypatch.setattr(ops, "path_kl", lambda v, u, h: (v.sum((1, 3)), v.sum((1, 2, 3))))
+    def wrong(v, u, schedule, horizon):
+        return ((v - u) ** 2).sum((1, 3)), ((v - u) ** 2).sum((1, 2, 3))
+
+    monkeypatch.setattr(ops, "path_kl", wrong)
     assert doctor.main([]) == 1
     assert "path_kl with backend cpp on cpu deviates" in capsys.readouterr().err
+
+
+def test_one_version_everywhere():
+    version = trqam_fast.__version__
+    assert importlib.metadata.version("trqam_fast") == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_torch_is_not_needed_to_build():

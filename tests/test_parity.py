@@ -16,6 +16,8 @@ QUANTITIES = {
     "qam_chunked": ("out/xs", "out/adjs", "final/target_actor_slow/mlp/Dense_0/kernel"),
     "qam_e": ("out/edit", "out/edit_log_probs", "actor/edit_alpha", "final/edit_alpha/log_value",
               "grad/edit_actor/OutputDenseLogStd/kernel"),
+    "sqam_chunked": ("out/xs", "out/adjs", "out/a_hat", "lam_raw", "critic/gap_reg_term"),
+    "sqam_single_step": ("out/xs", "out/adjs", "lam_raw", "dual/kl_ema"),
     "fql": ("out/onestep_actions", "actor/distill_loss",
             "grad/actor_onestep_flow/mlp/Dense_0/bias"),
     "dsrl": ("out/latent", "out/log_probs", "actor/alpha", "final/alpha/log_value",

@@ -10,6 +10,7 @@ from tests.helpers import draw
 from tests.runs import rows, run
 from trqam_fast.agents import QAMEAgent, QAMEConfig, algorithm
 from trqam_fast.data.batch import Batch
+from trqam_fast.randomness import Randomness
 from trqam_fast.training.load_run import load_run
 
 OBS, ACT, SIZE = 5, 2, 16
@@ -34,7 +35,7 @@ def make(kind="qam-e", config=CONFIG, seeds=(0,), **options):
 
 
 def noise_of(agent, seeds=(7,)):
-    return agent.draw_noise([torch.Generator().manual_seed(seed) for seed in seeds])
+    return agent.draw_noise(Randomness(seeds))
 
 
 def plain(network, run, inputs):
@@ -119,7 +120,7 @@ def test_the_entropy_reaches_its_target(start):
     with torch.no_grad():
         (_, bias) = agent.online.networks["edit_actor"].biases[-1].chunk(2, -1)
         bias.fill_(start)
-    generator = [torch.Generator().manual_seed(3)]
+    generator = Randomness([3])
     entropies = []
     for _ in range(1200):
         terms = agent.update(batch, agent.draw_noise(generator))

@@ -7,6 +7,7 @@ import torch
 from tests.helpers import draw
 from trqam_fast.data.dataset import FIELDS, Dataset
 from trqam_fast.data.replay import ReplayBuffer
+from trqam_fast.randomness import Randomness
 
 OFFLINE, ONLINE, RUNS = 23, 17, 2
 
@@ -53,8 +54,8 @@ def test_sequences_are_those_of_one_array(horizon):
 
 def test_all_transitions_are_equally_likely():
     buffer, joined = filled(2)
-    generators = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
-    batch = buffer.sample(generators, 20_000, 2, 0.9)
+    randomness = Randomness((5, 6))
+    batch = buffer.sample(randomness, 20_000, 2, 0.9)
     for run, dataset in enumerate(joined):
         every = dataset.gather(torch.arange(OFFLINE + ONLINE - 1)[None], 2, 0.9).observations[0]
         drawn = (batch.observations[run, :, None] == every).all(-1).float().mean(0)
@@ -64,8 +65,8 @@ def test_all_transitions_are_equally_likely():
 
 def test_half_of_a_balanced_batch_is_online():
     buffer, joined = filled(3, balanced=True)
-    generators = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
-    batch = buffer.sample(generators, 7, 3, 0.9)
+    randomness = Randomness((5, 6))
+    batch = buffer.sample(randomness, 7, 3, 0.9)
     for run, dataset in enumerate(joined):
         every = dataset.gather(torch.arange(OFFLINE + ONLINE - 2)[None], 3, 0.9).observations[0]
         start = (batch.observations[run, :, None] == every).all(-1).float().argmax(-1)
@@ -74,8 +75,8 @@ def test_half_of_a_balanced_batch_is_online():
 
 def test_batches_do_not_depend_on_the_other_runs():
     buffer, _ = filled(2)
-    both = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
-    swapped = [torch.Generator().manual_seed(seed) for seed in (9, 6)]
+    both = Randomness((5, 6))
+    swapped = Randomness((9, 6))
     for ours, theirs in zip(
         buffer.sample(both, 16, 2, 0.9), buffer.sample(swapped, 16, 2, 0.9), strict=True
     ):

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from trqam_fast import parity
-from trqam_fast.kernels.dispatch import PRECISIONS, TRITON_OPS
-from trqam_fast.self_test import triton_problems
+from trqam_fast.kernels.dispatch import OPS, PRECISIONS
+from trqam_fast.op_cases import CASES
+from trqam_fast.self_test import problem, triton_problems
 
 pytestmark = [
     pytest.mark.interpreter,
@@ -32,9 +33,9 @@ def test_a_wrong_kernel_is_named(wrong, monkeypatch):
 
     right = triton.lean_adjoint
     monkeypatch.setattr(triton, "lean_adjoint", lambda *arguments: wrong * right(*arguments))
-    (problem,) = triton_problems(DEVICE, "ieee")
-    assert problem.startswith(f"lean_adjoint with backend triton on {DEVICE} deviates by")
-    assert problem.endswith("use --backend reference")
+    _, found = problem("lean_adjoint", "triton", DEVICE)
+    assert found.startswith(f"lean_adjoint with backend triton on {DEVICE} deviates by")
+    assert found.endswith("use --backend reference")
 
 
 def test_a_kernel_that_does_not_launch_is_named(monkeypatch):
@@ -42,13 +43,13 @@ def test_a_kernel_that_does_not_launch_is_named(monkeypatch):
 
     from trqam_fast.kernels.mlp import triton
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise OutOfResources(300_000, 232_448, "shared memory")
 
     monkeypatch.setattr(triton, "forward_pass", refuse)
     problems = triton_problems(DEVICE, "tf32")
     assert problems[0].startswith(f"mlp with backend triton on {DEVICE} in tf32 fails: out of res")
-    assert len(problems) < len(TRITON_OPS)
+    assert len(problems) < sum(OPS[case.op].triton for case in CASES.values())
 
 
 def test_replay_of_the_authors_run():

@@ -1,5 +1,6 @@
 """Known answers from theory: docs/algorithm.md, "What theory says"."""
 
+import dataclasses
 import math
 from dataclasses import replace
 
@@ -10,8 +11,8 @@ from tests.helpers import assert_equal64, draw, make_field, make_mlp
 from trqam_fast.agents import TRQAMAgent, TRQAMConfig
 from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import (
+    NoiseSchedule,
     adjoint_matching,
-    diffusion_squared,
     lean_adjoint,
     mlp,
     ode_rollout,
@@ -19,6 +20,11 @@ from trqam_fast.kernels import (
     sde_rollout,
     velocity_along,
 )
+from trqam_fast.randomness import Randomness
+
+
+def g_squared(steps):
+    return torch.tensor(NoiseSchedule.flow(steps).g_squared, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
@@ -40,8 +46,10 @@ def test_path_kl_is_the_log_likelihood_ratio_of_the_chain(backend):
         ]
         ratio += (squares[1] - squares[0]) / (2 * h * g_squared)
     # The last step is the base field's in both processes, so its term of D has no counterpart.
-    last = path_kl(rollout.velocity[:, -1:], u[:, -1:], reduction="none", backend=backend)
-    last = last * (1 / steps) * diffusion_squared(1).item() / diffusion_squared(steps)[-1]
+    schedule = NoiseSchedule.flow(steps)
+    alone = NoiseSchedule(*((values[-1],) for values in dataclasses.astuple(schedule)))
+    ends = (rollout.velocity[:, -1:], u[:, -1:])
+    last = path_kl(*ends, schedule=alone, reduction="none", backend=backend)
     terms = path_kl(rollout.velocity, u, reduction="none", backend=backend)[0] - last[0]
     deviation = ratio - terms
     assert abs(deviation.mean()) < 4 * deviation.std() / math.sqrt(batch)
@@ -54,7 +62,7 @@ def test_equal_fields(backend):
     v, a = draw(2, 5, 7, 3), draw(2, 5, 7, 3, seed=1)
     lam = torch.tensor([0.5, 4.0], dtype=torch.float64)
     loss, kl = adjoint_matching(v, v, a, lam, backend=backend)
-    sigma_squared = diffusion_squared(5).view(1, 5, 1) / lam.view(2, 1, 1)
+    sigma_squared = g_squared(5).view(1, 5, 1) / lam.view(2, 1, 1)
     expected = (sigma_squared * a.square().sum(-1)).sum(1).mean(-1)
     assert kl.tolist() == [0.0, 0.0]
     assert_equal64([loss], [expected])
@@ -65,7 +73,7 @@ def test_minimiser_of_the_loss(backend):
     """At Delta_k = -sigma_k^2 a_k / 2 the loss and its gradient vanish."""
     u, a = draw(2, 5, 7, 3), draw(2, 5, 7, 3, seed=1)
     lam = torch.tensor([0.5, 4.0], dtype=torch.float64)
-    sigma_squared = diffusion_squared(5).view(1, 5, 1, 1) / lam.view(2, 1, 1, 1)
+    sigma_squared = g_squared(5).view(1, 5, 1, 1) / lam.view(2, 1, 1, 1)
     v = (u - sigma_squared * a / 2).requires_grad_()
     loss, _ = adjoint_matching(v, u, a, lam, backend=backend)
     (grad,) = torch.autograd.grad(loss.sum(), v)
@@ -104,7 +112,7 @@ def test_tilted_gaussian_with_affine_corrections(steps, mean, variance):
 
     batch = 40_000
     s = torch.zeros(1, batch, 1, dtype=torch.float64)
-    sigma_squared = diffusion_squared(steps) / LAM
+    sigma_squared = g_squared(steps) / LAM
     x0 = draw(1, batch, 1, seed=1)
     noise = draw(1, steps - 1, batch, 1, seed=2)
     for _ in range(60):
@@ -210,10 +218,10 @@ def test_controller_keeps_the_path_kl_at_its_budget():
     for budget in (0.3, 1.0):
         config = replace(BANDIT, kl_budget=budget, eta_lambda=0.02)
         agent = TRQAMAgent(config, 1, 2, [0, 1])
-        generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+        randomness = Randomness(range(2))
         data, tail = torch.Generator().manual_seed(7), []
         for update in range(1800):
-            terms = agent.update(make_bandit(config, 2, data), agent.draw_noise(generators))
+            terms = agent.update(make_bandit(config, 2, data), agent.draw_noise(randomness))
             if update >= 1400:
                 tail.append(terms.metrics["kl_ema"])
         settled = torch.stack(tail).mean(0)
@@ -231,9 +239,9 @@ def test_raising_lambda_shrinks_the_path_kl():
     agent.dual.lam.copy_(torch.tensor([0.3, 1.0, 5.0]))
     data, kl = torch.Generator().manual_seed(7), []
     for update in range(500):
-        generators = [torch.Generator().manual_seed(update)] * 3
+        randomness = Randomness([update] * 3)
         batch = Batch(*(t[:1].expand(3, *t.shape[1:]) for t in make_bandit(config, 1, data)))
-        terms = agent.update(batch, agent.draw_noise(generators))
+        terms = agent.update(batch, agent.draw_noise(randomness))
         kl.append(terms.metrics["path_kl"])
     low, middle, high = torch.stack(kl[-100:]).mean(0).tolist()
     assert low > 1.3 * middle > 1.69 * high > 0

@@ -10,6 +10,7 @@ from tests.helpers import assert_equal64
 from trqam_fast.agents import DualController, QAMAgent, TRQAMAgent, TRQAMConfig, algorithm
 from trqam_fast.agents.critics import CRITICS
 from trqam_fast.data.batch import Batch
+from trqam_fast.randomness import Randomness
 
 
 def trqam(seeds=(0,), **settings):
@@ -17,9 +18,7 @@ def trqam(seeds=(0,), **settings):
 
 
 def update(agent, number=0):
-    noise = agent.draw_noise(
-        [torch.Generator().manual_seed(number + run) for run in range(agent.runs)]
-    )
+    noise = agent.draw_noise(Randomness([number + run for run in range(agent.runs)]))
     return agent.update(make_batch(number, agent.runs, agent.config), noise)
 
 
@@ -92,7 +91,7 @@ def test_lambda_starts_where_it_is_told_to():
 def test_scaled_rewards_are_the_rewards_scaled():
     plain, scaled = trqam(), trqam(reward_scale=10.0)
     batch = make_batch(0, config=plain.config)
-    noise = plain.draw_noise([torch.Generator().manual_seed(0)])
+    noise = plain.draw_noise(Randomness([0]))
     more = batch._replace(rewards=10.0 * batch.rewards)
     assert_equal64([scaled.gradients(batch, noise)[0]], [plain.gradients(more, noise)[0]])
 
@@ -101,7 +100,7 @@ def test_the_value_penalty_is_the_gap_at_the_end_of_the_rollout():
     """Gradient and metrics against autograd on the critics alone."""
     plain, penalised = trqam(value_penalty=0.0), trqam(value_penalty=0.7)
     batch = make_batch(0, config=plain.config)
-    noise = plain.draw_noise([torch.Generator().manual_seed(0)])
+    noise = plain.draw_noise(Randomness([0]))
     expected, terms = plain.gradients(batch, noise)
     expected = expected.clone()
     critic, s = plain.online.networks["critic"], batch.observations
@@ -121,7 +120,7 @@ def test_the_value_penalty_is_the_gap_at_the_end_of_the_rollout():
 def test_the_gain_of_the_sweep_and_the_gap_of_the_values():
     agent = make(TRQAMConfig(**SMALL), [0, 1], QAMAgent, inv_temp=3.0)
     batch = make_batch(0, 2, agent.config)
-    noise = agent.draw_noise([torch.Generator().manual_seed(run) for run in range(2)])
+    noise = agent.draw_noise(Randomness(range(2)))
     _, terms = agent.gradients(batch, noise)
     gradient, values = agent.action_gradient(batch.observations, terms.outputs["end"])
 
@@ -137,7 +136,7 @@ def test_a_critic_without_a_gradient_is_no_failure():
     """Every X_K outside the box, or units that are all off: a_K = 0, and no metric is NaN."""
     agent = make(TRQAMConfig(**SMALL), [0, 1], QAMAgent, inv_temp=0.0)
     batch = make_batch(0, 2, agent.config)
-    noise = agent.draw_noise([torch.Generator().manual_seed(run) for run in range(2)])
+    noise = agent.draw_noise(Randomness(range(2)))
     _, terms = agent.gradients(batch, noise)
     assert_equal64([terms.metrics["adjoint_gain"]], [torch.zeros(2, dtype=torch.float64)])
     assert all(value.isfinite().all() for value in terms.metrics.values())
@@ -168,7 +167,7 @@ def test_an_implicit_critic_on_a_table(expectile):
         torch.ones(1, 64), following.view(1, -1, 1),
     )  # fmt: skip
     assert not CRITICS["implicit"].samples_policy and "next_action" not in agent.draws()
-    generator = [torch.Generator().manual_seed(0)]
+    generator = Randomness([0])
     for _ in range(1500):
         terms = agent.update(batch, agent.draw_noise(generator))
     assert "next_actions" not in terms.outputs and "value_loss" in terms.metrics

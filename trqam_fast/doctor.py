@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +14,8 @@ from trqam_fast.cli import run_command
 from trqam_fast.data.generate.recipe import GENERATED_DIR
 from trqam_fast.data.load import OFFICIAL_DIR, present
 from trqam_fast.files import expanded
-from trqam_fast.kernels.dispatch import (
-    NETWORK_OPS,
-    PRECISIONS_OF,
-    TRITON_OPS,
-    extension_problem,
-    load_extension,
-    passes_problem,
-    triton_problem,
-)
+from trqam_fast.kernels.dispatch import OPS, PRECISIONS_OF, load_extension, unavailable
+from trqam_fast.op_cases import CASES
 from trqam_fast.runs.folder import versions
 from trqam_fast.self_test import problem
 from trqam_fast.text import printable
@@ -43,26 +37,17 @@ class DoctorArgs:
 def check_ops(device: str) -> list[str]:
     """Self-test every op and backend on `device`; return the problems."""
     problems = []
-    where = torch.device(device)
-    for op in (*TRITON_OPS, "path_kl", "adam_step"):
-        for backend in ("reference", "cpp", "triton"):
-            if backend == "triton" and op not in TRITON_OPS:
-                continue
-            precisions = PRECISIONS_OF[backend] if op in NETWORK_OPS else ("ieee",)
-            reason = None
-            if backend == "cpp" and op in (*NETWORK_OPS, "adam_step"):
-                reason = passes_problem(where, torch.float32, "ieee")
-            elif backend == "cpp":
-                reason = extension_problem(where)
-            elif backend == "triton":
-                reason = triton_problem(where, torch.float32)
+    for name, case in CASES.items():
+        has = OPS[case.op]
+        for backend in ("reference", "cpp", *(("triton",) if has.triton else ())):
+            reason = unavailable(case.op, backend, torch.device(device))
             if reason is not None:
-                print(f"  {op:17} {backend:10} {device:5} not available: {reason}")
+                print(f"  {name:24} {backend:10} {device:5} not available: {reason}")
                 continue
-            for precision in precisions:
-                verdict, found = problem(op, backend, device, precision)
+            for precision in PRECISIONS_OF[backend] if has.networks else ("ieee",):
+                verdict, found = problem(name, backend, device, precision)
                 shown = "" if precision == "ieee" else f" ({precision})"
-                print(f"  {op:17} {backend:10} {device:5} {verdict}{shown}")
+                print(f"  {name:24} {backend:10} {device:5} {verdict}{shown}")
                 problems += [found] if found else []
     return problems
 
@@ -85,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, version in versions().items():
         print(f"  {name:10} {version}")
     module, reason = load_extension()
-    if module is None:
+    if module is None and (sys.platform, platform.machine()) == ("linux", "x86_64"):
         problems.append(f"the extension does not import ({reason}); run 'pip install -e .'")
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     print(f"devices\n  {', '.join(devices)}")

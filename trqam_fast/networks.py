@@ -55,11 +55,7 @@ class MLPShape:
 
     def group(self, tensors: list[Tensor]) -> MLPWeights:
         """Arrange tensors, ordered as `tensor_shapes`, as `MLPWeights`."""
-        layers = len(self.hidden_dims) + 1
-        norms = len(self.hidden_dims) if self.layer_norm else 0
-        ends = [layers, 2 * layers, 2 * layers + norms, 2 * layers + 2 * norms]
-        starts = [0, *ends[:-1]]
-        return MLPWeights(*(tuple(tensors[a:b]) for a, b in zip(starts, ends, strict=True)))
+        return MLPWeights.from_tensors(tensors)
 
 
 @dataclass(frozen=True)

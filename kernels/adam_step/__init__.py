@@ -6,12 +6,9 @@ import torch
 from torch import Tensor
 
 from trqam_fast.kernels.adam_step import ops, reference
-from trqam_fast.kernels.dispatch import (
-    check_same,
-    check_tensor,
-    choose_backend,
-    extension_problem,
-)
+from trqam_fast.kernels.adam_step.settings import Settings
+from trqam_fast.kernels.checks import check_same, check_tensor
+from trqam_fast.kernels.dispatch import choose_backend
 
 
 @torch.no_grad()
@@ -85,16 +82,11 @@ def adam_step(
         raise ValueError(
             f"{op}: step is {step.dtype} {list(step.shape)}; expected one float32 number"
         )
-    problem = extension_problem(params.device)
-    if params.device.type != "cpu":
-        problem = "its pass runs on the CPU; use 'auto'"
-    chosen = choose_backend(
-        op, backend, params.device, cpp=problem, triton="it has no Triton kernel; use 'auto'"
-    )
-    implementation = reference if chosen == "reference" else ops
-    return implementation.adam_step(
-        params, gradient, exp_avg, exp_avg_sq, step, lr, betas, eps, max_norm, targets, tau
-    )
+    settings = Settings(lr, *betas, eps, float("inf") if max_norm is None else max_norm, tau)
+    state = (params, gradient, exp_avg, exp_avg_sq, step, targets)
+    if choose_backend(op, backend, params.device, dtype=params.dtype) == "reference":
+        return reference.adam_step(*state, settings)
+    return ops.adam_step(*state, settings)
 
 
 __all__ = ["adam_step"]

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from trqam_fast.kernels.adam_step.settings import Settings
+
 
 def adam_step(
     params: Tensor,
@@ -13,23 +15,32 @@ def adam_step(
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     step: Tensor,
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    max_norm: float | None,
     targets: Tensor | None,
-    tau: float,
+    settings: Settings,
 ) -> Tensor:
     """Do the step; see the package's `adam_step`."""
     norm = torch.linalg.vector_norm(gradient, dim=1)
-    if max_norm is not None:
-        gradient = gradient * (max_norm / norm.clamp(min=max_norm)).unsqueeze(1)
+    if settings.max_norm < float("inf"):
+        scale = settings.max_norm / norm.clamp(min=settings.max_norm)
+        gradient = gradient * scale.unsqueeze(1)
     if targets is not None:
-        targets.lerp_(params[:, params.shape[1] - targets.shape[1] :], tau)
-    # Capturable: the step count lives on the device, so that a graph can hold the optimiser.
+        targets.lerp_(params[:, params.shape[1] - targets.shape[1] :], settings.tau)
     adam(
-        [params], [gradient], [exp_avg], [exp_avg_sq], [], [step], fused=True,
-        capturable=params.is_cuda, amsgrad=False, beta1=betas[0], beta2=betas[1], lr=lr,
-        weight_decay=0.0, eps=eps, maximize=False,
-    )  # fmt: skip
+        [params],
+        [gradient],
+        [exp_avg],
+        [exp_avg_sq],
+        [],
+        [step],
+        fused=True,
+        # The step count lives on the device, so that a graph can hold the optimiser.
+        capturable=params.is_cuda,
+        amsgrad=False,
+        beta1=settings.beta1,
+        beta2=settings.beta2,
+        lr=settings.lr,
+        weight_decay=0.0,
+        eps=settings.eps,
+        maximize=False,
+    )
     return norm

@@ -5,14 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from trqam_fast.kernels.adjoint_matching import ops, reference
-from trqam_fast.kernels.dispatch import (
-    check_horizon,
-    check_same,
-    check_tensor,
-    choose_backend,
-    extension_problem,
-    triton_problem,
-)
+from trqam_fast.kernels.checks import check_horizon, check_same, check_tensor
+from trqam_fast.kernels.dispatch import choose_backend
+from trqam_fast.kernels.noise_schedule import NoiseSchedule, check_schedule
 
 
 def adjoint_matching(
@@ -22,6 +17,7 @@ def adjoint_matching(
     lam: Tensor,
     *,
     horizon: int = 1,
+    schedule: NoiseSchedule | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Adjoint-matching loss and the path KL of the same trajectories, in one pass.
@@ -30,7 +26,7 @@ def adjoint_matching(
 
         sigma_k = g_k / sqrt(max(lam, 1e-8))
         loss    = mean_b sum_k ||2 Delta_k / sigma_k + sigma_k a_k||^2
-        path_kl = mean_b sum_k (2 h / g_k^2) ||Delta_k||^2 / horizon
+        path_kl = mean_b sum_k (2 h_k / g_k^2) ||Delta_k||^2 / horizon
 
     Source: TRQAM sections "Adjoint-matching loss" and "Path KL" (docs/algorithm.md).
 
@@ -41,6 +37,7 @@ def adjoint_matching(
         lam: Effective trust-region parameter of each run, lam_scale * lambda, `[S]`; ones give
             the loss of QAM.
         horizon: Action steps in a chunk; 1 without chunking.
+        schedule: h_k and g_k^2 of the K steps; None for the flow's own.
         backend: ``auto``, ``reference``, ``cpp`` or ``triton`` (float32 on a GPU).
 
     Returns:
@@ -49,7 +46,8 @@ def adjoint_matching(
 
     Raises:
         TypeError: an argument is no tensor, or of an unsupported dtype.
-        ValueError: shapes, dtypes or devices do not fit, or `horizon` is below 1.
+        ValueError: shapes, dtypes, devices or the number of steps do not fit, or `horizon` is
+            below 1.
         BackendError: the backend asked for cannot run.
         RuntimeError: in the backward pass, if another input than `velocity` needs a gradient.
     """
@@ -60,16 +58,12 @@ def adjoint_matching(
     check_tensor(op, "lam", lam, (velocity.shape[0],))
     check_same(op, velocity=velocity, base_velocity=base_velocity, adjoint=adjoint, lam=lam)
     check_horizon(op, horizon)
-    chosen = choose_backend(
-        op, backend, velocity.device, cpp=extension_problem(velocity.device),
-        triton=triton_problem(velocity.device, velocity.dtype),
-    )  # fmt: skip
-    match chosen:
-        case "reference":
-            return reference.adjoint_matching(velocity, base_velocity, adjoint, lam, horizon)
-        case _:
-            fused = chosen == "triton"
-            return ops.adjoint_matching(velocity, base_velocity, adjoint, lam, horizon, fused)
+    check_schedule(op, schedule, velocity.shape[1])
+    chosen = choose_backend(op, backend, velocity.device, dtype=velocity.dtype)
+    data = (velocity, base_velocity, adjoint, lam, schedule, horizon)
+    if chosen == "reference":
+        return reference.adjoint_matching(*data)
+    return ops.adjoint_matching(*data, chosen)
 
 
 __all__ = ["adjoint_matching"]

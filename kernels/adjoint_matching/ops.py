@@ -1,71 +1,106 @@
-r"""Adjoint-matching loss by the compiled extension or Triton, registered with torch.library.
+r"""Adjoint-matching loss by the extension or Triton, registered with torch.library.
 
 With r_k = 2 (v_k - u_k) / sigma_k + sigma_k a_k, one pass over the trajectory computes
 
-    L = mean_b sum_k ||r_k||^2,   dL/dv_k = (4 / (B sigma_k)) r_k,   D = mean_b sum_k w_k ||v_k - u_k||^2
+    L = mean_b sum_k ||r_k||^2,   dL/dv_k = (4 / (B sigma_k)) r_k
+    D = mean_b sum_k w_k ||v_k - u_k||^2,   w_k = 2 h_k / (g_k^2 H)
 
 so the backward pass only scales the stored gradient by the upstream one.
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trqam_fast.kernels.dispatch import call_extension, refuse_gradient
+from trqam_fast.kernels.checks import refuse_gradient
+from trqam_fast.kernels.cpp import call
+from trqam_fast.kernels.noise_schedule import NoiseSchedule, schedule_table
+from trqam_fast.kernels.registration import register
 
-_library = torch.library.Library("trqam_fast", "FRAGMENT")
-_library.define(
-    "adjoint_matching(Tensor velocity, Tensor base_velocity, Tensor adjoint, Tensor lam, "
-    "int horizon, bool with_gradient, bool triton) -> (Tensor, Tensor, Tensor)"
-)
+TABLE = {"cpp": torch.float64, "triton": torch.float32}
+"""Type of the schedule that a backend reads."""
 
 
-def _forward(velocity, base_velocity, adjoint, lam, horizon, with_gradient, triton):
+class AdjointMatching(NamedTuple):
+    """csrc/adjoint_matching.h: AdjointMatching."""
+
+    shape: tuple[int, ...]
+    schedule: int
+    horizon: int
+    velocity: int
+    base_velocity: int
+    adjoint: int
+    lam: int
+    sums: int | None
+    loss: int
+    path_kl: int
+    grad_velocity: int | None
+
+
+def _forward(velocity, base_velocity, adjoint, lam, schedule, horizon, backend, with_gradient):
     velocity, base_velocity = velocity.contiguous(), base_velocity.contiguous()
     adjoint, lam = adjoint.contiguous(), lam.contiguous()
-    if triton:
-        from trqam_fast.kernels.adjoint_matching import triton as kernels
+    runs, steps, batch, _ = velocity.shape
+    if schedule is None:
+        schedule = schedule_table(None, steps, TABLE[backend], velocity.device)
+    if backend == "triton":
+        from trqam_fast.kernels.adjoint_matching import triton
 
-        return kernels.adjoint_matching(
-            velocity, base_velocity, adjoint, lam, horizon, with_gradient
+        return triton.adjoint_matching(
+            velocity, base_velocity, adjoint, lam, schedule, horizon, with_gradient
         )
-    runs, steps, batch, dim = velocity.shape
     loss, path_kl = velocity.new_empty(runs), velocity.new_empty(runs)
-    scratch = velocity.new_empty(2 * runs * batch, dtype=torch.float64)
     gradient = torch.empty_like(velocity) if with_gradient else velocity.new_empty(0)
-    call_extension(
-        "adjoint_matching_forward", velocity, velocity.data_ptr(), base_velocity.data_ptr(),
-        adjoint.data_ptr(), lam.data_ptr(), scratch.data_ptr(), loss.data_ptr(),
-        path_kl.data_ptr(),
-        gradient.data_ptr() if with_gradient else 0, runs, steps, batch, dim, horizon,
-    )  # fmt: skip
+    sums = velocity.new_empty(2, runs, batch, dtype=torch.float64) if velocity.is_cuda else None
+    fields = AdjointMatching(
+        shape=velocity.shape,
+        schedule=schedule.data_ptr(),
+        horizon=horizon,
+        velocity=velocity.data_ptr(),
+        base_velocity=base_velocity.data_ptr(),
+        adjoint=adjoint.data_ptr(),
+        lam=lam.data_ptr(),
+        sums=None if sums is None else sums.data_ptr(),
+        loss=loss.data_ptr(),
+        path_kl=path_kl.data_ptr(),
+        grad_velocity=gradient.data_ptr() if with_gradient else None,
+    )
+    call("adjoint_matching", fields, velocity)
     return loss, path_kl, gradient
 
 
-for _device in ("CPU", "CUDA"):
-    _library.impl("adjoint_matching", _forward, _device)
-
-
-@torch.library.register_fake("trqam_fast::adjoint_matching", lib=_library)
-def _(velocity, base_velocity, adjoint, lam, horizon, with_gradient, triton):
+def _forward_fake(velocity, base_velocity, adjoint, lam, schedule, horizon, backend, with_gradient):
     runs = velocity.shape[0]
-    gradient = (
-        torch.empty_like(velocity, memory_format=torch.contiguous_format)
-        if with_gradient
-        else velocity.new_empty(0)
-    )
+    gradient = velocity.new_empty(velocity.shape if with_gradient else 0)
     return velocity.new_empty(runs), velocity.new_empty(runs), gradient
+
+
+register(
+    "adjoint_matching(Tensor velocity, Tensor base_velocity, Tensor adjoint, Tensor lam, "
+    "Tensor? schedule, int horizon, str backend, bool with_gradient) -> (Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+)
 
 
 class _AdjointMatching(torch.autograd.Function):
     """Loss (differentiable in the fine-tuned velocity) and path KL (a constant)."""
 
     @staticmethod
-    def forward(ctx, velocity, base_velocity, adjoint, lam, horizon, triton):
+    def forward(ctx, velocity, base_velocity, adjoint, lam, schedule, horizon, backend):
         loss, path_kl, gradient = torch.ops.trqam_fast.adjoint_matching(
-            velocity, base_velocity, adjoint, lam, horizon, any(ctx.needs_input_grad), triton
+            velocity,
+            base_velocity,
+            adjoint,
+            lam,
+            schedule,
+            horizon,
+            backend,
+            any(ctx.needs_input_grad),
         )
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(path_kl)
@@ -75,14 +110,11 @@ class _AdjointMatching(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_loss, _):
-        refuse_gradient(
-            "adjoint_matching",
-            base_velocity=ctx.needs_input_grad[1],
-            adjoint=ctx.needs_input_grad[2],
-            lam=ctx.needs_input_grad[3],
-        )
+        names = ("base_velocity", "adjoint", "lam")
+        needed = dict(zip(names, ctx.needs_input_grad[1:4], strict=True))
+        refuse_gradient("adjoint_matching", **needed)
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_loss.view(-1, 1, 1, 1), None, None, None, None, None
+        return gradient * grad_loss.view(-1, 1, 1, 1), *[None] * 6
 
 
 def adjoint_matching(
@@ -90,8 +122,12 @@ def adjoint_matching(
     base_velocity: Tensor,
     adjoint: Tensor,
     lam: Tensor,
+    schedule: NoiseSchedule | None,
     horizon: int,
-    triton: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Return loss and path KL, both `[S]`, by the Triton kernel or by the extension."""
-    return _AdjointMatching.apply(velocity, base_velocity, adjoint, lam, horizon, triton)
+    table, steps = None, velocity.shape[1]
+    if schedule is not None:
+        table = schedule_table(schedule, steps, TABLE[backend], velocity.device)
+    return _AdjointMatching.apply(velocity, base_velocity, adjoint, lam, table, horizon, backend)

@@ -21,14 +21,25 @@ def bound(lam):
 
 @triton.jit(do_not_specialize=["steps", "batch", "dim", "horizon"])
 def adjoint_matching_kernel(
-    velocity, base_velocity, adjoint, lam, gradient, partial, steps, batch, dim, horizon,
-    GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Elements of one flow step; grid [K * blocks of a step, S], partial `[2, S, K * blocks]`.
+    velocity,  # [S, K, B, D]
+    base_velocity,  # [S, K, B, D]
+    adjoint,  # [S, K, B, D]
+    lam,  # [S]
+    schedule,  # [2, K]: h_k, g_k^2
+    gradient,  # [S, K, B, D], written with GRADIENT
+    partial,  # [2, S, K * blocks of a step]: sums of the loss and of the path KL
+    steps,  # K
+    batch,  # B
+    dim,  # D
+    horizon,
+    GRADIENT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Elements of one flow step; grid [K * blocks of a step, S].
 
-    With g_k^2 = 2 (K - k + 1) / (k + 1), sigma_k = g_k / sqrt(max(lam, 1e-8)) and
-    r = 2 (v - u) / sigma_k + sigma_k a: the loss sums r^2 / B, its gradient in v is
-    4 r / (B sigma_k), and the path KL sums 2 h (v - u)^2 / (g_k^2 B horizon).
+    With sigma_k = g_k / sqrt(max(lam, 1e-8)) and r = 2 (v - u) / sigma_k + sigma_k a: the loss
+    sums r^2 / B, its gradient in v is 4 r / (B sigma_k), and the path KL sums
+    2 h_k (v - u)^2 / (g_k^2 B horizon).
     """
     run = tl.program_id(1)
     size = batch * dim
@@ -37,10 +48,8 @@ def adjoint_matching_kernel(
     element = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     mask = element < size
     at = (tl.cast(run, tl.int64) * steps + k) * size + element
-    count = tl.cast(steps, tl.float32)
     rows = tl.cast(batch, tl.float32)
-    after = tl.cast(k + 1, tl.float32)
-    g_squared = tl.div_rn(2.0 * (count - after + 2.0), after)
+    g_squared = tl.load(schedule + steps + k)
     sigma = tl.sqrt_rn(tl.div_rn(g_squared, bound(tl.load(lam + run))))
     delta = tl.load(velocity + at, mask=mask, other=0.0)
     delta -= tl.load(base_velocity + at, mask=mask, other=0.0)
@@ -50,7 +59,7 @@ def adjoint_matching_kernel(
         tl.store(gradient + at, residual * tl.div_rn(4.0, rows * sigma), mask=mask)
     into = partial + run * tl.num_programs(0) + tl.program_id(0)
     tl.store(into, tl.sum(residual * residual) / rows)
-    scale = 2.0 / (count * g_squared * rows * tl.cast(horizon, tl.float32))
+    scale = 2.0 * tl.load(schedule + k) / (g_squared * rows * tl.cast(horizon, tl.float32))
     tl.store(into + tl.num_programs(1) * tl.num_programs(0), tl.sum(delta * delta) * scale)
 
 
@@ -59,6 +68,7 @@ def adjoint_matching(
     base_velocity: Tensor,
     adjoint: Tensor,
     lam: Tensor,
+    schedule: Tensor,
     horizon: int,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,7 +84,19 @@ def adjoint_matching(
     partial = velocity.new_empty(2, runs, blocks)
     with torch.cuda.device_of(velocity):
         adjoint_matching_kernel[(blocks, runs)](
-            velocity, base_velocity, adjoint, lam, gradient, partial, steps, batch, dim, horizon,
-            with_gradient, BLOCK, num_warps=4,
-        )  # fmt: skip
+            velocity,
+            base_velocity,
+            adjoint,
+            lam,
+            schedule,
+            gradient,
+            partial,
+            steps,
+            batch,
+            dim,
+            horizon,
+            with_gradient,
+            BLOCK,
+            num_warps=4,
+        )
     return partial[0].sum(-1), partial[1].sum(-1), gradient

@@ -5,19 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trqam_fast.kernels.dispatch import (
-    check_same,
-    check_tensor,
-    choose_backend,
-    refuse_gradient,
-)
-from trqam_fast.kernels.lean_adjoint import ops, reference, triton_ops
-from trqam_fast.kernels.velocity import (
-    Velocity,
-    check_velocity,
-    fields_problem,
-    passes_problem,
-)
+from trqam_fast.kernels.checks import check_same, check_tensor, refuse_gradient
+from trqam_fast.kernels.dispatch import choose_backend
+from trqam_fast.kernels.fields import Velocity, check_velocity
+from trqam_fast.kernels.lean_adjoint import ops, reference
 
 
 def lean_adjoint(
@@ -74,20 +65,19 @@ def lean_adjoint(
         trajectory=trajectory.requires_grad,
         terminal_adjoint=terminal_adjoint.requires_grad,
     )
+    chosen = choose_backend(
+        op,
+        backend,
+        trajectory.device,
+        dtype=trajectory.dtype,
+        precision=precision,
+        networks=[base_velocity],
+    )
+    data = (base_velocity, observations, trajectory, terminal_adjoint)
     with torch.no_grad():
-        chosen = choose_backend(
-            op, backend, observations.device,
-            cpp=passes_problem(observations, precision, base_velocity),
-            triton=fields_problem(observations, base_velocity), precision=precision,
-        )  # fmt: skip
-        data = (base_velocity, observations, trajectory, terminal_adjoint)
-        match chosen:
-            case "reference":
-                return reference.lean_adjoint(*data)
-            case "triton":
-                return triton_ops.lean_adjoint(*data, precision)
-            case _:
-                return ops.lean_adjoint(*data, precision)
+        if chosen == "reference":
+            return reference.lean_adjoint(*data)
+        return ops.lean_adjoint(*data, chosen, precision)
 
 
 __all__ = ["lean_adjoint"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trqam_fast.kernels.velocity import Velocity, as_function
+from trqam_fast.kernels.fields import Velocity, as_function
 
 
 def lean_adjoint(

@@ -17,45 +17,61 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trqam_fast.kernels.mlp import MLPWeights
-from trqam_fast.kernels.mlp.network import launch_options, make_network, make_plan, operand_dtype
-from trqam_fast.kernels.mlp.plan import Gradients
-from trqam_fast.kernels.mlp.tile import group_of, input_gradient, member_of, pullback, zeros
-from trqam_fast.kernels.mlp.triton import Inputs, forward_pass
+from trqam_fast.kernels.mlp.triton import Inputs, config_for, forward_pass
+from trqam_fast.kernels.mlp.triton_config import launch_options, operand_dtype
+from trqam_fast.kernels.mlp.triton_tile import (
+    Gradients,
+    group_of,
+    input_gradient,
+    member_of,
+    pullback,
+    zeros,
+)
+from trqam_fast.kernels.mlp.triton_weights import weight_pointers
+from trqam_fast.kernels.mlp.weights import MLPWeights
 
 
 @triton.jit(do_not_specialize=["rows", "layer_rows", "batch", "steps"])
 def lean_adjoint_kernel(
-    net, tape, rows, layer_rows, grads, terminal, adjoints, batch, steps, P: tl.constexpr
+    net,  # WeightPointers of S networks
+    tape,  # Tape of S networks, rows (k, b) of the pass at t_k + h
+    rows,  # K * B
+    layer_rows,  # S * K * B
+    grads,  # Gradients of S networks, B rows
+    terminal,  # [S, B, D]
+    adjoints,  # [S, K, B, D]
+    batch,  # B
+    steps,  # K
+    C: tl.constexpr,
 ):
     """Grid [tiles, S]."""
     run = tl.program_id(1)
     wide = tl.cast(run, tl.int64)
-    row = tl.program_id(0) * P.block_m + tl.arange(0, P.block_m)
+    row = tl.program_id(0) * C.block_m + tl.arange(0, C.block_m)
     mask = row < batch
-    net = member_of(net, run, 0, P)
-    tape = group_of(tape, run, rows, layer_rows, P)
+    net = member_of(net, run, 0, C)
+    tape = group_of(tape, run, rows, layer_rows, C)
     grads = Gradients(
-        grads.pre + wide * batch * P.width,
-        grads.normed + wide * batch * P.width,
+        grads.pre + wide * batch * C.width,
+        grads.normed + wide * batch * C.width,
         grads.sums,
         tl.cast(grads.stride, tl.int64),
         grads.sum_stride,
     )
-    dims = tl.arange(0, P.block_out)
-    narrow = dims < P.dim
+    dims = tl.arange(0, C.block_out)
+    narrow = dims < C.dim
     inside = mask[:, None] & narrow[None, :]
-    element = row[:, None] * P.dim + dims[None, :]
-    adjoint = tl.load(terminal + wide * batch * P.dim + element, mask=inside, other=0.0)
+    element = row[:, None] * C.dim + dims[None, :]
+    adjoint = tl.load(terminal + wide * batch * C.dim + element, mask=inside, other=0.0)
     size = tl.cast(steps, tl.float32)
     for i in range(steps):
         k = steps - 1 - i
-        pullback(adjoint, net, tape, grads, k * batch + row, row, mask, P)
-        pulled = zeros(P.block_m, P.block_out)
-        pulled = input_gradient(net, grads, row, mask, P.obs + dims, narrow, pulled, P)
+        pullback(adjoint, net, tape, grads, k * batch + row, row, mask, C)
+        pulled = zeros(C.block_m, C.block_out)
+        pulled = input_gradient(net, grads, row, mask, C.obs + dims, narrow, pulled, C)
         kept = tl.cast(k, tl.float32)
         adjoint = adjoint * (kept / (kept + 1.0)) + (2.0 / size) * pulled
-        at = (wide * steps + k) * batch * P.dim
+        at = (wide * steps + k) * batch * C.dim
         tl.store(adjoints + at + element, adjoint, mask=inside)
         # The next step writes where this one's first gradient was just read.
         tl.debug_barrier()
@@ -71,27 +87,33 @@ def lean_adjoint(
     """Return a_0..a_{K-1}, `[S, K, B, D]`, of contiguous data; two launches."""
     runs, points, batch, dim = trajectory.shape
     steps = points - 1
-    plan = make_plan(
-        base_velocity, precision, obs=observations.shape[-1], dim=dim, time=1, train=True
-    )
+    config = config_for(base_velocity, observations, trajectory, precision, train=True)
     inputs = Inputs(observations, trajectory, steps, 1)
-    _, tape = forward_pass(base_velocity, inputs, plan, precision)
-    sweep = dataclasses.replace(plan, train=False)
+    _, tape = forward_pass(base_velocity, inputs, precision, train=True)
+    sweep = dataclasses.replace(config, train=False)
     new = trajectory.new_empty
     grads = Gradients(
-        new(2, runs, batch, plan.width, dtype=operand_dtype(plan)),
-        new(runs if plan.norm else 0, batch, plan.width),
+        new(2, runs, batch, config.width, dtype=operand_dtype(config)),
+        new(runs if config.norm else 0, batch, config.width),
         new(0),
-        runs * batch * plan.width,
+        runs * batch * config.width,
         0,
     )
     adjoints = new(runs, steps, batch, dim)
     # Read K times by every program: worth a copy in the operand's type.
-    network = make_network(base_velocity, plan, operand_dtype(plan))
+    network = weight_pointers(base_velocity, config, operand_dtype(config))
     with torch.cuda.device_of(trajectory):
-        lean_adjoint_kernel[(triton.cdiv(batch, plan.block_m), runs)](
-            network, tape, steps * batch, runs * steps * batch, grads, terminal_adjoint, adjoints,
-            batch, steps, sweep,
+        lean_adjoint_kernel[(triton.cdiv(batch, config.block_m), runs)](
+            network,
+            tape,
+            steps * batch,
+            runs * steps * batch,
+            grads,
+            terminal_adjoint,
+            adjoints,
+            batch,
+            steps,
+            sweep,
             **launch_options(precision),
-        )  # fmt: skip
+        )
     return adjoints

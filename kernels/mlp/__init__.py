@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from trqam_fast.kernels.dispatch import (
-    check_same,
-    check_tensor,
-    choose_backend,
-    triton_problem,
-)
-from trqam_fast.kernels.mlp import ops, reference, triton_ops
-from trqam_fast.kernels.mlp.extension import compiled_problem
-from trqam_fast.kernels.mlp.weights import GradientMemory, MLPWeights, limits_problem, size_problem
+from trqam_fast.kernels.checks import check_same, check_tensor
+from trqam_fast.kernels.dispatch import choose_backend
+from trqam_fast.kernels.mlp import ops, reference
+from trqam_fast.kernels.mlp.weights import GradientMemory, MLPWeights
 
 
 def mlp(
@@ -35,21 +30,16 @@ def mlp(
         ValueError: shapes, dtypes or devices do not fit.
         BackendError: the backend asked for cannot run.
     """
-    weights.check("mlp", "weights")
-    check_tensor("mlp", "inputs", inputs, (weights.lead[0], None, weights.in_features))
-    check_same("mlp", inputs=inputs, weights=weights.kernels[0])
-    problem = triton_problem(inputs.device, inputs.dtype) or size_problem(weights)
-    match choose_backend(
-        "mlp", backend, inputs.device,
-        cpp=compiled_problem(inputs.device, inputs.dtype, precision, weights), triton=problem,
-        precision=precision,
-    ):  # fmt: skip
-        case "reference":
-            return reference.mlp(weights, inputs)
-        case "triton":
-            return triton_ops.mlp(weights, inputs, precision)
-        case _:
-            return ops.mlp(weights, inputs, precision)
+    op = "mlp"
+    weights.check(op, "weights")
+    check_tensor(op, "inputs", inputs, (weights.lead[0], None, weights.in_features))
+    check_same(op, inputs=inputs, weights=weights.kernels[0])
+    chosen = choose_backend(
+        op, backend, inputs.device, dtype=inputs.dtype, precision=precision, networks=[weights]
+    )
+    if chosen == "reference":
+        return reference.mlp(weights, inputs)
+    return ops.mlp(weights, inputs, chosen, precision)
 
 
-__all__ = ["GradientMemory", "MLPWeights", "limits_problem", "mlp", "size_problem"]
+__all__ = ["GradientMemory", "MLPWeights", "mlp"]

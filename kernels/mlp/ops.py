@@ -1,4 +1,4 @@
-r"""Compiled CPU passes of the stacked MLP, registered with torch.library and wrapped for autograd.
+r"""Compiled passes of the stacked MLP, registered with torch.library and wrapped for autograd.
 
 With pre-activations z_l, activations h_l = gelu(z_l) and layer outputs y_l (= LayerNorm(h_l) when
 it is on), l = 0..L-1:
@@ -8,151 +8,199 @@ it is on), l = 0..L-1:
     dh_l    = LayerNorm'(h_l)^T dy_l       dz_l = gelu'(z_l) * dh_l
     dW_{l+1} = y_l^T dz_{l+1}              db_{l+1} = sum over rows of dz_{l+1}
 
-The forward pass keeps gelu'(z_l), which shares its exponential with gelu(z_l), and the normalised
-h_l; LayerNorm's scale and shift are folded into the next layer (csrc/mlp_passes.inl).
+In C++ the forward pass keeps gelu'(z_l), which shares its exponential with gelu(z_l), and the
+normalised h_l; LayerNorm's scale and shift are folded into the next layer (csrc/mlp_passes.inl).
+The tape that a forward pass keeps is one tensor there, and four in Triton.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trqam_fast.kernels.mlp.extension import call, describe, tape_elements
-from trqam_fast.kernels.mlp.weights import GradientMemory, MLPWeights, group
+from trqam_fast.kernels.cpp import call
+from trqam_fast.kernels.mlp.cpp import MLPBackward, MLPForward, describe, tape_elements
+from trqam_fast.kernels.mlp.inputs import stack_inputs
+from trqam_fast.kernels.mlp.weights import GradientMemory, MLPWeights
+from trqam_fast.kernels.registration import register
 
-_library = torch.library.Library("trqam_fast", "FRAGMENT")
-_library.define(
-    "mlp_cpp_forward(Tensor[] weights, bool norm, Tensor inputs, str precision, bool train) "
-    "-> (Tensor, Tensor)"
-)
-_library.define(
-    "mlp_cpp_backward(Tensor[] weights, bool norm, Tensor inputs, Tensor tape, Tensor cotangent, "
-    "str precision, bool want_inputs, Tensor(a!)[] gradients) -> Tensor"
-)
-_library.define(
-    "velocity_along_cpp(Tensor[] weights, bool norm, Tensor observations, Tensor points, "
-    "str precision) -> Tensor"
-)
+_CONTIGUOUS = torch.contiguous_format
 
 
-def _empty_forward(
-    weights: MLPWeights, inputs: Tensor, rows: int, train: bool
-) -> tuple[Tensor, Tensor]:
-    result = inputs.new_empty(weights.lead.numel(), rows, weights.out_features)
-    return result, inputs.new_empty(tape_elements(weights, rows) if train else 0)
+class Pass(NamedTuple):
+    """How a network is passed through.
+
+    Attributes:
+        backend: ``cpp`` or ``triton``.
+        precision: Operands of the products.
+        train: Whether the forward pass keeps a tape.
+        memory: Memory for the weights' gradients, which C++ fills; None for new tensors.
+    """
+
+    backend: str
+    precision: str
+    train: bool
+    memory: GradientMemory | None
 
 
-def _forward(tensors, norm, inputs, precision, train):
-    weights, inputs = group(tensors, norm), inputs.contiguous()
+def _forward(tensors, inputs, backend, precision, train):
+    weights, inputs = MLPWeights.from_tensors(tensors), inputs.contiguous()
+    if backend == "triton":
+        from trqam_fast.kernels.mlp.triton import Inputs, forward_pass
+
+        out, tape = forward_pass(weights, Inputs(inputs), precision, train=train)
+        return out, list(tape[:4])
     rows = inputs.shape[1]
-    result, tape = _empty_forward(weights, inputs, rows, train)
+    out = inputs.new_empty(weights.lead.numel(), rows, weights.out_features)
+    tape = [inputs.new_empty(tape_elements(weights, rows))] if train else []
     numbers, _alive = describe(weights)
-    call(
-        "mlp_forward", inputs, precision, numbers, inputs.data_ptr(), rows, result.data_ptr(),
-        tape.data_ptr() if train else 0,
-    )  # fmt: skip
-    return result, tape
+    fields = MLPForward(
+        network=numbers,
+        inputs=inputs.data_ptr(),
+        rows=rows,
+        out=out.data_ptr(),
+        tape=tape[0].data_ptr() if train else None,
+    )
+    call("mlp_forward", fields, inputs, precision)
+    return out, tape
 
 
-def _empty_backward(weights: MLPWeights, cotangent: Tensor, want_inputs: bool) -> Tensor:
-    stack, rows = cotangent.shape[:2]
-    return cotangent.new_empty(stack if want_inputs else 0, rows, weights.in_features)
+def _forward_fake(tensors, inputs, backend, precision, train):
+    weights, rows = MLPWeights.from_tensors(tensors), inputs.shape[1]
+    out = inputs.new_empty(weights.lead.numel(), rows, weights.out_features)
+    if backend == "triton":
+        from trqam_fast.kernels.mlp.triton import config_for, empty_tape
+
+        config = config_for(weights, inputs, None, precision, train=train)
+        return out, list(empty_tape(config, out.shape[0], rows, out)[:4])
+    return out, [inputs.new_empty(tape_elements(weights, rows))] if train else []
 
 
-def _backward(tensors, norm, inputs, tape, cotangent, precision, want_inputs, gradients):
-    weights, inputs, cotangent = group(tensors, norm), inputs.contiguous(), cotangent.contiguous()
-    d_inputs = _empty_backward(weights, cotangent, want_inputs)
+def _backward(tensors, inputs, x, tape, cotangent, backend, precision, want_inputs, gradients):
+    weights, cotangent = MLPWeights.from_tensors(tensors), cotangent.contiguous()
+    steps = 1 if x is None else cotangent.shape[1] // max(inputs.shape[1], 1)
+    if backend == "triton":
+        from trqam_fast.kernels.mlp.triton import Inputs, backward_pass
+
+        parts = Inputs(inputs.contiguous(), x, steps)
+        return backward_pass(weights, parts, tape, cotangent, precision, want_inputs, gradients)
+    if x is not None:
+        inputs = torch.cat(stack_inputs(inputs, x[:, :steps]), dim=-1)
+    inputs, (stack, rows) = inputs.contiguous(), cotangent.shape[:2]
+    d_inputs = cotangent.new_empty(stack if want_inputs else 0, rows, weights.in_features)
     numbers, _alive = describe(weights)
-    call(
-        "mlp_backward", inputs, precision, numbers,
-        describe(group(gradients, norm))[0] if gradients else [], inputs.data_ptr(),
-        cotangent.data_ptr(), tape.data_ptr(), inputs.shape[1],
-        d_inputs.data_ptr() if want_inputs else 0,
-    )  # fmt: skip
+    fields = MLPBackward(
+        network=numbers,
+        gradients=describe(MLPWeights.from_tensors(gradients))[0] if gradients else None,
+        inputs=inputs.data_ptr(),
+        cotangent=cotangent.data_ptr(),
+        tape=tape[0].data_ptr(),
+        rows=rows,
+        want_weights=len(gradients) > 0,
+        d_inputs=d_inputs.data_ptr() if want_inputs else None,
+    )
+    call("mlp_backward", fields, inputs, precision)
     return d_inputs
 
 
-def _along(tensors, norm, observations, points, precision):
-    observations = observations.contiguous()
-    points = points if points[0].is_contiguous() else points.contiguous()
-    runs, flow_steps, batch, dim = points.shape
-    result = points.new_empty(runs, flow_steps, batch, dim)
-    numbers, _alive = describe(group(tensors, norm))
-    call(
-        "velocity_along", points, precision, numbers, batch, observations.shape[-1], dim,
-        flow_steps, observations.data_ptr(), points.data_ptr(), points.stride(0),
-        result.data_ptr(),
-    )  # fmt: skip
-    return result
+def _backward_fake(tensors, inputs, x, tape, cotangent, backend, precision, want_inputs, gradients):
+    weights, (stack, rows) = MLPWeights.from_tensors(tensors), cotangent.shape[:2]
+    return cotangent.new_empty(stack if want_inputs else 0, rows, weights.in_features)
 
 
-_library.impl("velocity_along_cpp", _along, "CPU")
-_library.impl("mlp_cpp_forward", _forward, "CPU")
-_library.impl("mlp_cpp_backward", _backward, "CPU")
+register(
+    "mlp_forward(Tensor[] weights, Tensor inputs, str backend, str precision, bool train) "
+    "-> (Tensor, Tensor[])",
+    _forward,
+    _forward_fake,
+)
+register(
+    "mlp_backward(Tensor[] weights, Tensor inputs, Tensor? x, Tensor[] tape, Tensor cotangent, "
+    "str backend, str precision, bool want_inputs, Tensor(a!)[] gradients) -> Tensor",
+    _backward,
+    _backward_fake,
+)
 
 
-@torch.library.register_fake("trqam_fast::mlp_cpp_forward", lib=_library)
-def _(tensors, norm, inputs, precision, train):
-    return _empty_forward(group(tensors, norm), inputs, inputs.shape[1], train)
+def pull_back(
+    how: Pass,
+    weights: MLPWeights,
+    inputs: Tensor,
+    x: Tensor | None,
+    tape: Sequence[Tensor],
+    cotangent: Tensor,
+    *,
+    want_inputs: bool,
+    want_weights: bool,
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """Pull a cotangent back through a pass that kept its tape.
+
+    Args:
+        how: The pass.
+        weights: Its weights, G networks in all.
+        inputs: Its inputs `[S, N, in]`; or observations `[S, B, O]`, with points.
+        x: Points X_0.. of the rows (k, b) at t_k = k / K, `[S, >= K, B, D]`, or None.
+        tape: What the pass kept.
+        cotangent: `[G, K * B, out]`.
+        want_inputs: Whether to return gradients of the inputs, `[G, K * B, in]`, or nothing.
+        want_weights: Whether to return gradients of `weights.tensors`, or nothing.
+    """
+    # C++ writes gradients of the weights' own shapes; Triton's kernels write packed ones.
+    tensors, gradients = list(weights.tensors), []
+    if want_weights and how.backend == "triton":
+        from trqam_fast.kernels.mlp.triton import empty_gradients, unpack
+
+        gradients = list(empty_gradients(weights, cotangent, how.precision))
+    elif want_weights:
+        offered = how.memory.take() if how.memory is not None else None
+        gradients = offered or [torch.empty_like(t, memory_format=_CONTIGUOUS) for t in tensors]
+    d_inputs = torch.ops.trqam_fast.mlp_backward(
+        tensors, inputs, x, tape, cotangent, how.backend, how.precision, want_inputs, gradients
+    )
+    if want_weights and how.backend == "triton":
+        gradients = unpack(weights, gradients)
+    return d_inputs, gradients
 
 
-@torch.library.register_fake("trqam_fast::mlp_cpp_backward", lib=_library)
-def _(tensors, norm, inputs, tape, cotangent, precision, want_inputs, gradients):
-    return _empty_backward(group(tensors, norm), cotangent, want_inputs)
-
-
-@torch.library.register_fake("trqam_fast::velocity_along_cpp", lib=_library)
-def _(tensors, norm, observations, points, precision):
-    return points.new_empty(points.shape)
-
-
-def new_gradients(memory: GradientMemory | None, tensors: list[Tensor]) -> list[Tensor]:
-    """Return memory for the gradients of `tensors`: what their owner offers, or new."""
-    offered = memory.take() if memory is not None else None
-    contiguous = torch.contiguous_format
-    return offered or [torch.empty_like(tensor, memory_format=contiguous) for tensor in tensors]
-
-
-class _CompiledMLP(torch.autograd.Function):
-    """The whole stack as one node: saved tape, one batched backward."""
+class _MLP(torch.autograd.Function):
+    """The whole stack as one node: a tape, and one batched backward pass."""
 
     @staticmethod
-    def forward(ctx, memory, precision, train, norm, inputs, *tensors):
-        result, tape = torch.ops.trqam_fast.mlp_cpp_forward(
-            list(tensors), norm, inputs, precision, train
+    def forward(ctx, how, inputs, *tensors):
+        out, tape = torch.ops.trqam_fast.mlp_forward(
+            list(tensors), inputs, how.backend, how.precision, how.train
         )
-        ctx.norm, ctx.precision, ctx.memory = norm, precision, memory
-        ctx.save_for_backward(inputs, tape, *tensors)
-        return result
+        ctx.how, ctx.kept = how, len(tape)
+        ctx.save_for_backward(inputs, *tape, *tensors)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, cotangent):
-        inputs, tape, *tensors = ctx.saved_tensors
-        want_inputs, want_weights = ctx.needs_input_grad[4], any(ctx.needs_input_grad[5:])
-        gradients = new_gradients(ctx.memory, tensors) if want_weights else []
-        d_inputs = torch.ops.trqam_fast.mlp_cpp_backward(
-            tensors, ctx.norm, inputs, tape, cotangent, ctx.precision, want_inputs, gradients
+        inputs, *saved = ctx.saved_tensors
+        tape, tensors = saved[: ctx.kept], saved[ctx.kept :]
+        want_inputs, want_weights = ctx.needs_input_grad[1], any(ctx.needs_input_grad[2:])
+        d_inputs, gradients = pull_back(
+            ctx.how,
+            MLPWeights.from_tensors(tensors),
+            inputs,
+            None,
+            tape,
+            cotangent,
+            want_inputs=want_inputs,
+            want_weights=want_weights,
         )
         d_inputs = d_inputs.unflatten(0, (inputs.shape[0], -1)).sum(1) if want_inputs else None
-        return *[None] * 4, d_inputs, *(gradients or [None] * len(tensors))
+        return None, d_inputs, *(gradients or [None] * len(tensors))
 
 
-def mlp(weights: MLPWeights, inputs: Tensor, precision: str) -> Tensor:
+def mlp(weights: MLPWeights, inputs: Tensor, backend: str, precision: str) -> Tensor:
     """Apply the MLPs to `inputs` `[S, N, in]`; see `trqam_fast.kernels.mlp.mlp`."""
     tensors = weights.tensors
     train = torch.is_grad_enabled() and any(t.requires_grad for t in (inputs, *tensors))
-    result = _CompiledMLP.apply(
-        weights.memory, precision, train, weights.layer_norm, inputs, *tensors
-    )
-    return result.view(*weights.lead, inputs.shape[1], weights.out_features)
-
-
-def forward_along(
-    velocity: MLPWeights, observations: Tensor, points: Tensor, precision: str
-) -> Tensor:
-    """Return the field at (s, X_k, t_k), `[S, K, B, D]`, without gradients."""
-    return torch.ops.trqam_fast.velocity_along_cpp(
-        list(velocity.tensors), velocity.layer_norm, observations, points, precision
-    )
+    out = _MLP.apply(Pass(backend, precision, train, weights.memory), inputs, *tensors)
+    return out.view(*weights.lead, inputs.shape[1], weights.out_features)

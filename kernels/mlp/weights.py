@@ -8,10 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trqam_fast.kernels.dispatch import check_same, check_tensor
-
-MAX_WIDTH, MAX_DEPTH, MAX_OUT = 1024, 6, 128
-"""Largest hidden width, hidden layers and outputs of a network in the Triton kernels."""
+from trqam_fast.kernels.checks import FLOATING, check_same, check_tensor
 
 
 class GradientMemory:
@@ -55,6 +52,14 @@ class MLPWeights(NamedTuple):
     norm_biases: tuple[Tensor, ...] = ()
     memory: GradientMemory | None = None
 
+    @classmethod
+    def from_tensors(cls, tensors: Sequence[Tensor]) -> MLPWeights:
+        """Arrange tensors that are ordered as `tensors`: those of most axes are the kernels."""
+        layers = sum(tensor.dim() == tensors[0].dim() for tensor in tensors)
+        norms = (len(tensors) - 2 * layers) // 2
+        ends = [layers, 2 * layers, 2 * layers + norms, 2 * layers + 2 * norms]
+        return cls(*(tuple(tensors[a:b]) for a, b in zip([0, *ends], ends, strict=False)))
+
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors: kernels, biases, norm scales, norm biases, each in layer order."""
@@ -80,6 +85,16 @@ class MLPWeights(NamedTuple):
         """Output width."""
         return self.kernels[-1].shape[-1]
 
+    @property
+    def hidden_dims(self) -> tuple[int, ...]:
+        """Widths of the hidden layers."""
+        return tuple(kernel.shape[-1] for kernel in self.kernels[:-1])
+
+    @property
+    def tensor_shapes(self) -> list[torch.Size]:
+        """Shapes of all tensors, leading axes included."""
+        return [tensor.shape for tensor in self.tensors]
+
     def detach(self) -> MLPWeights:
         """Return the same weights without gradients."""
         return self.map(Tensor.detach)
@@ -88,8 +103,23 @@ class MLPWeights(NamedTuple):
         """Return weights, without gradient memory, with `function` applied to every tensor."""
         return MLPWeights(*(tuple(function(tensor) for tensor in group) for group in self[:4]))
 
+    def is_mlp(self) -> bool:
+        """Whether the tensors form a stack of MLPs of one dtype and device."""
+        first, tensors = self.kernels[0], self.tensors
+        lead, widths = first.shape[:-2], [kernel.shape[-1] for kernel in self.kernels]
+        layers = list(zip([first.shape[-2], *widths], widths, strict=False))
+        shapes = [(*lead, *layer) for layer in layers] + [(*lead, width) for width in widths]
+        if self.layer_norm:
+            shapes += [(*lead, width) for width in widths[:-1]] * 2
+        if len(widths) < 2 or not 1 <= len(lead) <= 2 or [t.shape for t in tensors] != shapes:
+            return False
+        dtype, device = first.dtype, first.device
+        return dtype in FLOATING and all(t.dtype == dtype and t.device == device for t in tensors)
+
     def check(self, op: str, name: str) -> None:
         """Raise ValueError or TypeError unless the shapes form an MLP of one dtype and device."""
+        if self.is_mlp():
+            return
         layers = len(self.kernels)
         if layers < 2 or len(self.biases) != layers:
             raise ValueError(
@@ -119,30 +149,3 @@ class MLPWeights(NamedTuple):
                     op, f"{name}.{group}[{layer}]", tensor, (*lead, self.kernels[layer].shape[-1])
                 )
         check_same(op, **{f"{name}[{i}]": tensor for i, tensor in enumerate(self.tensors)})
-
-
-def group(tensors: list[Tensor], norm: bool) -> MLPWeights:
-    """Arrange a flat list, ordered as `MLPWeights.tensors`."""
-    layers = (len(tensors) + 2) // 4 if norm else len(tensors) // 2
-    hidden = layers - 1 if norm else 0
-    ends = [layers, 2 * layers, 2 * layers + hidden, 2 * layers + 2 * hidden]
-    starts = [0, *ends[:-1]]
-    return MLPWeights(*(tuple(tensors[a:b]) for a, b in zip(starts, ends, strict=True)))
-
-
-def limits_problem(hidden: Sequence[int], out: int) -> str | None:
-    """Return why a network is too large for the Triton kernels, or None if it is not."""
-    for name, value, limit in (
-        ("hidden layers of up to {} units", max(hidden), MAX_WIDTH),
-        ("up to {} hidden layers", len(hidden), MAX_DEPTH),
-        ("up to {} outputs", out, MAX_OUT),
-    ):
-        if value > limit:
-            return f"its kernels take {name.format(limit)}, and the network has {value}"
-    return None
-
-
-def size_problem(weights: MLPWeights) -> str | None:
-    """Return `limits_problem` of packed weights."""
-    *hidden, out = (kernel.shape[-1] for kernel in weights.kernels)
-    return limits_problem(hidden, out)

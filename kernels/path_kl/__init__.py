@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from trqam_fast.kernels.dispatch import (
-    check_horizon,
-    check_same,
-    check_tensor,
-    choose_backend,
-    extension_problem,
-)
+from trqam_fast.kernels.checks import check_horizon, check_same, check_tensor
+from trqam_fast.kernels.dispatch import choose_backend
+from trqam_fast.kernels.noise_schedule import NoiseSchedule, check_schedule
 from trqam_fast.kernels.path_kl import ops, reference
 
 
@@ -19,6 +15,7 @@ def path_kl(
     base_velocity: Tensor,
     *,
     horizon: int = 1,
+    schedule: NoiseSchedule | None = None,
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
@@ -26,7 +23,7 @@ def path_kl(
 
     In nats per action step::
 
-        D_b = sum_k (2 h / g_k^2) ||v_ft(s, X_k, t_k) - v_base(s, X_k, t_k)||^2 / horizon
+        D_b = sum_k (2 h_k / g_k^2) ||v_ft(s, X_k, t_k) - v_base(s, X_k, t_k)||^2 / horizon
 
     By Girsanov's theorem its expectation is KL(P^u || P^base) of the discretised chain divided by
     the horizon. Source: TRQAM section "Path KL" (docs/algorithm.md).
@@ -35,6 +32,7 @@ def path_kl(
         velocity: v_ft along the trajectories, `[S, K, B, D]`, float32 or float64.
         base_velocity: v_base at the same points, same shape, dtype and device.
         horizon: Action steps in a chunk; 1 without chunking.
+        schedule: h_k and g_k^2 of the K steps; None for the flow's own.
         reduction: ``mean`` over the batch, or ``none``.
         backend: ``auto``, ``reference`` or ``cpp``.
 
@@ -43,7 +41,8 @@ def path_kl(
 
     Raises:
         TypeError: an argument is no tensor, or of an unsupported dtype.
-        ValueError: shapes, dtypes or devices do not fit; unknown `reduction`; `horizon` below 1.
+        ValueError: shapes, dtypes, devices or the number of steps do not fit; unknown `reduction`;
+            `horizon` below 1.
         BackendError: the backend asked for cannot run.
     """
     op = "path_kl"
@@ -53,17 +52,13 @@ def path_kl(
     check_horizon(op, horizon)
     if reduction not in ("mean", "none"):
         raise ValueError(f"{op}: reduction is {reduction!r}; choose 'mean' or 'none'")
-    chosen = choose_backend(
-        op, backend, velocity.device, cpp=extension_problem(velocity.device),
-        triton="it has no Triton kernel; adjoint_matching's returns the path KL",
-    )  # fmt: skip
-    match chosen:
-        case "reference":
-            per_trajectory = reference.path_kl(velocity, base_velocity, horizon)
-            return per_trajectory.mean(-1) if reduction == "mean" else per_trajectory
-        case _:
-            per_trajectory, mean = ops.path_kl(velocity, base_velocity, horizon)
-            return mean if reduction == "mean" else per_trajectory
+    check_schedule(op, schedule, velocity.shape[1])
+    chosen = choose_backend(op, backend, velocity.device, dtype=velocity.dtype)
+    if chosen == "reference":
+        per_trajectory = reference.path_kl(velocity, base_velocity, schedule, horizon)
+        return per_trajectory.mean(-1) if reduction == "mean" else per_trajectory
+    per_trajectory, mean = ops.path_kl(velocity, base_velocity, schedule, horizon)
+    return mean if reduction == "mean" else per_trajectory
 
 
 __all__ = ["path_kl"]

@@ -6,137 +6,172 @@ the field's weights is one batched backward pass and needs no second forward.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trqam_fast.kernels.dispatch import refuse_gradient
-from trqam_fast.kernels.mlp import MLPWeights
-from trqam_fast.kernels.mlp.extension import call, describe, tape_elements
-from trqam_fast.kernels.mlp.ops import new_gradients
-from trqam_fast.kernels.mlp.weights import group
-from trqam_fast.kernels.schedule import flow_times
-
-_library = torch.library.Library("trqam_fast", "FRAGMENT")
-_library.define(
-    "sde_rollout_cpp(Tensor[] velocity, bool norm, Tensor[] base, bool base_norm, "
-    "Tensor observations, Tensor x0, Tensor noise, Tensor ode_observations, Tensor ode_x0, "
-    "int flow_steps, str precision, bool train) -> (Tensor, Tensor, Tensor, Tensor)"
-)
+from trqam_fast.kernels.checks import refuse_gradient
+from trqam_fast.kernels.cpp import call
+from trqam_fast.kernels.mlp.cpp import describe, tape_elements
+from trqam_fast.kernels.mlp.ops import Pass, pull_back
+from trqam_fast.kernels.mlp.weights import MLPWeights
+from trqam_fast.kernels.registration import register
+from trqam_fast.kernels.sde_rollout.inputs import RolloutInputs
 
 
-def _empty(
-    velocity: MLPWeights, x0: Tensor, ode_x0: Tensor, flow_steps: int, train: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    runs, batch, dim = x0.shape
-    return (
-        x0.new_empty(runs, flow_steps + 1, batch, dim),
-        x0.new_empty(runs, flow_steps, batch, dim),
-        x0.new_empty(runs, ode_x0.shape[1], dim),
-        x0.new_empty(tape_elements(velocity, flow_steps * batch) if train else 0),
-    )
+class Rollout(NamedTuple):
+    """csrc/mlp.h: Rollout."""
+
+    velocity: list[int]
+    base: list[int]
+    batch: int
+    observation: int
+    action: int
+    steps: int
+    ode_batch: int
+    observations: int
+    x0: int
+    noise: int
+    ode_observations: int
+    ode_x0: int
+    trajectory: int
+    velocities: int
+    ode_x: int
+    tape: int | None
+
+
+def _empty(velocity: MLPWeights, inputs: RolloutInputs) -> tuple[Tensor, Tensor, Tensor]:
+    runs, batch, dim = inputs.x0.shape
+    new, steps = inputs.x0.new_empty, inputs.flow_steps
+    ode_x = new(runs, inputs.ode_x0.shape[1], dim)
+    return new(runs, steps + 1, batch, dim), new(runs, steps, batch, dim), ode_x
 
 
 def _rollout(
-    velocity, norm, base, base_norm, observations, x0, noise, ode_observations, ode_x0, flow_steps,
-    precision, train,
-):  # fmt: skip
-    observations, x0, noise, ode_observations, ode_x0 = (
-        tensor.contiguous() for tensor in (observations, x0, noise, ode_observations, ode_x0)
+    velocity, base, observations, x0, noise, ode_observations, ode_x0, backend, precision, train
+):
+    tensors = (observations, x0, noise, ode_observations, ode_x0)
+    inputs = RolloutInputs(*(tensor.contiguous() for tensor in tensors))
+    velocity, base = MLPWeights.from_tensors(velocity), MLPWeights.from_tensors(base)
+    if backend == "triton":
+        from trqam_fast.kernels.sde_rollout import triton
+
+        *results, tape = triton.sde_rollout(velocity, base, inputs, precision, train=train)
+        return *results, list(tape[:4])
+    trajectory, velocities, ode_x = _empty(velocity, inputs)
+    rows = velocities.shape[1] * velocities.shape[2]
+    tape = [velocities.new_empty(tape_elements(velocity, rows))] if train else []
+    (numbers, _alive), (base_numbers, _base_alive) = describe(velocity), describe(base)
+    fields = Rollout(
+        velocity=numbers,
+        base=base_numbers,
+        batch=inputs.x0.shape[1],
+        observation=inputs.observations.shape[-1],
+        action=inputs.x0.shape[-1],
+        steps=inputs.flow_steps,
+        ode_batch=inputs.ode_x0.shape[1],
+        observations=inputs.observations.data_ptr(),
+        x0=inputs.x0.data_ptr(),
+        noise=inputs.noise.data_ptr(),
+        ode_observations=inputs.ode_observations.data_ptr(),
+        ode_x0=inputs.ode_x0.data_ptr(),
+        trajectory=trajectory.data_ptr(),
+        velocities=velocities.data_ptr(),
+        ode_x=ode_x.data_ptr(),
+        tape=tape[0].data_ptr() if train else None,
     )
-    velocity = group(velocity, norm)
-    trajectory, velocities, ode_x, tape = _empty(velocity, x0, ode_x0, flow_steps, train)
-    (numbers, _alive), (base_numbers, _base) = describe(velocity), describe(group(base, base_norm))
-    call(
-        "sde_rollout", x0, precision, numbers, base_numbers, x0.shape[1], ode_x0.shape[1],
-        observations.shape[-1], x0.shape[-1], flow_steps, observations.data_ptr(), x0.data_ptr(),
-        noise.data_ptr(), ode_observations.data_ptr(), ode_x0.data_ptr(), trajectory.data_ptr(),
-        velocities.data_ptr(), ode_x.data_ptr(), tape.data_ptr() if train else 0,
-    )  # fmt: skip
+    call("sde_rollout", fields, inputs.x0, precision)
     return trajectory, velocities, ode_x, tape
 
 
-_library.impl("sde_rollout_cpp", _rollout, "CPU")
+def _rollout_fake(
+    velocity, base, observations, x0, noise, ode_observations, ode_x0, backend, precision, train
+):
+    inputs = RolloutInputs(observations, x0, noise, ode_observations, ode_x0)
+    velocity = MLPWeights.from_tensors(velocity)
+    results = _empty(velocity, inputs)
+    runs, steps, batch, _ = results[1].shape
+    if backend == "triton":
+        from trqam_fast.kernels.mlp.triton import empty_tape
+        from trqam_fast.kernels.sde_rollout.triton import rollout_config, tape_rows
+
+        config = rollout_config(velocity, inputs.observations, inputs.x0, precision, train)
+        rows = tape_rows(batch, inputs.ode_x0.shape[1], steps, train)
+        return *results, list(empty_tape(config, runs, rows, inputs.x0)[:4])
+    size = tape_elements(velocity, steps * batch)
+    return *results, [inputs.x0.new_empty(size)] if train else []
 
 
-@torch.library.register_fake("trqam_fast::sde_rollout_cpp", lib=_library)
-def _(
-    velocity, norm, base, base_norm, observations, x0, noise, ode_observations, ode_x0, flow_steps,
-    precision, train,
-):  # fmt: skip
-    return _empty(group(velocity, norm), x0, ode_x0, flow_steps, train)
+register(
+    "sde_rollout(Tensor[] velocity, Tensor[] base, Tensor observations, Tensor x0, Tensor noise, "
+    "Tensor ode_observations, Tensor ode_x0, str backend, str precision, bool train) "
+    "-> (Tensor, Tensor, Tensor, Tensor[])",
+    _rollout,
+    _rollout_fake,
+)
 
 
-class _CompiledRollout(torch.autograd.Function):
+class _Rollout(torch.autograd.Function):
     """Trajectory and X_K of the ODE (constants), velocities (differentiable in the weights)."""
 
     @staticmethod
-    def forward(
-        ctx, memory, norm, precision, train, base, base_norm, observations, x0, noise,
-        ode_observations, ode_x0, *tensors,
-    ):  # fmt: skip
-        trajectory, velocities, ode_x, tape = torch.ops.trqam_fast.sde_rollout_cpp(
-            list(tensors), norm, list(base), base_norm, observations, x0, noise, ode_observations,
-            ode_x0, noise.shape[1] + 1, precision, train,
-        )  # fmt: skip
-        ctx.norm, ctx.precision, ctx.memory = norm, precision, memory
+    def forward(ctx, how, base, *tensors):
+        inputs, weights = tensors[:5], tensors[5:]
+        trajectory, velocities, ode_x, tape = torch.ops.trqam_fast.sde_rollout(
+            list(weights), base, *inputs, how.backend, how.precision, how.train
+        )
+        ctx.how, ctx.kept = how, len(tape)
         ctx.mark_non_differentiable(trajectory, ode_x)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(observations, trajectory, tape, *tensors)
+        ctx.save_for_backward(inputs[0], trajectory, *tape, *weights)
         return trajectory, velocities, ode_x
 
     @staticmethod
     @once_differentiable
     def backward(ctx, _, cotangent, __):
-        names = ("observations", "x0", "noise")
-        refuse_gradient("sde_rollout", **dict(zip(names, ctx.needs_input_grad[6:9], strict=True)))
-        observations, trajectory, tape, *tensors = ctx.saved_tensors
-        runs, flow_steps, batch, _ = cotangent.shape
-        times = flow_times(flow_steps, dtype=cotangent.dtype, device=cotangent.device)
-        inputs = torch.cat(
-            [
-                observations.unsqueeze(1).expand(-1, flow_steps, -1, -1),
-                trajectory[:, :-1],
-                times.view(1, -1, 1, 1).expand(runs, -1, batch, 1),
-            ],
-            dim=-1,
-        ).flatten(1, 2)
-        gradients = new_gradients(ctx.memory, tensors)
-        torch.ops.trqam_fast.mlp_cpp_backward(
-            tensors, ctx.norm, inputs, tape, cotangent.flatten(1, 2), ctx.precision, False,
-            gradients,
-        )  # fmt: skip
-        return *[None] * 11, *gradients
+        needed = dict(zip(RolloutInputs._fields, ctx.needs_input_grad[2:7], strict=True))
+        refuse_gradient("sde_rollout", **needed)
+        observations, trajectory, *saved = ctx.saved_tensors
+        _, gradients = pull_back(
+            ctx.how,
+            MLPWeights.from_tensors(saved[ctx.kept :]),
+            observations,
+            trajectory,
+            saved[: ctx.kept],
+            cotangent.flatten(1, 2),
+            want_inputs=False,
+            want_weights=True,
+        )
+        return *[None] * 7, *gradients
 
 
 def sde_rollout(
     velocity: MLPWeights,
     base_velocity: MLPWeights,
-    observations: Tensor,
-    x0: Tensor,
-    noise: Tensor,
-    ode_observations: Tensor | None,
-    ode_x0: Tensor | None,
+    inputs: RolloutInputs,
+    backend: str,
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return trajectory, velocities and X_K of the ODE; see the package's `sde_rollout`."""
     train = torch.is_grad_enabled() and any(t.requires_grad for t in velocity.tensors)
-    if ode_observations is None or ode_x0 is None:
-        ode_observations, ode_x0 = observations[:, :0], x0[:, :0]
-    return _CompiledRollout.apply(
-        velocity.memory, velocity.layer_norm, precision, train,
-        base_velocity.detach().tensors, base_velocity.layer_norm, observations, x0, noise,
-        ode_observations.detach(), ode_x0.detach(), *velocity.tensors,
-    )  # fmt: skip
+    how = Pass(backend, precision, train, velocity.memory)
+    base = list(base_velocity.detach().tensors)
+    return _Rollout.apply(how, base, *inputs, *velocity.tensors)
 
 
 @torch.no_grad()
 def ode_rollout(
-    velocity: MLPWeights, observations: Tensor, x0: Tensor, flow_steps: int, precision: str
+    velocity: MLPWeights,
+    observations: Tensor,
+    x0: Tensor,
+    flow_steps: int,
+    backend: str,
+    precision: str,
 ) -> Tensor:
     """Return X_K of the noise-free flow; see the package's `ode_rollout`."""
-    norm, tensors, no_rows = velocity.layer_norm, list(velocity.tensors), x0[:, :0]
-    return torch.ops.trqam_fast.sde_rollout_cpp(
-        tensors, norm, tensors, norm, observations[:, :0], no_rows, no_rows, observations, x0,
-        flow_steps, precision, False,
-    )[2]  # fmt: skip
+    weights, no_rows = list(velocity.tensors), x0[:, :0]
+    noise = no_rows.unsqueeze(1).expand(-1, flow_steps - 1, -1, -1)
+    inputs = RolloutInputs(observations[:, :0], no_rows, noise, observations, x0)
+    return torch.ops.trqam_fast.sde_rollout(weights, weights, *inputs, backend, precision, False)[2]

@@ -7,33 +7,36 @@ import math
 import torch
 from torch import Tensor
 
-from trqam_fast.kernels.schedule import diffusion_squared
-from trqam_fast.kernels.velocity import Velocity, as_function
+from trqam_fast.kernels.fields import Velocity, as_function
+from trqam_fast.kernels.noise_schedule import NoiseSchedule
+from trqam_fast.kernels.sde_rollout.inputs import RolloutInputs
 
 
 def sde_rollout(
-    velocity: Velocity, base_velocity: Velocity, observations: Tensor, x0: Tensor, noise: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the trajectory and the velocities along it; see the package's `sde_rollout`."""
+    velocity: Velocity, base_velocity: Velocity, inputs: RolloutInputs
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return trajectory, velocities and X_K of the ODE; see the package's `sde_rollout`."""
     field, base_field = as_function(velocity), as_function(base_velocity)
-    flow_steps = noise.shape[1] + 1
-    h = 1.0 / flow_steps
-    g_squared = diffusion_squared(flow_steps).tolist()
-    x = x0.detach()
+    observations, x, steps = inputs.observations, inputs.x0.detach(), inputs.flow_steps
+    schedule, h = NoiseSchedule.flow(steps), 1.0 / steps
     trajectory, velocities = [x], []
-    for k in range(flow_steps):
-        t = k / flow_steps
+    for k, t in enumerate(schedule.times):
         time = torch.full_like(x[..., :1], t)
         v = field(observations, x, time)
         velocities.append(v)
         with torch.no_grad():
-            if k < flow_steps - 1:
+            if k < steps - 1:
                 drift = 2.0 * v - x / (t + h)
-                x = x + h * drift + math.sqrt(h * g_squared[k]) * noise[:, k]
+                diffusion = math.sqrt(h * schedule.g_squared[k])
+                x = x + h * drift + diffusion * inputs.noise[:, k]
             else:
                 x = x + h * base_field(observations, x, time)
         trajectory.append(x)
-    return torch.stack(trajectory, dim=1), torch.stack(velocities, dim=1)
+    ode_x = inputs.ode_x0
+    if ode_x.shape[1] > 0:
+        with torch.no_grad():
+            ode_x = ode_rollout(velocity, inputs.ode_observations, ode_x, steps)
+    return torch.stack(trajectory, dim=1), torch.stack(velocities, dim=1), ode_x
 
 
 def ode_rollout(velocity: Velocity, observations: Tensor, x0: Tensor, flow_steps: int) -> Tensor:

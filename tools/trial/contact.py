@@ -81,20 +81,27 @@ def extension_state() -> str:
 
 def self_test(trial: Trial) -> None:
     """Every op, precision and size against float64; on a GPU each call ten times over."""
-    from trqam_fast.kernels.dispatch import NETWORK_OPS, PRECISIONS_OF, TRITON_OPS
+    from trqam_fast.kernels.dispatch import OPS, PRECISIONS_OF
+    from trqam_fast.op_cases import CASES
     from trqam_fast.self_test import SMALL, TOLERANCE, WIDE, deviation
 
     sizes = [("small", SMALL)] if trial.dry else [("small", SMALL), *zip("ab", WIDE, strict=True)]
     backends = ["triton", "cpp"] if trial.gpu else ["cpp"]
     for backend in backends:
-        for op in TRITON_OPS if backend == "triton" else ("adjoint_matching", "path_kl"):
-            for precision in PRECISIONS_OF[backend] if op in NETWORK_OPS else ("ieee",):
-                for name, size in sizes:
-                    call = functools.partial(deviation, op, backend, trial.device, precision, size)
+        for name, case in CASES.items():
+            has = OPS[case.op]
+            if not (has.triton if backend == "triton" else "cuda" in has.cpp):
+                continue
+            for precision in PRECISIONS_OF[backend] if has.networks else ("ieee",):
+                for label, size in sizes:
+                    call = functools.partial(
+                        deviation, name, backend, trial.device, precision, size
+                    )
                     found, note = attempt(call)
                     trial.emit(
-                        op, size={"case": name}, precision=precision, variant=backend, error=found,
-                        ok=found is not None and found <= TOLERANCE[precision], note=note,
+                        name, size={"case": label}, precision=precision, variant=backend,
+                        error=found, ok=found is not None and found <= TOLERANCE[precision],
+                        note=note,
                     )  # fmt: skip
 
 
@@ -117,7 +124,7 @@ def kernel_tests(trial: Trial) -> None:
     """Run the kernels' own tests, on a GPU all, else a few under Triton's interpreter."""
     few = ["-k", "bounds_lam or unsupported"] if trial.dry else []
     interpret = {} if trial.gpu else {"TRITON_INTERPRET": "1"}
-    files = ["tests/test_triton.py", "tests/test_triton_ops.py"]
+    files = ["tests/test_triton.py", "tests/test_op_contract.py"]
     run_tests(trial, [*files, "-m", "interpreter", "--maxfail=10", *few], 240, **interpret)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 from tools.trial.contact import attempt
 from tools.trial.record import ROOT, Trial, predicted_kernel
+from trqam_fast.randomness import Randomness
 
 COUNTERS = {
     "gpu__time_duration.sum": "ns",
@@ -129,15 +130,13 @@ def read_counters(printed: str) -> list[tuple[str, dict[str, str]]]:
 
 def one_update(trial: Trial) -> None:
     """Do one eager update at paper size; what `counters` looks at."""
-    import torch
-
     from benchmarks.sizes import PAPER, PAPER_SMALL, make_agent, make_batch
 
     size = PAPER_SMALL if trial.dry else PAPER
     backend, precision = ("triton", "tf32") if trial.gpu else ("cpp", "ieee")
     agent = make_agent(size, trial.device, backend, precision)
-    generators = [torch.Generator(trial.device).manual_seed(0)]
-    agent.update(make_batch(size, trial.device), agent.draw_noise(generators))
+    randomness = Randomness([0], trial.device)
+    agent.update(make_batch(size, trial.device), agent.draw_noise(randomness))
 
 
 def tune(trial: Trial) -> None:
@@ -148,7 +147,7 @@ def tune(trial: Trial) -> None:
     from dataclasses import replace
 
     from benchmarks.sizes import PAPER
-    from trqam_fast.kernels.mlp import network
+    from trqam_fast.kernels.mlp import triton_config
 
     best: dict[str, tuple[float, str]] = {}
     began = time.monotonic()
@@ -158,10 +157,10 @@ def tune(trial: Trial) -> None:
         if time.monotonic() - began > OUT_OF_TIME:
             break
         tile = dataclasses.replace(
-            network.TILES[precision], block_m=rows, block_n=cols, stages=stages
+            triton_config.BLOCK_SIZES[precision], block_m=rows, block_n=cols, stages=stages
         )
         told = f"{rows} x {cols}, {stages} stages, {warps} warps"
-        with tiles(network, precision, tile, warps):
+        with tiles(triton_config, precision, tile, warps):
             for runs in (1, 8):
                 for name, call in passes(replace(PAPER, runs=runs), precision).items():
                     found, note = attempt(lambda call=call: graph_seconds(call))
@@ -181,18 +180,18 @@ def graph_seconds(call: Callable[[], object]) -> list[float]:
     """Return seconds of a call without the host's part."""
     from benchmarks.graphs import capture, event_seconds
 
-    return event_seconds(capture(call, [], 3), 3, 10)
+    return event_seconds(capture(call, 3), 3, 10)
 
 
 @contextlib.contextmanager
-def tiles(network, precision: str, tile, warps: int) -> Iterator[None]:
+def tiles(triton_config, precision: str, tile, warps: int) -> Iterator[None]:
     """Replace the table's entry of one precision; kernels are compiled anew."""
-    before = network.TILES[precision], network.WARPS
-    network.TILES[precision], network.WARPS = tile, warps
+    before = triton_config.BLOCK_SIZES[precision], triton_config.WARPS
+    triton_config.BLOCK_SIZES[precision], triton_config.WARPS = tile, warps
     try:
         yield
     finally:
-        network.TILES[precision], network.WARPS = before
+        triton_config.BLOCK_SIZES[precision], triton_config.WARPS = before
 
 
 def passes(size, precision: str) -> dict:
@@ -245,12 +244,15 @@ def small_ops(trial: Trial) -> None:
     """Run every op once at small size; what `sanitize` looks at."""
     import torch
 
-    from trqam_fast.kernels.dispatch import TRITON_OPS
-    from trqam_fast.self_test import SMALL, cases
+    from trqam_fast.kernels.dispatch import OPS
+    from trqam_fast.op_cases import CASES, draw_inputs, evaluate
+    from trqam_fast.self_test import SMALL
 
-    calls = cases(torch.float32, trial.device, SMALL)
-    for op in TRITON_OPS if trial.gpu else ("path_kl",):
-        calls[op](backend="triton" if trial.gpu else "cpp")
+    backend = "triton" if trial.gpu else "cpp"
+    for name, case in CASES.items():
+        if OPS[case.op].triton if trial.gpu else name == "path_kl":
+            inputs = draw_inputs(case, SMALL, dtype=torch.float32, device=trial.device)
+            evaluate(case, inputs, backend=backend)
 
 
 def child(stage: str, trial: Trial) -> list[str]:

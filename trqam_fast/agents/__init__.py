@@ -15,6 +15,7 @@ from trqam_fast.agents.dual import DualController
 from trqam_fast.agents.fql import FQLAgent, FQLConfig
 from trqam_fast.agents.qam import QAMAgent, QAMConfig
 from trqam_fast.agents.qam_e import QAMEAgent, QAMEConfig
+from trqam_fast.agents.sqam import SQAMAgent, SQAMConfig
 from trqam_fast.agents.trqam import TRQAMAgent, TRQAMConfig
 from trqam_fast.errors import UsageError
 
@@ -25,6 +26,7 @@ ALGORITHMS: dict[str, type[Agent]] = {
     "qam": QAMAgent,
     "qam-e": QAMEAgent,
     "trqam": TRQAMAgent,
+    "sqam": SQAMAgent,
 }
 """The algorithms of this package by the name that ``--algo`` takes, in the order of tables."""
 
@@ -88,6 +90,8 @@ __all__ = [
     "QAMEAgent",
     "QAMEConfig",
     "Recorded",
+    "SQAMAgent",
+    "SQAMConfig",
     "TRQAMAgent",
     "TRQAMConfig",
     "Terms",

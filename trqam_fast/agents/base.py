@@ -14,6 +14,7 @@ from trqam_fast.agents.dual import DualController
 from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import MLPWeights, adam_step, mlp, ode_rollout
 from trqam_fast.networks import MLPShape, ParameterBlock, ScalarShape
+from trqam_fast.randomness import Randomness
 
 MAX_GRAD_NORM = 1.0
 
@@ -205,22 +206,19 @@ class Agent:
     def begin_stage(self, stage: str) -> None:
         """Take what the configuration has for a stage, e.g. another budget online."""
 
-    def draw_noise(self, generators: list[torch.Generator]) -> Noise:
-        """Draw the noise of one update; run s uses `generators[s]` alone.
+    def draw_noise(self, randomness: Randomness) -> Noise:
+        """Draw the noise of one update.
 
         It is standard normal but for `bc_t` `[S, B, 1]`, which is uniform on [0, 1).
         """
         shapes = self.draws()
         sizes = [math.prod(shape) for shape in shapes.values()]
-        options = {"dtype": self.dtype, "device": self.device}
-        normal = torch.empty(self.runs, sum(sizes), **options)
-        uniform = torch.empty(self.runs, self.config.batch_size, **options)
-        for run, generator in enumerate(generators):
-            normal[run].normal_(generator=generator)
-            uniform[run].uniform_(generator=generator)
-        parts = zip(shapes.items(), normal.split(sizes, dim=1), strict=True)
+        drawn = randomness.draw(
+            normals=sum(sizes), uniforms=self.config.batch_size, dtype=self.dtype
+        )
+        parts = zip(shapes.items(), drawn.normals.split(sizes, dim=1), strict=True)
         noise = {name: part.reshape(self.runs, *shape) for (name, shape), part in parts}
-        return noise | {"bc_t": uniform.unsqueeze(-1)}
+        return noise | {"bc_t": drawn.uniforms.unsqueeze(-1)}
 
     def cloning_loss(self, batch: Batch, noise: Noise) -> Tensor:
         """Flow-matching loss of the cloned field for each run, `[S]`.

@@ -30,6 +30,7 @@ from trqam_fast.agents.config import (
 from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import (
     MLPWeights,
+    NoiseSchedule,
     adjoint_matching,
     lean_adjoint,
     sde_rollout,
@@ -262,11 +263,19 @@ class QAMAgent(Agent):
         self, observations: Tensor, path: Path, adjoint: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return mean_b sum_k |2 Delta_k / sigma_k + sigma_k a_k|^2 and the path KL, `[S]` each."""
-        base_velocity = velocity_along(self.base, observations, path.points, **self.options)
         return adjoint_matching(
-            path.velocity, base_velocity, adjoint, self.temperature(),
-            horizon=self.config.chunk_length, backend=self.backend,
+            path.velocity, self.base_velocity(observations, path), adjoint, self.temperature(),
+            horizon=self.config.chunk_length, schedule=self.schedule, backend=self.backend,
         )  # fmt: skip
+
+    def base_velocity(self, observations: Tensor, path: Path) -> Tensor:
+        """Return v_base at the points of the path, `[S, K, B, D]`, without gradients."""
+        return velocity_along(self.base, observations, path.points, **self.options)
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """h_k and g_k^2 of the points of the path."""
+        return NoiseSchedule.flow(self.config.flow_steps)
 
 
 def adjoint_metrics(terminal: Tensor) -> Metrics:

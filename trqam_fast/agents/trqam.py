@@ -22,7 +22,6 @@ from trqam_fast.agents.config import (
 from trqam_fast.agents.dual import DualController
 from trqam_fast.agents.qam import ADJOINT_METRICS, Path, QAMAgent
 from trqam_fast.data.batch import Batch
-from trqam_fast.kernels import diffusion_squared
 
 
 @dataclass(frozen=True)
@@ -110,8 +109,8 @@ class TRQAMAgent(QAMAgent):
 
     def matching_cost(self, adjoint: Tensor) -> Tensor:
         """A = 1/2 sum_k h g_k^2 mean_b |a_k|^2 / H, `[S]`."""
-        steps = adjoint.shape[1]
-        weights = diffusion_squared(steps).to(adjoint) / (2.0 * steps * self.config.chunk_length)
+        h, g_squared = self.schedule.table(adjoint.dtype, adjoint.device)
+        weights = h * g_squared / (2.0 * self.config.chunk_length)
         return (weights * adjoint.square().sum(-1).mean(-1)).sum(-1)
 
     def critic_loss(

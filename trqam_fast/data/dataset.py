@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trqam_fast.data.batch import Batch
 from trqam_fast.errors import UsageError
+from trqam_fast.randomness import Randomness
 
 if TYPE_CHECKING:
     from trqam_fast.data.flat import FlatSet
@@ -133,14 +134,11 @@ class Transitions:
         return len(self) - horizon + 1
 
     def sample(
-        self, generators: list[torch.Generator], batch_size: int, horizon: int, discount: float
+        self, randomness: Randomness, batch_size: int, horizon: int, discount: float
     ) -> Batch:
-        """Sample one batch for every run; run s draws from `generators[s]` alone."""
-        device = generators[0].device
-        starts = torch.empty(len(generators), batch_size, dtype=torch.int64, device=device)
-        for run, generator in enumerate(generators):
-            starts[run].random_(0, self.start_count(horizon), generator=generator)
-        return self.gather(starts, horizon, discount)
+        """Sample one batch for every run; starts are uniform over all that there are."""
+        drawn = randomness.draw(integers=batch_size, high=self.start_count(horizon))
+        return self.gather(drawn.integers, horizon, discount)
 
     def fingerprint(self) -> str:
         """Return the number of transitions and a hash of some, the same for every storage."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trqam_fast.data.batch import Batch
 from trqam_fast.data.dataset import FIELDS, Transitions, follow
+from trqam_fast.randomness import Randomness
 
 
 class ReplayBuffer:
@@ -59,24 +60,21 @@ class ReplayBuffer:
         self.added += 1
 
     def sample(
-        self, generators: list[torch.Generator], batch_size: int, horizon: int, discount: float
+        self, randomness: Randomness, batch_size: int, horizon: int, discount: float
     ) -> Batch:
-        """Sample one batch for every run; run s draws from `generators[s]` alone.
+        """Sample one batch for every run.
 
         Without `balanced`, starts are uniform over all N + n - H + 1 of them; with it, the second
         half of a batch starts at one of the n - H + 1 online starts.
         """
         count = self.offline.start_count(horizon)
-        device = generators[0].device
-        starts = torch.empty(self.runs, batch_size, dtype=torch.int64, device=device)
+        if not self.balanced:
+            drawn = randomness.draw(integers=batch_size, high=count + self.added)
+            return self.gather(drawn.integers, horizon, discount)
         half = batch_size // 2
-        for run, generator in enumerate(generators):
-            if self.balanced:
-                starts[run, :half].random_(0, count, generator=generator)
-                first, end = count + self.lead, count + self.added
-                starts[run, half:].random_(first, end, generator=generator)
-            else:
-                starts[run].random_(0, count + self.added, generator=generator)
+        offline = randomness.draw(integers=half, high=count).integers
+        online = randomness.draw(integers=batch_size - half, high=self.added - self.lead).integers
+        starts = torch.cat([offline, count + self.lead + online], dim=1)
         return self.gather(starts, horizon, discount)
 
     def gather(self, starts: Tensor, horizon: int, discount: float) -> Batch:

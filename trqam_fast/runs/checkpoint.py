@@ -19,7 +19,7 @@ WEIGHTS = {"stage", "step", "agent", "shapes"}
 """What a checkpoint holds that a run can start from."""
 
 PROGRESS = {
-    "ends", "data", "sequences", "generators", "history", "success", "evaluated", "seconds",
+    "ends", "data", "sequences", "drawn", "history", "success", "evaluated", "seconds",
     "updates", "failures", "online",
 }  # fmt: skip
 """What it holds besides if a run can be continued from it."""
@@ -78,6 +78,8 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> tuple[dict[str, An
     for path in paths:
         try:
             state = load(path)
+            if "generators" in state:  # Version 0.1.0 had states of generators.
+                state["drawn"] = 0
             if not set(state) >= PROGRESS:
                 raise UsageError(f"{path} holds weights but no progress; pass it as --pretrained")
             return state, path.name

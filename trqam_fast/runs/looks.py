@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart, without the pale yellow and
-# with grey for their black. Algorithms declare theirs; others take what is free.
-COLOURS = ("#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#d55e00", "#0072b2", "#999999")
+# Two of no algorithm of this package, then Okabe and Ito's, which colour-blind readers can tell
+# apart, with grey for their black. Algorithms declare theirs; others take what is free.
+COLOURS = (
+    "#7a5195",
+    "#8c6d31",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#e69f00",
+    "#d55e00",
+    "#0072b2",
+    "#999999",
+)
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 2, 1, 2)))
 INK, FAINT, GRID, SHADE, PAPER = "#333333", "#666666", "#e4e4e4", "#f3f5f8", "#ffffff"
 """Of what is no data: text and lines, lesser ones, the grid, stripes, the background."""

@@ -9,8 +9,8 @@ import torch
 
 from trqam_fast.errors import RunError
 from trqam_fast.kernels import BackendError
-from trqam_fast.kernels.dispatch import check_backend, passes_problem, triton_problem
-from trqam_fast.kernels.mlp import limits_problem
+from trqam_fast.kernels.dispatch import check_backend, load_extension, unavailable
+from trqam_fast.networks import MLPShape
 from trqam_fast.self_test import triton_problems
 from trqam_fast.training.config import TrainConfig
 
@@ -40,6 +40,12 @@ def settle_backend(config: TrainConfig, act_dim: int) -> TrainConfig:
         RunError: the self-test left the GPU unusable for this process.
     """
     device, backend, precision = torch.device(config.device), config.backend, config.precision
+    if backend == "auto" and device.type == "cpu" and load_extension()[0] is None:
+        print(
+            "note: there is no compiled extension here, so the reference computes: 1.4 to 5 times "
+            "as long an update (README.md, The ops)",
+            file=sys.stderr,
+        )
     if backend == "auto" and device.type == "cuda":
         backend = "triton"
         problem = find_problem(config, act_dim)
@@ -62,18 +68,18 @@ def running_backend(config: TrainConfig) -> str:
     """Return what computes the networks' passes of a settled configuration."""
     if config.backend != "auto":
         return config.backend
-    problem = passes_problem(torch.device(config.device), torch.float32, config.precision)
+    problem = unavailable("mlp", "cpp", torch.device(config.device), precision=config.precision)
     return "cpp" if problem is None else "reference"
 
 
 def find_problem(config: TrainConfig, act_dim: int) -> str | None:
     """Return why the Triton kernels must not train this run, or None."""
     agent, device = config.agent, torch.device(config.device)
-    problem = triton_problem(device, torch.float32)
     for dims in (agent.actor_hidden_dims, agent.value_hidden_dims):
-        problem = problem or limits_problem(dims, agent.chunk_length * act_dim)
-    if problem is not None:
-        return problem
+        shape = MLPShape(1, dims, agent.chunk_length * act_dim)
+        problem = unavailable("mlp", "triton", device, networks=[shape])
+        if problem is not None:
+            return problem
     precision = "tf32" if config.precision == "auto" else config.precision
     problems = triton_problems(config.device, precision)
     try:

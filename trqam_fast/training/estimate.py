@@ -11,7 +11,7 @@ from trqam_fast.agents import Agent, algorithm
 from trqam_fast.text import duration, short_count
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.history import History
-from trqam_fast.training.seeding import make_generators
+from trqam_fast.training.seeding import make_randomness
 from trqam_fast.training.updater import Source, Updater
 
 PROBE_SECONDS = 0.1
@@ -32,8 +32,8 @@ def seconds_per_call(call: Callable[[], object], budget: float = PROBE_SECONDS) 
 
 def seconds_per_update(agent: Agent, source: Source, budget: float = PROBE_SECONDS) -> float:
     """Return the seconds of an update of all runs of an agent, which it changes; on a CPU."""
-    generators = make_generators(tuple(range(agent.runs)), "offline", "cpu")
-    updater = Updater(agent, source, generators, History(10_000), graph=False)
+    randomness = make_randomness(tuple(range(agent.runs)), "offline", "cpu")
+    updater = Updater(agent, source, randomness, History(10_000), graph=False)
     return seconds_per_call(lambda: updater.run(1), budget)
 
 

@@ -58,15 +58,7 @@ def load_run(
     check_asked(config)
     obs_dim, act_dim = env_sizes(parse_task(config.env_name).env_id)
     config = settle_backend(config, act_dim)
-    agent = algorithm("bc" if state["stage"] == "pretrain" else config.algo)(
-        config.agent,
-        obs_dim,
-        act_dim,
-        list(config.seeds),
-        device=config.device,
-        backend=config.backend,
-        precision=config.precision,
-    )
+    agent = make_agent(config, state["stage"], obs_dim, act_dim)
     try:
         agent.load_state_dict(state["agent"])
     except (RuntimeError, KeyError) as error:
@@ -76,6 +68,19 @@ def load_run(
             "name a checkpoint of this run"
         ) from None
     return LoadedRun(config, agent, state["stage"], state["step"], found)
+
+
+def make_agent(config: TrainConfig, stage: str, obs_dim: int, act_dim: int) -> Agent:
+    """Return the agent that acts in a stage of a run, with initial weights."""
+    return algorithm("bc" if stage == "pretrain" else config.algo)(
+        config.agent,
+        obs_dim,
+        act_dim,
+        list(config.seeds),
+        device=config.device,
+        backend=config.backend,
+        precision=config.precision,
+    )
 
 
 def read_checkpoint(folder: RunFolder, asked: Path | None) -> tuple[Path, dict[str, Any]]:

@@ -24,7 +24,7 @@ from trqam_fast.training.intervals import Intervals
 from trqam_fast.training.ledger import Ledger
 from trqam_fast.training.logger import Logger
 from trqam_fast.training.online import OnlineDriver, make_online_driver
-from trqam_fast.training.seeding import make_generators
+from trqam_fast.training.seeding import make_randomness
 from trqam_fast.training.stage import Stage
 from trqam_fast.training.stopping import StopRequest
 from trqam_fast.training.updater import Updater
@@ -142,26 +142,25 @@ class Trainer:
         config, online = self.config, name == "online"
         updates_per_step = config.utd_ratio if online else 1
         history = History(config.log_interval * updates_per_step)
-        generators = make_generators(config.seeds, name, agent.device)
+        randomness = make_randomness(config.seeds, name, agent.device, agent.backend)
         step = begin
         if state is not None:
             start.restore(agent, state, self.folder.checkpoint(state["step"]))
-            for generator, saved in zip(generators, state["generators"], strict=True):
-                generator.set_state(saved)
+            randomness.seek(state["drawn"])
             history.values, step = state["history"], state["step"]
             del state["agent"]  # it is as large as the agent itself
         if online:
             driver = self.driver = make_online_driver(
-                config, agent, self.dataset, generators, history,
+                config, agent, self.dataset, randomness, history,
                 lambda *episode: self.logger.episode(*episode, self.ledger.failures),
             )  # fmt: skip
             if state is not None:
                 driver.load_state_dict(state.pop("online"))
         else:
             graph = config.graph and self.dataset.on_device
-            driver = Updater(agent, self.dataset, generators, history, graph=graph)
+            driver = Updater(agent, self.dataset, randomness, history, graph=graph)
         return Stage(
-            name, agent, driver, generators, history, Intervals.of(config, name), begin,
+            name, agent, driver, randomness, history, Intervals.of(config, name), begin,
             config.stage_ends[name], step, updates_per_step,
         )  # fmt: skip
 

@@ -15,10 +15,11 @@ from trqam_fast.agents import Agent
 from trqam_fast.data.dataset import Transitions
 from trqam_fast.data.names import parse_task
 from trqam_fast.data.replay import ReplayBuffer
+from trqam_fast.randomness import Randomness
 from trqam_fast.simulator.online import OnlineEnvironment, Step
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.history import History
-from trqam_fast.training.seeding import make_generators, stream_seed
+from trqam_fast.training.seeding import make_randomness, stream_seed
 from trqam_fast.training.updater import GoOn, Updater
 
 EpisodeEnded = Callable[[int, int, dict[str, float]], None]
@@ -36,7 +37,7 @@ class OnlineDriver:
         agent: S runs.
         buffer: Their replay buffer.
         environments: One for each run.
-        generators: Acting noise, one CPU generator for each run.
+        randomness: Acting noise, on the CPU: that of a step depends on its number alone.
         updater: Does the updates from `buffer`.
         start_training: Steps before the first update.
         utd_ratio: Updates for each step.
@@ -48,7 +49,7 @@ class OnlineDriver:
         agent: Agent,
         buffer: ReplayBuffer,
         environments: list[OnlineEnvironment],
-        generators: list[torch.Generator],
+        randomness: Randomness,
         updater: Updater,
         *,
         start_training: int,
@@ -56,7 +57,7 @@ class OnlineDriver:
         episode_ended: EpisodeEnded,
     ) -> None:
         self.agent, self.buffer, self.environments = agent, buffer, environments
-        self.generators, self.updater = generators, updater
+        self.randomness, self.updater = randomness, updater
         self.start_training, self.utd_ratio = start_training, utd_ratio
         self.episode_ended = episode_ended
         self.queues: list[deque[np.ndarray]] = [deque() for _ in environments]
@@ -96,9 +97,9 @@ class OnlineDriver:
         start = time.perf_counter()
         agent, count = self.agent, self.agent.candidates
         options = {"dtype": agent.dtype, "device": agent.device}
-        noise = torch.zeros(agent.runs, 1, count, agent.noise_dim, dtype=agent.dtype)
-        for run in runs:
-            noise[run].normal_(generator=self.generators[run])
+        self.randomness.seek(self.buffer.added)
+        drawn = self.randomness.draw(normals=count * agent.noise_dim, dtype=agent.dtype)
+        noise = drawn.normals.view(agent.runs, 1, count, agent.noise_dim)
         observations = np.stack(self.observations)
         actions = agent.act(
             torch.as_tensor(observations, **options).unsqueeze(1), noise.to(agent.device)
@@ -144,7 +145,6 @@ class OnlineDriver:
         return {
             "buffer": self.buffer.state_dict(),
             "environments": [env.state_dict() for env in self.environments],
-            "acting": [generator.get_state() for generator in self.generators],
             "queues": [
                 torch.from_numpy(np.asarray(queue, dtype=np.float32).reshape(-1, width).copy())
                 for queue in self.queues
@@ -158,8 +158,6 @@ class OnlineDriver:
         for environment, saved in zip(self.environments, state["environments"], strict=True):
             environment.load_state_dict(saved)
         self.observations = [environment.observation for environment in self.environments]
-        for generator, saved in zip(self.generators, state["acting"], strict=True):
-            generator.set_state(saved)
         self.queues = [deque(saved.numpy()) for saved in state["queues"]]
         self.seconds = dict(state["seconds"])
 
@@ -174,11 +172,11 @@ def make_online_driver(
     config: TrainConfig,
     agent: Agent,
     dataset: Transitions,
-    generators: list[torch.Generator],
+    randomness: Randomness,
     history: History,
     episode_ended: EpisodeEnded,
 ) -> OnlineDriver:
-    """Build the driver of a run's online stage; `generators` draw what updates need."""
+    """Build the driver of a run's online stage; `randomness` is the updates'."""
     buffer = ReplayBuffer(
         dataset,
         agent.runs,
@@ -196,8 +194,8 @@ def make_online_driver(
         agent,
         buffer,
         environments,
-        make_generators(config.seeds, "acting", "cpu"),
-        Updater(agent, buffer, generators, history, graph=False),
+        make_randomness(config.seeds, "acting", "cpu", agent.backend),
+        Updater(agent, buffer, randomness, history, graph=False),
         start_training=config.start_training,
         utd_ratio=config.utd_ratio,
         episode_ended=episode_ended,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from trqam_fast.randomness import Randomness
+
 STREAMS = {"pretrain": 1, "offline": 2, "online": 3, "acting": 4, "environment": 5}
 
 
@@ -14,8 +16,16 @@ def stream_seed(seed: int, stream: str) -> int:
     return int(state[0] >> np.uint64(1))
 
 
-def make_generators(
-    seeds: tuple[int, ...], stream: str, device: torch.device | str
-) -> list[torch.Generator]:
-    """Return one generator for each seed; a stream's numbers depend on nothing else."""
-    return [torch.Generator(device).manual_seed(stream_seed(seed, stream)) for seed in seeds]
+def make_randomness(
+    seeds: tuple[int, ...], stream: str, device: torch.device | str, backend: str = "auto"
+) -> Randomness:
+    """Return the random numbers of a stream; those of a seed depend on nothing else.
+
+    Args:
+        seeds: One for each run.
+        stream: One of `STREAMS`.
+        device: Where they are needed.
+        backend: The agent's; only ``reference`` makes a difference.
+    """
+    keys = [stream_seed(seed, stream) for seed in seeds]
+    return Randomness(keys, device, "reference" if backend == "reference" else "auto")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from trqam_fast.agents import Agent
+from trqam_fast.randomness import Randomness
 from trqam_fast.runs.checkpoint import plain_shapes
 from trqam_fast.training.history import History
 from trqam_fast.training.intervals import Intervals
@@ -24,7 +24,7 @@ class Stage:
         name: One of `STAGES`.
         agent: What learns.
         driver: What does the steps: updates alone, or environment steps with their updates.
-        generators: Random numbers of the updates, one generator for each seed.
+        randomness: Random numbers of the updates.
         history: Metrics since the last log row.
         intervals: When it logs, saves and evaluates.
         begin: Step of the run at which it begins.
@@ -37,7 +37,7 @@ class Stage:
     name: str
     agent: Agent
     driver: Updater | OnlineDriver
-    generators: list[torch.Generator]
+    randomness: Randomness
     history: History
     intervals: Intervals
     begin: int
@@ -82,7 +82,7 @@ class Stage:
             "step": self.step,
             "agent": {name: tensor.cpu() for name, tensor in self.keep_good(failed).items()},
             "shapes": plain_shapes(self.agent.online.shapes),
-            "generators": [generator.get_state() for generator in self.generators],
+            "drawn": self.randomness.position(),
             "history": self.history.values,
             "online": online,
         }

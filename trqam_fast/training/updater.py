@@ -10,6 +10,7 @@ import torch
 from trqam_fast.agents import Agent
 from trqam_fast.data.batch import Batch
 from trqam_fast.errors import RunError
+from trqam_fast.randomness import Randomness
 from trqam_fast.training.history import History
 
 WARMUP = 3
@@ -25,7 +26,7 @@ class Source(Protocol):
     """Where batches come from: a dataset or a replay buffer."""
 
     def sample(
-        self, generators: list[torch.Generator], batch_size: int, horizon: int, discount: float
+        self, randomness: Randomness, batch_size: int, horizon: int, discount: float
     ) -> Batch:
         """Sample one batch for every run."""
         ...
@@ -35,21 +36,21 @@ class Updater:
     """Samples a batch and its noise, updates the agent, records the metrics.
 
     On a GPU the same code is captured once and replayed, `UPDATES_PER_REPLAY` updates at a time.
-    The generators' states are registered with the graphs, so the numbers drawn, and everything
-    else, are those of eager updates. Nothing is read back to the host.
+    The counter of the random numbers lies on the device, so the numbers drawn, and everything else,
+    are those of eager updates. Nothing is read back to the host.
     """
 
     def __init__(
         self,
         agent: Agent,
         source: Source,
-        generators: list[torch.Generator],
+        randomness: Randomness,
         history: History,
         *,
         graph: bool,
     ) -> None:
         self.agent, self.source = agent, source
-        self.generators, self.history = generators, history
+        self.randomness, self.history = randomness, history
         self.graph = graph and agent.device.type == "cuda"
         self.stream: torch.cuda.Stream | None = None
         self.done = 0
@@ -88,9 +89,9 @@ class Updater:
         """Do one update."""
         config = self.agent.config
         batch = self.source.sample(
-            self.generators, config.batch_size, config.horizon_length, self.agent.discount
+            self.randomness, config.batch_size, config.horizon_length, self.agent.discount
         )
-        terms = self.agent.update(batch, self.agent.draw_noise(self.generators))
+        terms = self.agent.update(batch, self.agent.draw_noise(self.randomness))
         self.history.record(terms.metrics)
 
     def warm_up(self) -> None:
@@ -110,11 +111,8 @@ class Updater:
             RunError: something in the update cannot be captured.
         """
         pools = [graph.pool() for graph in self.graphs.values()]
-        # Registration allocates on the current device.
         with torch.cuda.device(self.agent.device):
             graph = torch.cuda.CUDAGraph()
-            for generator in self.generators:
-                graph.register_generator_state(generator)
             try:
                 with torch.cuda.graph(graph, pool=pools[0] if pools else None):
                     for _ in range(count):

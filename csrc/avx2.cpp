@@ -1,0 +1,29 @@
+// Passes and loops for the instruction set "avx2".
+#include <immintrin.h>
+#include <omp.h>
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "adam_step.h"
+#include "instruction_sets.h"
+#include "noise_schedule.h"
+#include "philox.h"
+#include "trajectories.h"
+
+#pragma GCC target("avx2,fma")
+#define TRQAM_VECTOR_BYTES 32
+#define TRQAM_TILE_ROWS 6
+#include "passes.inl"
+#include "loops.inl"
+
+namespace trqam {
+
+const Passes<float> avx2_exact_float32 = kPasses<Exact<float>>;
+const Passes<double> avx2_exact_float64 = kPasses<Exact<double>>;
+const Passes<float> avx2_rounded = kPasses<Rounded>;
+const Loops<float> avx2_loops_float32 = kLoops<float>;
+const Loops<double> avx2_loops_float64 = kLoops<double>;
+
+}  // namespace trqam

@@ -1,0 +1,25 @@
+"""Settings of the optimiser's step."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Settings(NamedTuple):
+    """Numbers of a step.
+
+    Attributes:
+        lr: Learning rate.
+        beta1: Decay rate of the first moment.
+        beta2: Decay rate of the second moment.
+        eps: Added to the root of the second moment.
+        max_norm: Largest norm of a run's gradient; infinite where it is not clipped.
+        tau: Step of the targets.
+    """
+
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    max_norm: float
+    tau: float

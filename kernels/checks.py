@@ -1,0 +1,58 @@
+"""What every op checks of its arguments before it runs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64)
+
+
+def check_tensor(op: str, name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
+    """Raise unless `tensor` is floating point and has `shape` (None matches any size).
+
+    Raises:
+        TypeError: `tensor` is not a float32 or float64 tensor.
+        ValueError: the shape differs.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{op}: {name} is a {type(tensor).__name__}; pass a torch.Tensor")
+    if tensor.dtype not in FLOATING:
+        raise TypeError(f"{op}: {name} has dtype {tensor.dtype}; use float32 or float64")
+    found = tuple(tensor.shape)
+    if found == shape:
+        return
+    if len(found) == len(shape):
+        for size, wanted in zip(found, shape, strict=True):
+            if wanted is not None and size != wanted:
+                break
+        else:
+            return
+    expected = "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
+    raise ValueError(f"{op}: {name} has shape {list(tensor.shape)}; expected {expected}")
+
+
+def check_same(op: str, **tensors: Tensor) -> None:
+    """Raise ValueError unless all `tensors` share the dtype and device of the first."""
+    (first_name, first), *others = tensors.items()
+    for name, tensor in others:
+        if tensor.dtype != first.dtype or tensor.device != first.device:
+            raise ValueError(
+                f"{op}: {name} is {tensor.dtype} on {tensor.device}, but {first_name} is "
+                f"{first.dtype} on {first.device}; move or convert one of them"
+            )
+
+
+def check_horizon(op: str, horizon: int) -> None:
+    """Raise ValueError unless `horizon` is a positive number of action steps."""
+    if horizon < 1:
+        raise ValueError(f"{op}: horizon is {horizon}; it must be at least 1")
+
+
+def refuse_gradient(op: str, **inputs: bool) -> None:
+    """Raise RuntimeError if any of `inputs` (name: needs a gradient) is set."""
+    wanted = [name for name, needed in inputs.items() if needed]
+    if wanted:
+        raise RuntimeError(
+            f"{op}: no gradient with respect to {', '.join(wanted)}; detach it before the call"
+        )

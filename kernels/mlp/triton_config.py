@@ -1,0 +1,197 @@
+"""What the Triton kernels of the MLPs are compiled for: architecture, blocks, arithmetic."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from trqam_fast.kernels.mlp.constants import ALIGNMENT, aligned
+from trqam_fast.kernels.mlp.weights import MLPWeights
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """What a kernel is compiled for: architecture of the network, tile, arithmetic.
+
+    Attributes:
+        obs: Width of the inputs' first part (all of it for a plain MLP).
+        dim: Width of the second part, x; 0 for none.
+        time: 1 if a third part, the time, follows; else 0.
+        widths: True hidden widths.
+        width: Padded hidden width, a multiple of `block_n` and `block_k`.
+        out: Output width.
+        norm: LayerNorm after every hidden activation.
+        ensemble: Members that share their inputs, E.
+        train: Keep what a later pass needs: forward, the tape; pullback, the gradients of all
+            pre-activations and the column sums.
+        k_major: The hidden kernels of a forward pass are packed transposed, `[out, in]`, as the
+            matrix units want tf32 operands; for weights that every program reads many times.
+        block_m: Rows of a tile.
+        block_n: Columns computed at a time.
+        block_k: Depth of a product's step.
+        block_w: Rows and columns of a block of a weight gradient.
+        block_out: Power of two that holds the output, at least 16.
+        operand: Element type of the products' operands.
+        precision: ``ieee`` or ``tf32`` for float32 operands.
+        alignment: Elements to which parts of packed weights are aligned; a field because compiled
+            kernels are stored under the config's values.
+    """
+
+    obs: int
+    dim: int
+    time: int
+    widths: tuple[int, ...]
+    width: int
+    out: int
+    norm: bool
+    ensemble: int
+    train: bool
+    k_major: bool
+    block_m: int
+    block_n: int
+    block_k: int
+    block_w: int
+    block_out: int
+    operand: Any
+    precision: str
+    alignment: int = ALIGNMENT
+
+    @property
+    def kernel_offsets(self) -> tuple[int, int, int]:
+        """Elements before a packed run's hidden kernels, before the last one, and in all."""
+        first = aligned(self.ensemble * self.inputs * self.width)
+        last = first + (self.depth - 1) * aligned(self.ensemble * self.width**2)
+        return first, last, last + aligned(self.ensemble * self.width * self.out)
+
+    @property
+    def vector_offsets(self) -> tuple[int, int, int, int]:
+        """Elements before a packed run's output biases, scales and shifts, and in all."""
+        hidden = self.depth * aligned(self.ensemble * self.width)
+        scales = hidden + aligned(self.ensemble * self.out)
+        norms = hidden if self.norm else 0
+        return hidden, scales, scales + norms, scales + 2 * norms
+
+    @property
+    def depth(self) -> int:
+        """Hidden layers."""
+        return len(self.widths)
+
+    @property
+    def inputs(self) -> int:
+        """Input width."""
+        return self.obs + self.dim + self.time
+
+
+@dataclass(frozen=True)
+class BlockSizes:
+    """Blocks and launch of one precision.
+
+    Attributes:
+        block_m: Rows of a program.
+        block_n: Columns computed at a time.
+        block_k: Depth of a product's step.
+        block_w: Rows and columns of a block of a weight gradient.
+        stages: Stages of the pipelines that load operands.
+        lean_stages: The same on GPUs with less than 160 KiB of shared memory.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    block_w: int
+    stages: int
+    lean_stages: int
+
+
+# The largest blocks that compile without spills for every architecture, depth and LayerNorm
+# setting of tests/test_aot.py: with 64 x 128 the rollout spills 80 to 144 bytes (tf32) and 100
+# (bf16), with a depth of 64 up to 256. 64 rows are what wgmma needs.
+BLOCK_SIZES = {
+    "ieee": BlockSizes(32, 32, 32, 32, stages=2, lean_stages=2),
+    "tf32": BlockSizes(64, 64, 32, 64, stages=3, lean_stages=2),
+    "bf16": BlockSizes(64, 64, 32, 64, stages=4, lean_stages=3),
+}
+OPERANDS = {"ieee": tl.float32, "tf32": tl.float32, "bf16": tl.bfloat16}
+STORED = {tl.float32: torch.float32, tl.bfloat16: torch.bfloat16, tl.float16: torch.float16}
+WARPS = 8
+# Left alone, ptxas stops at 128 or 168 registers and spills; 8 warps may use 255.
+MAX_REGISTERS = 255
+
+
+def launch_options(precision: str) -> dict[str, int]:
+    """Return Triton's options for a launch on the current device."""
+    tile = BLOCK_SIZES[precision]
+    lean = False
+    if not triton.knobs.runtime.interpret:
+        lean = has_little_shared_memory(triton.runtime.driver.active.get_current_device())
+    return {
+        "num_warps": WARPS,
+        "num_stages": tile.lean_stages if lean else tile.stages,
+        "maxnreg": MAX_REGISTERS,
+    }
+
+
+@functools.cache
+def has_little_shared_memory(device: int) -> bool:
+    """Whether a program on `device` may have less than 160 KiB of shared memory."""
+    properties = triton.runtime.driver.active.utils.get_device_properties(device)
+    return properties["max_shared_mem"] < 160 * 1024
+
+
+def padded_width(widths: Sequence[int]) -> int:
+    """Return the common width that hidden layers of `widths` are padded to."""
+    widest = max(widths)
+    return triton.next_power_of_2(max(widest, 32)) if widest <= 64 else -(-widest // 64) * 64
+
+
+def make_config(
+    weights: MLPWeights,
+    precision: str,
+    *,
+    obs: int,
+    dim: int = 0,
+    time: int = 0,
+    train: bool,
+    k_major: bool = False,
+) -> KernelConfig:
+    """Return the config for `weights` on inputs of `obs`, `dim` and `time` columns."""
+    widths = tuple(kernel.shape[-1] for kernel in weights.kernels[:-1])
+    width = padded_width(widths)
+    tile = BLOCK_SIZES[precision]
+    block_out = triton.next_power_of_2(max(weights.out_features, 16))
+    # More than 32 outputs take the registers of as many rows; products on the plain units, whose
+    # loops the compiler unrolls, those of the columns too.
+    rows = min(tile.block_m, max(16, tile.block_m * 32 // block_out))
+    cols = 16 if precision == "ieee" and block_out > 64 else tile.block_n
+    # Blocks of columns must divide the width; its lowest set bit is the largest power that does.
+    divides = width & -width
+    return KernelConfig(
+        obs=obs,
+        dim=dim,
+        time=time,
+        widths=widths,
+        width=width,
+        out=weights.out_features,
+        norm=weights.layer_norm,
+        ensemble=weights.lead[1] if len(weights.lead) == 2 else 1,
+        train=train,
+        k_major=k_major,
+        block_m=rows,
+        block_n=min(cols, divides),
+        block_k=min(tile.block_k, divides),
+        block_w=min(tile.block_w, divides),
+        block_out=block_out,
+        operand=OPERANDS[precision],
+        precision="tf32" if precision == "tf32" else "ieee",
+    )
+
+
+def operand_dtype(config: KernelConfig) -> torch.dtype:
+    """Return the type in which activations are stored between layers."""
+    return STORED[config.operand]

@@ -1,0 +1,150 @@
+"""Weights as the Triton kernels read them.
+
+The kernels want the layers of a kind at equal distances and hidden widths that fill whole blocks.
+The trainer's packed parameters are laid out like that, so float32 operands are read in place.
+Anything else is copied into a padded buffer first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from trqam_fast.kernels.mlp.constants import aligned
+from trqam_fast.kernels.mlp.triton_config import KernelConfig
+from trqam_fast.kernels.mlp.weights import MLPWeights
+
+
+class WeightPointers(NamedTuple):
+    """Packed weights of a stack: members of a run lie one after another, layers of a kind too.
+
+    Attributes:
+        w_in: Kernels of the first layer, `[E, inputs, width]` of each run.
+        w_hid: Kernels between hidden layers, `[depth - 1, E, width, width]`.
+        w_out: Kernels of the output layer, `[E, width, out]`.
+        b_hid: Hidden biases, `[depth, E, width]`.
+        b_out: Output biases, `[E, out]`.
+        scale: LayerNorm scales, `[depth, E, width]`.
+        shift: LayerNorm biases, likewise.
+        kernel_stride: Elements between two runs of the kernels.
+        vector_stride: Elements between two runs of the vectors.
+    """
+
+    w_in: Any
+    w_hid: Any
+    w_out: Any
+    b_hid: Any
+    b_out: Any
+    scale: Any
+    shift: Any
+    kernel_stride: Any
+    vector_stride: Any
+
+
+def packed_shapes(config: KernelConfig) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Return the shapes of one run's packed kernels and vectors, in the order of the weights."""
+    members, width = config.ensemble, config.width
+    hidden = [(members, width, width)] * (config.depth - 1)
+    kernels = [(members, config.inputs, width), *hidden, (members, width, config.out)]
+    layers = [(members, width)] * config.depth
+    norms = layers if config.norm else []
+    return kernels, [*layers, (members, config.out), *norms, *norms]
+
+
+def split(buffer: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Return the parts `[S, *shape]` of packed weights `[S, n]`."""
+    parts, offset = [], 0
+    for shape in shapes:
+        size = math.prod(shape)
+        parts.append(buffer[:, offset : offset + size].view(-1, *shape))
+        offset += aligned(size)
+    return parts
+
+
+def laid_out(tensors: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether `[S, *shape]` tensors lie in memory as packed weights do, with any run stride."""
+    first, offset = tensors[0], 0
+    for tensor, shape in zip(tensors, shapes, strict=True):
+        if (
+            tensor.shape[1:] != shape
+            or not tensor[0].is_contiguous()
+            or tensor.data_ptr() != first.data_ptr() + offset * first.element_size()
+            or (tensor.shape[0] > 1 and tensor.stride(0) != first.stride(0))
+        ):
+            return False
+        size = math.prod(shape)
+        offset += aligned(size)
+    return True
+
+
+def fill(buffer: Tensor, tensors: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> None:
+    """Copy `[S, ...]` tensors into packed weights `[S, n]`, zeros beyond their shapes."""
+    first, (runs, size) = tensors[0], buffer.shape
+    if laid_out(tensors, shapes):
+        reach = first.storage_offset() + (runs - 1) * first.stride(0) + size
+        if reach * first.element_size() <= first.untyped_storage().nbytes():
+            buffer.copy_(first.as_strided(buffer.shape, (first.stride(0), 1)))
+            return
+    buffer.zero_()
+    for tensor, part in zip(tensors, split(buffer, shapes), strict=True):
+        part[tuple(slice(0, size) for size in tensor.shape)].copy_(tensor)
+
+
+def parts_of(weights: MLPWeights) -> tuple[list[Tensor], list[Tensor]]:
+    """Return kernels and vectors with the axis of members, without gradients."""
+    single = len(weights.lead) == 1
+    tensors = [t.detach().unsqueeze(1) if single else t.detach() for t in weights.tensors]
+    layers = len(weights.kernels)
+    return tensors[:layers], tensors[layers:]
+
+
+def pack(
+    stack: Sequence[MLPWeights], config: KernelConfig, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return packed kernels `[F, S, n]` of `dtype` and packed vectors `[F, S, m]` of float32."""
+    kernel_shapes, vector_shapes = packed_shapes(config)
+    first = stack[0].kernels[0]
+    lead = (len(stack), first.shape[0])
+    kernels = first.new_empty(*lead, config.kernel_offsets[-1], dtype=dtype)
+    vectors = first.new_empty(*lead, config.vector_offsets[-1])
+    for index, weights in enumerate(stack):
+        kernel_parts, vector_parts = parts_of(weights)
+        fill(kernels[index], kernel_parts, kernel_shapes)
+        if config.k_major and config.depth > 1:
+            # Hidden kernels are square once padded, so their transposes take the same place, where
+            # the copy has left them untransposed.
+            begin, end, _ = config.kernel_offsets
+            square = (-1, config.depth - 1, config.ensemble, config.width, config.width)
+            hidden = kernels[index][:, begin:end].view(square)
+            hidden.copy_(hidden.clone().transpose(-1, -2))
+        fill(vectors[index], vector_parts, vector_shapes)
+    return kernels, vectors
+
+
+def weight_pointers(
+    weights: MLPWeights, config: KernelConfig, dtype: torch.dtype = torch.float32
+) -> WeightPointers:
+    """Return `weights` as the kernels read them: in place if possible, else packed as `dtype`."""
+    kernels, vectors = parts_of(weights)
+    kernel_shapes, vector_shapes = packed_shapes(config)
+    in_place = laid_out(kernels, kernel_shapes) and laid_out(vectors, vector_shapes)
+    if not in_place or dtype != torch.float32:
+        packed_kernels, packed_vectors = pack([weights], config, dtype)
+        kernels = split(packed_kernels[0], kernel_shapes)
+        vectors = split(packed_vectors[0], vector_shapes)
+    depth = config.depth
+    return WeightPointers(
+        kernels[0],
+        kernels[min(1, depth - 1)],
+        kernels[-1],
+        vectors[0],
+        vectors[depth],
+        vectors[depth + 1 if config.norm else 0],
+        vectors[2 * depth + 1 if config.norm else 0],
+        kernels[0].stride(0),
+        vectors[0].stride(0),
+    )

@@ -1,0 +1,93 @@
+"""Random numbers as a function of seed and counter: the same on every backend, in any order."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trqam_fast.kernels.checks import FLOATING
+from trqam_fast.kernels.dispatch import choose_backend
+from trqam_fast.kernels.philox import ops, reference
+from trqam_fast.kernels.philox.draws import MAX_COUNT, MAX_STREAM, Counts, Draws
+
+
+def philox(
+    seeds: Tensor,
+    offset: Tensor,
+    *,
+    stream: int,
+    normals: int = 0,
+    uniforms: int = 0,
+    integers: int = 0,
+    high: int = 1,
+    dtype: torch.dtype = torch.float32,
+    backend: str = "auto",
+) -> Draws:
+    """Draw random numbers for every run, all kinds and runs in one call.
+
+    Number j of a run is a function of its seed, of `offset`, of `stream`, of the kind of number and
+    of j: neither the number of runs nor how many numbers are drawn changes it. Calls that are to
+    be independent need another offset or another stream; the kinds do not share bits.
+
+    Philox4x32-10 turns the counter (block, 4 stream + kind, offset), kind = 0, 1, 2 for normals,
+    uniforms and integers, and the 64-bit key `seed` into four 32-bit words w_0..w_3. A float32 is
+    made of one word each, so a block makes L = 4 numbers; a float64 or an integer is made of the
+    64 bits w_0 + 2^32 w_1 or w_2 + 2^32 w_3, and L = 2. Number j is number (j // 64) % L of block
+    64 (j // (64 L)) + j % 64. With bits x of 32, or the upper 53 of 64::
+
+        uniform   the upper 24 bits of x / 2^24, or x / 2^53: in [0, 1)
+        normal    from two neighbours, u = (x + 1/2) / 2^32 (or 2^53) in (0, 1] and the turn
+                  y / 2^32 (or 2^53): sqrt(-2 log u) cos and sin of the turn (Box and Muller)
+        integer   floor(high x / 2^64) of all 64 bits: in [0, high); a value's probability is off
+                  by less than 2^-64
+
+    Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (2011).
+
+    Args:
+        seeds: One key for each run, `[S]`, int64.
+        offset: Counter of the caller's, `[1]`, int64, on the device of `seeds`. It is read where it
+            lies: a captured graph that adds to it draws anew at every replay.
+        stream: What the numbers are for, in [0, 2^30).
+        normals: Standard normal numbers of a run, below 2^31, as the other counts.
+        uniforms: Numbers uniform on [0, 1) of a run.
+        integers: Integers uniform on [0, `high`) of a run.
+        high: Bound of the integers, 1 to 2^31.
+        dtype: float32 or float64, of normals and uniforms.
+        backend: ``auto``, ``reference``, ``cpp`` or ``triton`` (float32 on a GPU).
+
+    Returns:
+        The `Draws`. Uniforms and integers are equal on every backend; normals agree to a few
+        units in the last place.
+
+    Raises:
+        TypeError: `seeds` or `offset` is no int64 tensor, or `dtype` is another.
+        ValueError: shapes, devices, counts, `stream` or `high` do not fit.
+        BackendError: the backend asked for cannot run.
+    """
+    op, counts = "philox", Counts(normals, uniforms, integers)
+    for name, tensor in (("seeds", seeds), ("offset", offset)):
+        if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64:
+            found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(f"{op}: {name} is {found}; pass an int64 tensor")
+    if seeds.dim() != 1 or seeds.numel() == 0 or offset.shape != (1,):
+        raise ValueError(
+            f"{op}: seeds has shape {list(seeds.shape)} and offset {list(offset.shape)}; expected "
+            "[S] and [1]"
+        )
+    if offset.device != seeds.device:
+        raise ValueError(f"{op}: offset is on {offset.device}, seeds on {seeds.device}; move one")
+    if dtype not in FLOATING:
+        raise TypeError(f"{op}: dtype is {dtype}; use torch.float32 or torch.float64")
+    if not 0 <= stream <= MAX_STREAM:
+        raise ValueError(f"{op}: stream is {stream}; it must be in [0, {MAX_STREAM}]")
+    if not 1 <= high <= 2**31:
+        raise ValueError(f"{op}: high is {high}; it must be in [1, {2**31}]")
+    if not 0 <= min(counts) <= max(counts) <= MAX_COUNT:
+        raise ValueError(f"{op}: numbers are {counts}; each count must be in [0, {MAX_COUNT}]")
+    chosen = choose_backend(op, backend, seeds.device, dtype=dtype)
+    if chosen == "reference":
+        return reference.philox(seeds, offset, stream, counts, high, dtype)
+    return ops.philox(seeds, offset, stream, counts, high, dtype, chosen)
+
+
+__all__ = ["Draws", "philox"]

@@ -1,0 +1,93 @@
+"""All commands under one name, and completion of their words."""
+
+import importlib
+import shutil
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
+import pytest
+
+import trqam_fast
+from trqam_fast import __main__ as entry
+from trqam_fast import completion
+
+
+def call(monkeypatch, *words) -> int:
+    monkeypatch.setattr(sys, "argv", ["trqam", *words])
+    return entry.main()
+
+
+def test_the_installed_script_is_this_module():
+    (script,) = entry_points(group="console_scripts", name="trqam")
+    assert script.load() is entry.main
+
+
+def test_every_command_is_a_module_with_an_entry():
+    for name in entry.COMMANDS:
+        spec = importlib.util.find_spec(f"trqam_fast.{name}")
+        if spec.submodule_search_locations is not None:
+            spec = importlib.util.find_spec(f"trqam_fast.{name}.__main__")
+        assert "run_command(main)" in open(spec.origin).read(), name
+    assert set(completion.commands()) == set(entry.COMMANDS)
+
+
+def test_version_and_help(monkeypatch, capsys):
+    assert call(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"trqam_fast {trqam_fast.__version__}\n"
+    assert call(monkeypatch, "--help") == 0
+    printed = capsys.readouterr().out
+    assert all(f"  {name} " in printed for name in entry.COMMANDS)
+    assert max(map(len, printed.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["trian"], "error: there is no command 'trian'; did you mean train?"),
+        (["xyz"], "choose one of train, evaluate, report"),
+        ([], "usage: trqam COMMAND"),
+    ],
+)
+def test_wrong_words(words, sentence, monkeypatch, capsys):
+    assert call(monkeypatch, *words) == 2
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [(["data", "list", "--dataset-dir", "here"], 0), (["report", "nowhere"], 2)],
+)
+def test_a_command_runs_as_its_module_does(words, status, tmp_path):
+    """Output, errors and exit status."""
+    both = [
+        subprocess.run(
+            [sys.executable, "-m", module, *rest],
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+        )
+        for module, rest in (("trqam_fast", words), (f"trqam_fast.{words[0]}", words[1:]))
+    ]  # fmt: skip
+    assert [done.returncode for done in both] == [status, status]
+    assert (both[0].stdout, both[0].stderr) == (both[1].stdout, both[1].stderr)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_commands_and_flags(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        completion.main(["bash"])
+    script = tmp_path / "complete.sh"
+    script.write_text(capsys.readouterr().out)
+    ask = f"""
+source {script}
+function=$(complete -p trqam | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+COMP_WORDS=(trqam "$@"); COMP_CWORD=$#; $function; echo "${{COMPREPLY[@]}}"
+"""
+
+    def completions(*words):
+        command = ["bash", "-c", ask, "bash", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    assert set(completions("")) >= set(entry.COMMANDS)
+    assert "--kl-budget" in completions("train", "--kl-b")
+    assert set(completions("train", "--precision", "")) >= {"ieee", "bf16"}

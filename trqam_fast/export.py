@@ -1,0 +1,238 @@
+"""Write a run's weights for others: python -m trqam_fast.export RUN --out DIR (see --help).
+
+An export is a folder of three files: ``model.safetensors``, ``config.json`` with all that the
+networks need, and ``README.md``, a model card. `load_export` makes an agent of it. Nothing in it is
+executed, and nothing of this machine is in it: no path, no optimiser, no data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import tyro
+from torch import Tensor
+
+from trqam_fast import __version__
+from trqam_fast.agents import ALGORITHMS, Agent
+from trqam_fast.agents.config import groups_of
+from trqam_fast.cli import run_command
+from trqam_fast.damage import reading
+from trqam_fast.errors import UsageError
+from trqam_fast.files import read_text, write_json, write_text, written_whole
+from trqam_fast.model_card import model_card
+from trqam_fast.runs import checkpoint as checkpoints
+from trqam_fast.runs.read import read_runs
+from trqam_fast.training.backend import check_asked, settle_backend
+from trqam_fast.training.config import (
+    FolderConfig,
+    LogConfig,
+    MachineConfig,
+    TrainConfig,
+)
+from trqam_fast.training.load_run import load_run, make_agent
+
+FORMAT = 1
+MODEL, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+
+LAYERS = ("kernels", "biases", "norm_scales", "norm_biases")
+"""Parts of a network that hold a tensor for each layer."""
+
+LEFT_OUT = {"online", "target", "exp_avg", "exp_avg_sq"}
+"""State of an agent that is exported layer by layer, or belongs to its optimiser."""
+
+
+@dataclass(frozen=True)
+class ExportArgs:
+    """Write the weights of a run as safetensors, with a model card, ready to be published.
+
+    The folder holds model.safetensors, config.json and README.md. Nothing is sent anywhere.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    out: Path
+    """New or empty folder."""
+    checkpoint: Path | None = None
+    """Checkpoint; the run's newest by default."""
+    license: str | None = None
+    """Licence of the weights as hubs name it, e.g. mit; the card names none by default."""
+
+
+class LoadedExport(NamedTuple):
+    """An agent of an export, and where it came from.
+
+    Attributes:
+        config: Configuration of the run, of what is published.
+        agent: The policy, with critics and the controller's state.
+        stage: Stage that the weights are of.
+        step: Updates from the start of pretraining.
+        path: File of the weights.
+    """
+
+    config: TrainConfig
+    agent: Agent
+    stage: str
+    step: int
+    path: Path
+
+
+def weights(agent: Agent) -> dict[str, Tensor]:
+    """Return the tensors that an agent acts and is evaluated with, by name.
+
+    A network has ``NETWORK.kernels.0`` `[S, in, out]` and so on, critics `[S, E, in, out]`, their
+    targets ``target_NETWORK.kernels.0``; trained numbers are `[S, 1]`, other state such as lambda
+    is `[S]`. They are views of the agent's memory.
+    """
+    found = {}
+    for prefix, block in (("", agent.online), ("target_", agent.target)):
+        for network, parts in block.networks.items():
+            for part in LAYERS:
+                for layer, tensor in enumerate(getattr(parts, part)):
+                    found[f"{prefix}{network}.{part}.{layer}"] = tensor
+        found |= {f"{prefix}{name}": number for name, number in block.scalars.items()}
+    found |= {name: tensor for name, tensor in agent.state().items() if name not in LEFT_OUT}
+    return {name: tensor.detach() for name, tensor in found.items()}
+
+
+def published_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings of a run that others need: no paths, machine, logs or folders."""
+    groups = groups_of(TrainConfig)
+    private = {n for kind in (MachineConfig, LogConfig, FolderConfig) for n in groups[kind]}
+    private |= {name for name, value in vars(config).items() if isinstance(value, Path)}
+    return {name: value for name, value in config.to_dict().items() if name not in private}
+
+
+def write_export(
+    run: Path, out: Path, *, checkpoint: Path | None = None, license: str | None = None
+) -> Path:
+    """Write a run's export; the config comes last, so a folder with one is whole.
+
+    Args:
+        run: Run folder.
+        out: New or empty folder.
+        checkpoint: One of the run's checkpoints; its newest whole one by default.
+        license: Licence that the card names.
+
+    Returns:
+        `out`.
+
+    Raises:
+        UsageError: no run, no checkpoint, other files in `out`, or no safetensors package.
+        OSError: the disk refuses.
+    """
+    safetensors = load_safetensors()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out} is no empty folder; name a new one")
+    loaded = load_run(run, checkpoint)
+    state = checkpoints.load(loaded.path)
+    (record,) = read_runs([run])
+    settings = published_settings(loaded.config) | {"precision": record.config["precision"]}
+    values = {
+        "format": FORMAT,
+        "trqam_fast": __version__,
+        "stage": loaded.stage,
+        "step": loaded.step,
+        "obs_dim": loaded.agent.obs_dim,
+        "act_dim": loaded.agent.act_dim,
+        "settings": settings,
+    }
+    tensors = {name: tensor.contiguous() for name, tensor in weights(loaded.agent).items()}
+    out.mkdir(parents=True, exist_ok=True)
+    with written_whole(out / MODEL) as file:
+        file.write(safetensors.torch.save(tensors, {"format": "pt", "trqam_fast": __version__}))
+    write_text(
+        out / CARD, model_card(loaded, record, settings, str(state.get("data", "")), license)
+    )
+    write_json(out / CONFIG, values)
+    return out
+
+
+def load_export(
+    folder: str | os.PathLike,
+    device: str = "cpu",
+    backend: str = "auto",
+    kind: type[Agent] | None = None,
+) -> LoadedExport:
+    """Make the agent of an export; nothing in it is executed.
+
+    Args:
+        folder: What `write_export` wrote.
+        device: Torch device to act on.
+        backend: Implementation of the ops.
+        kind: Class of an algorithm that is not of this package: a name in a file imports nothing.
+
+    Raises:
+        UsageError: it is no export, damaged, of another version, or of a class that is not given.
+        BackendError: the backend cannot run on the device.
+    """
+    safetensors, folder = load_safetensors(), Path(folder)
+    with reading(folder / CONFIG, "is no config of an export", "export the run again"):
+        values = json.loads(read_text(folder / CONFIG))
+        if values["format"] != FORMAT:
+            raise ValueError(f"format {values['format']!r} is of another version")
+        settings, stage = dict(values["settings"]), str(values["stage"])
+        step, obs_dim, act_dim = (int(values[name]) for name in ("step", "obs_dim", "act_dim"))
+        check_class(str(settings["algo"]), kind)
+        if settings["precision"] == "tf32":
+            settings["precision"] = "auto"  # a GPU's alone; this may be another device
+        config = TrainConfig.from_dict(settings | {"device": device, "backend": backend})
+    check_asked(config)
+    config = settle_backend(config, act_dim)
+    agent = make_agent(config, stage, obs_dim, act_dim)
+    path = folder / MODEL
+    with reading(path, "does not hold the weights", "export the run again"):
+        try:
+            saved = safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise ValueError(str(error)) from None
+        own = weights(agent)
+        if set(saved) != set(own):
+            odd = sorted(set(saved) ^ set(own))
+            raise ValueError(f"{odd[0]} is {'missing' if odd[0] in own else 'unknown'}")
+        for name, tensor in own.items():
+            if saved[name].shape != tensor.shape or saved[name].dtype != tensor.dtype:
+                raise ValueError(f"{name} is {saved[name].dtype} {list(saved[name].shape)}")
+            tensor.copy_(saved[name])
+    return LoadedExport(config, agent, stage, step, path)
+
+
+def check_class(algo: str, kind: type[Agent] | None) -> None:
+    """Raise `UsageError` unless an algorithm is of this package, or `kind` is its class."""
+    if algo not in ALGORITHMS and (
+        kind is None or algo != f"{kind.__module__}:{kind.__qualname__}"
+    ):
+        raise UsageError(f"the export is of {algo}; import that class and pass it as kind=")
+
+
+def load_safetensors() -> ModuleType:
+    """Return the package for tensors.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        import safetensors.torch
+    except ImportError:
+        raise UsageError(
+            "exports need safetensors, which is not installed; run pip install 'trqam_fast[export]'"
+        ) from None
+    return safetensors
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the export and return the exit status."""
+    args = tyro.cli(ExportArgs, args=argv, prog="python -m trqam_fast.export")
+    out = write_export(args.run, args.out, checkpoint=args.checkpoint, license=args.license)
+    size = (out / MODEL).stat().st_size
+    print(f"{out}: {MODEL} ({size / 2**20:.1f} MiB), {CONFIG}, {CARD}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

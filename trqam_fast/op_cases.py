@@ -1,0 +1,379 @@
+"""A call of every op on random data: one table for the self-test and for the tests of the ops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trqam_fast.kernels import (
+    MLPWeights,
+    NoiseSchedule,
+    adam_step,
+    adjoint_matching,
+    lean_adjoint,
+    mlp,
+    ode_rollout,
+    path_kl,
+    philox,
+    sde_rollout,
+    velocity_along,
+)
+from trqam_fast.networks import MLPShape, ParameterBlock
+
+Inputs = dict[str, Any]
+"""Arguments of a call by name: tensors, packed weights, plain values."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a call.
+
+    Attributes:
+        runs: S.
+        batch: B.
+        obs: Width of the observations.
+        dim: D.
+        hidden: Widths of the hidden layers.
+        layer_norm: LayerNorm in the velocity fields and the critics.
+        steps: K.
+        ensemble: E, or None for a single network without that axis.
+        ode_batch: Rows of the noise-free flow.
+    """
+
+    runs: int
+    batch: int
+    obs: int
+    dim: int
+    hidden: tuple[int, ...]
+    layer_norm: bool
+    steps: int = 4
+    ensemble: int | None = 2
+    ode_batch: int = 3
+
+
+class Draw:
+    """Random inputs in float64 on the CPU; equal seeds draw equal numbers."""
+
+    def __init__(self, sizes: Sizes, seed: int) -> None:
+        self.sizes = sizes
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Return standard normal numbers."""
+        return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
+
+    def network(self, in_features: int, out_features: int, ensemble: int | None) -> MLPWeights:
+        """Return weights laid out like the trainer's, biases and norm parameters random too."""
+        sizes = self.sizes
+        shape = MLPShape(in_features, sizes.hidden, out_features, sizes.layer_norm, ensemble)
+        block = ParameterBlock({"network": shape}, sizes.runs, dtype=torch.float64)
+        block.initialise([self.generator] * sizes.runs)
+        network = block.networks["network"]
+        for tensor in (*network.biases, *network.norm_scales, *network.norm_biases):
+            tensor.add_(0.1 * self.normal(*tensor.shape))
+        return network
+
+    def field(self) -> MLPWeights:
+        """Return a velocity field on [s, x, t]."""
+        return self.network(self.sizes.obs + self.sizes.dim + 1, self.sizes.dim, None)
+
+    def rows(self, width: int, *steps: int) -> Tensor:
+        """Return `[S, *steps, B, width]`."""
+        return self.normal(self.sizes.runs, *steps, self.sizes.batch, width)
+
+
+@dataclass(frozen=True)
+class OpCase:
+    """How to call an op.
+
+    Attributes:
+        op: Name of the op, as `trqam_fast.kernels.dispatch.OPS` has it.
+        draw: Random inputs of the call.
+        call: Inputs and options to the outputs by name, each with the runs as its first axis.
+        differentiable: Inputs with gradients.
+        refused: Inputs whose gradient is refused.
+        strided: Whether the inputs may have any strides.
+        rounds: Whether float32 gives the numbers of float64, rounded; random ones are others.
+    """
+
+    op: str
+    draw: Callable[[Draw], Inputs]
+    call: Callable[..., dict[str, Tensor]]
+    differentiable: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+    strided: bool = True
+    rounds: bool = True
+
+
+def _mlp(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+    return {"out": mlp(inputs["weights"], inputs["inputs"], **options)}
+
+
+def _draw_mlp(draw: Draw) -> Inputs:
+    width = draw.sizes.obs + draw.sizes.dim
+    return {"weights": draw.network(width, 2, draw.sizes.ensemble), "inputs": draw.rows(width)}
+
+
+def _sde_rollout(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+    return sde_rollout(**inputs, **options)._asdict()
+
+
+def _draw_sde_rollout(draw: Draw) -> Inputs:
+    sizes = draw.sizes
+    return {
+        "velocity": draw.field(),
+        "base_velocity": draw.field(),
+        "observations": draw.rows(sizes.obs),
+        "x0": draw.rows(sizes.dim),
+        "noise": draw.rows(sizes.dim, sizes.steps - 1),
+        "ode_observations": draw.normal(sizes.runs, sizes.ode_batch, sizes.obs),
+        "ode_x0": draw.normal(sizes.runs, sizes.ode_batch, sizes.dim),
+    }
+
+
+def _ode_rollout(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+    return {"x": ode_rollout(**inputs, **options)}
+
+
+def _draw_ode_rollout(draw: Draw) -> Inputs:
+    sizes = draw.sizes
+    return {
+        "velocity": draw.field(),
+        "observations": draw.rows(sizes.obs),
+        "x0": draw.rows(sizes.dim),
+        "flow_steps": sizes.steps,
+    }
+
+
+def _lean_adjoint(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+    return {"adjoint": lean_adjoint(**inputs, **options)}
+
+
+def _draw_lean_adjoint(draw: Draw) -> Inputs:
+    sizes = draw.sizes
+    return {
+        "base_velocity": draw.field(),
+        "observations": draw.rows(sizes.obs),
+        "trajectory": draw.rows(sizes.dim, sizes.steps + 1),
+        "terminal_adjoint": draw.rows(sizes.dim),
+    }
+
+
+def _velocity_along(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+    # The points of a longer trajectory, as in an update: runs lie further apart than they fill.
+    points = inputs["trajectory"][:, :-1]
+    return {
+        "velocity": velocity_along(inputs["velocity"], inputs["observations"], points, **options)
+    }
+
+
+def _draw_velocity_along(draw: Draw) -> Inputs:
+    sizes = draw.sizes
+    return {
+        "velocity": draw.field(),
+        "observations": draw.rows(sizes.obs),
+        "trajectory": draw.rows(sizes.dim, sizes.steps + 1),
+    }
+
+
+def _adjoint_matching(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+    loss, kl = adjoint_matching(**inputs, **options)
+    return {"loss": loss, "path_kl": kl}
+
+
+def _draw_adjoint_matching(draw: Draw) -> Inputs:
+    sizes = draw.sizes
+    names = ("velocity", "base_velocity", "adjoint")
+    return {
+        **{name: draw.rows(sizes.dim, sizes.steps) for name in names},
+        "lam": draw.normal(sizes.runs).abs() + 0.1,
+        "horizon": 2,
+    }
+
+
+def _path_kl(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+    return {
+        reduction: path_kl(**inputs, reduction=reduction, **options)
+        for reduction in ("none", "mean")
+    }
+
+
+def _draw_path_kl(draw: Draw) -> Inputs:
+    inputs = _draw_adjoint_matching(draw)
+    return {name: inputs[name] for name in ("velocity", "base_velocity", "horizon")}
+
+
+def _adam_step(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+    written = ("params", "exp_avg", "exp_avg_sq", "targets")
+    state = {name: inputs[name].clone() for name in written}
+    step = torch.zeros((), device=inputs["params"].device)
+    norm = adam_step(
+        **state,
+        gradient=inputs["gradient"],
+        step=step,
+        lr=1e-3,
+        max_norm=1.0,
+        tau=0.1,
+        **options,
+    )
+    return {"norm": norm, **state}
+
+
+def _draw_adam_step(draw: Draw) -> Inputs:
+    runs, params = draw.sizes.runs, 37
+    names = ("params", "gradient", "exp_avg")
+    inputs = {name: draw.normal(runs, params) for name in names}
+    inputs["exp_avg_sq"] = draw.normal(runs, params).square()
+    inputs["targets"] = draw.normal(runs, params - 5)
+    return inputs
+
+
+def _draw_bridge(draw: Draw) -> Inputs:
+    return _draw_adjoint_matching(draw) | {"schedule": NoiseSchedule.bridge(draw.sizes.steps)}
+
+
+def _philox(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+    arguments = {name: value for name, value in inputs.items() if name != "like"}
+    return philox(**arguments, dtype=inputs["like"].dtype, **options)._asdict()
+
+
+def _draw_philox(draw: Draw) -> Inputs:
+    sizes = draw.sizes
+    bound = 2**63 - 1
+    return {
+        "seeds": torch.randint(-bound, bound, (sizes.runs,), generator=draw.generator),
+        "offset": torch.randint(bound, (1,), generator=draw.generator),
+        "stream": 3,
+        "normals": sizes.batch * sizes.dim * sizes.steps,
+        "uniforms": sizes.batch,
+        "integers": sizes.batch,
+        "high": 1000,
+        "like": torch.zeros(sizes.runs, dtype=torch.float64),  # Of the type to draw.
+    }
+
+
+CASES = {
+    "mlp": OpCase("mlp", _draw_mlp, _mlp, ("weights", "inputs")),
+    "sde_rollout": OpCase(
+        "sde_rollout",
+        _draw_sde_rollout,
+        _sde_rollout,
+        ("velocity",),
+        ("observations", "x0", "noise"),
+    ),
+    "ode_rollout": OpCase("ode_rollout", _draw_ode_rollout, _ode_rollout),
+    "lean_adjoint": OpCase(
+        "lean_adjoint",
+        _draw_lean_adjoint,
+        _lean_adjoint,
+        refused=("observations", "trajectory", "terminal_adjoint"),
+    ),
+    "velocity_along": OpCase("velocity_along", _draw_velocity_along, _velocity_along),
+    "adjoint_matching": OpCase(
+        "adjoint_matching",
+        _draw_adjoint_matching,
+        _adjoint_matching,
+        ("velocity",),
+        ("base_velocity", "adjoint", "lam"),
+    ),
+    "adjoint_matching_bridge": OpCase(
+        "adjoint_matching",
+        _draw_bridge,
+        _adjoint_matching,
+        ("velocity",),
+        ("base_velocity", "adjoint", "lam"),
+    ),
+    "path_kl": OpCase("path_kl", _draw_path_kl, _path_kl, ("velocity", "base_velocity")),
+    "adam_step": OpCase("adam_step", _draw_adam_step, _adam_step, strided=False),
+    "philox": OpCase("philox", _draw_philox, _philox, rounds=False),
+}
+"""Every op by the name of its case."""
+
+
+def convert(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
+    """Return inputs with `function` applied to all tensors, those of weights too."""
+    converted = {}
+    for name, value in inputs.items():
+        if isinstance(value, MLPWeights):
+            value = value.map(function)
+        elif isinstance(value, Tensor):
+            value = function(value)
+        converted[name] = value
+    return converted
+
+
+def draw_inputs(
+    case: OpCase,
+    sizes: Sizes,
+    seed: int = 0,
+    *,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+) -> Inputs:
+    """Return random inputs of a case; `dtype` is that of floating-point tensors."""
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+
+    return convert(case.draw(Draw(sizes, seed)), move)
+
+
+def tensors_of(inputs: Inputs, names: Iterable[str]) -> dict[str, Tensor]:
+    """Return the tensors of the inputs `names`; those of weights are named by their kind."""
+    found = {}
+    for name in names:
+        value = inputs[name]
+        if not isinstance(value, MLPWeights):
+            found[name] = value
+            continue
+        for kind, tensors in zip(MLPWeights._fields, value[:4], strict=False):
+            found |= {f"{name}.{kind}[{layer}]": tensor for layer, tensor in enumerate(tensors)}
+    return found
+
+
+def random_cotangent(output: Tensor, first_run: int) -> Tensor:
+    """Return standard normal numbers like `output`, those of a run from its number alone."""
+    drawn = torch.empty(output.shape, dtype=torch.float64)
+    for run, part in enumerate(drawn, start=first_run):
+        part.normal_(generator=torch.Generator().manual_seed(run))
+    return drawn.to(output)
+
+
+def evaluate(
+    case: OpCase,
+    inputs: Inputs,
+    *,
+    wanted: Iterable[str] | None = None,
+    first_run: int = 0,
+    **options: str,
+) -> dict[str, Tensor]:
+    """Return outputs and gradients of a call.
+
+    Args:
+        case: The op.
+        inputs: Its inputs; they are detached.
+        wanted: Inputs whose gradients are wanted; None for all that have one.
+        first_run: Number of the first run; cotangents are drawn from a run's number.
+        options: Backend and precision.
+
+    Returns:
+        Outputs by name and, named ``d NAME``, gradients of their inner product with fixed random
+        cotangents; every tensor has the runs as its first axis.
+    """
+    wanted = case.differentiable if wanted is None else wanted
+    inputs = convert(inputs, torch.Tensor.detach)
+    leaves = tensors_of(inputs, wanted)
+    for leaf in leaves.values():
+        leaf.requires_grad_()
+    outputs = case.call(inputs, **options)
+    results = {name: output.detach() for name, output in outputs.items()}
+    if leaves:
+        trained = [output for output in outputs.values() if output.requires_grad]
+        cotangents = [random_cotangent(output, first_run) for output in trained]
+        gradients = torch.autograd.grad(trained, list(leaves.values()), cotangents)
+        results |= {f"d {name}": found for name, found in zip(leaves, gradients, strict=True)}
+    return results
