@@ -12,13 +12,19 @@ from tests.run_folders import COLUMNS, SUMMARY, make_run, report
 from trqam_fast.agents import ALGORITHMS, declaration
 from trqam_fast.cli import run_command
 from trqam_fast.errors import RunError, UsageError
-from trqam_fast.report import read_run, write_overview
 from trqam_fast.report.__main__ import main
 from trqam_fast.report.run_tables import success
 from trqam_fast.report.svg import svg_of
 from trqam_fast.runs.looks import looks
-from trqam_fast.runs.plots import PANELS, draw_panel, draw_picture, panels_of, points_of
-from trqam_fast.runs.read import read_runs
+from trqam_fast.runs.plots import (
+    PANELS,
+    draw_panel,
+    draw_picture,
+    panels_of,
+    points_of,
+    write_overview,
+)
+from trqam_fast.runs.read import read_run, read_runs
 
 
 def test_a_run_is_read(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from trqam_fast.cli import run_command
+from trqam_fast.damage import Unreadable
 from trqam_fast.errors import Stopped, UsageError
 from trqam_fast.sweep import __main__ as command
 from trqam_fast.sweep import estimate
@@ -118,7 +119,7 @@ def test_flags_that_no_run_can_have_are_refused(tmp_path, changes, message):
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(UsageError, match="No such file"):
+    with pytest.raises(Unreadable, match="No such file"):
         read_spec(tmp_path / "none.toml")
     broken = tmp_path / "broken.toml"
     broken.write_text("tasks = [")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
+from trqam_fast.cli import begin, run_command
+
+if __name__ == "__main__":
+    begin()
+
 import contextlib
 import csv
 import dataclasses
 import io
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +20,6 @@ from typing import Any
 import numpy as np
 import tyro
 
-from trqam_fast.cli import run_command
 from trqam_fast.data.names import parse_task
 from trqam_fast.devices import check_device
 from trqam_fast.errors import RunError, UsageError

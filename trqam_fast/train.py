@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
+import signal
 import sys
+
+from trqam_fast.cli import begin, run_command
+
+if __name__ == "__main__":
+    begin(signal.SIGTERM, signal.SIGUSR1)
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +20,10 @@ from typing import Any
 import torch
 
 from trqam_fast.agents import algorithm, declare
-from trqam_fast.cli import run_command
+from trqam_fast.damage import reading
 from trqam_fast.data.dataset import Transitions
 from trqam_fast.data.load import load_task
-from trqam_fast.errors import FAILURE, RunError, UsageError
+from trqam_fast.errors import FAILURE, INTERRUPTED, Stopped, UsageError
 from trqam_fast.files import write_json
 from trqam_fast.memory import keep_freed_memory
 from trqam_fast.runs import checkpoint
@@ -76,11 +85,10 @@ def resolve(argv: list[str]) -> TrainConfig:
         path = RunFolder.newest(env_name, algo)
     if path is None and resume == "yes":
         raise UsageError(f"--resume found no run of {algo} on {env_name}; name one with --run-dir")
-    path = path or RunFolder.default_path(env_name, algo)
-    folder = RunFolder(path)
-    if resume == "no" or (resume == "auto" and not folder.exists):
-        return dataclasses.replace(parse_config(argv), run_dir=path, resume="no")
-    before = read_config(folder)
+    begun = path is not None and RunFolder(path).exists
+    if resume == "no" or (resume == "auto" and not begun):
+        return dataclasses.replace(parse_config(argv), run_dir=path)
+    before = read_config(RunFolder(path))
     return continued(before, dataclasses.replace(parse_config(argv, before), run_dir=path))
 
 
@@ -89,13 +97,12 @@ def read_config(folder: RunFolder) -> TrainConfig:
 
     Raises:
         UsageError: it is missing, damaged or of another version.
+        Unreadable: the system refuses.
     """
-    try:
-        return TrainConfig.from_dict(folder.read_config())
-    except (KeyError, TypeError) as error:
-        raise UsageError(
-            f"{folder.path}/config.json is of another version ({error}); start a new run"
-        ) from None
+    values = folder.read_config()
+    path = folder.path / "config.json"
+    with reading(path, "is damaged or of another version", "start a new run in another folder"):
+        return TrainConfig.from_dict(values)
 
 
 def continued(before: TrainConfig, config: TrainConfig) -> TrainConfig:
@@ -116,14 +123,18 @@ def continued(before: TrainConfig, config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, resume="yes")
 
 
-def continued_if_begun(config: TrainConfig) -> TrainConfig:
-    """Return `config` so that it continues the run in its folder, if there is one.
+def settled_resume(config: TrainConfig, folder: RunFolder) -> TrainConfig:
+    """Return `config` for its folder, which is held, with ``resume`` "yes" or "no".
 
     Raises:
-        UsageError: the run there is another one.
+        UsageError: the run there is another one, or there is one although none was expected.
     """
-    folder = RunFolder(config.run_dir)
-    return continued(read_config(folder), config) if folder.exists else config
+    if config.resume == "auto":
+        config = dataclasses.replace(config, resume="yes" if folder.exists else "no")
+    if config.resume == "yes":
+        return continued(read_config(folder), config)
+    folder.check_free(config.overwrite)
+    return config
 
 
 def load_data(config: TrainConfig, logger: Logger, ledger: Ledger) -> Transitions:
@@ -172,7 +183,12 @@ def load_pretrained(
 
 
 def run(config: TrainConfig) -> Result:
-    """Do one run: a new one, or with ``resume`` "yes" what is left of it.
+    """Do one run: a new one, or with ``resume`` what is left of it.
+
+    Its folder is held from before the data are loaded, so nobody else writes to it meanwhile.
+
+    Args:
+        config: What to do; without ``run_dir`` a new folder is made.
 
     Raises:
         UsageError: something in the configuration cannot work here.
@@ -183,37 +199,59 @@ def run(config: TrainConfig) -> Result:
     if config.threads > 0:
         torch.set_num_threads(config.threads)
     check_asked(config)
-    folder = RunFolder(config.run_dir, (*algorithm(config.algo).metrics, "grad_norm"))
-    begun = config.resume != "no" and checkpoint.newest(folder.checkpoints) is not None
+    check_packages(config.tensorboard, config.wandb)
+    columns = (*algorithm(config.algo).metrics, "grad_norm")
+    stop = StopRequest()
+    with stop.listening(), held_folder(config, columns) as folder:
+        config = settled_resume(dataclasses.replace(config, run_dir=folder.path), folder)
+        try:
+            return run_in(folder, config, stop)
+        except KeyboardInterrupt:
+            raise Stopped(f"interrupted; {stop.way_on}", INTERRUPTED) from None
+
+
+@contextlib.contextmanager
+def held_folder(config: TrainConfig, columns: Sequence[str]) -> Iterator[RunFolder]:
+    """Hold the folder of a run, a new one if none is named.
+
+    Args:
+        config: The run's configuration.
+        columns: Columns of its metrics.
+    """
+    if config.run_dir is None:
+        folder = RunFolder.new(config.env_name, config.algo, columns)
+    else:
+        folder = RunFolder(config.run_dir, columns)
+    with folder.held():
+        yield folder
+
+
+def run_in(folder: RunFolder, config: TrainConfig, stop: StopRequest) -> Result:
+    """Do one run in its folder, which is held; see `run`."""
+    resuming = config.resume == "yes"
+    begun = resuming and checkpoint.newest(folder.checkpoints) is not None
     if config.pretrained is not None and not begun:
         start.check_exists(config.pretrained)
-    check_packages(config.tensorboard, config.wandb)
-    if config.resume == "no":
-        folder.check_free(config.overwrite)
-    stop, ledger, logger = StopRequest(), Ledger(), Logger(config, folder)
-    with stop.listening():
-        print(describe_settings(config), flush=True)
-        with stop.at_once():
-            dataset = load_data(config, logger, ledger)
-            pretrained = None
-            if config.pretrained is not None and not begun:
-                pretrained = load_pretrained(config, dataset, logger, ledger)
-        config = start.settle_budget(config, dataset.act_dim)
-        settled = settle_backend(config, dataset.act_dim)
-        with folder.held():
-            if config.resume == "no":
-                folder.create(config.to_dict(), declare(algorithm(config.algo))._asdict())
-            logger.say(f"run folder: {folder.path}")
-            logger.start_trackers()
-            try:
-                Trainer(settled, config, dataset, folder, logger, stop, ledger, pretrained).run()
-            except KeyboardInterrupt:
-                raise RunError(
-                    f"interrupted; continue with --resume --run-dir {folder.path}"
-                ) from None
-            finally:
-                logger.close()
-            return finish(settled, folder, logger, ledger)
+    ledger, logger = Ledger(), Logger(config, folder)
+    print(describe_settings(config), flush=True)
+    with stop.at_once():
+        dataset = load_data(config, logger, ledger)
+        pretrained = None
+        if config.pretrained is not None and not begun:
+            pretrained = load_pretrained(config, dataset, logger, ledger)
+    config = start.settle_budget(config, dataset.act_dim)
+    settled = settle_backend(config, dataset.act_dim)
+    if not resuming:
+        declaration = declare(algorithm(config.algo))._asdict()
+        folder.create(config.to_dict(), declaration, config.overwrite)
+    stop.way_on = f"continue with --resume --run-dir {folder.path}"
+    logger.say(f"run folder: {folder.path}")
+    logger.start_trackers()
+    try:
+        Trainer(settled, config, dataset, folder, logger, stop, ledger, pretrained).run()
+    finally:
+        logger.close()
+    return finish(settled, folder, logger, ledger)
 
 
 def finish(config: TrainConfig, folder: RunFolder, logger: Logger, ledger: Ledger) -> Result:

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import sys
+
+from trqam_fast.cli import begin, run_command
+
+if __name__ == "__main__":
+    begin()
+
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +16,6 @@ from typing import Annotated
 
 import tyro
 
-from trqam_fast.cli import run_command
 from trqam_fast.damage import Unreadable
 from trqam_fast.data.download import get
 from trqam_fast.data.flat import problems_of_flat

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from trqam_fast.agents import ALGORITHMS, declaration
-from trqam_fast.damage import Damaged, Unreadable
+from trqam_fast.files import open_log
 from trqam_fast.report.collect import Result, Tracking, updates_in_words
-from trqam_fast.runs.read import MOST_STEPS, encodable, number, open_log, read_json, sound
+from trqam_fast.runs.read import encodable
+from trqam_fast.runs.values import LARGEST_COUNT, number, read_json, sound
+from trqam_fast.text import printable
 
 NAME = re.compile(r"(?:.*_)?([a-z]+)_[a-z0-9]+_s(\d+)_[0-9a-f]{8}")
 AUTHORS = "(authors' code)"
@@ -42,16 +44,13 @@ def is_authors(folder: Path) -> bool:
     try:
         with open_log(folder / "eval.csv") as file:
             return not OWN_COLUMNS & set(next(csv.reader(file), []))
-    except (OSError, csv.Error):
+    except (OSError, ValueError, csv.Error):
         return False
 
 
 def read_flags(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what is sound in flags.json, and in what it holds of the agent."""
-    try:
-        flags = read_json(folder / "flags.json") or {}
-    except (Damaged, Unreadable):
-        return {}, {}
+    flags = read_json(folder / "flags.json")
     agent = flags.pop("agent", {})
     return sound(flags)[0], sound(agent)[0] if isinstance(agent, dict) else {}
 
@@ -74,8 +73,8 @@ def read_authors(folder: Path, notes: list[str]) -> Result | None:
     if name is None or seed is None:
         notes.append(f"{shown}: neither flags.json nor its name says what ran, so it is left out")
         return None
-    task = str(flags.get("env_name") or folder.parent.name)
-    algo = str(name)
+    task = printable(flags.get("env_name") or folder.parent.name)
+    algo = printable(name)
     if flags.get("bc_only"):
         algo = next(name for name, kind in ALGORITHMS.items() if not kind.fine_tunes)
     if number(agent.get("edit_scale")) > 0:
@@ -84,12 +83,12 @@ def read_authors(folder: Path, notes: list[str]) -> Result | None:
     offline, online = flags.get("offline_steps"), flags.get("online_steps")
     rows = read_rows(folder / "eval.csv", ("success",))
     result = Result(
-        f"{method} {AUTHORS}", algo, task, str(seed), "done", folder=shown,
+        f"{method} {AUTHORS}", algo, task, printable(seed), "done", folder=shown,
         curve=[(step, values["success"]) for step, values in rows],
         updates=updates_in_words(flags),
         tracking=read_tracking(folder, flags, agent), config=settings_of_flags(flags, agent),
     )  # fmt: skip
-    end = offline + online if isinstance(offline, int) and isinstance(online, int) else None
+    end = None if offline is None or online is None else offline + online
     if not rows:
         result.status, result.reason = "unfinished", "eval.csv has no success yet"
     elif not (folder / "token.tk").exists() and end is not None and rows[-1][0] < end:
@@ -114,9 +113,9 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str,
         with open_log(path) as file:
             for cells in csv.DictReader(file):
                 step, *values = (number(cells.get(name)) for name in ("step", *columns))
-                if 0 <= step <= MOST_STEPS and all(map(math.isfinite, values)):
+                if 0 <= step < LARGEST_COUNT and all(map(math.isfinite, values)):
                     found[int(step)] = dict(zip(columns, values, strict=True))
-    except (OSError, csv.Error):  # missing, or damaged from here on
+    except (OSError, ValueError, csv.Error):  # missing, or damaged from here on
         pass
     return sorted(found.items())
 
@@ -130,13 +129,12 @@ def read_tracking(folder: Path, flags: dict[str, Any], agent: dict[str, Any]) ->
         rows = read_rows(folder / f"{stage}_agent.csv", ("actor/path_kl", "dual/lambda"))
         if not rows or flags.get("bc_only"):
             continue
-        budget = agent.get("kl_budget")
-        if stage == "online" and flags.get("kl_budget_online") is not None:
-            budget = flags["kl_budget_online"]
-        start = int(flags.get("offline_steps") or 0) if stage == "online" else 0
+        online = flags.get("kl_budget_online") if stage == "online" else None
+        budget = number(agent.get("kl_budget") if online is None else online)
+        start = flags.get("offline_steps", 0) if stage == "online" else 0
         tracks.append(
             Tracking(
-                stage, budget, [step - start for step, _ in rows],
+                stage, budget if budget > 0 else None, [step - start for step, _ in rows],
                 [values["actor/path_kl"] for _, values in rows],
                 [values["dual/lambda"] / scale for _, values in rows], start,
             )

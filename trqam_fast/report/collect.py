@@ -13,10 +13,10 @@ from trqam_fast.agents import Declaration, declaration
 from trqam_fast.data.names import parse_task
 from trqam_fast.errors import UsageError
 from trqam_fast.runs.progress import stage_ends
-from trqam_fast.runs.read import Run, encodable, read_run
+from trqam_fast.runs.read import Run, encodable, fault_of, read_run
 from trqam_fast.status.outcome import Kind, read_outcomes
 from trqam_fast.sweep.plan import read_plan
-from trqam_fast.text import short_count
+from trqam_fast.text import printable, short_count
 from trqam_fast.training.domains import domain_of
 
 Status = Literal[
@@ -140,7 +140,7 @@ def collect_sweep(out: Path, notes: list[str]) -> list[Result]:
         if "bc_steps" in configs.get(job.after or "", {}):
             config = config | {"bc_steps": configs[str(job.after)]["bc_steps"]}
         seeds = [str(seed) for seed in job.seeds]
-        for result in results_of(run, job.method, job.algo, job.env_name, seeds, status, reason):
+        for result in whatever(run, job.method, job.algo, job.env_name, seeds, status, reason):
             result.config, result.sweep = config, str(out)
             results.append(result)
     return results
@@ -160,6 +160,18 @@ def read_noting(folder: Path, name: str, status: Status, notes: list[str]) -> Ru
             if not problem.startswith(("seed ", "summary.json is missing")):
                 notes.append(f"{run.name}: {problem}")
     return run
+
+
+def whatever(
+    run: Run, method: str | None, algo: str, task: str, seeds: list[str], status: Status,
+    reason: str,
+) -> list[Result]:  # fmt: skip
+    """Return the result of each seed of a run; without values if what its files hold is odd."""
+    try:
+        return results_of(run, method, algo, task, seeds, status, reason)
+    except Exception as error:
+        reason = f"its folder {fault_of(error)}"
+        return results_of(Run(run.path, run.name), method, algo, task, seeds, "unfinished", reason)
 
 
 def results_of(
@@ -192,7 +204,7 @@ def results_of(
         )  # fmt: skip
         final = [row for row in rows if row.stage == last] if last else rows
         if seed in failures:
-            result.status, result.reason = "diverged", str(failures[seed])
+            result.status, result.reason = "diverged", printable(failures[seed], 400)
         elif status == "done" and not final:
             result.status, result.reason = "unfinished", "it has no evaluation of its last stage"
         elif status == "done" and end is not None and final[-1].step < end:
@@ -256,8 +268,8 @@ def collect_loose(folders: list[Path], root: Path, notes: list[str]) -> list[Res
         status, reason = ("done", "") if run.summary else (
             "unfinished", "summary.json is missing: it was stopped, or is still running",
         )  # fmt: skip
-        algo, task = str(run.config["algo"]), str(run.config["env_name"])
-        for result in results_of(run, run.algorithm.label, algo, task, run.seeds, status, reason):
+        algo, task = printable(run.config["algo"]), printable(run.config["env_name"])
+        for result in whatever(run, run.algorithm.label, algo, task, run.seeds, status, reason):
             result.config = run.config
             results.append(result)
     return results

@@ -24,6 +24,7 @@ from trqam_fast.report.published import Published, Rate
 from trqam_fast.report.settings import settings_of
 from trqam_fast.report.table import (
     DASH,
+    LONGEST,
     Cell,
     Column,
     Part,
@@ -34,7 +35,7 @@ from trqam_fast.report.table import (
     small,
     words,
 )
-from trqam_fast.text import count_of
+from trqam_fast.text import count_of, printable
 
 WORDS = {
     "diverged": "diverged", "failed": "failed", "stopped": "stopped, to be continued",
@@ -473,7 +474,7 @@ def settings(c: Comparison, differing: bool) -> Table | None:
         for name, value in settings_of(result).items():
             values = found.setdefault(name, {}).setdefault(str(result.method), {})
             text = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-            values[text] = None
+            values[printable(text, LONGEST)] = None
     rows = {
         name: [" or ".join(values.get(method, [DASH])) for method in c.methods]
         for name, values in found.items()

@@ -7,13 +7,13 @@ from typing import Any
 
 from trqam_fast.agents import ALGORITHMS
 from trqam_fast.agents.config import groups_of, names_of
-from trqam_fast.damage import Damaged, Unreadable
 from trqam_fast.evaluation.statistics import success_interval
 from trqam_fast.report.comparison import short_task
-from trqam_fast.report.table import Cell, Column, Part, Table, bad, cell, small, words
+from trqam_fast.report.table import LONGEST, Cell, Column, Part, Table, bad, cell, small, words
 from trqam_fast.runs.plots import title_of
-from trqam_fast.runs.read import Run, is_amount, is_number, read_json
-from trqam_fast.text import count_of, exact_duration
+from trqam_fast.runs.read import Run
+from trqam_fast.runs.values import is_amount, is_number, read_json
+from trqam_fast.text import count_of, exact_duration, printable
 from trqam_fast.training.config import TrainConfig
 
 SEEDS_SHOWN = 8
@@ -66,7 +66,9 @@ def runs(found: list[Run]) -> Table:
 
 def title(found: list[Run]) -> str:
     """What ran on what."""
-    tasks = list(dict.fromkeys(str(run.config.get("env_name", "unknown task")) for run in found))
+    tasks = list(
+        dict.fromkeys(text_of(run.config.get("env_name", "unknown task")) for run in found)
+    )
     methods = dict.fromkeys(run.algorithm.label or "unknown algorithm" for run in found)
     where = short_task(tasks[0]) if len(tasks) == 1 else f"{len(tasks)} tasks"
     return f"{', '.join(methods)} on {where}"
@@ -122,10 +124,7 @@ def evaluations(found: list[Run]) -> Table | None:
     rows = []
     for run in found:
         for path in sorted(run.path.glob("evaluation/*/summary.json")):
-            try:
-                values = read_json(path) or {}
-            except (Damaged, Unreadable):
-                continue
+            values = read_json(path)
             pooled = values.get("pooled")
             if isinstance(pooled, dict) and all(
                 is_number(one.get("success")) and is_amount(one.get("episodes"))
@@ -164,16 +163,16 @@ def dicts(values: Any) -> list[dict[str, Any]]:
 def text_of(value: Any) -> str:
     """A value as text; lists without brackets, a dash for nothing."""
     if isinstance(value, (list, tuple)):
-        value = " ".join(str(item) for item in value)
+        value = " ".join(printable(item, LONGEST) for item in value)
     if value is None or value == "":
         return NOTHING
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else printable(value, LONGEST)
 
 
 def state(run: Run) -> Part | str:
     """Whether the run has ended well."""
-    if run.summary.get("failures"):
-        return bad(f"{len(run.summary['failures'])} of {len(run.seeds)} seeds failed")
+    if run.failures:
+        return bad(f"{len(run.failures)} of {len(run.seeds)} seeds failed")
     if not run.summary:
         return bad("not finished")
     return bad("finished, see above") if run.problems else "finished"
@@ -208,25 +207,21 @@ def parts(run: Run) -> Cell:
 
 def seconds_of(run: Run) -> dict[str, float]:
     """Seconds by part of the run, without those that took none."""
-    seconds = run.summary.get("seconds")
-    numbers = seconds if isinstance(seconds, dict) else {}
-    return {str(name): float(value) for name, value in numbers.items() if value}
+    return {name: value for name, value in run.summary.get("seconds", {}).items() if value}
 
 
 def shares(run: Run) -> Cell:
     """Shares of the online stage that went to learning, acting, waiting and simulating."""
     online, total = run.summary.get("online_seconds"), seconds_of(run).get("online", 0.0)
-    if not isinstance(online, dict) or not online or total <= 0:
+    if not online or total <= 0:
         return cell(NOTHING)
-    return cell(", ".join(f"{name} {float(t) / total:.0%}" for name, t in online.items()))
+    return cell(", ".join(f"{name} {part / total:.0%}" for name, part in online.items()))
 
 
 def rates(run: Run) -> Cell:
     """Updates per second of each stage."""
-    found = run.summary.get("updates_per_second")
-    if not isinstance(found, dict) or not found:
-        return cell(NOTHING)
-    return cell(", ".join(f"{stage} {float(rate):.1f}" for stage, rate in found.items()))
+    found = run.summary.get("updates_per_second", {})
+    return cell(", ".join(f"{stage} {rate:.1f}" for stage, rate in found.items()) or NOTHING)
 
 
 def budget(run: Run) -> Cell:

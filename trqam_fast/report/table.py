@@ -12,6 +12,8 @@ from typing import Any, Literal, NamedTuple
 
 DASH = "—"
 """What stands where there is no number."""
+LONGEST = 1000
+"""Characters of a foreign text that are shown."""
 
 
 class Part(NamedTuple):

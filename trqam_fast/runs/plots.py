@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from trqam_fast.runs.looks import FAINT, INK, STYLE, Look, looks
-from trqam_fast.runs.read import Point, Run, encodable, read_run
-from trqam_fast.text import count_of
+from trqam_fast.runs.read import Point, Run, read_run
+from trqam_fast.text import count_of, printable
 
 OVERVIEW_DPI = 110
 LEGEND_LIMIT = 8
@@ -100,7 +100,9 @@ def panels_of(runs: list[Run]) -> list[Panel]:
     """Panels that some run has values for: the known ones, then one for each other column."""
     known = {panel.column for panel in PANELS} | SHOWN_ELSEWHERE
     others = dict.fromkeys(name for run in runs for name in run.columns if name not in known)
-    panels = [*PANELS, *(Panel(name, name.replace("_", " "), name) for name in others)]
+    panels = [
+        *PANELS, *(Panel(n, printable(n.replace("_", " ")), printable(n)) for n in others)
+    ]  # fmt: skip
     return [panel for panel in panels if any(points_of(run, panel) for run in runs)]
 
 
@@ -136,7 +138,8 @@ def title_of(run: Run, runs: list[Run]) -> str:
     label = run.algorithm.label
     if label and [other.algorithm.label for other in runs].count(label) == 1:
         return label
-    return f"{run.name} ({label})" if label else run.name
+    name = printable(run.name, 400)
+    return f"{name} ({label})" if label else name
 
 
 def value_in_words(panel: Panel, value: float) -> str:
@@ -245,7 +248,7 @@ def shorten(name: str, length: int = 25) -> str:
 
 def literal(text: str) -> str:
     """A text as matplotlib draws it: without mathematics, and without what no font has."""
-    return encodable(text).replace("$", r"\$")
+    return printable(text, 200).replace("$", r"\$")
 
 
 def label_of(name: str) -> str:

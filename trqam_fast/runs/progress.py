@@ -13,7 +13,8 @@ from typing import Any
 
 from trqam_fast.agents import Declaration, declaration
 from trqam_fast.files import open_file
-from trqam_fast.runs.read import KEYS, Row, parse_row, read_values
+from trqam_fast.runs.read import KEYS, Row, parse_row
+from trqam_fast.runs.values import count, read_values
 from trqam_fast.training.config import STAGES
 
 TAIL = 64 * 1024
@@ -120,8 +121,8 @@ def stage_ends(
     ends, end = {}, 0
     tuned = declaration(str(config.get("algo", "")), declared).fine_tunes
     for stage in STAGES if tuned else STAGES[:1]:
-        steps = config.get(STEPS[stage])
-        if isinstance(steps, int) and steps > 0:
+        steps = count(config.get(STEPS[stage]))
+        if steps:
             end += steps
             ends[stage] = end
     return ends

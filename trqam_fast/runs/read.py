@@ -1,33 +1,25 @@
-"""Reads run folders, whatever state they are in, and keeps account of what is missing.
-
-Longer than 400 lines, as every reader of a run's files is here: of JSON, of logs, of whole folders.
-"""
+"""Reads run folders, whatever state they are in, and keeps account of what is missing."""
 
 from __future__ import annotations
 
 import csv
-import functools
-import io
-import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from trqam_fast.agents import Declaration, declaration
-from trqam_fast.damage import Damaged, Unreadable, reading, reason_of
+from trqam_fast.damage import is_damage, reason_of
 from trqam_fast.errors import UsageError
 from trqam_fast.evaluation.statistics import success_interval, wilson_interval
-from trqam_fast.files import open_file, read_text
+from trqam_fast.files import open_log
+from trqam_fast.runs.values import LARGEST_COUNT, count, load_json, sound
+from trqam_fast.text import printable
 from trqam_fast.training.config import STAGES
 
 KEYS = ("stage", "step", "seed")
-MOST_STEPS = 10**15
-"""No run has more; a larger number is damage."""
-Check = Callable[[Any], bool]
 EPISODES_TOGETHER = 20
 """Online episodes whose success makes one point."""
 
@@ -58,7 +50,7 @@ class Row(NamedTuple):
     def episodes(self) -> int | None:
         """Episodes of an evaluation, None if it does not say."""
         found = self.values.get("episodes", math.nan)
-        return int(found) if 1 <= found <= MOST_STEPS else None
+        return int(found) if 1 <= found < LARGEST_COUNT else None
 
 
 class Point(NamedTuple):
@@ -254,7 +246,7 @@ def read_run(path: Path, name: str | None = None, only: frozenset[str] | None = 
             run.episodes = read_csv(run, "episodes.csv", ("step", "seed"))
     run.summary = read_noted(run, "summary.json", "the run was stopped, or is still running")
     for seed, reason in run.failures.items():
-        run.problems.append(f"seed {seed} failed: {reason}")
+        run.problems.append(f"seed {printable(seed)} failed: {printable(reason, 400)}")
     return run
 
 
@@ -263,138 +255,29 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def read_json(
-    path: Path, remedy: str = "take a copy of it, or another run", name: Path | None = None
-) -> dict[str, Any] | None:
-    """Return the names and values of a JSON file, None if there is none.
-
-    Args:
-        path: The file.
-        remedy: What to do, or what follows, if it is damaged.
-        name: What it is called in an error; by default its path.
-
-    Raises:
-        Damaged: it holds something else.
-        Unreadable: it is there, but the system does not let us read it.
-    """
-    with reading(name or path, "is damaged", remedy):
-        try:
-            values = json.loads(read_text(path))
-        except FileNotFoundError:
-            return None
-        if not isinstance(values, dict):
-            raise ValueError("it holds no names")
-        return values
-
-
-def number(value: Any) -> float:
-    """Return a number of a JSON file or a cell of a CSV file, NaN for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return math.nan
-    try:
-        return float(value)
-    except (ValueError, OverflowError):
-        return math.nan
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite number."""
-    return isinstance(value, (int, float)) and math.isfinite(number(value))
-
-
-def is_count(value: Any) -> bool:
-    """Whether a value is a whole number that a counter can hold."""
-    return isinstance(value, int) and is_number(value) and 0 <= value < 2**63
-
-
-def is_amount(value: Any) -> bool:
-    """Whether a value is a number of seconds, or of something in a second."""
-    return is_number(value) and 0 <= value <= MOST_STEPS
-
-
-def is_text(value: Any) -> bool:
-    """Whether a value is a text."""
-    return isinstance(value, str)
-
-
-def is_scalar(value: Any) -> bool:
-    """Whether a value is nothing, a truth, a text or a finite number."""
-    return value is None or isinstance(value, (bool, str)) or is_number(value)
-
-
-def list_of(check: Check, value: Any) -> bool:
-    """Whether a value is a list of what passes a check."""
-    return isinstance(value, list) and all(map(check, value))
-
-
-def dict_of(check: Check, value: Any) -> bool:
-    """Whether a value gives each name what passes a check."""
-    return isinstance(value, dict) and all(map(check, value.values()))
-
-
-KINDS: dict[str, Check] = {
-    "env_name": is_text,
-    "algo": is_text,
-    "seeds": functools.partial(list_of, is_count),
-    "bc_steps": is_count,
-    "offline_steps": is_count,
-    "online_steps": is_count,
-    "kl_budget": is_number,
-    "kl_budget_online": lambda value: value is None or is_number(value),
-    "failures": functools.partial(dict_of, is_text),
-    "seconds": functools.partial(dict_of, is_amount),
-    "online_seconds": functools.partial(dict_of, is_amount),
-    "updates_per_second": functools.partial(dict_of, is_amount),
-}
-"""What the values that are reckoned with must be, in every JSON file of a run."""
-
-
-def sound(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return the values that are what they should be, and the names of the others.
-
-    Those that `KINDS` does not name are scalar, or lists of what is.
-    """
-
-    def fits(name: str, value: Any) -> bool:
-        if name in KINDS:
-            return KINDS[name](value)
-        return is_scalar(value) or list_of(is_scalar, value)
-
-    found = {name: value for name, value in values.items() if fits(name, value)}
-    return found, [name for name in values if name not in found]
-
-
-def read_values(path: Path) -> dict[str, Any]:
-    """Return what is sound in a JSON file, nothing where it cannot be read."""
-    try:
-        return sound(read_json(path) or {})[0]
-    except (Damaged, Unreadable):
-        return {}
-
-
 def read_noted(run: Run, file: str, consequence: str) -> dict[str, Any]:
     """Return what is sound in a JSON file of the folder; note what is not."""
     try:
-        found = read_json(run.path / file, consequence, Path(file))
-    except (Damaged, Unreadable) as error:
-        run.problems.append(str(error))
-        return {}
-    if found is None:
+        values, odd = sound(load_json(run.path / file))
+    except FileNotFoundError:
         run.problems.append(f"{file} is missing; {consequence}")
         return {}
-    values, odd = sound(found)
+    except Exception as error:
+        run.problems.append(f"{file} {fault_of(error)}; {consequence}")
+        return {}
     if odd:
-        run.problems.append(f"{file} has odd values, left out: {', '.join(odd)}")
+        names = printable(", ".join(odd), 400)
+        run.problems.append(f"{file} has odd values, left out: {names}")
     return values
 
 
-def open_log(path: Path) -> TextIO:
-    """Open a CSV file for reading, without a wait.
-
-    Raises:
-        OSError: see `open_file`.
-    """
-    return io.TextIOWrapper(open_file(path), encoding="utf-8", errors="replace", newline="")
+def fault_of(error: Exception) -> str:
+    """Return what an error of a reader says of the file; errors of other kinds are raised on."""
+    if is_damage(error):
+        return f"is damaged ({reason_of(error)})"
+    if isinstance(error, OSError | MemoryError):
+        return f"cannot be read ({reason_of(error)})"
+    raise error
 
 
 def read_csv(
@@ -413,15 +296,15 @@ def read_csv(
     except FileNotFoundError:
         run.problems.append(f"{file} is missing; nothing of it is shown")
         return []
-    except (OSError, csv.Error) as error:
-        run.problems.append(f"{file} cannot be read ({reason_of(error)}); it is shown up to there")
+    except Exception as error:
+        run.problems.append(f"{file} {fault_of(error)}; it is shown up to there")
     if damaged:
         run.problems.append(f"{file} has damaged rows, left out: {damaged}")
     if not rows:
         run.problems.append(f"{file} has no rows yet")
     lost = sorted(
         {
-            f"{name} of seed {row.seed}" if row.seed else name
+            printable(f"{name} of seed {row.seed}" if row.seed else name)
             for row in rows
             for name, value in row.values.items()
             if not math.isfinite(value)
@@ -448,10 +331,10 @@ def parse_row(
             values[name] = float(cell)
         except ValueError:
             return None
-    stage, step = cells.get("stage", ""), number(cells["step"])
-    if not (cells["step"].isdecimal() and step <= MOST_STEPS and stage in ("", *STAGES)):
+    stage, step = cells.get("stage", ""), count(cells["step"])
+    if step is None or stage not in ("", *STAGES):
         return None
-    return Row(stage, int(step), cells.get("seed", ""), values)
+    return Row(stage, step, cells.get("seed", ""), values)
 
 
 def read_runs(paths: list[Path]) -> list[Run]:

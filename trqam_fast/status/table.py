@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from trqam_fast.status.lines import Line, sweep_left
-from trqam_fast.text import duration
+from trqam_fast.text import duration, printable
 
 COLUMNS = (
     "#", "run", "task", "method", "seeds", "stage", "step", "updates/s", "left", "success",
@@ -62,8 +62,7 @@ def ranges(seeds: str) -> str:
 
 def one_line(text: str) -> str:
     """Return a text in one line without characters that would disturb a terminal."""
-    words = " ".join(text.split())
-    return "".join(c if c.isprintable() else "?" for c in words)
+    return printable(" ".join(text.split()), 2000)
 
 
 def cells_of(line: Line, number: int) -> dict[str, str]:

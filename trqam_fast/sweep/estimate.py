@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import os
 from functools import cache
 
 import numpy as np
@@ -12,10 +13,11 @@ from trqam_fast.agents import algorithm
 from trqam_fast.agents.config import CloningConfig
 from trqam_fast.data.dataset import Dataset
 from trqam_fast.data.names import parse_task
+from trqam_fast.errors import UsageError
 from trqam_fast.evaluation.episodes import Request
 from trqam_fast.evaluation.policy import ROWS, choose_chunks
 from trqam_fast.simulator.environment import begin, make_env
-from trqam_fast.sweep.plan import Job
+from trqam_fast.sweep.plan import Job, run_bytes
 from trqam_fast.training.backend import settle_backend
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.estimate import seconds_per_call, seconds_per_update
@@ -27,19 +29,19 @@ PROBE_SECONDS = 1.0
 PROBE_ROWS = 1000
 
 
-def random_data(obs_dim: int, act_dim: int) -> Dataset:
+def random_data(obs_dim: int, act_dim: int, rows: int) -> Dataset:
     """Return transitions of random numbers, in one trajectory."""
     draw = np.random.default_rng(0).standard_normal
-    observations = draw((PROBE_ROWS + 1, obs_dim))
-    terminals = np.zeros(PROBE_ROWS)
+    observations = draw((rows + 1, obs_dim))
+    terminals = np.zeros(rows)
     terminals[-1] = 1
     return Dataset.from_arrays(
         {
             "observations": observations[:-1],
             "next_observations": observations[1:],
-            "actions": draw((PROBE_ROWS, act_dim)).clip(-1, 1),
-            "rewards": -np.ones(PROBE_ROWS),
-            "masks": np.ones(PROBE_ROWS),
+            "actions": draw((rows, act_dim)).clip(-1, 1),
+            "rewards": -np.ones(rows),
+            "masks": np.ones(rows),
             "terminals": terminals,
         }
     )
@@ -64,15 +66,37 @@ def probe_environment(env_id: str) -> tuple[int, int, int, float]:
         env.close()
 
 
+def probe_rows(config: CloningConfig) -> int:
+    """Return the transitions of a measurement: some sequences of actions must fit into them."""
+    return max(PROBE_ROWS, 2 * config.horizon_length)
+
+
+def machine_bytes() -> int:
+    """Return the memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def check_memory(job: Job, config: TrainConfig, obs_dim: int, act_dim: int) -> None:
+    """Raise `UsageError` if measuring a job would take more memory than this machine has."""
+    needed = sum(run_bytes(config, len(job.seeds), max(1, config.threads)).values())
+    needed += 4 * probe_rows(config.agent) * (2 * obs_dim + act_dim + 3) * np.float64().itemsize
+    if needed > machine_bytes():
+        raise UsageError(
+            f"an update of {job.name} needs about {needed / 2**30:,.0f} GiB, but this machine has "
+            f"{machine_bytes() / 2**30:.0f}; use smaller sizes"
+        )
+
+
 @cache
 def probe_agent(
     algo: str, config: CloningConfig, obs_dim: int, act_dim: int, runs: int, backend: str
 ) -> tuple[float, float]:
     """Return the seconds of an update of all runs, and of a policy call's row."""
     agent = algorithm(algo)(config, obs_dim, act_dim, list(range(runs)), backend=backend)
+    data = random_data(obs_dim, act_dim, probe_rows(config))
     noise = np.zeros((agent.candidates, agent.noise_dim))
     requests = [Request(np.zeros(obs_dim), noise)] * ROWS
-    update = seconds_per_update(agent, random_data(obs_dim, act_dim), PROBE_SECONDS)
+    update = seconds_per_update(agent, data, PROBE_SECONDS)
     act = seconds_per_call(lambda: choose_chunks(agent, 0, requests), PROBE_SECONDS) / ROWS
     return update, act
 
@@ -84,6 +108,7 @@ def job_seconds(job: Job) -> float:
     """
     config = job.train_config()
     obs_dim, act_dim, steps, step_seconds = probe_environment(parse_task(job.env_name).env_id)
+    check_memory(job, config, obs_dim, act_dim)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads or threads)
     try:

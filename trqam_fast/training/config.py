@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from trqam_fast.agents import ALGORITHMS, TRQAMConfig, algorithm
 from trqam_fast.agents.config import CloningConfig, Group, names_of, select
@@ -15,8 +15,10 @@ from trqam_fast.data.names import parse_task
 from trqam_fast.devices import check_device
 from trqam_fast.errors import UsageError
 from trqam_fast.kernels import Backend
+from trqam_fast.training.kinds import is_a, kind_in_words
 
 STAGES = ("pretrain", "offline", "online")
+MOST_THREADS = 1024
 DEFAULT_ENV = "pointmaze-medium-navigate-singletask-task1-v0"
 
 
@@ -61,7 +63,7 @@ class MachineConfig(Group):
 
     def check(self) -> None:
         """Raise `UsageError` if a value is impossible."""
-        self.require_at_least(0, "threads")
+        self.require("threads", 0 <= self.threads <= MOST_THREADS, f"use 0 to {MOST_THREADS}")
         check_device(self.device)
 
 
@@ -205,6 +207,7 @@ class TrainConfig(TaskConfig, MachineConfig, DataConfig, StageConfig, LogConfig,
                 f"--algo is {self.algo}, but agent is a {type(self.agent).__name__}; give a "
                 f"{kind.Config.__name__}"
             )
+        _ = self.recipe  # refuses data that cannot be generated
         if not kind.fine_tunes and self.bc_steps == 0:
             raise UsageError(
                 f"--bc-steps is 0, so --algo {self.algo} has nothing to do; use 1 or more"
@@ -255,13 +258,20 @@ class TrainConfig(TaskConfig, MachineConfig, DataConfig, StageConfig, LogConfig,
 
         Raises:
             KeyError: there is no such flag, or no algorithm is named.
+            TypeError: a value of another type.
             UsageError: an impossible value.
         """
+        if not isinstance(values["algo"], str):
+            raise TypeError(f"algo is {values['algo']!r}")
         kind = algorithm(values["algo"]).Config
         known = {*run_flags(), *names_of(kind), *(n for other in all_flags() for n in other)}
         unknown = sorted(set(values) - known)
         if unknown:
             raise KeyError(unknown[0])
+        hints = get_type_hints(cls) | get_type_hints(kind)
+        for name, value in values.items():
+            if name in hints and not is_a(value, hints[name]):
+                raise TypeError(f"{name} is {value!r}, not {kind_in_words(hints[name])}")
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         for name in ("dataset_dir", "generated_dir", "pretrained", "run_dir"):
             if values.get(name) is not None:

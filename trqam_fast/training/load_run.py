@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from trqam_fast.agents import Agent, algorithm
+from trqam_fast.damage import Damaged, reading, reason_of
 from trqam_fast.data.names import parse_task
 from trqam_fast.errors import UsageError
 from trqam_fast.runs import checkpoint as checkpoints
@@ -47,7 +50,9 @@ def load_run(
         backend: Implementation of the ops.
 
     Raises:
-        UsageError: no run, no checkpoint, or one that does not fit the other.
+        UsageError: no run, no checkpoint, one that does not fit the other, or weights that are not
+            finite.
+        Unreadable: the system refuses.
         BackendError: the backend cannot run on the device.
     """
     folder = RunFolder(path)
@@ -61,12 +66,12 @@ def load_run(
     agent = make_agent(config, state["stage"], obs_dim, act_dim)
     try:
         agent.load_state_dict(state["agent"])
-    except (RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, KeyError, ValueError) as error:
         raise UsageError(
-            f"{found} does not fit the networks that {path}/config.json describes ({reason}); "
-            "name a checkpoint of this run"
+            f"{found} does not fit the networks that {path}/config.json describes "
+            f"({reason_of(error)}); name a checkpoint of this run"
         ) from None
+    check_finite(agent, config, found)
     return LoadedRun(config, agent, state["stage"], state["step"], found)
 
 
@@ -83,17 +88,30 @@ def make_agent(config: TrainConfig, stage: str, obs_dim: int, act_dim: int) -> A
     )
 
 
+def check_finite(agent: Agent, config: TrainConfig, path: Path) -> None:
+    """Raise `UsageError` if weights of a run are not finite: such a policy does nothing."""
+    weights = [block.flat for block in (agent.online, agent.target)]
+    good = torch.stack([flat.isfinite().all(-1) for flat in weights]).all(0)
+    bad = [str(seed) for seed, fine in zip(config.seeds, good.tolist(), strict=True) if not fine]
+    if bad:
+        raise UsageError(
+            f"{path} holds weights of seed {' and '.join(bad)} that are not finite; name another "
+            "checkpoint"
+        )
+
+
 def read_checkpoint(folder: RunFolder, asked: Path | None) -> tuple[Path, dict[str, Any]]:
     """Return the checkpoint asked for, or the newest whole one, and its contents.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or it is damaged.
+        Unreadable: the system refuses.
     """
     if asked is None:
         try:
             state, name = checkpoints.load_newest(folder.checkpoints, warn)
-        except UsageError:
-            raise UsageError(
+        except Damaged:
+            raise Damaged(
                 f"{folder.checkpoints} holds no whole checkpoint; train again with --overwrite"
             ) from None
         if state is None:
@@ -101,10 +119,7 @@ def read_checkpoint(folder: RunFolder, asked: Path | None) -> tuple[Path, dict[s
         return folder.checkpoints / name, state
     if not asked.is_file():
         raise UsageError(f"--checkpoint {asked} is not a file; name one of {folder.checkpoints}")
-    try:
-        return asked, checkpoints.load(asked)
-    except UsageError as error:
-        raise UsageError(f"{error}; name another one with --checkpoint") from None
+    return asked, checkpoints.load(asked, "name another one with --checkpoint")
 
 
 def warn(text: str) -> None:
@@ -117,14 +132,13 @@ def read_config(folder: RunFolder, overrides: dict[str, Any]) -> TrainConfig:
 
     Raises:
         UsageError: config.json is damaged or of another version.
+        Unreadable: the system refuses.
     """
-    try:
-        values = folder.read_config()
+    values = folder.read_config()
+    with reading(
+        folder.path / "config.json", "is damaged or of another version",
+        "use the version that made the run",
+    ):  # fmt: skip
         if values["precision"] == "tf32":
             values["precision"] = "auto"  # a GPU's alone; this may be another device
         return TrainConfig.from_dict(values | overrides)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{folder.path}/config.json is damaged or of another version ({error!r}); use the "
-            "version that made the run"
-        ) from None

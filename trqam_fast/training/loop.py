@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from trqam_fast.agents import Agent, algorithm
+from trqam_fast.damage import reading
 from trqam_fast.data.dataset import Transitions
 from trqam_fast.errors import RunError, Stopped
 from trqam_fast.evaluation import Evaluator
@@ -145,9 +146,12 @@ class Trainer:
         randomness = make_randomness(config.seeds, name, agent.device, agent.backend)
         step = begin
         if state is not None:
-            start.restore(agent, state, self.folder.checkpoint(state["step"]))
-            randomness.seek(state["drawn"])
-            history.values, step = state["history"], state["step"]
+            path = self.folder.checkpoint(state["step"])
+            start.restore(agent, state, path)
+            with reading(path, *start.MISFIT):
+                randomness.seek(state["drawn"])
+                history.restore(state["history"], agent.runs)
+            step = state["step"]
             del state["agent"]  # it is as large as the agent itself
         if online:
             driver = self.driver = make_online_driver(
@@ -155,7 +159,8 @@ class Trainer:
                 lambda *episode: self.logger.episode(*episode, self.ledger.failures),
             )  # fmt: skip
             if state is not None:
-                driver.load_state_dict(state.pop("online"))
+                with reading(path, *start.MISFIT):
+                    driver.load_state_dict(state.pop("online"))
         else:
             graph = config.graph and self.dataset.on_device
             driver = Updater(agent, self.dataset, randomness, history, graph=graph)
@@ -169,7 +174,6 @@ class Trainer:
 
         Nothing is read back from the device but at log rows, evaluations and checkpoints.
         """
-        ledger, intervals = self.ledger, stage.intervals
         bar = tqdm(
             desc=stage.name,
             total=stage.end - stage.begin,
@@ -178,6 +182,15 @@ class Trainer:
             disable=not sys.stderr.isatty(),
             file=sys.stderr,
         )
+        with bar:
+            self.train_steps(stage, bar)
+        if stage.name not in self.ledger.success or self.ledger.evaluated != stage.step:
+            self.evaluate_or_stop(stage)
+            self.save(stage)
+
+    def train_steps(self, stage: Stage, bar: tqdm) -> None:
+        """Do the steps of a stage, its log rows, evaluations and checkpoints on the way."""
+        ledger, intervals = self.ledger, stage.intervals
 
         def go_on(count: int) -> bool:
             bar.update(count)
@@ -214,12 +227,8 @@ class Trainer:
             if saving or stopping:
                 self.save(stage)
             if stopping:
-                self.leave(stage.step)
+                raise self.stop.stopped(f"after step {stage.step}")
             clock, rows = time.perf_counter(), len(stage.history.values)
-        bar.close()
-        if stage.name not in ledger.success or ledger.evaluated != stage.step:
-            self.evaluate_or_stop(stage)
-            self.save(stage)
 
     def evaluate_or_stop(self, stage: Stage) -> None:
         """Evaluate; a signal abandons the evaluation, which the continued run repeats."""
@@ -229,14 +238,7 @@ class Trainer:
                 self.ledger.success[stage.name] = success
         except Stopped:
             self.save(stage)
-            self.leave(stage.step)
-
-    def leave(self, step: int) -> None:
-        """Raise `Stopped`; the checkpoint is written."""
-        raise Stopped(
-            f"stopped by {self.stop.signal} after step {step}; continue with --resume --run-dir "
-            f"{self.folder.path}"
-        )
+            raise self.stop.stopped(f"after step {stage.step}") from None
 
     def check_finite(self, stage: Stage) -> None:
         """Stop the runs whose metrics left the finite numbers since the last check."""
@@ -315,9 +317,9 @@ class Trainer:
         step = -1
         if state is not None:
             step = state["step"]
-            ledger.restore(state)
             start.check_continuation(state, self.config.stage_ends, self.fingerprint)
-            for path in folder.glob("*.pt"):
+            ledger.restore(state)
+            for path in checkpoint.found(folder):
                 if path.name > name:
                     path.rename(path.with_suffix(".damaged"))
         for path in folder.glob(f"*{PARTIAL}"):
