@@ -215,14 +215,14 @@ def test_a_failing_tracker_is_reported_once(where, tmp_path, wandb, monkeypatch,
     assert line == "warning: --wandb failed (no route); the run goes on without it"
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, Stopped])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), Stopped("stopped")], ids=repr)
 def test_a_stop_is_no_failure(stop, tmp_path, wandb, monkeypatch):
     def interrupt(*_):
         raise stop
 
     monkeypatch.setattr(FakeRun, "log", interrupt)
     trackers = start(tmp_path)
-    with pytest.raises(stop):
+    with pytest.raises(type(stop)):
         trackers.log("metrics", METRICS)
     assert list(trackers.trackers) == ["wandb"]
 
