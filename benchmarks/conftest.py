@@ -102,8 +102,40 @@ def measure(benchmark, size, variant):
     return run
 
 
+STANDARD = {*QUICK, "w512-b256-s1"}
+"""Sizes without --full: the small one and the paper's."""
+ROUNDS = 3
+"""Least rounds of a case without --full, where an update of the paper's size takes a second."""
+
+
 def pytest_addoption(parser):
     parser.addoption("--record", help="write medians and spreads to this JSON file")
+    parser.addoption(
+        "--full", action="store_true",
+        help="all sizes and the compiled baseline; without it the small and the paper's size, "
+        "under ten minutes on two cores",
+    )  # fmt: skip
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-benchmark reads it
+def pytest_configure(config):
+    if not config.getoption("--full"):
+        config.option.benchmark_min_rounds = min(ROUNDS, config.option.benchmark_min_rounds)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what --full alone runs: other sizes, and torch.compile, which takes minutes."""
+    if config.getoption("--full"):
+        return
+
+    def chosen(item):
+        values = item.callspec.params if hasattr(item, "callspec") else {}
+        size, variant = values.get("size"), values.get("variant", ())
+        return (size is None or size.name in STANDARD) and "compiled" not in variant
+
+    left_out = [item for item in items if not chosen(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if chosen(item)]
 
 
 def pytest_sessionfinish(session):

@@ -45,12 +45,12 @@ class KillArgs:
     """Flags of python -m trqam_fast.train."""
 
 
-def start(flags: list[str]) -> subprocess.Popen:
+def start(flags: list[str], stderr: int = subprocess.DEVNULL) -> subprocess.Popen:
     """Start a training process; its standard output is a pipe."""
     return subprocess.Popen(
         [sys.executable, "-u", "-m", "trqam_fast.train", *flags],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=stderr,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )

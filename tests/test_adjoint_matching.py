@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.helpers import DEVICE, NEEDS_TRITON, assert_equal64, draw, gradients
-from trqam_fast.agents import AgentConfig, TRQAMAgent
+from trqam_fast.agents import TRQAMAgent, TRQAMConfig
 from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import BackendError, NoiseSchedule, adjoint_matching, cpp, path_kl
 from trqam_fast.randomness import Randomness
@@ -90,8 +90,8 @@ def test_an_update_on_the_cpu_runs_the_compiled_loss_and_path_kl(monkeypatch):
 
     ops = sys.modules["trqam_fast.kernels.adjoint_matching.ops"]
     monkeypatch.setattr(ops, "call", note)
-    monkeypatch.setattr(sys.modules["trqam_fast.agents.trqam"], "adjoint_matching", keep)
-    config = AgentConfig(batch_size=4, actor_hidden_dims=(8,), value_hidden_dims=(8,), num_qs=2)
+    monkeypatch.setattr(sys.modules["trqam_fast.agents.qam"], "adjoint_matching", keep)
+    config = TRQAMConfig(batch_size=4, actor_hidden_dims=(8,), value_hidden_dims=(8,), num_qs=2)
     agent = TRQAMAgent(config, 3, 2, [0])
     ones = torch.ones(1, 4)
     s, actions, following = (draw(*shape).float() for shape in ((1, 4, 3), (1, 4, 1, 2), (1, 4, 3)))

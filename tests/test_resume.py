@@ -19,7 +19,6 @@ from trqam_fast.cli import run_command
 from trqam_fast.data.generate.recipe import Recipe
 from trqam_fast.runs import checkpoint
 from trqam_fast.runs.csv_log import CsvLog
-from trqam_fast.runs.folder import RunFolder
 from trqam_fast.training.flags import parse_config
 from trqam_fast.training.start import field_of
 
@@ -50,7 +49,7 @@ def whole(flags, tmp_path_factory):
 def test_sigkill_in_every_stage(flags, whole, tmp_path):
     """tests/kill_run.py does this at more, random, moments."""
     folder, seen = tmp_path / "cut", []
-    for marker, pause in (("pretrain step 20", 0.05), ("offline step 340", 0.3), ("online", 0.3)):
+    for marker, pause in (("pretrain 20", 0.05), ("offline 340", 0.3), ("online", 0.3)):
         process = start([*flags, "--run-dir", str(folder), "--resume", "auto"])
         assert wait_for_line(process, marker)
         time.sleep(pause)
@@ -64,9 +63,7 @@ def test_sigkill_in_every_stage(flags, whole, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "marker"), [("SIGTERM", "pretrain step"), ("SIGUSR1", "online step 380")]
-)
+@pytest.mark.parametrize(("name", "marker"), [("SIGTERM", "pretrain "), ("SIGUSR1", "online 380")])
 def test_a_scheduler_stops_the_run(name, marker, flags, whole, tmp_path):
     folder = tmp_path / "cut"
     process = start([*flags, "--run-dir", str(folder)])
@@ -296,18 +293,3 @@ def test_a_log_takes_new_columns(tmp_path):
     assert log.path.read_text() == "step,late,early,other\n1,,2,\n2,,3,4\n3,5,,\n"
     log.truncate(2)
     assert log.path.read_text() == "step,late,early,other\n1,,2,\n2,,3,4\n"
-
-
-def test_a_run_is_written_by_one_process_at_a_time(flags, tmp_path, capsys):
-    """Also where the other one has not come further than the folder."""
-    folder = tmp_path / "run"
-    with RunFolder(folder).held():
-        assert run(flags, folder) == 2
-        assert "is being written by another process" in capsys.readouterr().err
-        assert [path.name for path in folder.iterdir()] == ["run.lock"]
-    assert run(flags, folder) == 0
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    with RunFolder(folder).held():
-        assert run(flags, folder, "--resume", "--offline-steps", "30") == 2
-        assert run(flags, folder, "--overwrite") == 2
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

@@ -163,7 +163,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, flags, tmp_pat
     elif damage == "random":
         path.write_bytes(torch.Generator().manual_seed(0).get_state().numpy().tobytes())
     elif damage == "keys":
-        torch.save({"format": 1}, path)
+        torch.save({"format": checkpoint.FORMAT}, path)
     else:
 
         class Malicious:
@@ -253,7 +253,7 @@ def test_interrupt_names_the_run_and_the_way_on(flags, tmp_path, capsys, monkeyp
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Trainer, "evaluate", interrupt)
-    assert run(flags, tmp_path / "run") == 1
+    assert run(flags, tmp_path / "run") == 130
     assert f"--resume --run-dir {tmp_path / 'run'}" in capsys.readouterr().err
     # The end of the stage was saved before its evaluation began.
     assert (tmp_path / "run/checkpoints/step_000000020.pt").exists()

@@ -1,37 +1,113 @@
-"""Exit statuses and one-sentence errors, the same for every command."""
+"""How commands begin and end: signals, exit statuses and one-sentence errors, the same for all."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import sys
+import tempfile
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 
-from trqam_fast.errors import FAILURE, RunError, Stopped, UsageError
-from trqam_fast.kernels import BackendError
+from trqam_fast.damage import lacks_memory, reason_of
+from trqam_fast.errors import FAILURE, INTERRUPTED, REQUEUE, RunError, Stopped, UsageError
+from trqam_fast.text import printable
+
+LONGEST = 2000
+"""Characters of an error that are printed."""
+
+
+def begin(*stopping: signal.Signals) -> None:
+    """Let signals end a command that has not begun, or is over, quietly and at once.
+
+    A command calls it before its imports, which take seconds and may not be interrupted by an
+    exception. `run_command` takes over from there.
+
+    Args:
+        stopping: Signals besides Ctrl-C; the exit status is 75, as nothing is lost.
+    """
+    statuses = {signal.SIGINT: INTERRUPTED} | dict.fromkeys(stopping, REQUEUE)
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        os.write(2, f"{own_line()}stopped by {name_of(number)}\n".encode())
+        os._exit(statuses[signal.Signals(number)])
+
+    for number in statuses:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, leave)
+
+
+def name_of(number: int) -> str:
+    """Return what a user calls a signal."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+def own_line() -> str:
+    """Return what begins a new line after the ``^C`` that a terminal shows."""
+    return "\n" if os.isatty(2) else ""
 
 
 def run_command(main: Callable[[], int]) -> int:
-    """Run `main`; print expected errors as one sentence and return the exit status."""
+    """Run `main`; print errors as one sentence and return the exit status."""
     # Of the simulators: no display is needed, and their action bounds are given in float64.
     warnings.filterwarnings("ignore", module="glfw")
     warnings.filterwarnings("ignore", message=".*Box (low|high)'s precision lowered")
+    with interruptible():
+        try:
+            return main()
+        except (UsageError, RunError) as error:
+            return fail(error, error.status)
+        except Stopped as stop:
+            print(stop, file=sys.stderr)
+            return stop.status
+        except BrokenPipeError:  # the reader of our output has seen enough, as `head` does
+            sys.stdout = None
+            return FAILURE
+        except OSError as error:
+            return fail(f"{error}; what was saved before is untouched")
+        except KeyboardInterrupt:
+            print(f"{own_line()}interrupted", file=sys.stderr)
+            return INTERRUPTED
+        except Exception as error:
+            from trqam_fast.kernels import BackendError  # here: it imports torch
+
+            if isinstance(error, BackendError):
+                return fail(error, UsageError.status)
+            if lacks_memory(error):
+                return fail("too little memory; use smaller sizes, or a machine with more of it")
+            return fail(f"{type(error).__name__}: {reason_of(error)}; {trace_of(error)}")
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside, Ctrl-C raises `KeyboardInterrupt`, unless it is ignored or somebody's own."""
+    before = signal.getsignal(signal.SIGINT)
+    ours = getattr(before, "__module__", None) == __name__
+    if ours:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return main()
-    except (UsageError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.status
-    except Stopped as stop:
-        print(stop, file=sys.stderr)
-        return stop.status
-    except BrokenPipeError:  # the reader of our output has seen enough, as `head` does
-        sys.stdout = None
-        return FAILURE
-    except OSError as error:
-        print(f"error: {error}; what was saved before is untouched", file=sys.stderr)
-        return FAILURE
-    except BackendError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return UsageError.status
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return FAILURE
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
+
+
+def fail(error: object, status: int = FAILURE) -> int:
+    """Print an error as one line; return the exit status."""
+    print(f"error: {printable(error, LONGEST)}", file=sys.stderr)
+    return status
+
+
+def trace_of(error: Exception) -> str:
+    """Write the trace of an error that nobody foresaw to a file; return where, in words."""
+    try:
+        number, path = tempfile.mkstemp(".log", "trqam_fast-")
+        with open(number, "w", errors="backslashreplace") as file:
+            file.write(f"{sys.argv}\n")
+            traceback.print_exception(error, file=file)
+    except OSError as problem:
+        return f"its trace could not be written ({reason_of(problem)})"
+    return f"this is a mistake in trqam_fast, whose trace is in {path}; please report it"

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
+from trqam_fast.cli import begin, run_command
+
+if __name__ == "__main__":
+    begin()
+
 import hashlib
 import math
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +26,6 @@ from trqam_fast.agents import Agent, BCAgent, TRQAMAgent
 from trqam_fast.agents.config import CloningConfig
 from trqam_fast.agents.trqam import TRQAMConfig
 from trqam_fast.authors import Deviations, agent_tensors, named_tensors
-from trqam_fast.cli import run_command
 from trqam_fast.data.npz import read_arrays
 from trqam_fast.errors import UsageError
 from trqam_fast.runs import checkpoint

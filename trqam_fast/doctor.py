@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import platform
 import sys
+
+from trqam_fast.cli import begin, run_command
+
+if __name__ == "__main__":
+    begin()
+
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import tyro
 
-from trqam_fast.cli import run_command
 from trqam_fast.data.generate.recipe import GENERATED_DIR
 from trqam_fast.data.load import OFFICIAL_DIR, present
 from trqam_fast.files import expanded

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-USAGE, FAILURE, REQUEUE = 2, 1, 75
+USAGE, FAILURE, REQUEUE, INTERRUPTED = 2, 1, 75, 130
 
 
 class UsageError(Exception):
@@ -18,9 +18,15 @@ class RunError(Exception):
 
 
 class Stopped(BaseException):
-    """A scheduler asked the run to stop; commands exit with status 75, to be run again.
+    """A scheduler or the user asked a run to stop.
 
     Not an `Exception`, so that nothing takes it for a failure of its own.
+
+    Args:
+        text: What is printed.
+        status: Exit status: 75 to be run again, 130 after Ctrl-C.
     """
 
-    status = REQUEUE
+    def __init__(self, text: str, status: int = REQUEUE) -> None:
+        super().__init__(text)
+        self.status = status

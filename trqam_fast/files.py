@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import json
 import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from trqam_fast.errors import UsageError
 
@@ -19,6 +20,10 @@ PARTIAL = ".partial"
 
 LARGEST_TEXT = 2**26
 """Bytes of a text file that are read at the most."""
+
+
+LARGEST_LOG = 2**31
+"""Bytes of a CSV log that are read at the most."""
 
 
 def expanded(path: Path) -> Path:
@@ -45,6 +50,20 @@ def open_file(path: Path) -> BinaryIO:
         file.close()
         raise OSError(errno.ENXIO, "no regular file", str(path))
     return file
+
+
+def open_log(path: Path, errors: str = "replace") -> TextIO:
+    """Open a CSV log of at most `LARGEST_LOG` bytes; `errors` is for those that are no UTF-8.
+
+    Raises:
+        ValueError: it is larger.
+        OSError: see `open_file`.
+    """
+    file = open_file(path)
+    if os.fstat(file.fileno()).st_size > LARGEST_LOG:
+        file.close()
+        raise ValueError(f"it is larger than {LARGEST_LOG:,} bytes")
+    return io.TextIOWrapper(file, newline="", errors=errors)
 
 
 def read_bytes(path: Path, largest: int) -> bytes:

@@ -5,9 +5,15 @@ python -m trqam_fast.parity tests/data/trqam_chunked.npz
 
 from __future__ import annotations
 
+import sys
+
+from trqam_fast.cli import begin, run_command
+
+if __name__ == "__main__":
+    begin()
+
 import json
 import math
-import sys
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +25,6 @@ from torch import Tensor
 from trqam_fast.agents import ALGORITHMS, Agent, Noise, Terms
 from trqam_fast.agents.config import CloningConfig
 from trqam_fast.authors import Deviations, agent_tensors, named_tensors
-from trqam_fast.cli import run_command
 from trqam_fast.damage import reading
 from trqam_fast.data.batch import Batch
 from trqam_fast.data.npz import read_arrays

@@ -32,12 +32,17 @@ def time_since(moment: float) -> str:
 
 def short_count(number: Any) -> str:
     """Return a count as 1M, 12.5k or 700; nothing for what is no whole number."""
-    if not isinstance(number, int):
+    if not isinstance(number, int) or abs(number) >= 2**53:
         return ""
     for size, letter in ((1_000_000, "M"), (1_000, "k")):
         if number >= size:
             return f"{number / size:g}{letter}"
     return str(number)
+
+
+def count_of(number: int, what: str) -> str:
+    """Return a number of things in words."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def printable(value: Any, limit: int = 120) -> str:

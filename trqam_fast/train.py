@@ -2,44 +2,68 @@
 
 from __future__ import annotations
 
-import dataclasses
+import signal
 import sys
+
+from trqam_fast.cli import begin, run_command
+
+if __name__ == "__main__":
+    begin(signal.SIGTERM, signal.SIGUSR1)
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from trqam_fast.agents import algorithm, declare
-from trqam_fast.cli import run_command
+from trqam_fast.callable_module import make_callable
+from trqam_fast.damage import reading
 from trqam_fast.data.dataset import Transitions
 from trqam_fast.data.load import load_task
-from trqam_fast.errors import FAILURE, RunError, UsageError
+from trqam_fast.errors import FAILURE, INTERRUPTED, Stopped, UsageError
 from trqam_fast.files import write_json
 from trqam_fast.memory import keep_freed_memory
+from trqam_fast.policy import Policy
 from trqam_fast.runs import checkpoint
 from trqam_fast.runs.folder import RunFolder
 from trqam_fast.runs.plots import write_overview
+from trqam_fast.runs.read import read_run
+from trqam_fast.simulator.environment import Interface
 from trqam_fast.training import start
 from trqam_fast.training.backend import check_asked, running_backend
 from trqam_fast.training.config import DEFAULT_ENV, TrainConfig
 from trqam_fast.training.flags import parse_config, read_choices
+from trqam_fast.training.interface import describe, own_interface, write_sizes
 from trqam_fast.training.ledger import Ledger
 from trqam_fast.training.logger import Logger
 from trqam_fast.training.loop import Trainer
 from trqam_fast.training.plan import read_choice, settle_plan, write_choice
-from trqam_fast.training.presets import describe_settings, flag_of, value_in_words
+from trqam_fast.training.presets import (
+    describe_settings,
+    flag_of,
+    make_config,
+    value_in_words,
+)
 from trqam_fast.training.stopping import StopRequest
 from trqam_fast.training.summary import format_table, summarise
 from trqam_fast.training.trackers import check_packages
 
 # What may differ between a run and its continuation without changing its mathematics.
 RESUMABLE = {
-    "preset", "backend", "plan", "precision", "graph", "threads", "dataset_dir", "generated_dir",
+    "preset", "backend", "plan", "precision", "graph", "threads", "dataset", "dataset_dir",
+    "generated_dir",
     "bc_steps", "offline_steps", "online_steps", "log_interval", "eval_interval",
     "eval_episodes", "eval_envs", "eval_workers", "save_interval", "keep",
-    "tensorboard", "wandb", "run_dir",
+    "tensorboard", "wandb", "wandb_project", "wandb_group", "wandb_name", "wandb_tags", "run_dir",
 }  # fmt: skip
+
+
+Curves = dict[str, dict[int, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -59,6 +83,25 @@ class Result:
         """Mean success of the final evaluation, from 0 to 1; None if all seeds diverged."""
         return self.summary["final_success"]
 
+    @property
+    def curves(self) -> Curves:
+        """What the run logged: for each metric and seed, steps and values, `[n, 2]`."""
+        curves: dict[str, dict[int, list[tuple[int, float]]]] = {}
+        run = read_run(self.run_dir, self.run_dir.name)
+        for row in (*run.metrics, *run.evaluations):
+            for name, value in row.values.items():
+                of_seed = curves.setdefault(name, {}).setdefault(int(row.seed), [])
+                of_seed.append((row.step, value))
+        return {
+            name: {seed: np.array(points) for seed, points in by_seed.items()}
+            for name, by_seed in curves.items()
+        }
+
+    @property
+    def policy(self) -> Policy:
+        """The policy of the first seed at the end of the run."""
+        return Policy.load(self.run_dir)
+
 
 def resolve(argv: list[str]) -> TrainConfig:
     """Parse the flags; those of a resumed run override the configuration in its folder.
@@ -77,11 +120,10 @@ def resolve(argv: list[str]) -> TrainConfig:
         path = RunFolder.newest(env_name, algo)
     if path is None and resume == "yes":
         raise UsageError(f"--resume found no run of {algo} on {env_name}; name one with --run-dir")
-    path = path or RunFolder.default_path(env_name, algo)
-    folder = RunFolder(path)
-    if resume == "no" or (resume == "auto" and not folder.exists):
-        return dataclasses.replace(parse_config(argv), run_dir=path, resume="no")
-    before = read_config(folder)
+    begun = path is not None and RunFolder(path).exists
+    if resume == "no" or (resume == "auto" and not begun):
+        return dataclasses.replace(parse_config(argv), run_dir=path)
+    before = read_config(RunFolder(path))
     return continued(before, dataclasses.replace(parse_config(argv, before), run_dir=path))
 
 
@@ -90,13 +132,12 @@ def read_config(folder: RunFolder) -> TrainConfig:
 
     Raises:
         UsageError: it is missing, damaged or of another version.
+        Unreadable: the system refuses.
     """
-    try:
-        return TrainConfig.from_dict(folder.read_config())
-    except (KeyError, TypeError) as error:
-        raise UsageError(
-            f"{folder.path}/config.json is of another version ({error}); start a new run"
-        ) from None
+    values = folder.read_config()
+    path = folder.path / "config.json"
+    with reading(path, "is damaged or of another version", "start a new run in another folder"):
+        return TrainConfig.from_dict(values)
 
 
 def continued(before: TrainConfig, config: TrainConfig) -> TrainConfig:
@@ -117,18 +158,30 @@ def continued(before: TrainConfig, config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, resume="yes")
 
 
-def continued_if_begun(config: TrainConfig) -> TrainConfig:
-    """Return `config` so that it continues the run in its folder, if there is one.
+def settled_resume(config: TrainConfig, folder: RunFolder) -> TrainConfig:
+    """Return `config` for its folder, which is held, with ``resume`` "yes" or "no".
 
     Raises:
-        UsageError: the run there is another one.
+        UsageError: the run there is another one, or there is one although none was expected.
     """
-    folder = RunFolder(config.run_dir)
-    return continued(read_config(folder), config) if folder.exists else config
+    if config.resume == "auto":
+        config = dataclasses.replace(config, resume="yes" if folder.exists else "no")
+    if config.resume == "yes":
+        return continued(read_config(folder), config)
+    folder.check_free(config.overwrite)
+    return config
 
 
-def load_data(config: TrainConfig, logger: Logger, ledger: Ledger) -> Transitions:
+def load_data(
+    config: TrainConfig, interface: Interface | None, logger: Logger, ledger: Ledger
+) -> Transitions:
     """Load the task's transitions, generating them first if the configuration says so.
+
+    Args:
+        config: The run's configuration.
+        interface: Of an environment of one's own.
+        logger: The run's logs.
+        ledger: Its account.
 
     Raises:
         UsageError: no such task, no data for it, or not enough.
@@ -139,12 +192,15 @@ def load_data(config: TrainConfig, logger: Logger, ledger: Ledger) -> Transition
     with ledger.timed("data"):
         dataset, path = load_task(
             config.env_name,
+            dataset=config.dataset,
+            interface=interface,
             dataset_dir=config.dataset_dir,
             recipe=recipe,
             generated_dir=config.generated_dir,
             sparse=config.sparse,
             device=config.device,
             progress=sys.stderr.isatty(),
+            say=logger.say,
         )
     dataset.check_length(config.agent.horizon_length)
     logger.say(f"data: {len(dataset)} transitions from {path}")
@@ -173,7 +229,12 @@ def load_pretrained(
 
 
 def run(config: TrainConfig) -> Result:
-    """Do one run: a new one, or with ``resume`` "yes" what is left of it.
+    """Do one run: a new one, or with ``resume`` what is left of it.
+
+    Its folder is held from before the data are loaded, so nobody else writes to it meanwhile.
+
+    Args:
+        config: What to do; without ``run_dir`` a new folder is made.
 
     Raises:
         UsageError: something in the configuration cannot work here.
@@ -184,43 +245,69 @@ def run(config: TrainConfig) -> Result:
     if config.threads > 0:
         torch.set_num_threads(config.threads)
     check_asked(config)
-    folder = RunFolder(config.run_dir, (*algorithm(config.algo).metrics, "grad_norm"))
-    begun = config.resume != "no" and checkpoint.newest(folder.checkpoints) is not None
+    check_packages(config.tensorboard, config.wandb)
+    columns = (*algorithm(config.algo).metrics, "grad_norm")
+    stop = StopRequest()
+    with stop.listening(), held_folder(config, columns) as folder:
+        config = settled_resume(dataclasses.replace(config, run_dir=folder.path), folder)
+        try:
+            return run_in(folder, config, stop)
+        except KeyboardInterrupt:
+            raise Stopped(f"interrupted; {stop.way_on}", INTERRUPTED) from None
+
+
+@contextlib.contextmanager
+def held_folder(config: TrainConfig, columns: Sequence[str]) -> Iterator[RunFolder]:
+    """Hold the folder of a run, a new one if none is named.
+
+    Args:
+        config: The run's configuration.
+        columns: Columns of its metrics.
+    """
+    if config.run_dir is None:
+        folder = RunFolder.new(config.env_name, config.algo, columns)
+    else:
+        folder = RunFolder(config.run_dir, columns)
+    with folder.held():
+        yield folder
+
+
+def run_in(folder: RunFolder, config: TrainConfig, stop: StopRequest) -> Result:
+    """Do one run in its folder, which is held; see `run`."""
+    resuming = config.resume == "yes"
+    begun = resuming and checkpoint.newest(folder.checkpoints) is not None
     if config.pretrained is not None and not begun:
         start.check_exists(config.pretrained)
-    check_packages(config.tensorboard, config.wandb)
-    if config.resume == "no":
-        folder.check_free(config.overwrite)
-    stop, ledger, logger = StopRequest(), Ledger(), Logger(config, folder)
-    with stop.listening():
-        print(describe_settings(config), flush=True)
-        with stop.at_once():
-            dataset = load_data(config, logger, ledger)
-            pretrained = None
-            if config.pretrained is not None and not begun:
-                pretrained = load_pretrained(config, dataset, logger, ledger)
-        config = start.settle_budget(config, dataset.act_dim)
-        plan = folder.path / "plan.json"
-        with stop.at_once():
-            kept = read_choice(plan) if begun else None
-            settled, choice = settle_plan(config, dataset, kept)
-        with folder.held():
-            if config.resume == "no":
-                folder.create(config.to_dict(), declare(algorithm(config.algo))._asdict())
-            logger.say(f"run folder: {folder.path}")
-            if choice is not None:
-                write_choice(plan, choice)
-                logger.say(choice.in_words())
-            logger.start_trackers()
-            try:
-                Trainer(settled, config, dataset, folder, logger, stop, ledger, pretrained).run()
-            except KeyboardInterrupt:
-                raise RunError(
-                    f"interrupted; continue with --resume --run-dir {folder.path}"
-                ) from None
-            finally:
-                logger.close()
-            return finish(settled, folder, logger, ledger)
+    ledger, logger = Ledger(), Logger(config, folder)
+    print(describe_settings(config), flush=True)
+    with stop.at_once():
+        interface = own_interface(config)
+        if interface is not None:
+            logger.say("\n".join(describe(config, interface)))
+        dataset = load_data(config, interface, logger, ledger)
+        pretrained = None
+        if config.pretrained is not None and not begun:
+            pretrained = load_pretrained(config, dataset, logger, ledger)
+    config = start.settle_budget(config, dataset.act_dim)
+    plan = folder.path / "plan.json"
+    with stop.at_once():
+        kept = read_choice(plan) if begun else None
+        settled, choice = settle_plan(config, dataset, kept)
+    if not resuming:
+        declaration = declare(algorithm(config.algo))._asdict()
+        folder.create(config.to_dict(), declaration, config.overwrite)
+        write_sizes(folder.path, dataset, interface)
+    stop.way_on = f"continue with --resume --run-dir {folder.path}"
+    logger.say(f"run folder: {folder.path}")
+    if choice is not None:
+        write_choice(plan, choice)
+        logger.say(choice.in_words())
+    logger.start_trackers()
+    try:
+        Trainer(settled, config, dataset, folder, logger, stop, ledger, pretrained).run()
+    finally:
+        logger.close()
+    return finish(settled, folder, logger, ledger)
 
 
 def finish(config: TrainConfig, folder: RunFolder, logger: Logger, ledger: Ledger) -> Result:
@@ -233,11 +320,38 @@ def finish(config: TrainConfig, folder: RunFolder, logger: Logger, ledger: Ledge
     return Result(folder.path, summary)
 
 
+def train(config: TrainConfig | None = None, **flags: Any) -> Result:
+    """Do one run, as the command does, and return what it came to.
+
+    Args:
+        config: What to do; or else
+        flags: The command's flags by name, on top of the preset and the task that they name:
+            ``train(env_id="Pendulum-v1", dataset="pendulum.npz", seeds=[0, 1])``. With ``resume``
+            "yes" or "auto" and ``run_dir``, on top of the configuration of the run there.
+
+    Raises:
+        UsageError: something in the configuration cannot work here.
+        RunError: something failed while running.
+        Stopped: the run was asked to stop; its checkpoint is written.
+    """
+    if config is not None and flags:
+        raise TypeError(f"train takes a configuration or flags, not both; drop {', '.join(flags)}")
+    if config is None:
+        folder = RunFolder(Path(flags.get("run_dir", "")))
+        if flags.get("resume", "no") != "no" and "run_dir" in flags and folder.exists:
+            config = TrainConfig.from_dict(read_config(folder).to_dict() | flags)
+        else:
+            config = make_config(**flags)
+    return run(config)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Train and return the exit status: 1 if a seed diverged."""
     result = run(resolve(sys.argv[1:] if argv is None else argv))
     return FAILURE if result.summary["failures"] else 0
 
+
+make_callable(__name__)
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

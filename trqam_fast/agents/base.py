@@ -357,7 +357,19 @@ class Agent:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` returned; what else is in `state` is left alone."""
+        """Restore what `state_dict` returned; what else is in `state` is left alone.
+
+        Raises:
+            KeyError: a tensor is missing.
+            ValueError: one has another shape, or holds other things than real numbers.
+        """
+        for name, tensor in self.state().items():
+            saved = state[name]
+            if saved.shape != tensor.shape or not saved.is_floating_point():
+                raise ValueError(
+                    f"{name} has shape {list(saved.shape)} and {saved.dtype}, where this agent has "
+                    f"{list(tensor.shape)}"
+                )
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
         self.steps.fill_(float(state["step"].max()))

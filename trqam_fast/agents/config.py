@@ -39,6 +39,9 @@ class Group:
 
     def __post_init__(self) -> None:
         """Check the values of every group that this configuration inherits."""
+        for name, value in vars(self).items():
+            if isinstance(value, float):
+                self.require(name, math.isfinite(value), "use a finite number")
         for kind in type(self).__mro__:
             if "check" in vars(kind):
                 kind.check(self)

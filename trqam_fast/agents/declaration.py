@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from trqam_fast.agents.base import Agent
 from trqam_fast.agents.config import names_of
+from trqam_fast.text import printable
+
+COLOUR = re.compile("#[0-9a-fA-F]{6}")
 
 
 class Declaration(NamedTuple):
@@ -51,8 +55,8 @@ def read_declaration(name: str, values: Mapping[str, Any]) -> Declaration:
 
     label, colour = values.get("label"), values.get("colour")
     return Declaration(
-        label if isinstance(label, str) and label else name,
-        colour if isinstance(colour, str) else None,
+        printable(label if isinstance(label, str) and label else name),
+        colour if isinstance(colour, str) and COLOUR.fullmatch(colour) else None,
         texts("settings"),
         texts("metrics"),
         values.get("fine_tunes") is not False,

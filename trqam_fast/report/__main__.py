@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import collections
 import sys
+
+from trqam_fast.cli import begin, run_command
+
+if __name__ == "__main__":
+    begin()
+
+import collections
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from trqam_fast.cli import run_command
 from trqam_fast.errors import UsageError
 from trqam_fast.report.comparison import Comparison
-from trqam_fast.report.comparison_page import write_comparison
 from trqam_fast.report.find import collect, is_run
-from trqam_fast.report.page import write_report
+from trqam_fast.report.page import write_comparison, write_report
+from trqam_fast.report.table import LONGEST
 from trqam_fast.runs.read import encodable, read_runs
+from trqam_fast.text import printable
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ def report_runs(folders: tuple[Path, ...], out: Path) -> Path:
     runs = read_runs(list(folders))
     for run in runs:
         for problem in run.problems:
-            print(f"{run.name}: {problem}")
+            print(printable(f"{run.name}: {problem}", LONGEST))
     return write_report(runs, out)
 
 
@@ -65,7 +71,7 @@ def report_methods(folders: tuple[Path, ...], out: Path) -> Path:
             f"{notes[0] if notes else 'its plan is empty'}"
         )
     for note in notes:
-        print(encodable(note))
+        print(printable(note, LONGEST))
     states = collections.Counter(result.status for result in results)
     print(", ".join(f"{number} {state}" for state, number in states.most_common()))
     return write_comparison(Comparison(results), results, notes, out)

@@ -13,10 +13,10 @@ from trqam_fast.agents import Declaration, declaration
 from trqam_fast.data.names import parse_task
 from trqam_fast.errors import UsageError
 from trqam_fast.runs.progress import stage_ends
-from trqam_fast.runs.read import Run, encodable, read_run
+from trqam_fast.runs.read import Run, encodable, fault_of, read_run
 from trqam_fast.status.outcome import Kind, read_outcomes
 from trqam_fast.sweep.plan import read_plan
-from trqam_fast.text import short_count
+from trqam_fast.text import printable, short_count
 from trqam_fast.training.domains import domain_of
 
 Status = Literal[
@@ -63,6 +63,7 @@ class Result:
         status, reason: What became of it.
         folder: Its run folder.
         success: At the last evaluation of its last stage, from 0 to 1; NaN unless it is done.
+        episodes: Of that evaluation, 0 if it does not say.
         start: Success of the policy that it fine-tunes, None if that was not evaluated.
         curve: Success by step since fine-tuning began; of bc since training began.
         updates: What it was trained with, in words.
@@ -82,6 +83,7 @@ class Result:
     reason: str = ""
     folder: str = ""
     success: float = math.nan
+    episodes: int = 0
     start: float | None = None
     curve: list[tuple[int, float]] = field(default_factory=list)
     updates: str = ""
@@ -131,16 +133,14 @@ def collect_sweep(out: Path, notes: list[str]) -> list[Result]:
         outcome = outcomes[job.name]
         status, reason = STATUSES[outcome.kind], outcome.reason
         folder = job.run_dir(out)
-        run = Run(folder, job.name)
-        if folder.is_dir() and any(folder.iterdir()):
-            run = read_noting(folder, job.name, status, notes)
-            if status == "done" and not run.summary:
-                status, reason = "unfinished", "its summary.json is damaged"
+        run = read_noting(folder, job.name, status, notes)
+        if status == "done" and not run.summary:
+            status, reason = "unfinished", "its summary.json is damaged"
         config = configs[job.name] = run.config or dict(job.config)
         if "bc_steps" in configs.get(job.after or "", {}):
             config = config | {"bc_steps": configs[str(job.after)]["bc_steps"]}
         seeds = [str(seed) for seed in job.seeds]
-        for result in results_of(run, job.method, job.algo, job.env_name, seeds, status, reason):
+        for result in whatever(run, job.method, job.algo, job.env_name, seeds, status, reason):
             result.config, result.sweep = config, str(out)
             results.append(result)
     return results
@@ -150,13 +150,28 @@ def read_noting(folder: Path, name: str, status: Status, notes: list[str]) -> Ru
     """Read a run; what its files lack is noted, unless it is not over."""
     try:
         run = read_run(folder, name, TRACKED)
-    except UsageError:
+    except UsageError:  # it has not begun
+        return Run(folder, name)
+    except OSError as error:
+        notes.append(f"{name}: cannot be read ({error})")
         return Run(folder, name)
     if status not in GOING_ON:
         for problem in run.problems:
             if not problem.startswith(("seed ", "summary.json is missing")):
                 notes.append(f"{run.name}: {problem}")
     return run
+
+
+def whatever(
+    run: Run, method: str | None, algo: str, task: str, seeds: list[str], status: Status,
+    reason: str,
+) -> list[Result]:  # fmt: skip
+    """Return the result of each seed of a run; without values if what its files hold is odd."""
+    try:
+        return results_of(run, method, algo, task, seeds, status, reason)
+    except Exception as error:
+        reason = f"its folder {fault_of(error)}"
+        return results_of(Run(run.path, run.name), method, algo, task, seeds, "unfinished", reason)
 
 
 def results_of(
@@ -169,45 +184,41 @@ def results_of(
     reason: str,
 ) -> list[Result]:
     """Return the result of each seed of a run."""
-    failures = run.summary.get("failures")
-    failures = failures if isinstance(failures, dict) else {}
+    failures = run.failures
     cloned = [row.step for row in (*run.metrics, *run.evaluations) if row.stage == "pretrain"]
     algorithm = declaration(algo, run.declared)
     begin = max(cloned, default=0) if algorithm.fine_tunes else 0
-    last, end = next(reversed(stage_ends(run.config).items()), (None, None))
+    last, end = next(reversed(stage_ends(run.config, run.declared).items()), (None, None))
     results = []
     for seed in seeds:
-        rows = [row for row in run.evaluations if row.seed == seed]
-        rows = [row for row in rows if math.isfinite(row.values.get("success", math.nan))]
-        starts = [row.values["success"] for row in rows if row.stage == "pretrain"]
+        rows = [row for row in run.evaluations if row.seed == seed and math.isfinite(row.success)]
+        starts = [row.success for row in rows if row.stage == "pretrain"]
         result = Result(
             method, algo, task, seed, status, reason, encodable(str(run.path)),
             start=starts[-1] if starts else None,
-            curve=[
-                (row.step - begin, row.values["success"]) for row in rows if row.step >= begin
-            ],
-            updates=updates_in_words(run.config),
+            curve=[(row.step - begin, row.success) for row in rows if row.step >= begin],
+            updates=updates_in_words(run.config, algorithm.fine_tunes),
             data=data_in_words(run.config),
             tracking=tracking_of(run, seed, begin) if algorithm.fine_tunes else [],
             declared=run.declared,
         )  # fmt: skip
         final = [row for row in rows if row.stage == last] if last else rows
         if seed in failures:
-            result.status, result.reason = "diverged", str(failures[seed])
+            result.status, result.reason = "diverged", printable(failures[seed], 400)
         elif status == "done" and not final:
             result.status, result.reason = "unfinished", "it has no evaluation of its last stage"
         elif status == "done" and end is not None and final[-1].step < end:
             result.status = "unfinished"
             result.reason = f"its last evaluation is at step {final[-1].step} of {end}"
         elif status == "done":
-            result.success = final[-1].values["success"]
+            result.success, result.episodes = final[-1].success, final[-1].episodes or 0
         results.append(result)
     return results
 
 
-def updates_in_words(config: dict[str, Any]) -> str:
+def updates_in_words(config: dict[str, Any], fine_tunes: bool = True) -> str:
     """Return how long a run fine-tunes; of pretraining alone how long it clones."""
-    if not declaration(str(config.get("algo", ""))).fine_tunes:
+    if not fine_tunes:
         return short_count(config.get("bc_steps"))
     offline, online = config.get("offline_steps"), config.get("online_steps")
     parts = [short_count(offline)] if offline else []
@@ -219,6 +230,8 @@ def data_in_words(config: dict[str, Any]) -> str:
     """Return what a run was trained on."""
     if not config:
         return ""
+    if config.get("dataset"):
+        return Path(str(config["dataset"])).name
     if not config.get("generated"):
         return "published"
     return f"{short_count(config.get('generated_transitions'))} generated"
@@ -257,8 +270,8 @@ def collect_loose(folders: list[Path], root: Path, notes: list[str]) -> list[Res
         status, reason = ("done", "") if run.summary else (
             "unfinished", "summary.json is missing: it was stopped, or is still running",
         )  # fmt: skip
-        algo, task = str(run.config["algo"]), str(run.config["env_name"])
-        for result in results_of(run, run.algorithm.label, algo, task, run.seeds, status, reason):
+        algo, task = printable(run.config["algo"]), printable(run.config["env_name"])
+        for result in whatever(run, run.algorithm.label, algo, task, run.seeds, status, reason):
             result.config = run.config
             results.append(result)
     return results

@@ -6,28 +6,32 @@ import pickle
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
+from trqam_fast.damage import Damaged, Unreadable, reading
 from trqam_fast.errors import RunError, UsageError
-from trqam_fast.files import written_whole
+from trqam_fast.files import open_file, written_whole
 from trqam_fast.networks import MLPShape, ScalarShape
 
 FORMAT = 3
-WEIGHTS = {"stage", "step", "agent", "shapes"}
-"""What a checkpoint holds that a run can start from."""
+WEIGHTS = {"stage": str, "step": int, "agent": dict, "shapes": dict}
+"""What a checkpoint holds that a run can start from, and its types."""
 
 PROGRESS = {
-    "ends", "data", "sequences", "drawn", "history", "success", "evaluated", "seconds",
-    "updates", "failures", "online",
+    "ends": dict, "data": str, "sequences": dict, "drawn": int, "history": Tensor,
+    "success": dict, "evaluated": int, "seconds": dict, "updates": dict, "failures": dict,
+    "online": (dict, type(None)),
 }  # fmt: skip
-"""What it holds besides if a run can be continued from it."""
+"""What it holds besides if a run can be continued from it, and its types."""
 
-READ_ERRORS = (
-    OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError,
-    pickle.UnpicklingError, zipfile.BadZipFile,
-)  # fmt: skip
+INNER = {
+    "agent": (str, Tensor), "shapes": (str, list), "ends": (str, int), "success": (str, list),
+    "seconds": (str, float), "updates": (str, int), "failures": (int, str),
+}  # fmt: skip
+"""Types of the names and of the values in some of these."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -44,24 +48,93 @@ def save(path: Path, state: dict[str, Any]) -> None:
         raise RunError(f"cannot write the checkpoint {path}: {error}") from None
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, remedy: str = "name another one") -> dict[str, Any]:
     """Read a checkpoint without executing anything in it; every byte is checked first.
 
+    Args:
+        path: The file.
+        remedy: What to do if it is damaged.
+
     Raises:
-        UsageError: the file is missing, damaged, foreign, or of another format.
+        Damaged: its contents are not those of a checkpoint.
+        Unreadable: the system refuses.
+        UsageError: it is of another format.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"the checksum of {damaged} is wrong")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["format"] != FORMAT or not set(state) >= WEIGHTS:
-            raise ValueError("its contents are of another version")
-    except READ_ERRORS as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
-        raise UsageError(f"{path} is not a readable checkpoint ({reason})") from None
+    with reading(path, "is not a readable checkpoint", remedy), open_file(path) as file:
+        check_archive(file)
+        file.seek(0)
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # torch's own words fill a page
+            raise ValueError("it holds other things than tensors and plain values") from None
+        if not isinstance(state, dict):
+            raise ValueError("it holds no state of a run")
+        check_tensors(state)
+        found = state.get("format")
+        if isinstance(found, int) and found != FORMAT:
+            raise UsageError(
+                f"{path} is of another version (format {found}, here {FORMAT}); use the version of "
+                "trqam_fast that wrote it"
+            )
+        if "generators" in state:  # as version 0.1.0 had instead
+            state["drawn"] = 0
+        check_types(state)
     return state
+
+
+def check_archive(file: BinaryIO) -> None:
+    """Raise an error if a checksum is wrong, or a part is not stored as torch stores it."""
+    with zipfile.ZipFile(file) as archive:
+        for part in archive.infolist():
+            # Nothing is compressed, so no small file asks for much memory.
+            if part.compress_type != zipfile.ZIP_STORED or part.compress_size != part.file_size:
+                raise ValueError(f"{part.filename} is packed as torch packs nothing")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of {damaged} is wrong")
+
+
+def check_tensors(state: dict[str, Any]) -> None:
+    """Raise `ValueError` if a tensor, however deep, claims more numbers than were stored."""
+    values, seen = [state], set()
+    while values:
+        value = values.pop()
+        if id(value) in seen:  # a file may hold a list that holds itself
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            size = value.numel() * value.element_size()
+            if value.layout != torch.strided or size > value.untyped_storage().nbytes():
+                raise ValueError(f"a tensor claims the shape {list(value.shape)}")
+        elif isinstance(value, dict):
+            values += value.values()
+        elif isinstance(value, list | tuple):
+            values += value
+
+
+def check_types(state: dict[str, Any]) -> None:
+    """Raise an error if an entry is missing that weights need, or one has another type."""
+    for name, kind in (WEIGHTS | PROGRESS).items():
+        if name not in state and name in PROGRESS:
+            continue
+        value = state[name]
+        right = isinstance(value, kind) and not isinstance(value, bool)
+        if right and name in INNER:
+            key, inner = INNER[name]
+            right = all(isinstance(k, key) and isinstance(v, inner) for k, v in value.items())
+        if not right:
+            raise ValueError(f"its entry {name} has another type")
+    sizes = [n for shapes in state["shapes"].values() for shape in shapes for n in shape]
+    rates = [rate for rates in state.get("success", {}).values() for rate in rates]
+    if not all(isinstance(n, int) for n in sizes) or not all(isinstance(r, float) for r in rates):
+        raise ValueError("its shapes or success rates are no numbers")
+    if not 0 <= state.get("drawn", 0) < 2**63:
+        raise ValueError("its count of random numbers is impossible")
+    if not 0 <= state["step"] < 2**53 or state["agent"]["online"].ndim != 2:
+        raise ValueError("its step or its weights are impossible")
+    runs = state["agent"]["online"].shape[0]
+    if not set(state.get("failures", {})) <= set(range(runs)):
+        raise ValueError("its failures name a run that it has not")
 
 
 def load_newest(folder: Path, warn: Callable[[str], None]) -> tuple[dict[str, Any] | None, str]:
@@ -72,21 +145,18 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> tuple[dict[str, An
         warn: Told of each damaged one.
 
     Raises:
-        UsageError: there are checkpoints, but none that a run can be continued from.
+        Damaged: there are checkpoints, but all are damaged.
+        Unreadable: the system refuses to read one, which may be whole, so none before it serves.
+        UsageError: the newest one is of another format.
     """
-    paths = sorted(folder.glob("*.pt"), reverse=True)
+    paths = found(folder)[::-1]
     for path in paths:
         try:
-            state = load(path)
-            if "generators" in state:  # Version 0.1.0 had states of generators.
-                state["drawn"] = 0
-            if not set(state) >= PROGRESS:
-                raise UsageError(f"{path} holds weights but no progress; pass it as --pretrained")
-            return state, path.name
-        except UsageError as error:
+            return load(path), path.name
+        except Damaged as error:
             warn(f"warning: {error}; trying the one before")
     if paths:
-        raise UsageError(f"{folder} holds no whole checkpoint; start again with --overwrite")
+        raise Damaged(f"{folder} holds no whole checkpoint; start again with --overwrite")
     return None, ""
 
 
@@ -95,14 +165,27 @@ def plain_shapes(shapes: Mapping[str, MLPShape | ScalarShape]) -> dict[str, list
     return {name: [list(shape) for shape in net.tensor_shapes] for name, net in shapes.items()}
 
 
+def found(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, the oldest first; none without the folder.
+
+    Raises:
+        Unreadable: the system refuses to list them.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix == ".pt")
+    except FileNotFoundError:
+        return []
+    except OSError as error:  # glob would return none
+        raise Unreadable(folder, error) from None
+
+
 def newest(folder: Path) -> Path | None:
     """Return the checkpoint to continue from: the one that sorts last."""
-    found = sorted(folder.glob("*.pt"))
-    return found[-1] if found else None
+    return max(found(folder), default=None)
 
 
 def prune(folder: Path, keep: int, protected: set[Path]) -> None:
     """Delete all but the `keep` newest checkpoints and the `protected` ones."""
-    for path in sorted(folder.glob("*.pt"))[:-keep]:
+    for path in found(folder)[:-keep]:
         if path not in protected:
             path.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trqam_fast.files import write_text
+from trqam_fast.files import open_log, write_text
 
 
 class CsvLog:
@@ -68,7 +68,7 @@ class CsvLog:
         """Return all rows; none if the file is not there yet."""
         if not self.path.exists():
             return []
-        with open(self.path, newline="") as file:
+        with open_log(self.path, "strict") as file:
             return list(csv.DictReader(file))
 
     def truncate(self, step: int) -> None:
@@ -77,7 +77,7 @@ class CsvLog:
             row
             for row in self.read()
             if None not in row and None not in row.values()
-            if row.get("step", "").isdigit() and int(row["step"]) <= step
+            if row.get("step", "").isdecimal() and int(row["step"]) <= step
         ]
         if rows:
             write_text(self.path, csv_text(list(rows[0]), rows, head=True))

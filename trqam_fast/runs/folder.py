@@ -5,23 +5,28 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib.metadata
+import itertools
 import json
+import os
 import platform
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
+from trqam_fast.damage import reading
 from trqam_fast.errors import RunError, UsageError
-from trqam_fast.files import PARTIAL, write_json
+from trqam_fast.files import PARTIAL, read_text, write_json
 from trqam_fast.kernels.dispatch import load_extension
 from trqam_fast.runs.csv_log import CsvLog
 
 RUNS_DIR = Path("runs")
 LOCK = "run.lock"
+LOOKS, LOOK_SECONDS = 3, 0.02
+"""Attempts to take a lock, and the time between them: a look at it lasts microseconds."""
 PACKAGES = ("torch", "triton", "numpy", "ogbench", "mujoco", "gymnasium")
 
 
@@ -40,6 +45,7 @@ class RunFolder:
 
     def __init__(self, path: Path, metrics: Sequence[str] = ()) -> None:
         self.path = path
+        self._made: list[Path] = []
         self.checkpoints = path / "checkpoints"
         self.metrics = CsvLog(path / "metrics.csv", (*self.KEYS, *metrics))
         self.first_updates = CsvLog(path / "first_updates.csv", self.metrics.columns)
@@ -48,15 +54,25 @@ class RunFolder:
         self.timing = CsvLog(path / "timing.csv", self.TIMING)
         self.logs = (self.metrics, self.first_updates, self.eval, self.episodes, self.timing)
 
-    @staticmethod
-    def default_path(env_name: str, algo: str) -> Path:
-        """Return runs/<env>/<algo>/<time>, a folder that does not exist yet."""
-        return RUNS_DIR / env_name / folder_name(algo) / time.strftime("%Y%m%d-%H%M%S")
+    @classmethod
+    def new(cls, env_name: str, algo: str, metrics: Sequence[str] = ()) -> RunFolder:
+        """Make runs/<env>/<algo>/<time>, which no other process makes, and return it.
+
+        Raises:
+            RunError: it cannot be made.
+        """
+        parent = RUNS_DIR / folder_name(env_name) / folder_name(algo)
+        moment = time.strftime("%Y%m%d-%H%M%S")
+        for count in itertools.count(1):
+            folder = cls(parent / (moment if count == 1 else f"{moment}-{count:02}"), metrics)
+            with contextlib.suppress(FileExistsError):
+                folder._make(exist_ok=False)
+                return folder
 
     @staticmethod
     def newest(env_name: str, algo: str) -> Path | None:
         """Return the newest run of a task and algorithm, None if there is none."""
-        runs = (RUNS_DIR / env_name / folder_name(algo)).glob("*/config.json")
+        runs = (RUNS_DIR / folder_name(env_name) / folder_name(algo)).glob("*/config.json")
         return max((path.parent for path in runs), default=None)
 
     @property
@@ -79,41 +95,79 @@ class RunFolder:
                 f"--run-dir {self.path} holds other files; name an empty or new folder"
             )
 
+    def _make(self, exist_ok: bool = True) -> None:
+        """Make the folder and note which folders that were.
+
+        Raises:
+            FileExistsError: it is there, unless it may be.
+            RunError: it cannot be made.
+        """
+        try:
+            missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
+            self.path.mkdir(parents=True, exist_ok=exist_ok)
+        except OSError as error:
+            if isinstance(error, FileExistsError) and not exist_ok:
+                raise
+            raise RunError(f"cannot write to --run-dir {self.path}: {error}") from None
+        self._made = self._made or missing
+
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Make the folder and keep other processes from writing to it, as far as its disk can.
+
+        If nothing is written to it, what was made is removed at the end.
 
         Raises:
             UsageError: another process has it.
             RunError: it cannot be written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / LOCK, "w")
-        except OSError as error:
-            raise RunError(f"cannot write to --run-dir {self.path}: {error}") from None
-        with file:
+        self._make()
+        with self._lock():
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    if self._made and [path.name for path in self.path.iterdir()] == [LOCK]:
+                        (self.path / LOCK).unlink()
+                        for path in self._made:
+                            path.rmdir()
+
+    def _lock(self) -> IO[str]:
+        """Return the folder's lock file, locked."""
+        while True:
+            try:
+                file = open(self.path / LOCK, "w")
+            except FileNotFoundError:  # its holder has removed the folder since
+                self._make()
+                continue
+            except OSError as error:
+                raise RunError(f"cannot write to --run-dir {self.path}: {error}") from None
+            if not lock(file, fcntl.LOCK_EX):
+                file.close()
                 raise UsageError(
                     f"--run-dir {self.path} is being written by another process; wait for its end "
                     "or name another folder"
-                ) from None
-            except OSError:  # a file system without locks
-                pass
-            yield
+                )
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(self.path / LOCK)):
+                    return file
+            file.close()  # its holder has removed it since
 
-    def create(self, config: dict[str, Any], declaration: dict[str, Any]) -> None:
-        """Make the folder, empty it of an older run, write what is known before the first step.
+    def create(
+        self, config: dict[str, Any], declaration: dict[str, Any], overwrite: bool = False
+    ) -> None:
+        """Empty the folder of an older run, write what is known before the first step.
 
         Args:
             config: The run's configuration.
             declaration: What its algorithm declares.
+            overwrite: Whether there may be an older run.
 
         Raises:
+            UsageError: there is an older run, which may not be.
             RunError: it cannot be written.
         """
+        self.check_free(overwrite)
         try:
             for log in self.logs:
                 log.path.unlink(missing_ok=True)
@@ -121,7 +175,6 @@ class RunFolder:
                 (self.path / name).unlink(missing_ok=True)
             for name in ("checkpoints", "evaluation", "trackers"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
-            self.path.mkdir(parents=True, exist_ok=True)
             write_json(self.path / "config.json", config)
             write_json(self.path / "algorithm.json", declaration)
             write_json(self.path / "versions.json", versions())
@@ -136,30 +189,58 @@ class RunFolder:
     def truncate(self, step: int, evaluated: int) -> None:
         """Drop the log rows after `step`, and evaluations after `evaluated`."""
         for log in self.logs:
-            log.truncate(evaluated if log is self.eval else step)
+            with reading(log.path, "is damaged", "move it away to go on without its rows"):
+                log.truncate(evaluated if log is self.eval else step)
 
     def read_config(self) -> dict[str, Any]:
         """Return config.json.
 
         Raises:
             UsageError: it is missing or damaged.
+            Unreadable: the system refuses.
         """
-        try:
-            config = json.loads((self.path / "config.json").read_text())
-            if not isinstance(config, dict):
-                raise ValueError("config.json holds no flags")
-            return config
-        except (OSError, ValueError) as error:
+        path = self.path / "config.json"
+        if not path.exists():
             raise UsageError(
-                f"--run-dir {self.path} holds no run to resume: config.json is "
-                f"{'missing' if isinstance(error, FileNotFoundError) else 'damaged'}; start one "
+                f"--run-dir {self.path} holds no run to resume: config.json is missing; start one "
                 "without --resume"
-            ) from None
+            )
+        with reading(path, "is damaged", "put its copy back, or start a new run elsewhere"):
+            config = json.loads(read_text(path))
+            if not isinstance(config, dict):
+                raise ValueError("it holds no flags")
+            return config
 
 
-def folder_name(algo: str) -> str:
-    """Return the name of an algorithm in paths: ``PACKAGE.MODULE.CLASS`` for one's own."""
-    return algo.replace(":", ".")
+def lock(file: IO[str], kind: int) -> bool:
+    """Take a lock, with patience for those who only look; return whether it could be had.
+
+    A file system without locks gives it.
+    """
+    for attempt in range(LOOKS):
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if attempt + 1 < LOOKS:
+                time.sleep(LOOK_SECONDS)
+        except OSError:
+            return True
+    return False
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process writes to a run folder; its lock is looked at, not kept."""
+    try:
+        with open(path / LOCK) as file:
+            return not lock(file, fcntl.LOCK_SH)
+    except OSError:  # there is none, or it may not be read
+        return False
+
+
+def folder_name(name: str) -> str:
+    """Return the name of an algorithm or a task in paths: ``MODULE.CLASS`` for one's own."""
+    return name.replace(":", ".").replace("/", ".")
 
 
 def versions() -> dict[str, str]:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
+
+from trqam_fast.cli import begin, run_command
+
+if __name__ == "__main__":
+    begin()
+
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +17,6 @@ from typing import Annotated
 
 import tyro
 
-from trqam_fast.cli import run_command
 from trqam_fast.errors import FAILURE, UsageError
 from trqam_fast.status.lines import ENDED, Line, read_lines
 from trqam_fast.status.table import render

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 import os
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trqam_fast.errors import UsageError
+from trqam_fast.runs.folder import is_held
 from trqam_fast.runs.progress import Progress, read_progress
+from trqam_fast.runs.read import fault_of
 from trqam_fast.status.outcome import read_outcomes
 from trqam_fast.sweep.plan import read_plan
 from trqam_fast.text import time_since
@@ -25,7 +29,8 @@ class Line:
     Attributes:
         name: Of the job, or the run's folder.
         task, method, algo, seeds: What it trains.
-        kind: That of an `Outcome`; of a run outside of a sweep done, unfinished or unreadable.
+        kind: That of an `Outcome`; of a run outside of a sweep done, running (a process holds its
+            folder), interrupted or unreadable.
         state: The kind in words, with its reason.
         progress: How far it is.
         after: Name of its pretraining.
@@ -66,6 +71,15 @@ def read_lines(folder: Path) -> tuple[list[Line], bool]:
     return lines, runs
 
 
+def progress_of(folder: Path, planned: Mapping[str, Any]) -> tuple[Progress, str]:
+    """Return how far a run is and, if what its files hold cannot be used, why."""
+    try:
+        return read_progress(folder, planned), ""
+    except Exception as error:
+        fault = fault_of(error)
+        return read_progress(folder / "none", planned), fault  # as of one that has not begun
+
+
 def job_lines(out: Path) -> list[Line]:
     """Return a line for each job of a sweep.
 
@@ -76,9 +90,11 @@ def job_lines(out: Path) -> list[Line]:
     outcomes = read_outcomes(out, jobs)
     lines = []
     for job in jobs:
-        progress = read_progress(job.run_dir(out), job.config)
+        progress, fault = progress_of(job.run_dir(out), job.config)
         kind, text = outcomes[job.name].kind, outcomes[job.name].words
-        if kind == "done":
+        if fault:
+            kind, text = "unreadable", f"unreadable: it {fault}"
+        elif kind == "done":
             text = done_text(progress, len(job.seeds))
         method, seeds = job.method or "pretraining", " ".join(map(str, job.seeds))
         lines.append(
@@ -99,20 +115,21 @@ def run_lines(folder: Path) -> list[Line]:
         if "config.json" not in files:
             continue
         folders.clear()
-        progress = read_progress(Path(path))
+        progress, fault = progress_of(Path(path), {})
         config = progress.config
-        seeds = config["seeds"] if isinstance(config.get("seeds"), list) else []
+        seeds = config.get("seeds", [])
         algo = str(config.get("algo", ""))
         kind, text = "done", done_text(progress, len(seeds))
         if not progress.summary:
-            kind = "unfinished"
-            text = f"unfinished, newest row {time_since(progress.newest)} ago"
-        if not config:
-            kind, text = "unreadable", "unreadable: its config.json"
+            kind = "running" if is_held(Path(path)) else "interrupted"
+            text = f"{kind}, newest row {time_since(progress.newest)} ago"
+        if fault or not config:
+            kind, text = "unreadable", f"unreadable: {fault or 'its config.json'}"
         lines.append(
             Line(
                 os.path.relpath(path, folder), str(config.get("env_name", "")),
-                progress.algorithm.label, algo, " ".join(map(str, seeds)), kind, text, progress,
+                progress.algorithm.label, algo, " ".join(map(str, seeds)), kind, text,
+                progress,
             )
         )  # fmt: skip
     if not lines:
@@ -136,7 +153,7 @@ def estimate(lines: list[Line]) -> None:
         if line.progress.overhead is not None:
             overheads.setdefault(line.algo, []).append(line.progress.overhead)
     for line in lines:
-        if line.kind not in (*PENDING, "unfinished") or not line.progress.ends:
+        if line.kind not in (*PENDING, "interrupted") or not line.progress.ends:
             continue
         seconds, begin = 0.0, line.progress.step
         for stage, end in line.progress.ends.items():

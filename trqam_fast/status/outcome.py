@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from trqam_fast.errors import UsageError
+from trqam_fast.errors import RunError, UsageError
 from trqam_fast.sweep.plan import Job
 from trqam_fast.sweep.state import read_state
 from trqam_fast.text import time_since
@@ -65,7 +65,7 @@ def begun(out: Path, job: Job) -> Outcome:
     """Return what became of a job that has no summary, by its state file; queued without one."""
     try:
         state = read_state(out, job)
-    except (UsageError, OSError) as error:
+    except (UsageError, RunError, OSError) as error:
         return Outcome("unreadable", str(error))
     if state is None:
         return Outcome("queued", "has not begun")

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
+from trqam_fast.cli import begin, run_command
+
+if __name__ == "__main__":
+    begin(signal.SIGTERM, signal.SIGUSR1)
+
 import os
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from trqam_fast.cli import run_command
-from trqam_fast.errors import FAILURE, REQUEUE, RunError, Stopped, UsageError
+from trqam_fast.errors import FAILURE, INTERRUPTED, REQUEUE, Stopped, UsageError
 from trqam_fast.sweep import cluster
-from trqam_fast.sweep.estimate import job_seconds, makespan
+from trqam_fast.sweep.estimate import job_seconds, machine_bytes, makespan
 from trqam_fast.sweep.execute import execute, finished, settle
 from trqam_fast.sweep.plan import Job, make_plan, read_plan, write_plan
 from trqam_fast.sweep.slurm import slurm_script
@@ -107,8 +113,9 @@ def run_all(jobs: list[Job], spec: Spec, args: SweepArgs) -> int:
                 ray, jobs, out, resources, spec.retries, lambda line: print(line, flush=True)
             )
         except KeyboardInterrupt:
-            raise RunError(
-                "interrupted; the same command continues every run from its last checkpoint"
+            raise Stopped(
+                "interrupted; the same command continues every run from its last checkpoint",
+                INTERRUPTED,
             ) from None
     if any(state.state == "stopped" for state in states.values()):
         raise Stopped("the sweep was stopped; the same command continues every run")
@@ -119,11 +126,11 @@ def run_all(jobs: list[Job], spec: Spec, args: SweepArgs) -> int:
     return FAILURE if failed else 0
 
 
-def slots(resources: Resources, args: SweepArgs) -> int:
-    """Return how many jobs this machine runs at a time, by its cores and its memory."""
+def slots(resources: Resources, args: SweepArgs, jobs: int) -> int:
+    """Return how many of the jobs this machine runs at a time, by its cores and its memory."""
     cpus = args.num_cpus or os.cpu_count() or 1
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return max(1, int(min(cpus / resources.cpus, memory / resources.memory_gb)))
+    memory = machine_bytes() / 2**30
+    return max(1, int(min(jobs, cpus / resources.cpus, memory / resources.memory_gb)))
 
 
 def describe(jobs: list[Job], spec: Spec, args: SweepArgs) -> None:
@@ -142,7 +149,7 @@ def describe(jobs: list[Job], spec: Spec, args: SweepArgs) -> None:
     if not on_cpu:
         print("no estimate of the time: it would have to be measured on the GPUs")
         return
-    count = slots(spec.resources, args)
+    count = slots(spec.resources, args, len(jobs))
     print(
         f"about {duration(makespan(jobs, seconds, count))} with {count} jobs at a time, "
         f"{duration(sum(seconds.values()))} one after another, if all episodes have full length "

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import heapq
-import time
-from collections.abc import Callable
+import math
+import os
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,16 +14,15 @@ import torch
 from trqam_fast.agents import algorithm
 from trqam_fast.agents.config import CloningConfig
 from trqam_fast.data.dataset import Dataset
-from trqam_fast.data.names import parse_task
+from trqam_fast.data.tasks import find_task
+from trqam_fast.errors import UsageError
 from trqam_fast.evaluation.episodes import Request
 from trqam_fast.evaluation.policy import ROWS, choose_chunks
-from trqam_fast.simulator.environment import begin, make_env
-from trqam_fast.sweep.plan import Job
+from trqam_fast.simulator.environment import begin, interface_of, make_env
+from trqam_fast.sweep.plan import Job, run_bytes
 from trqam_fast.training.backend import settle_backend
 from trqam_fast.training.config import TrainConfig
-from trqam_fast.training.history import History
-from trqam_fast.training.seeding import make_randomness
-from trqam_fast.training.updater import Updater
+from trqam_fast.training.estimate import seconds_per_call, seconds_per_update
 
 START_SECONDS = 10.0
 """Of a process: imports, Ray's worker, reading the data."""
@@ -31,39 +31,40 @@ PROBE_SECONDS = 1.0
 PROBE_ROWS = 1000
 
 
-def seconds_per_call(call: Callable[[], object]) -> float:
-    """Return the median time of a call, of those that fit into `PROBE_SECONDS`, at least two."""
-    call()
-    times: list[float] = []
-    while len(times) < 2 or sum(times) < PROBE_SECONDS:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
-
-
-def random_data(obs_dim: int, act_dim: int) -> Dataset:
+def random_data(obs_dim: int, act_dim: int, rows: int) -> Dataset:
     """Return transitions of random numbers, in one trajectory."""
     draw = np.random.default_rng(0).standard_normal
-    observations = draw((PROBE_ROWS + 1, obs_dim))
-    terminals = np.zeros(PROBE_ROWS)
+    observations = draw((rows + 1, obs_dim))
+    terminals = np.zeros(rows)
     terminals[-1] = 1
     return Dataset.from_arrays(
         {
             "observations": observations[:-1],
             "next_observations": observations[1:],
-            "actions": draw((PROBE_ROWS, act_dim)).clip(-1, 1),
-            "rewards": -np.ones(PROBE_ROWS),
-            "masks": np.ones(PROBE_ROWS),
+            "actions": draw((rows, act_dim)).clip(-1, 1),
+            "rewards": -np.ones(rows),
+            "masks": np.ones(rows),
             "terminals": terminals,
         }
     )
 
 
+UNLIMITED = 1000
+"""Steps that an episode is taken to have in an environment without a limit."""
+
+
 @cache
-def probe_environment(env_id: str) -> tuple[int, int, int, float]:
-    """Return widths of observation and action, steps of the longest episode, seconds a step."""
-    env = make_env(env_id)
+def probe_environment(
+    env_id: str, options: tuple[tuple[str, Any], ...] = ()
+) -> tuple[int, int, int, float]:
+    """Return widths of observation and action, steps of the longest episode, seconds a step.
+
+    Args:
+        env_id: What `make_env` takes.
+        options: Its further arguments, as pairs.
+    """
+    env = make_env(env_id, **dict(options))
+    steps = interface_of(env_id, **dict(options)).steps
     try:
         observation = begin(env, np.random.default_rng(0))
         action = np.zeros(env.action_space.shape, dtype=np.float32)
@@ -73,10 +74,36 @@ def probe_environment(env_id: str) -> tuple[int, int, int, float]:
             if terminated or truncated:
                 env.reset()
 
-        seconds = seconds_per_call(step)
-        return len(observation), len(action), env.spec.max_episode_steps, seconds
+        seconds = seconds_per_call(step, PROBE_SECONDS)
+        return (
+            len(observation),
+            len(action),
+            UNLIMITED if steps == math.inf else int(steps),
+            seconds,
+        )
     finally:
         env.close()
+
+
+def probe_rows(config: CloningConfig) -> int:
+    """Return the transitions of a measurement: some sequences of actions must fit into them."""
+    return max(PROBE_ROWS, 2 * config.horizon_length)
+
+
+def machine_bytes() -> int:
+    """Return the memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def check_memory(job: Job, config: TrainConfig, obs_dim: int, act_dim: int) -> None:
+    """Raise `UsageError` if measuring a job would take more memory than this machine has."""
+    needed = sum(run_bytes(config, len(job.seeds), max(1, config.threads)).values())
+    needed += 4 * probe_rows(config.agent) * (2 * obs_dim + act_dim + 3) * np.float64().itemsize
+    if needed > machine_bytes():
+        raise UsageError(
+            f"an update of {job.name} needs about {needed / 2**30:,.0f} GiB, but this machine has "
+            f"{machine_bytes() / 2**30:.0f}; use smaller sizes"
+        )
 
 
 @cache
@@ -84,15 +111,13 @@ def probe_agent(
     algo: str, config: CloningConfig, obs_dim: int, act_dim: int, runs: int, backend: str
 ) -> tuple[float, float]:
     """Return the seconds of an update of all runs, and of a policy call's row."""
-    seeds = tuple(range(runs))
-    agent = algorithm(algo)(config, obs_dim, act_dim, list(seeds), backend=backend)
-    randomness = make_randomness(seeds, "offline", "cpu")
-    history = History(10_000)
-    updater = Updater(agent, random_data(obs_dim, act_dim), randomness, history, graph=False)
+    agent = algorithm(algo)(config, obs_dim, act_dim, list(range(runs)), backend=backend)
+    data = random_data(obs_dim, act_dim, probe_rows(config))
     noise = np.zeros((agent.candidates, agent.noise_dim))
     requests = [Request(np.zeros(obs_dim), noise)] * ROWS
-    update = seconds_per_call(lambda: updater.run(1))
-    return update, seconds_per_call(lambda: choose_chunks(agent, 0, requests)) / ROWS
+    update = seconds_per_update(agent, data, PROBE_SECONDS)
+    act = seconds_per_call(lambda: choose_chunks(agent, 0, requests), PROBE_SECONDS) / ROWS
+    return update, act
 
 
 def job_seconds(job: Job) -> float:
@@ -101,7 +126,10 @@ def job_seconds(job: Job) -> float:
     Evaluations are counted with episodes of full length, which is the most that they can take.
     """
     config = job.train_config()
-    obs_dim, act_dim, steps, step_seconds = probe_environment(parse_task(job.env_name).env_id)
+    obs_dim, act_dim, steps, step_seconds = probe_environment(
+        find_task(job.env_name).env_id, tuple(config.env_options.items())
+    )
+    check_memory(job, config, obs_dim, act_dim)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads or threads)
     try:

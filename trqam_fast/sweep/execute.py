@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import dataclasses
 import shlex
 import sys
 import traceback
@@ -13,6 +13,7 @@ from trqam_fast import train
 from trqam_fast.errors import RunError, Stopped, UsageError
 from trqam_fast.files import locked
 from trqam_fast.kernels import BackendError
+from trqam_fast.runs.values import read_values
 from trqam_fast.sweep.plan import Job
 from trqam_fast.sweep.state import JobState, StateFile, read_state, state_path
 from trqam_fast.training.config import TrainConfig
@@ -88,7 +89,7 @@ def train_to_log(out: Path, job: Job) -> tuple[str, str]:
     ):
         print(f"python -m trqam_fast.sweep --out {shlex.quote(str(out))} --job {job.name}")
         try:
-            train.run(train.continued_if_begun(config_of(out, job)))
+            train.run(dataclasses.replace(config_of(out, job), resume="auto"))
         except Stopped as stop:
             print(stop)
             return "stopped", str(stop)
@@ -113,5 +114,5 @@ def config_of(out: Path, job: Job) -> TrainConfig:
 
 def failed_seeds(out: Path, job: Job) -> str:
     """Return which seeds of a finished job diverged, in words; empty if none did."""
-    summary = json.loads((job.run_dir(out) / "summary.json").read_text())
-    return "; ".join(f"seed {seed}: {why}" for seed, why in summary["failures"].items())
+    failures = read_values(job.run_dir(out) / "summary.json").get("failures", {})
+    return "; ".join(f"seed {seed}: {why}" for seed, why in failures.items())

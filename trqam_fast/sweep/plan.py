@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,16 @@ from typing import Any
 
 from trqam_fast.agents import algorithm
 from trqam_fast.agents.config import FlowConfig, names_of
+from trqam_fast.damage import reading
 from trqam_fast.errors import RunError, UsageError
-from trqam_fast.files import write_json
+from trqam_fast.files import read_text, write_json
 from trqam_fast.memory import update_bytes
 from trqam_fast.runs.folder import folder_name
 from trqam_fast.sweep.spec import Spec
+from trqam_fast.text import printable
 from trqam_fast.training.config import DataConfig, TrainConfig, run_flags
 from trqam_fast.training.flags import parse_config
+from trqam_fast.training.interface import own_interface
 from trqam_fast.training.presets import flag_of, make_config, value_in_words
 
 FORMAT = 2
@@ -133,22 +137,40 @@ def make_plan(spec: Spec, out: Path) -> list[Job]:
             first = None
             if cloning is not None:
                 method = algorithm(CLONING).label if CLONING in spec.algos else None
-                name = f"{env_name}/{CLONING}/{tail}"
+                name = f"{folder_name(env_name)}/{CLONING}/{tail}"
                 values = plain(cloning, spec, seeds)
                 first = Job(name, env_name, CLONING, method, seeds, None, values)
                 pretraining.append(first)
             for algo, method, config in methods:
-                folder = "_".join([folder_name(algo), *method.split()[1:]])
+                folder = one_folder("_".join([folder_name(algo), *method.split()[1:]]))
                 values = plain(config, spec, seeds)
                 if first is not None:
                     values["pretrained"] = str(first.run_dir(out))
                 fine_tuning.append(
                     Job(
-                        f"{env_name}/{folder}/{tail}", env_name, algo, method, seeds,
+                        f"{folder_name(env_name)}/{folder}/{tail}", env_name, algo, method, seeds,
                         None if first is None else first.name, values,
                     )
                 )  # fmt: skip
-    return [*pretraining, *fine_tuning]
+    jobs = [*pretraining, *fine_tuning]
+    check_different(jobs)
+    return jobs
+
+
+def one_folder(name: str) -> str:
+    """Return a name as that of one folder: values of flags may be paths."""
+    return re.sub(r"[^\w.,=+-]", "_", name)
+
+
+def check_different(jobs: list[Job]) -> None:
+    """Raise `UsageError` if two jobs have one name."""
+    names = [job.name for job in jobs]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(
+                f"two methods of the sweep would have the folder {printable(name, 400)}; let the "
+                "values in [grid] differ in letters or digits"
+            )
 
 
 def defaults(spec: Spec) -> dict[str, Any]:
@@ -251,10 +273,18 @@ def seeds_that_fit(spec: Spec, config: TrainConfig) -> int:
     return max(1, 1 + int((room - one) // (two - one)))
 
 
+def widths_of(config: TrainConfig) -> tuple[int, int]:
+    """Return the widths of a task's observation and action; a bound of all for OGBench's."""
+    interface = own_interface(config)
+    if interface is None:
+        return WIDEST_OBSERVATION, WIDEST_ACTION
+    return interface.obs_dim, interface.act_dim
+
+
 def run_bytes(config: TrainConfig, runs: int, threads: int) -> dict[str, int]:
     """Bound the memory of a process's updates, and of the weights that it keeps beside them."""
     sizes = update_bytes(
-        algorithm(config.algo), config.agent, WIDEST_OBSERVATION, WIDEST_ACTION, runs=runs,
+        algorithm(config.algo), config.agent, *widths_of(config), runs=runs,
         threads=threads,
     )  # fmt: skip
     return sizes | {"last good weights": sizes["held"]}
@@ -309,17 +339,38 @@ def read_plan(out: Path) -> list[Job]:
         UsageError: there is no plan, or it is damaged.
     """
     path = out / "plan.json"
-    try:
-        values = json.loads(path.read_text())
+    with reading(path, "is damaged", "write it again by a sweep"):
+        try:
+            values = json.loads(read_text(path))
+        except FileNotFoundError as error:
+            raise UsageError(f"{out} holds no sweep ({error.strerror}: plan.json)") from None
+        if values["format"] not in (1, FORMAT):
+            raise ValueError(f"it has format {printable(values['format'])}")
         if values["format"] == 1:
-            return [job_from_flags(job) for job in values["jobs"]]
-        if values["format"] != FORMAT:
-            raise ValueError(f"it has format {values['format']}")
-        return [Job(**job | {"seeds": tuple(job["seeds"])}) for job in values["jobs"]]
-    except OSError as error:
-        raise UsageError(f"{out} holds no sweep ({error.strerror}: plan.json)") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is damaged ({error}); write it again by a sweep") from None
+            jobs = [job_from_flags(job) for job in values["jobs"]]
+        else:
+            jobs = [Job(**job | {"seeds": tuple(job["seeds"])}) for job in values["jobs"]]
+        for job in jobs:
+            check_job(job)
+        return jobs
+
+
+def check_job(job: Job) -> None:
+    """Raise `ValueError` if a job of a plan is not what this package writes.
+
+    Its name is a path inside the sweep's folder, and nowhere else.
+    """
+    texts, optional = (job.name, job.env_name, job.algo), (job.method, job.after)
+    if not all(isinstance(text, str) for text in (*texts, *(t for t in optional if t is not None))):
+        raise ValueError("a job's name, task, algorithm or method is no text")
+    for name in (job.name, job.after or job.name):
+        parts = name.split("/")
+        if not all(parts) or {".", ".."} & set(parts) or not name.isprintable():
+            raise ValueError(f"a job is named {printable(name)}, which leads out of the sweep")
+    if not job.seeds or not all(type(seed) is int and seed >= 0 for seed in job.seeds):
+        raise ValueError(f"the seeds of {printable(job.name)} are no whole numbers")
+    if not isinstance(job.config, dict):
+        raise ValueError(f"the flags of {printable(job.name)} are none")
 
 
 def job_from_flags(job: dict[str, Any]) -> Job:

@@ -9,20 +9,28 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from trqam_fast.agents import ALGORITHMS, algorithm
 from trqam_fast.agents.config import Group
-from trqam_fast.data.names import known_tasks, nearest, parse_task
+from trqam_fast.damage import reading
+from trqam_fast.data.names import known_tasks, nearest
+from trqam_fast.data.tasks import find_task
 from trqam_fast.errors import UsageError
-from trqam_fast.training.config import TrainConfig
+from trqam_fast.files import read_text
+from trqam_fast.text import printable
+from trqam_fast.training.config import MOST_THREADS, TrainConfig
+from trqam_fast.training.kinds import is_a, kind_in_words
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+LARGEST_SPEC = 2**18
+"""Bytes of a sweep's file that are read at the most."""
+MOST = {"cpus": MOST_THREADS, "gpus": 1, "memory_gb": 2**20, "gpu_memory_gb": 2**20}
+"""Of a job's resources."""
 DECIDED_HERE = ("env_name", "algo", "seeds", "device", "run_dir", "resume", "overwrite", "agent")
 
 WORD = re.compile(r"[A-Za-z0-9_-]+")
@@ -86,7 +94,7 @@ class Spec:
     """A sweep.
 
     Attributes:
-        tasks: OGBench single tasks.
+        tasks: OGBench single tasks, or environments of one's own.
         algos: Algorithms; bc is the pretraining itself, as a result.
         seeds: Seeds of every task and algorithm.
         seeds_per_job: Most seeds in one process; none leaves it to the memory.
@@ -128,16 +136,12 @@ def read_spec(path: Path) -> Spec:
     Raises:
         UsageError: there is none, or something in it is wrong: the sentence names it.
     """
-    try:
-        values = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise UsageError(f"cannot read the sweep {path}: {error.strerror}; name a file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not TOML ({error}); mend that line") from None
+    with reading(path, "is not TOML", "mend that line"):
+        values = tomllib.loads(read_text(path, LARGEST_SPEC))
     try:
         return parse_spec(values)
     except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None
+        raise UsageError(f"{path}: {printable(error, 1000)}") from None
 
 
 def parse_spec(values: dict[str, Any]) -> Spec:
@@ -214,46 +218,16 @@ def expand_task(name: Any) -> list[str]:
     """Return the tasks that a name stands for: ``task*`` is every task of a dataset by number.
 
     Raises:
-        UsageError: OGBench has none of that name.
+        UsageError: there is none of that name.
     """
     if not isinstance(name, str) or "task*" not in name:
-        return [parse_task(str(name)).env_name]
+        return [find_task(str(name)).env_name]
     head, _, tail = name.partition("task*")
     known = known_tasks()
     found = [task for n in range(1, 100) if (task := f"{head}task{n}{tail}") in known]
     if not found:
         raise UsageError(f"{name!r} stands for no OGBench single task{nearest(name, known)}")
     return found
-
-
-def is_a(value: Any, kind: Any) -> bool:
-    """Whether a value of the file is what a type hint says; whole numbers serve as float."""
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if get_origin(kind) is tuple:
-        element = get_args(kind)[0]
-        return isinstance(value, list) and all(is_a(item, element) for item in value)
-    if isinstance(kind, UnionType):  # optional flags; none is leaving them out
-        return any(is_a(value, option) for option in get_args(kind))
-    if kind is Path:
-        return isinstance(value, str)
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def kind_in_words(kind: Any) -> str:
-    """Return a type hint in words of the file."""
-    if get_origin(kind) is Literal:
-        return " or ".join(map(repr, get_args(kind)))
-    if get_origin(kind) is tuple:
-        return f"a list of {kind_in_words(get_args(kind)[0])}"
-    if isinstance(kind, UnionType):
-        return kind_in_words(get_args(kind)[0])
-    return {
-        bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes",
-        Path: "a path in quotes",
-    }[kind]  # fmt: skip
 
 
 def check_names(where: str, values: dict[str, Any], known: list[str]) -> None:
@@ -283,8 +257,10 @@ def check_resources(values: dict[str, Any]) -> Resources:
     check_names("[resources]", values, [f.name for f in dataclasses.fields(Resources)])
     for name in ("cpus", "gpus", "memory_gb", "gpu_memory_gb"):
         value = values.get(name, 1)
-        if not is_a(value, float) or value < 0 or (value == 0 and name != "gpus"):
+        if not is_a(value, float) or not 0 <= value or (value == 0 and name != "gpus"):
             raise UsageError(f"[resources] {name} is {value!r}; give a positive number")
+        if value > MOST[name] and name != "gpus":
+            raise UsageError(f"[resources] {name} is {value!r}; give {MOST[name]} at the most")
     for name in ("time", "partition"):
         if not isinstance(values.get(name, ""), str):
             raise UsageError(f"[resources] {name} is {values[name]!r}; write it in quotes")

@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
+from trqam_fast.damage import reading
 from trqam_fast.errors import UsageError
-from trqam_fast.files import write_json
+from trqam_fast.files import read_text, write_json
 from trqam_fast.sweep.plan import Job
+from trqam_fast.training.kinds import is_a, kind_in_words
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
@@ -60,14 +62,19 @@ def read_state(out: Path, job: Job) -> JobState | None:
 
     Raises:
         UsageError: the file is damaged.
+        Unreadable: the system refuses.
     """
     path = state_path(out, job)
-    try:
-        return JobState(**json.loads(path.read_text()), beat=path.stat().st_mtime)
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{path} is damaged ({error}); delete it") from None
+    with reading(path, "is damaged", "delete it"):
+        try:
+            values = json.loads(read_text(path))
+            state = JobState(**values, beat=path.stat().st_mtime)
+        except FileNotFoundError:
+            return None
+        for name, kind in get_type_hints(JobState).items():
+            if not is_a(values.get(name, 0.0), kind):
+                raise ValueError(f"its {name} is no {kind_in_words(kind)}")
+        return state
 
 
 class StateFile:

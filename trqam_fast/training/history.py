@@ -51,6 +51,16 @@ class History:
         self.values = torch.cat([self.values, new]) if self.values.numel() else new
         return new
 
+    def restore(self, values: Tensor, runs: int) -> None:
+        """Take over `values` of a checkpoint.
+
+        Raises:
+            ValueError: they are not those of so many runs.
+        """
+        if values.dtype != torch.float64 or values.ndim != 3 or values.shape[1] not in (0, runs):
+            raise ValueError(f"its history has shape {list(values.shape)}")
+        self.values = values
+
     def clear(self) -> None:
         """Begin the next interval."""
         self.values = self.values[:0]

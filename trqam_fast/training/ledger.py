@@ -53,4 +53,4 @@ class Ledger:
             if item.name in state:
                 setattr(self, item.name, state[item.name])
         if state["online"] is not None:
-            self.online_seconds = state["online"]["seconds"]
+            self.online_seconds = state["online"].get("seconds", {})

@@ -6,14 +6,16 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from trqam_fast.agents import Agent, algorithm
-from trqam_fast.data.names import parse_task
+from trqam_fast.damage import Damaged, reading, reason_of
 from trqam_fast.errors import UsageError
 from trqam_fast.runs import checkpoint as checkpoints
 from trqam_fast.runs.folder import RunFolder
-from trqam_fast.simulator.environment import env_sizes
 from trqam_fast.training.backend import check_asked, settle_backend
 from trqam_fast.training.config import TrainConfig
+from trqam_fast.training.interface import Sizes, read_sizes
 
 
 class LoadedRun(NamedTuple):
@@ -25,6 +27,7 @@ class LoadedRun(NamedTuple):
         stage: Stage that the checkpoint was written in.
         step: Updates from the start of pretraining.
         path: The checkpoint.
+        sizes: What the policy takes and gives.
     """
 
     config: TrainConfig
@@ -32,10 +35,14 @@ class LoadedRun(NamedTuple):
     stage: str
     step: int
     path: Path
+    sizes: Sizes
 
 
 def load_run(
-    path: Path, checkpoint: Path | None = None, device: str = "cpu", backend: str = "auto"
+    path: Path | str,
+    checkpoint: Path | str | None = None,
+    device: str = "cpu",
+    backend: str = "auto",
 ) -> LoadedRun:
     """Rebuild the agent of a run folder.
 
@@ -47,27 +54,30 @@ def load_run(
         backend: Implementation of the ops.
 
     Raises:
-        UsageError: no run, no checkpoint, or one that does not fit the other.
+        UsageError: no run, no checkpoint, one that does not fit the other, or weights that are not
+            finite.
+        Unreadable: the system refuses.
         BackendError: the backend cannot run on the device.
     """
+    path = Path(path)
     folder = RunFolder(path)
     if not folder.exists:
         raise UsageError(f"{path} holds no config.json; name the folder of a run")
     config = read_config(folder, {"device": device, "backend": backend, "plan": "auto"})
-    found, state = read_checkpoint(folder, checkpoint)
+    found, state = read_checkpoint(folder, None if checkpoint is None else Path(checkpoint))
     check_asked(config)
-    obs_dim, act_dim = env_sizes(parse_task(config.env_name).env_id)
-    config = settle_backend(config, act_dim)
-    agent = make_agent(config, state["stage"], obs_dim, act_dim)
+    sizes = read_sizes(path, config)
+    config = settle_backend(config, sizes.act_dim)
+    agent = make_agent(config, state["stage"], sizes.obs_dim, sizes.act_dim)
     try:
         agent.load_state_dict(state["agent"])
-    except (RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, KeyError, ValueError) as error:
         raise UsageError(
-            f"{found} does not fit the networks that {path}/config.json describes ({reason}); "
-            "name a checkpoint of this run"
+            f"{found} does not fit the networks that {path}/config.json describes "
+            f"({reason_of(error)}); name a checkpoint of this run"
         ) from None
-    return LoadedRun(config, agent, state["stage"], state["step"], found)
+    check_finite(agent, config, found)
+    return LoadedRun(config, agent, state["stage"], state["step"], found, sizes)
 
 
 def make_agent(config: TrainConfig, stage: str, obs_dim: int, act_dim: int) -> Agent:
@@ -83,17 +93,30 @@ def make_agent(config: TrainConfig, stage: str, obs_dim: int, act_dim: int) -> A
     )
 
 
+def check_finite(agent: Agent, config: TrainConfig, path: Path) -> None:
+    """Raise `UsageError` if weights of a run are not finite: such a policy does nothing."""
+    weights = [block.flat for block in (agent.online, agent.target)]
+    good = torch.stack([flat.isfinite().all(-1) for flat in weights]).all(0)
+    bad = [str(seed) for seed, fine in zip(config.seeds, good.tolist(), strict=True) if not fine]
+    if bad:
+        raise UsageError(
+            f"{path} holds weights of seed {' and '.join(bad)} that are not finite; name another "
+            "checkpoint"
+        )
+
+
 def read_checkpoint(folder: RunFolder, asked: Path | None) -> tuple[Path, dict[str, Any]]:
     """Return the checkpoint asked for, or the newest whole one, and its contents.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or it is damaged.
+        Unreadable: the system refuses.
     """
     if asked is None:
         try:
             state, name = checkpoints.load_newest(folder.checkpoints, warn)
-        except UsageError:
-            raise UsageError(
+        except Damaged:
+            raise Damaged(
                 f"{folder.checkpoints} holds no whole checkpoint; train again with --overwrite"
             ) from None
         if state is None:
@@ -101,10 +124,7 @@ def read_checkpoint(folder: RunFolder, asked: Path | None) -> tuple[Path, dict[s
         return folder.checkpoints / name, state
     if not asked.is_file():
         raise UsageError(f"--checkpoint {asked} is not a file; name one of {folder.checkpoints}")
-    try:
-        return asked, checkpoints.load(asked)
-    except UsageError as error:
-        raise UsageError(f"{error}; name another one with --checkpoint") from None
+    return asked, checkpoints.load(asked, "name another one with --checkpoint")
 
 
 def warn(text: str) -> None:
@@ -117,14 +137,13 @@ def read_config(folder: RunFolder, overrides: dict[str, Any]) -> TrainConfig:
 
     Raises:
         UsageError: config.json is damaged or of another version.
+        Unreadable: the system refuses.
     """
-    try:
-        values = folder.read_config()
+    values = folder.read_config()
+    with reading(
+        folder.path / "config.json", "is damaged or of another version",
+        "use the version that made the run",
+    ):  # fmt: skip
         if values["precision"] == "tf32":
             values["precision"] = "auto"  # a GPU's alone; this may be another device
         return TrainConfig.from_dict(values | overrides)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{folder.path}/config.json is damaged or of another version ({error!r}); use the "
-            "version that made the run"
-        ) from None

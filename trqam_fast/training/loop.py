@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from trqam_fast.agents import Agent, algorithm
+from trqam_fast.damage import reading
 from trqam_fast.data.dataset import Transitions
 from trqam_fast.errors import RunError, Stopped
 from trqam_fast.evaluation import Evaluator
@@ -18,6 +19,7 @@ from trqam_fast.runs import checkpoint
 from trqam_fast.runs.folder import RunFolder
 from trqam_fast.training import start
 from trqam_fast.training.config import TrainConfig
+from trqam_fast.training.estimate import estimate
 from trqam_fast.training.history import History
 from trqam_fast.training.intervals import Intervals
 from trqam_fast.training.ledger import Ledger
@@ -73,7 +75,9 @@ class Trainer:
             Stopped: the run was asked to stop; its checkpoint is written.
         """
         try:
-            self.run_stages(self.load_newest() if self.config.resume != "no" else None)
+            state = self.load_newest() if self.config.resume != "no" else None
+            self.say_estimate(0 if state is None else state["step"])
+            self.run_stages(state)
         finally:
             for part in (self.driver, self.evaluator):
                 if part is not None:
@@ -116,6 +120,14 @@ class Trainer:
             agent.begin_stage("online")
             self.train(self.make_stage("online", agent, ends["offline"], state))
 
+    def say_estimate(self, step: int) -> None:
+        """Print how long the updates after `step` take; a GPU's captured updates are not timed."""
+        if self.config.device == "cpu" and not self.stop:
+            with self.stop.at_once():
+                text = estimate(self.config, step, self.make_agent, self.dataset)
+            if text:
+                self.logger.say(text)
+
     def make_agent(self, algo: str) -> Agent:
         """Build an agent for the task's sizes."""
         config, data = self.config, self.dataset
@@ -134,9 +146,12 @@ class Trainer:
         randomness = make_randomness(config.seeds, name, agent.device, agent.backend)
         step = begin
         if state is not None:
-            start.restore(agent, state, self.folder.checkpoint(state["step"]))
-            randomness.seek(state["drawn"])
-            history.values, step = state["history"], state["step"]
+            path = self.folder.checkpoint(state["step"])
+            start.restore(agent, state, path)
+            with reading(path, *start.MISFIT):
+                randomness.seek(state["drawn"])
+                history.restore(state["history"], agent.runs)
+            step = state["step"]
             del state["agent"]  # it is as large as the agent itself
         if online:
             driver = self.driver = make_online_driver(
@@ -144,7 +159,8 @@ class Trainer:
                 lambda *episode: self.logger.episode(*episode, self.ledger.failures),
             )  # fmt: skip
             if state is not None:
-                driver.load_state_dict(state.pop("online"))
+                with reading(path, *start.MISFIT):
+                    driver.load_state_dict(state.pop("online"))
         else:
             graph = config.graph and self.dataset.on_device
             driver = Updater(agent, self.dataset, randomness, history, graph=graph)
@@ -158,7 +174,6 @@ class Trainer:
 
         Nothing is read back from the device but at log rows, evaluations and checkpoints.
         """
-        ledger, intervals = self.ledger, stage.intervals
         bar = tqdm(
             desc=stage.name,
             total=stage.end - stage.begin,
@@ -167,6 +182,15 @@ class Trainer:
             disable=not sys.stderr.isatty(),
             file=sys.stderr,
         )
+        with bar:
+            self.train_steps(stage, bar)
+        if stage.name not in self.ledger.success or self.ledger.evaluated != stage.step:
+            self.evaluate_or_stop(stage)
+            self.save(stage)
+
+    def train_steps(self, stage: Stage, bar: tqdm) -> None:
+        """Do the steps of a stage, its log rows, evaluations and checkpoints on the way."""
+        ledger, intervals = self.ledger, stage.intervals
 
         def go_on(count: int) -> bool:
             bar.update(count)
@@ -203,12 +227,8 @@ class Trainer:
             if saving or stopping:
                 self.save(stage)
             if stopping:
-                self.leave(stage.step)
+                raise self.stop.stopped(f"after step {stage.step}")
             clock, rows = time.perf_counter(), len(stage.history.values)
-        bar.close()
-        if stage.name not in ledger.success or ledger.evaluated != stage.step:
-            self.evaluate_or_stop(stage)
-            self.save(stage)
 
     def evaluate_or_stop(self, stage: Stage) -> None:
         """Evaluate; a signal abandons the evaluation, which the continued run repeats."""
@@ -218,14 +238,7 @@ class Trainer:
                 self.ledger.success[stage.name] = success
         except Stopped:
             self.save(stage)
-            self.leave(stage.step)
-
-    def leave(self, step: int) -> None:
-        """Raise `Stopped`; the checkpoint is written."""
-        raise Stopped(
-            f"stopped by {self.stop.signal} after step {step}; continue with --resume --run-dir "
-            f"{self.folder.path}"
-        )
+            raise self.stop.stopped(f"after step {stage.step}") from None
 
     def check_finite(self, stage: Stage) -> None:
         """Stop the runs whose metrics left the finite numbers since the last check."""
@@ -254,7 +267,9 @@ class Trainer:
         with ledger.timed("evaluate"):
             if self.evaluator is None:
                 envs = min(config.eval_envs, config.eval_episodes)
-                self.evaluator = Evaluator(config.env_name, envs, config.eval_workers)
+                self.evaluator = Evaluator(
+                    config.env_name, envs, config.eval_workers, env_options=config.env_options
+                )
             for run, seed in enumerate(config.seeds):
                 if run in ledger.failures:
                     success.append(math.nan)
@@ -304,9 +319,9 @@ class Trainer:
         step = -1
         if state is not None:
             step = state["step"]
-            ledger.restore(state)
             start.check_continuation(state, self.config.stage_ends, self.fingerprint)
-            for path in folder.glob("*.pt"):
+            ledger.restore(state)
+            for path in checkpoint.found(folder):
                 if path.name > name:
                     path.rename(path.with_suffix(".damaged"))
         for path in folder.glob(f"*{PARTIAL}"):

@@ -11,12 +11,15 @@ from torch import Tensor
 
 from trqam_fast.agents import Agent
 from trqam_fast.agents.base import Shapes
+from trqam_fast.damage import reading
 from trqam_fast.errors import UsageError
 from trqam_fast.kernels.mlp.constants import aligned
-from trqam_fast.runs.checkpoint import load, newest, plain_shapes
+from trqam_fast.runs.checkpoint import PROGRESS, load, newest, plain_shapes
 from trqam_fast.training.config import TrainConfig
 
 NETWORK_FLAGS = {"actor": "--actor-hidden-dims", "critic": "--value-hidden-dims"}
+MISFIT = "does not fit this run", "move it away to go on from the one before"
+"""What is said of a checkpoint whose contents contradict the run's, and what helps."""
 
 
 def check_shapes(saved: dict[str, list], expected: dict[str, list], path: Path) -> None:
@@ -49,7 +52,8 @@ def restore(agent: Agent, state: dict[str, Any], path: Path) -> None:
         raise UsageError(
             f"{path} holds {runs} runs, but --seeds names {agent.runs}; pass the same seeds"
         )
-    agent.load_state_dict(state["agent"])
+    with reading(path, *MISFIT):
+        agent.load_state_dict(state["agent"])
 
 
 def field_of(state: dict[str, Any]) -> Tensor:
@@ -70,7 +74,7 @@ def load_pretrained(path: Path) -> tuple[dict[str, Any], Path]:
         UsageError: there is none, or it is damaged.
     """
     path = check_exists(path)
-    return load(path), path
+    return load(path, "name another one with --pretrained"), path
 
 
 def check_exists(path: Path) -> Path:
@@ -128,6 +132,8 @@ def check_start(
     saved = state["agent"]["online"].shape[0]
     if saved not in (1, runs):
         raise UsageError(f"{path} holds {saved} runs, but --seeds names {runs}; use as many")
+    if not state["agent"]["online"].isfinite().all():
+        raise UsageError(f"{path} holds weights that are not finite; name another checkpoint")
     if state["stage"] == "pretrain":
         shapes = {"actor_slow": shapes["actor_slow"]}
     elif len(shapes) > 1 and list(shapes) != list(state["shapes"]):
@@ -146,7 +152,8 @@ def inherited_failures(state: dict[str, Any], path: Path) -> dict[int, str]:
     """
     saved, failures = state["agent"]["online"].shape[0], state.get("failures", {})
     if len(failures) == saved:
-        raise UsageError(f"all runs in {path} diverged ({failures[0]}); name another checkpoint")
+        reason = next(iter(failures.values()))
+        raise UsageError(f"all runs in {path} diverged ({reason}); name another checkpoint")
     return {run: f"its pretraining diverged: {reason}" for run, reason in failures.items()}
 
 
@@ -187,6 +194,10 @@ def check_continuation(state: dict[str, Any], ends: dict[str, int], data: str) -
         data: Fingerprint of the data that the flags name.
     """
     step, current = state["step"], state["stage"]
+    if not set(state) >= set(PROGRESS) or current not in ends or set(state["ends"]) != set(ends):
+        raise UsageError(
+            "the checkpoint holds weights but no progress; start from it with --pretrained"
+        )
     for stage, end in ends.items():
         planned = state["ends"][stage]
         if end < step if stage == current else end != planned:

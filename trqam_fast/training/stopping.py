@@ -1,27 +1,36 @@
-"""Signals by which schedulers ask a run to stop: SIGTERM and SIGUSR1."""
+"""Signals that ask a run to stop: Ctrl-C, and a scheduler's SIGTERM and SIGUSR1."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
 
-from trqam_fast.errors import Stopped
+from trqam_fast.cli import name_of, own_line
+from trqam_fast.errors import INTERRUPTED, REQUEUE, Stopped
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
     """Whether the run was asked to stop; the trainer looks between updates.
 
+    A second Ctrl-C raises `KeyboardInterrupt` wherever the program is.
+
     Attributes:
         signal: Name of the signal that asked, empty if none did.
+        status: Exit status that it asks for.
+        way_on: How to go on afterwards, in words.
     """
 
     def __init__(self) -> None:
         self.signal = ""
+        self.status = REQUEUE
+        self.way_on = "the same command begins again"
         self._at_once = False
 
     def __bool__(self) -> bool:
@@ -33,7 +42,9 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        # A run in the background of a script has its Ctrl-C ignored, and it stays so.
+        numbers = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield
         finally:
@@ -46,13 +57,33 @@ class StopRequest:
         self._at_once = True
         try:
             if self.signal:
-                raise Stopped(f"stopped by {self.signal}")
+                raise self.stopped()
             yield
         finally:
             self._at_once = False
 
+    def stopped(self, where: str = "") -> Stopped:
+        """Return what to raise when everything is saved.
+
+        Args:
+            where: E.g. "after step 7".
+        """
+        return Stopped(
+            f"stopped by {' '.join(filter(None, (self.signal, where)))}; {self.way_on}", self.status
+        )
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number).name
+        interrupt = number == signal.SIGINT
+        if interrupt:
+            soon = bool(self.signal) or self._at_once
+            words = "stopping: the run is saved first; Ctrl-C again leaves at once\n"
+            with contextlib.suppress(OSError, ValueError):  # where stderr is no file
+                # print() may be under way already, and cannot be entered twice.
+                os.write(sys.stderr.fileno(), f"{own_line()}{'' if soon else words}".encode())
+        if interrupt and self.signal:
+            raise KeyboardInterrupt
+        self.signal = name_of(number)
+        self.status = INTERRUPTED if interrupt else REQUEUE
         if self._at_once:
             self._at_once = False
-            raise Stopped(f"stopped by {self.signal}")
+            raise self.stopped()

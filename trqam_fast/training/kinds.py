@@ -1,0 +1,40 @@
+"""Values of flags, as files hold them, against the type hints of their fields."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
+
+
+def is_a(value: Any, kind: Any) -> bool:
+    """Whether a value of a file is what a type hint says; whole numbers serve as float."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        element = get_args(kind)[0]
+        return isinstance(value, list | tuple) and all(is_a(item, element) for item in value)
+    if isinstance(kind, UnionType):  # optional flags; none is leaving them out
+        return any(is_a(value, option) for option in get_args(kind))
+    if kind is Path:
+        return isinstance(value, str | Path) and "\0" not in str(value)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    kind = get_origin(kind) or kind  # an algorithm of one's own may have hints of any kind
+    if not isinstance(kind, type):
+        return True
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def kind_in_words(kind: Any) -> str:
+    """Return a type hint in words."""
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return f"a list of {kind_in_words(get_args(kind)[0])}"
+    if isinstance(kind, UnionType):
+        return kind_in_words(get_args(kind)[0])
+    return {
+        bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes",
+        Path: "a path in quotes",
+    }.get(kind, str(kind))  # fmt: skip
