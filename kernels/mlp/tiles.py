@@ -66,11 +66,10 @@ from trqam_fast.kernels.mlp.triton_weights import WeightPointers, weight_pointer
 from trqam_fast.kernels.mlp.weights import MLPWeights
 
 WARPS = 4
-MAX_REGISTERS = {"ieee": 255, "tf32": 128, "bf16": 128}
-"""Registers of a thread: 128 leave room for four programs on a multiprocessor."""
-
-FIRST_REGISTERS = 168
-"""The same of the first layer, which gathers its inputs and spills 32 bytes with 128."""
+MAX_REGISTERS = {"ieee": 255, "tf32": 168, "bf16": 168}
+"""Registers of a thread: three programs of 168 share a multiprocessor, as many as their 64 KiB of
+shared memory allow. With 128 the first layer, the hidden ones or their pullback spill 8 to 32
+bytes, depending on the architecture."""
 
 STAGES = {"ieee": 2, "tf32": 4, "bf16": 4}
 ROWS = {"ieee": 32, "tf32": 64, "bf16": 64}
@@ -713,13 +712,13 @@ def forward_pass(
     result = inputs.observations.new_empty(groups, rows, config.out)
     tape = empty_tape(config, groups, rows, result)
     tiles = triton.cdiv(rows, config.block_m)
-    options, first = tile_options(precision), tile_options(precision, FIRST_REGISTERS)
+    options = tile_options(precision)
     with torch.cuda.device_of(result):
         net = weight_pointers(weights, config)
         network = make_network(net, config, groups, precision, result)
         first_layer_kernel[(tiles, config.width // config.block_n, groups)](
             network, inputs.observations, x, x_stride, tape, groups * rows, batch, rows,
-            inputs.steps, inputs.shift, config, **first,
+            inputs.steps, inputs.shift, config, **options,
         )  # fmt: skip
         blocks = RowBlocks(tiles, 0, 0, 0, 0, rows, 0)
         hidden_layers(network, tape, rows, groups, blocks, tiles, config, precision)
@@ -732,7 +731,8 @@ def forward_pass(
 def norm_blocks(config: KernelConfig) -> tuple[int, int]:
     """Return rows and columns of a program of `pull_norm_kernel`.
 
-    4096 elements at most: with twice as many it spills 472 bytes at 128 registers.
+    4096 elements at most: with twice as many it needs more than 128 registers, and two programs
+    of 8 warps share a multiprocessor.
     """
     columns = triton.next_power_of_2(config.width)
     return min(16, 4096 // columns), columns
@@ -772,7 +772,7 @@ def pull_norm(
     pull_norm_kernel[(triton.cdiv(pull.count, norm_rows), groups)](
         network, pull.tape, pull.tape_rows, groups * pull.tape_rows, pull.tape_start, pull.grads,
         pull.start, pull.count, pull.rows, pull.normed, index, norm_rows, columns, config,
-        **(tile_options(precision) | {"num_warps": 2 * WARPS}),
+        **(tile_options(precision, 128) | {"num_warps": 2 * WARPS}),
     )  # fmt: skip
 
 
