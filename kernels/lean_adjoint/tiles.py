@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trqam_fast.kernels.mlp.tiles import (
+    STEP_REGISTERS,
     Folded,
     Network,
     Pull,
@@ -137,7 +138,7 @@ def lean_adjoint(
             sweep_step_kernel[(tiles, 1 if last else config.width // config.block_n, runs)](
                 network, tape, pull.tape_rows, runs * pull.tape_rows, pull.tape_start, grads, start,
                 batch - start, rows, terminal_adjoint, adjoints, batch, steps, k, first, last,
-                config, **tile_options(precision),
+                config, **tile_options(precision, STEP_REGISTERS),
             )  # fmt: skip
             if not last:
                 pull_norm(network, pull, runs, config.depth - 1, config, precision)

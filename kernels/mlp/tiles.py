@@ -71,6 +71,10 @@ MAX_REGISTERS = {"ieee": 255, "tf32": 168, "bf16": 168}
 shared memory allow. With 128 the first layer, the hidden ones or their pullback spill 8 to 32
 bytes, depending on the architecture."""
 
+STEP_REGISTERS = 255
+"""The same of a step of the rollout or of the sweep, two products one after the other: with 128
+that of the rollout spills 216 bytes, with 168 that of the sweep 32 on sm_80."""
+
 STAGES = {"ieee": 2, "tf32": 4, "bf16": 4}
 ROWS = {"ieee": 32, "tf32": 64, "bf16": 64}
 WIDE_PROGRAMS = 132

@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trqam_fast.kernels.mlp.tiles import (
+    STEP_REGISTERS,
     RowBlocks,
     activate,
     config_for,
@@ -36,9 +37,6 @@ from trqam_fast.kernels.mlp.triton_tile import Tape, group_of, zeros
 from trqam_fast.kernels.mlp.triton_weights import WeightPointers, pack, packed_shapes, split
 from trqam_fast.kernels.mlp.weights import MLPWeights
 from trqam_fast.kernels.sde_rollout.inputs import RolloutInputs
-
-# Two products, one after the other: held to 128 registers the kernel spills 216 bytes.
-MAX_REGISTERS = 255
 
 
 @triton.jit(
@@ -221,7 +219,7 @@ def sde_rollout(
         """Return where the tape has the rows of a step."""
         return (k if train else k % 2) * batch, base_start + batch + k % 2 * ode_batch
 
-    options = tile_options(precision, MAX_REGISTERS)
+    options = tile_options(precision, STEP_REGISTERS)
     with torch.cuda.device_of(x0):
         weights = packed_weights(kernels, vectors, config)
         network = make_network(weights, config, 2 * runs, precision, x0)._replace(
