@@ -6,6 +6,7 @@ and a `backend`. The reference in plain PyTorch is the specification of each.
 
 from trqam_fast.kernels.adam_step import adam_step
 from trqam_fast.kernels.adjoint_matching import adjoint_matching
+from trqam_fast.kernels.adjoint_matching.steps import StepLoss, adjoint_matching_steps
 from trqam_fast.kernels.dispatch import BACKENDS, PRECISIONS, Backend, BackendError, Precision
 from trqam_fast.kernels.fields import Context, Velocity
 from trqam_fast.kernels.lean_adjoint import lean_adjoint
@@ -29,9 +30,11 @@ __all__ = [
     "PRECISIONS",
     "Precision",
     "Rollout",
+    "StepLoss",
     "Velocity",
     "adam_step",
     "adjoint_matching",
+    "adjoint_matching_steps",
     "lean_adjoint",
     "mlp",
     "ode_rollout",
