@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from trqam_fast.agents import DualController
 from trqam_fast.experts import FlowField, LowRank, check_field, match_sqam, match_trqam
-from trqam_fast.kernels import ode_rollout
+from trqam_fast.kernels import ode_rollout, sde_rollout
 
-BATCH, CHUNK, WIDTH, REAL, STEPS = 64, 4, 8, 3, 10
+BATCH, CHUNK, WIDTH, REAL, STEPS = 32, 4, 8, 3, 10
 """Rows, actions in a chunk, numbers of an action, how many of them are no padding, flow steps."""
 
 BUDGET = 0.5
@@ -165,7 +165,6 @@ def fine_tune(algo: str, field: FlowField, model: nn.Module, updates: int, seed:
     mask = torch.zeros(CHUNK, WIDTH, dtype=torch.bool)
     mask[:, :REAL] = True
     mask = mask.flatten()
-    # The demonstrations' mean fluctuates less than one batch's path KL: average it longer.
     dual = DualController(1, BUDGET, eta=0.05, rule="log")
     optimiser = torch.optim.Adam(copy.parameters(), 1e-3)
     x0 = torch.randn(1, BATCH, CHUNK * WIDTH, generator=generator)
@@ -230,6 +229,13 @@ def main(clone_updates: int = 300, updates: int = 300) -> dict:
         ours = ode_rollout(field, context, x0.view(1, BATCH, -1), STEPS)
     found["deviation"] = float((ours.view_as(own) - own).abs().max())
     print(f"our ODE deviates from sample_actions by {found['deviation']:.1e}")
+
+    counter = GraphBytes(model)
+    with counter.hooks():
+        noise = torch.randn(1, STEPS - 1, BATCH, CHUNK * WIDTH, generator=generator)
+        sde_rollout(field, field, context, x0.view(1, BATCH, -1), noise)
+    found["rollout_bytes"] = counter.peak
+    print(f"a rollout with all of its graph would keep {counter.peak / 2**20:.2f} MiB")
 
     for algo in ("trqam", "sqam"):
         done = found[algo] = fine_tune(algo, field, model, updates)

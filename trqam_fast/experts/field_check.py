@@ -22,13 +22,16 @@ CONVENTIONS = {
 USELESS = 0.9
 """Error, as a share of the velocity's mean square, from which a field is taken to know nothing."""
 
+CLEAR = 0.8
+"""Largest share of the second smallest error that the smallest may be, to be told from it."""
+
 
 @dataclass(frozen=True)
 class FieldCheck:
     """What `check_field` found.
 
     Attributes:
-        ok: Whether the field fits as it is best, and knows something.
+        ok: Whether the field fits best as it is, clearly so.
         message: One sentence.
         errors: Mean squared error by convention, as a share of the velocity's own mean square.
     """
@@ -100,18 +103,20 @@ def check_field(
             for name, found in zip(errors, (ahead, -behind, -ahead, behind), strict=True):
                 errors[name] += mean_square(found - target)
     errors = {name: error / size for name, error in errors.items()}
-    best = min(errors, key=errors.__getitem__)
+    best, second = sorted(errors, key=errors.__getitem__)[:2]
     shares = f"errors {errors['as it should']:.2f} as it is, {errors[best]:.2f} so"
-    if errors[best] > USELESS:
+    fits = errors[best] <= USELESS and errors[best] <= CLEAR * errors[second]
+    if not fits:
         message = (
-            f"fits no convention (smallest error {errors[best]:.2f} of the velocity's mean "
-            "square): untrained, or these are not its observations or units of actions"
+            f"fits no convention clearly (errors {errors[best]:.2f} and {errors[second]:.2f} of "
+            f"the velocity's mean square if it is {best} or {second}): untrained, or these are "
+            "not its observations or units of actions"
         )
     elif best != "as it should":
         message = f"looks {best} ({shares}); wrap its module as {remedy(field, best)}"
     else:
         message = f"looks {best} (error {errors[best]:.2f} of the velocity's mean square)"
-    return FieldCheck(best == "as it should" and errors[best] <= USELESS, message, errors)
+    return FieldCheck(fits and best == "as it should", message, errors)
 
 
 def remedy(field: Velocity, found: str) -> str:
