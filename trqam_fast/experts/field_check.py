@@ -22,7 +22,7 @@ CONVENTIONS = {
 USELESS = 0.9
 """Error, as a share of the velocity's mean square, from which a field is taken to know nothing."""
 
-CLEAR = 0.8
+CLEAR = 0.95
 """Largest share of the second smallest error that the smallest may be, to be told from it."""
 
 
