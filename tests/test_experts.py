@@ -4,6 +4,7 @@
 """
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -266,6 +267,14 @@ def test_low_rank_copy_and_its_base(checkpointed):
         LowRank(expert, choose=lambda name: False)
     with pytest.raises(ValueError, match="rank is 0"):
         LowRank(expert, 0)
+
+
+def test_the_page_runs_as_written():
+    text = (Path(__file__).parent.parent / "docs" / "your_own_policy.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    names = {}
+    exec("\n".join(blocks), names)
+    assert len(blocks) == 7 and float(names["match"].path_kl) > 0
 
 
 def critic(actions):
