@@ -196,7 +196,7 @@ def test_no_video_without_a_renderer_or_an_encoder(trained, tmp_path, capsys, mo
     assert run(*flags) == 2
     assert "pip install" in capsys.readouterr().err
     monkeypatch.setattr(evaluate, "check_encoder", lambda: None)
-    monkeypatch.setattr(evaluate, "find_renderer", lambda env_id: None)
+    monkeypatch.setattr(evaluate, "find_renderer", lambda env_id, options: None)
     assert run(*flags) == 0
     error = capsys.readouterr().err
     assert error.count("warning") == 1 and "osmesa" in error

@@ -33,6 +33,7 @@ def make_run(path, algo, seeds=(3, 5), **flags):
         value_hidden_dims=(16, 16), actor_layer_norm=True, run_dir=path, **flags,
     )  # fmt: skip
     folder = RunFolder(path)
+    path.mkdir(parents=True)
     folder.create(config.to_dict(), declare(ALGORITHMS[algo])._asdict())
     stage = "pretrain" if algo == "bc" else "offline"
     agent = make_agent(settle_backend(config, 2), stage, 2, 2)

@@ -47,7 +47,10 @@ def small(generated):
     [
         ({"task_names": []}, "'task_names'"),
         ({"tasks": []}, "tasks is []"),
-        ({"tasks": ["cube-double-play-task2-v0"]}, "not an OGBench single task; nearest: cube"),
+        (
+            {"tasks": ["cube-double-play-task2-v0"]},
+            "MODULE:FACTORY; nearest: cube",
+        ),
         ({"tasks": ["cube-decuple-play-singletask-task*-v0"]}, "stands for no OGBench single"),
         ({"algos": ["trqam", "ppo"]}, "'ppo' is no algorithm"),
         ({"seeds": [0, 0]}, "name each only once"),

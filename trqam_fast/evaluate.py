@@ -13,19 +13,21 @@ import contextlib
 import csv
 import dataclasses
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tyro
 
-from trqam_fast.data.names import parse_task
+from trqam_fast.callable_module import make_callable
+from trqam_fast.data.tasks import find_task
 from trqam_fast.devices import check_device
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.evaluation import EpisodeResult, Evaluator
 from trqam_fast.evaluation.statistics import mean_interval, wilson_interval
-from trqam_fast.evaluation.video import RENDER_OPTIONS, RENDERERS, check_encoder, find_renderer
+from trqam_fast.evaluation.video import RENDERERS, check_encoder, find_renderer, render_options
 from trqam_fast.files import write_json, write_text
 from trqam_fast.kernels import Backend
 from trqam_fast.training.load_run import LoadedRun, load_run
@@ -165,8 +167,9 @@ def write_videos(loaded: LoadedRun, args: EvaluateArgs, table: Table, folder: Pa
     Raises:
         RunError: a filmed episode is not the one that was evaluated.
     """
-    name, count = loaded.config.env_name, min(args.video, args.episodes)
-    renderer = find_renderer(parse_task(name).env_id)
+    task, count = find_task(loaded.config.env_name), min(args.video, args.episodes)
+    options = loaded.config.env_options | render_options(task)
+    renderer = find_renderer(task.env_id, options)
     if renderer is None:
         print(
             f"warning: no video, because neither MUJOCO_GL={' nor '.join(RENDERERS)} renders here",
@@ -175,7 +178,7 @@ def write_videos(loaded: LoadedRun, args: EvaluateArgs, table: Table, folder: Pa
         return
     workers = min(max(args.workers, 1), count)
     evaluator = Evaluator(
-        name, workers, workers, env_options=RENDER_OPTIONS, environment={"MUJOCO_GL": renderer}
+        task.env_name, workers, workers, env_options=options, environment={"MUJOCO_GL": renderer}
     )
     with contextlib.closing(evaluator):
         for run, (seed, results) in enumerate(table.items()):
@@ -184,6 +187,59 @@ def write_videos(loaded: LoadedRun, args: EvaluateArgs, table: Table, folder: Pa
             if filmed != results[:count]:
                 raise RunError(f"the episodes in {videos} differ from those in episodes.csv")
             print(f"{count} videos in {videos} (MUJOCO_GL={renderer})", flush=True)
+
+
+def play(
+    loaded: LoadedRun,
+    args: EvaluateArgs,
+    say: Callable[[int, list[EpisodeResult]], object] = lambda seed, results: None,
+) -> Table:
+    """Play the episodes of every seed; `say` is called with each seed's."""
+    table: Table = {}
+    evaluator = Evaluator(
+        loaded.config.env_name, min(args.envs, args.episodes), args.workers,
+        env_options=loaded.config.env_options,
+    )  # fmt: skip
+    with contextlib.closing(evaluator):
+        for run, seed in enumerate(loaded.config.seeds):
+            table[seed] = evaluator.evaluate(loaded.agent, run, args.episodes, args.seed)
+            say(seed, table[seed])
+    return table
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation found.
+
+    Attributes:
+        success: Share of all episodes that succeeded.
+        summary: Means and intervals, as the command writes them to summary.json.
+        episodes: Success, return and length of every episode, by seed of the run.
+    """
+
+    success: float
+    summary: dict[str, Any]
+    episodes: Table
+
+
+def evaluate(run: Path | str, **flags: Any) -> Evaluation:
+    """Play episodes with the policies of a run, as the command does, without writing anything.
+
+    Args:
+        run: Run folder.
+        flags: The command's flags by name but for `video` and `out`, e.g. ``episodes=100``.
+
+    Raises:
+        UsageError: an impossible value, or no run.
+    """
+    for name in ("video", "out"):
+        if name in flags:
+            raise TypeError(f"evaluate writes nothing; drop {name}, or run the command")
+    args = EvaluateArgs(Path(run), **flags)
+    loaded = load_run(args.run, args.checkpoint, args.device, args.backend)
+    args = dataclasses.replace(args, episodes=args.episodes or loaded.config.eval_episodes)
+    table = play(loaded, args)
+    summary = summarise(loaded, args, table)
+    return Evaluation(summary["pooled"]["success"], summary, table)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -196,13 +252,12 @@ def main(argv: list[str] | None = None) -> int:
     args = dataclasses.replace(args, episodes=episodes)
     name = f"step_{loaded.step:09d}-seed_{args.seed}-episodes_{episodes}"
     folder = args.out or args.run / "evaluation" / name
-    table: Table = {}
-    evaluator = Evaluator(loaded.config.env_name, min(args.envs, args.episodes), args.workers)
-    with contextlib.closing(evaluator):
-        for run, seed in enumerate(loaded.config.seeds):
-            table[seed] = evaluator.evaluate(loaded.agent, run, args.episodes, args.seed)
-            success = np.mean([result.success for result in table[seed]])
-            print(f"seed {seed}: success {100 * success:.0f} %", flush=True)
+
+    def say(seed: int, results: list[EpisodeResult]) -> None:
+        success = np.mean([result.success for result in results])
+        print(f"seed {seed}: success {100 * success:.0f} %", flush=True)
+
+    table = play(loaded, args, say)
     summary = summarise(loaded, args, table)
     write_results(folder, table, summary)
     print(format_summary(summary))
@@ -211,6 +266,8 @@ def main(argv: list[str] | None = None) -> int:
         write_videos(loaded, args, table, folder)
     return 0
 
+
+make_callable(__name__)
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

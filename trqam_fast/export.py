@@ -35,6 +35,7 @@ from trqam_fast.training.config import (
     MachineConfig,
     TrainConfig,
 )
+from trqam_fast.training.interface import Sizes
 from trqam_fast.training.load_run import load_run, make_agent
 
 FORMAT = 1
@@ -73,6 +74,7 @@ class LoadedExport(NamedTuple):
         stage: Stage that the weights are of.
         step: Updates from the start of pretraining.
         path: File of the weights.
+        sizes: What the policy takes and gives.
     """
 
     config: TrainConfig
@@ -80,6 +82,7 @@ class LoadedExport(NamedTuple):
     stage: str
     step: int
     path: Path
+    sizes: Sizes
 
 
 def weights(agent: Agent) -> dict[str, Tensor]:
@@ -105,6 +108,7 @@ def published_settings(config: TrainConfig) -> dict[str, Any]:
     groups = groups_of(TrainConfig)
     private = {n for kind in (MachineConfig, LogConfig, FolderConfig) for n in groups[kind]}
     private |= {name for name, value in vars(config).items() if isinstance(value, Path)}
+    private.add("dataset")  # a place on this machine too
     return {name: value for name, value in config.to_dict().items() if name not in private}
 
 
@@ -140,6 +144,8 @@ def write_export(
         "step": loaded.step,
         "obs_dim": loaded.agent.obs_dim,
         "act_dim": loaded.agent.act_dim,
+        "low": loaded.sizes.low,
+        "high": loaded.sizes.high,
         "settings": settings,
     }
     tensors = {name: tensor.contiguous() for name, tensor in weights(loaded.agent).items()}
@@ -178,6 +184,12 @@ def load_export(
             raise ValueError(f"format {values['format']!r} is of another version")
         settings, stage = dict(values["settings"]), str(values["stage"])
         step, obs_dim, act_dim = (int(values[name]) for name in ("step", "obs_dim", "act_dim"))
+        unit = (1.0,) * act_dim  # an export of a version without bounds is of OGBench's tasks
+        high = tuple(map(float, values.get("high", unit)))
+        low = tuple(map(float, values.get("low", (-1.0,) * act_dim)))
+        if not len(low) == len(high) == act_dim:
+            raise ValueError("its bounds are not those of an action")
+        sizes = Sizes(obs_dim, low, high)
         check_class(str(settings["algo"]), kind)
         if settings["precision"] == "tf32":
             settings["precision"] = "auto"  # a GPU's alone; this may be another device
@@ -199,7 +211,7 @@ def load_export(
             if saved[name].shape != tensor.shape or saved[name].dtype != tensor.dtype:
                 raise ValueError(f"{name} is {saved[name].dtype} {list(saved[name].shape)}")
             tensor.copy_(saved[name])
-    return LoadedExport(config, agent, stage, step, path)
+    return LoadedExport(config, agent, stage, step, path, sizes)
 
 
 def check_class(algo: str, kind: type[Agent] | None) -> None:

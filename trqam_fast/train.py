@@ -17,37 +17,51 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from trqam_fast.agents import algorithm, declare
+from trqam_fast.callable_module import make_callable
 from trqam_fast.damage import reading
 from trqam_fast.data.dataset import Transitions
 from trqam_fast.data.load import load_task
 from trqam_fast.errors import FAILURE, INTERRUPTED, Stopped, UsageError
 from trqam_fast.files import write_json
 from trqam_fast.memory import keep_freed_memory
+from trqam_fast.policy import Policy
 from trqam_fast.runs import checkpoint
 from trqam_fast.runs.folder import RunFolder
 from trqam_fast.runs.plots import write_overview
+from trqam_fast.runs.read import read_run
+from trqam_fast.simulator.environment import Interface
 from trqam_fast.training import start
 from trqam_fast.training.backend import check_asked, running_backend, settle_backend
 from trqam_fast.training.config import DEFAULT_ENV, TrainConfig
 from trqam_fast.training.flags import parse_config, read_choices
+from trqam_fast.training.interface import describe, own_interface, write_sizes
 from trqam_fast.training.ledger import Ledger
 from trqam_fast.training.logger import Logger
 from trqam_fast.training.loop import Trainer
-from trqam_fast.training.presets import describe_settings, flag_of, value_in_words
+from trqam_fast.training.presets import (
+    describe_settings,
+    flag_of,
+    make_config,
+    value_in_words,
+)
 from trqam_fast.training.stopping import StopRequest
 from trqam_fast.training.summary import format_table, summarise
 from trqam_fast.training.trackers import check_packages
 
 # What may differ between a run and its continuation without changing its mathematics.
 RESUMABLE = {
-    "preset", "backend", "precision", "graph", "threads", "dataset_dir", "generated_dir",
+    "preset", "backend", "precision", "graph", "threads", "dataset", "dataset_dir", "generated_dir",
     "bc_steps", "offline_steps", "online_steps", "log_interval", "eval_interval",
     "eval_episodes", "eval_envs", "eval_workers", "save_interval", "keep",
     "tensorboard", "wandb", "run_dir",
 }  # fmt: skip
+
+
+Curves = dict[str, dict[int, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,25 @@ class Result:
     def success(self) -> float | None:
         """Mean success of the final evaluation, from 0 to 1; None if all seeds diverged."""
         return self.summary["final_success"]
+
+    @property
+    def curves(self) -> Curves:
+        """What the run logged: for each metric and seed, steps and values, `[n, 2]`."""
+        curves: dict[str, dict[int, list[tuple[int, float]]]] = {}
+        run = read_run(self.run_dir, self.run_dir.name)
+        for row in (*run.metrics, *run.evaluations):
+            for name, value in row.values.items():
+                of_seed = curves.setdefault(name, {}).setdefault(int(row.seed), [])
+                of_seed.append((row.step, value))
+        return {
+            name: {seed: np.array(points) for seed, points in by_seed.items()}
+            for name, by_seed in curves.items()
+        }
+
+    @property
+    def policy(self) -> Policy:
+        """The policy of the first seed at the end of the run."""
+        return Policy.load(self.run_dir)
 
 
 def resolve(argv: list[str]) -> TrainConfig:
@@ -137,8 +170,16 @@ def settled_resume(config: TrainConfig, folder: RunFolder) -> TrainConfig:
     return config
 
 
-def load_data(config: TrainConfig, logger: Logger, ledger: Ledger) -> Transitions:
+def load_data(
+    config: TrainConfig, interface: Interface | None, logger: Logger, ledger: Ledger
+) -> Transitions:
     """Load the task's transitions, generating them first if the configuration says so.
+
+    Args:
+        config: The run's configuration.
+        interface: Of an environment of one's own.
+        logger: The run's logs.
+        ledger: Its account.
 
     Raises:
         UsageError: no such task, no data for it, or not enough.
@@ -149,12 +190,15 @@ def load_data(config: TrainConfig, logger: Logger, ledger: Ledger) -> Transition
     with ledger.timed("data"):
         dataset, path = load_task(
             config.env_name,
+            dataset=config.dataset,
+            interface=interface,
             dataset_dir=config.dataset_dir,
             recipe=recipe,
             generated_dir=config.generated_dir,
             sparse=config.sparse,
             device=config.device,
             progress=sys.stderr.isatty(),
+            say=logger.say,
         )
     dataset.check_length(config.agent.horizon_length)
     logger.say(f"data: {len(dataset)} transitions from {path}")
@@ -235,7 +279,10 @@ def run_in(folder: RunFolder, config: TrainConfig, stop: StopRequest) -> Result:
     ledger, logger = Ledger(), Logger(config, folder)
     print(describe_settings(config), flush=True)
     with stop.at_once():
-        dataset = load_data(config, logger, ledger)
+        interface = own_interface(config)
+        if interface is not None:
+            logger.say("\n".join(describe(config, interface)))
+        dataset = load_data(config, interface, logger, ledger)
         pretrained = None
         if config.pretrained is not None and not begun:
             pretrained = load_pretrained(config, dataset, logger, ledger)
@@ -244,6 +291,7 @@ def run_in(folder: RunFolder, config: TrainConfig, stop: StopRequest) -> Result:
     if not resuming:
         declaration = declare(algorithm(config.algo))._asdict()
         folder.create(config.to_dict(), declaration, config.overwrite)
+        write_sizes(folder.path, dataset, interface)
     stop.way_on = f"continue with --resume --run-dir {folder.path}"
     logger.say(f"run folder: {folder.path}")
     logger.start_trackers()
@@ -264,11 +312,38 @@ def finish(config: TrainConfig, folder: RunFolder, logger: Logger, ledger: Ledge
     return Result(folder.path, summary)
 
 
+def train(config: TrainConfig | None = None, **flags: Any) -> Result:
+    """Do one run, as the command does, and return what it came to.
+
+    Args:
+        config: What to do; or else
+        flags: The command's flags by name, on top of the preset and the task that they name:
+            ``train(env_id="Pendulum-v1", dataset="pendulum.npz", seeds=[0, 1])``. With ``resume``
+            "yes" or "auto" and ``run_dir``, on top of the configuration of the run there.
+
+    Raises:
+        UsageError: something in the configuration cannot work here.
+        RunError: something failed while running.
+        Stopped: the run was asked to stop; its checkpoint is written.
+    """
+    if config is not None and flags:
+        raise TypeError(f"train takes a configuration or flags, not both; drop {', '.join(flags)}")
+    if config is None:
+        folder = RunFolder(Path(flags.get("run_dir", "")))
+        if flags.get("resume", "no") != "no" and "run_dir" in flags and folder.exists:
+            config = TrainConfig.from_dict(read_config(folder).to_dict() | flags)
+        else:
+            config = make_config(**flags)
+    return run(config)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Train and return the exit status: 1 if a seed diverged."""
     result = run(resolve(sys.argv[1:] if argv is None else argv))
     return FAILURE if result.summary["failures"] else 0
 
+
+make_callable(__name__)
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

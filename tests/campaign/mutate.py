@@ -300,6 +300,8 @@ def mutate_pickle(path: Path, random: Random) -> str:
 KINDS: dict[str, tuple[Mutation, ...]] = {
     ".npz": (mutate_bytes, mutate_npz, mutate_npz),
     ".npy": (mutate_bytes,),
+    ".hdf5": (mutate_bytes,),
+    ".parquet": (mutate_bytes,),
     ".pt": (mutate_bytes, mutate_checkpoint, mutate_checkpoint),
     ".pkl": (mutate_bytes, mutate_pickle),
     ".json": (mutate_bytes, mutate_json, mutate_json, mutate_text),

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import torch
 
+from tests import own_tasks
 from trqam_fast import convert, evaluate, parity, train
 from trqam_fast.cli import run_command
 from trqam_fast.data import __main__ as data
@@ -94,6 +96,13 @@ READERS = (
            ("verify", "{}/" + DATASET + ".flat")),
     Reader("flat set: train", "flat", ("*.flat/*",), train.main,
            (*TRAIN, "--no-generated", "--dataset-dir", "{}", "--run-dir", "{}/run")),
+    Reader("own npz: data verify", "own", ("*.npz",), data.main, ("verify", "{}/reach.npz")),
+    Reader("robomimic: data verify", "own", ("*.hdf5",), data.main, ("verify", "{}/low_dim.hdf5")),
+    Reader("LeRobotDataset: data verify", "own", ("lerobot_v3/**/*.*",), data.main,
+           ("verify", "lerobot:{}/lerobot_v3")),
+    Reader("TOML: train --config", "own", ("*.toml",), train.main,
+           ("--config", "{}/run.toml", *TRAIN, "--dataset", "{}/reach.npz",
+            "--env-id", "tests.own_tasks:Reach", "--run-dir", "{}/run")),
     Reader("checkpoint: evaluate", "run", ("checkpoints/step_000000006.pt",), evaluate.main,
            ("{}", "--checkpoint", "{}/checkpoints/step_000000006.pt")),
     Reader("checkpoint: train --resume", "run", ("checkpoints/*.pt",), train.main,
@@ -105,7 +114,7 @@ READERS = (
             "--pretrained", "{}", "--run-dir", "{}/new")),
     Reader("run folder: train --resume", "run", RUN_FILES, train.main,
            ("--resume", "--run-dir", "{}")),
-    Reader("run folder: evaluate", "run", ("config.json",), evaluate.main, ("{}",)),
+    Reader("run folder: evaluate", "run", ("config.json", "task.json"), evaluate.main, ("{}",)),
     Reader("run folder: report RUN", "run", RUN_FILES, report.main, ("{}", "--out", "{}/page")),
     Reader("run folder: report DIR", "runs", ("*/*.json", "*/*.csv"), report.main,
            ("{}", "--out", "{}/page")),
@@ -179,6 +188,14 @@ def build(folder: Path) -> None:
     (folder / "data").mkdir()
     for name in (f"{DATASET}.npz", f"{DATASET}-val.npz"):
         shutil.copy(archive, folder / "data" / name)
+    (folder / "own").mkdir()
+    own_tasks.write_data(folder / "own/reach.npz", episodes=3)
+    with h5py.File(folder / "own/low_dim.hdf5", "w") as file:
+        for name, width in (("obs/object", 2), ("next_obs/object", 2), ("actions", 1)):
+            file[f"data/demo_0/{name}"] = [[0.5] * width] * 3
+        file["data/demo_0/rewards"], file["data/demo_0/dones"] = [0.0, 0.0, 1.0], [0, 0, 1]
+    shutil.copytree(tests / "lerobot_v3", folder / "own/lerobot_v3")
+    (folder / "own/run.toml").write_text("lr = 1e-3\nhorizon_length = 2\nseeds = [0, 1]\n")
     do(data.main, "convert", folder / f"data/{DATASET}.npz", "--dataset-dir", folder / "flat")
     flags = ["--preset", "smoke", "--generated-dir", generated, "--generated-transitions", 300]
     flags += [*SMALL, "--bc-steps", 2]

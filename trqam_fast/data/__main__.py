@@ -9,6 +9,7 @@ from trqam_fast.cli import begin, run_command
 if __name__ == "__main__":
     begin()
 
+import contextlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,9 @@ from trqam_fast.data.flatten import convert
 from trqam_fast.data.generate.recipe import GENERATED_DIR, Recipe
 from trqam_fast.data.load import OFFICIAL_DIR, Found, present
 from trqam_fast.data.names import LARGE_SETS, PUBLISHED, DatasetName, parse_dataset
-from trqam_fast.data.npz import Layout, layout_of, problems_of
+from trqam_fast.data.npz import layout_of, problems_of
+from trqam_fast.data.readers import Source, parse_source
+from trqam_fast.data.readers import problems_of as problems_of_own
 from trqam_fast.errors import FAILURE, UsageError
 from trqam_fast.files import expanded
 from trqam_fast.text import printable
@@ -57,9 +60,12 @@ class VerifyArgs:
     """Check datasets: checksums, arrays, shapes, dtypes, finite values, terminals."""
 
     sources: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Names in the folder, npz files, flat sets, or folders of them."""
+    """Names in the folder, npz files, flat sets, folders of them, or data of your own as --dataset
+    of the trainer takes them."""
     dataset_dir: Path = OFFICIAL_DIR
     """Folder where names are looked up."""
+    env_id: str | None = None
+    """Environment that data of your own must fit: a gymnasium id or MODULE:FACTORY."""
 
 
 @dataclass(frozen=True)
@@ -223,25 +229,41 @@ def verify(args: VerifyArgs) -> int:
     """Check each archive and flat set, print what is wrong or that nothing is."""
     wrong = False
     for source in args.sources:
-        for path in resolve(source, args.dataset_dir):
+        own = own_source(source)
+        for found in [own] if own else resolve(source, args.dataset_dir):
             try:
-                if path.suffix == ".flat":
-                    problems = problems_of_flat(path)
-                else:
-                    problems = problems_of(path, layout_for(path))
+                problems = problems_in(found, args.env_id)
             except Unreadable as error:
                 problems = [str(error)]
             wrong |= bool(problems)
-            print(*(problems or [f"{path} is whole"]), sep="\n")
+            print(*(problems or [f"{source if own else found} is whole"]), sep="\n")
     return FAILURE if wrong else 0
 
 
-def layout_for(path: Path) -> Layout:
-    """Return the layout of the dataset that a file's name stands for, if it is a name."""
+def problems_in(found: Path | Source, env_id: str | None) -> list[str]:
+    """Return a sentence for everything that is wrong with an archive, a flat set or a source.
+
+    Raises:
+        Unreadable: the system refuses.
+    """
+    own = found if isinstance(found, Source) else own_source(str(found))
+    if own is not None:
+        return problems_of_own(own, env_id)
+    if found.suffix == ".flat":
+        return problems_of_flat(found)
+    return problems_of(found, layout_of(parse_dataset(found.stem)))
+
+
+def own_source(text: str) -> Source | None:
+    """Return the source that ``--dataset`` would take, None if it is a dataset of OGBench."""
+    if Path(text).suffix == ".npz":
+        with contextlib.suppress(UsageError):
+            parse_dataset(Path(text).stem)
+            return None
     try:
-        return layout_of(parse_dataset(path.stem))
+        return parse_source(text)
     except UsageError:
-        return Layout()
+        return None
 
 
 def generate(args: GenerateArgs) -> int:
@@ -264,6 +286,10 @@ def convert_sources(args: ConvertArgs) -> int:
         raise UsageError(f"{' '.join(args.sources)} has no npz file to convert")
     names: dict[str, DatasetName] = {}
     for path in archives:
+        if own_source(str(path)):
+            raise UsageError(
+                f"{path} is not OGBench's; train on it as it is, with --dataset {path}"
+            )
         name = parse_dataset(path.stem)
         parent = path.parent.absolute().name
         names[parent if parent in LARGE_SETS else name.dataset_name] = name

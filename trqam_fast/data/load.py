@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,11 +15,14 @@ from trqam_fast.data.dataset import FIELDS, Dataset
 from trqam_fast.data.flat import ACTION_LIMIT, FlatSet, sparse_rewards
 from trqam_fast.data.flat_dataset import FlatDataset, open_flat
 from trqam_fast.data.generate.recipe import GENERATED_DIR, Recipe, can_generate
-from trqam_fast.data.names import LARGE_SETS, PUBLISHED, DatasetName, parse_dataset, parse_task
+from trqam_fast.data.names import LARGE_SETS, PUBLISHED, DatasetName, parse_dataset
 from trqam_fast.data.npz import layout_of, read_headers, read_raw
+from trqam_fast.data.readers import Source, parse_source, read
+from trqam_fast.data.readers.whole import fit
+from trqam_fast.data.tasks import find_task
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.files import expanded
-from trqam_fast.simulator.environment import make_env, relabel
+from trqam_fast.simulator.environment import Interface, interface_of, make_env, relabel
 from trqam_fast.text import printable
 
 OFFICIAL_DIR = Path("~/.ogbench/data")
@@ -148,28 +152,50 @@ def load_arrays(path: Path, env_id: str) -> dict[str, np.ndarray]:
     return arrays
 
 
+def load_own(
+    source: Source, interface: Interface, env_name: str, device: str, say: Callable[[str], object]
+) -> Dataset:
+    """Load data of one's own; see `load_task`.
+
+    Raises:
+        UsageError: they are not whole, or do not fit the environment.
+        Unreadable: the system refuses.
+    """
+    arrays, notes = read(source)
+    arrays, more = fit(arrays, interface, env_name, source.place)
+    for note in (*notes, *more):
+        say(f"note: {note}")
+    return Dataset.from_arrays(arrays, device)
+
+
 def load_task(
     env_name: str,
     *,
+    dataset: str | None = None,
+    interface: Interface | None = None,
     dataset_dir: Path = OFFICIAL_DIR,
     recipe: Recipe | None = None,
     generated_dir: Path = GENERATED_DIR,
     sparse: bool = False,
     device: str = "cpu",
     progress: bool = True,
-) -> tuple[Dataset | FlatDataset, Path]:
-    """Load or open the transitions of a single task.
+    say: Callable[[str], object] = print,
+) -> tuple[Dataset | FlatDataset, Path | str]:
+    """Load or open the transitions of a task.
 
     The flat form is taken where there is one that was made of the archive, or no archive.
 
     Args:
-        env_name: E.g. ``cube-double-play-singletask-task1-v0``.
+        env_name: E.g. ``cube-double-play-singletask-task1-v0``; see `find_task`.
+        dataset: Use data of one's own, a source as `readers.parse_source` takes it.
+        interface: The environment's, which data of one's own must fit.
         dataset_dir: Folder of the official files.
         recipe: Use (and first make) generated data instead of the official file.
         generated_dir: Folder of generated files.
         sparse: Replace the reward by 0 where the task is solved and -1 elsewhere.
         device: Where batches are wanted; on a GPU with room for them the transitions lie there.
         progress: Show a progress bar while generating.
+        say: Called with what is worth knowing of data of one's own.
 
     Returns:
         The dataset, and the file or folder that it came from.
@@ -178,7 +204,14 @@ def load_task(
         UsageError: unknown name, missing, truncated or foreign file.
         Unreadable: the system refuses.
     """
-    task = parse_task(env_name)
+    task = find_task(env_name)
+    if dataset is not None:
+        interface = interface or interface_of(task.env_id)
+        return load_own(parse_source(dataset), interface, env_name, device, say), dataset
+    if task.dataset_name is None:
+        raise UsageError(
+            f"{env_name} has no data of OGBench; name yours with --dataset (docs/your_own_task.md)"
+        )
     if recipe is None:
         archive = expanded(dataset_dir) / f"{task.dataset_name}.npz"
     else:

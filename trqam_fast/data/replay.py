@@ -59,6 +59,11 @@ class ReplayBuffer:
             storage[:, row] = torch.as_tensor(transitions[name], dtype=torch.float32)
         self.added += 1
 
+    def end_trajectory(self, run: int) -> None:
+        """Let the newest transition of a run end its trajectory, where another one follows."""
+        if self.added:
+            self.online["terminals"][run, self.lead + self.added - 1] = 1.0
+
     def sample(
         self, randomness: Randomness, batch_size: int, horizon: int, discount: float
     ) -> Batch:

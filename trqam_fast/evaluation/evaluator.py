@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trqam_fast.data.names import parse_task
+from trqam_fast.data.tasks import find_task
 from trqam_fast.errors import RunError
 from trqam_fast.evaluation.episodes import EpisodeResult, Request, Start
 from trqam_fast.evaluation.pool import Here, Worker
@@ -61,17 +61,17 @@ class Evaluator:
         """Prepare; environments and processes are made when an episode needs them.
 
         Args:
-            env_name: OGBench single task.
+            env_name: Task; see `find_task`.
             envs: Environments that play at the same time.
             workers: Processes that share the environments; 0 plays in this process.
-            env_options: Further arguments of `gymnasium.make`.
+            env_options: Further arguments of `make_env`.
             environment: Environment variables of the workers.
 
         Raises:
-            UsageError: OGBench has no such task.
+            UsageError: there is no such task.
         """
         self.env_name = env_name
-        env_id, options = parse_task(env_name).env_id, env_options or {}
+        env_id, options = find_task(env_name).env_id, env_options or {}
         self.envs = envs
         self.players: list[Here | Worker] = [Here(env_id, options)]
         if workers > 0:

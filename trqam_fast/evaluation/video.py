@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from trqam_fast.data.tasks import Task
 from trqam_fast.errors import UsageError
 from trqam_fast.simulator.environment import draw_simply, make_env
 
@@ -32,15 +35,26 @@ def check_encoder() -> None:
         ) from None
 
 
-def find_renderer(env_id: str) -> str | None:
+def render_options(task: Task) -> dict[str, Any]:
+    """Return the arguments of `make_env` with which a task's environment renders."""
+    if task.dataset_name is None:  # not every environment has a size that can be chosen
+        return {"render_mode": "rgb_array"}
+    return RENDER_OPTIONS
+
+
+def find_renderer(env_id: str, options: dict[str, Any] = RENDER_OPTIONS) -> str | None:
     """Return the first value of MUJOCO_GL that renders an environment here, or None.
 
     Each is tried in a process of its own, because a renderer that does not work may end it.
+
+    Args:
+        env_id: What `make_env` takes.
+        options: Its further arguments.
     """
     for name in RENDERERS:
         try:
             done = subprocess.run(
-                [sys.executable, "-W", "ignore", "-m", __name__, env_id],
+                [sys.executable, "-W", "ignore", "-m", __name__, env_id, json.dumps(options)],
                 env=os.environ | {"MUJOCO_GL": name},
                 capture_output=True,
                 timeout=PROBE_SECONDS,
@@ -76,9 +90,9 @@ class VideoWriter:
         self.frames.close()
 
 
-def probe(env_id: str) -> int:
+def probe(env_id: str, options: dict[str, Any]) -> int:
     """Render one frame; return 0 if it shows anything."""
-    env = make_env(env_id, **RENDER_OPTIONS)
+    env = make_env(env_id, **options)
     env.reset(seed=0)
     draw_simply(env)
     return 0 if np.std(env.render()) > 0 else 1
@@ -86,4 +100,4 @@ def probe(env_id: str) -> int:
 
 if __name__ == "__main__":
     # Without the clean-up at exit, which some renderers do not survive.
-    os._exit(probe(sys.argv[1]))
+    os._exit(probe(sys.argv[1], json.loads(sys.argv[2])))

@@ -59,7 +59,7 @@ class RunFolder:
         Raises:
             RunError: it cannot be made.
         """
-        parent = RUNS_DIR / env_name / folder_name(algo)
+        parent = RUNS_DIR / folder_name(env_name) / folder_name(algo)
         moment = time.strftime("%Y%m%d-%H%M%S")
         for count in itertools.count(1):
             folder = cls(parent / (moment if count == 1 else f"{moment}-{count:02}"), metrics)
@@ -70,7 +70,7 @@ class RunFolder:
     @staticmethod
     def newest(env_name: str, algo: str) -> Path | None:
         """Return the newest run of a task and algorithm, None if there is none."""
-        runs = (RUNS_DIR / env_name / folder_name(algo)).glob("*/config.json")
+        runs = (RUNS_DIR / folder_name(env_name) / folder_name(algo)).glob("*/config.json")
         return max((path.parent for path in runs), default=None)
 
     @property
@@ -214,9 +214,9 @@ class RunFolder:
             return config
 
 
-def folder_name(algo: str) -> str:
-    """Return the name of an algorithm in paths: ``PACKAGE.MODULE.CLASS`` for one's own."""
-    return algo.replace(":", ".")
+def folder_name(name: str) -> str:
+    """Return the name of an algorithm or a task in paths: ``MODULE.CLASS`` for one's own."""
+    return name.replace(":", ".").replace("/", ".")
 
 
 def versions() -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -24,20 +24,37 @@ def registered() -> list[str]:
     return list(gymnasium.registry)
 
 
-def make_env(env_id: str, **options: Any) -> gymnasium.Env:
+def make_env(
+    env_id: str,
+    *,
+    success_return: float | None = None,
+    max_episode_steps: int | None = None,
+    **options: Any,
+) -> gymnasium.Env:
     """Return an environment whose `action_space.seed` has an effect.
 
     OGBench's manipulation environments return a new, unseeded space at each access and sample from
-    it in `reset`, which leaves random forces and controls in the simulator.
+    it in `reset`, which leaves random forces and controls in the simulator. One of another origin
+    is wrapped so that its actions lie in [-1, 1] and its info has a success, as OGBench's do.
 
     Args:
-        env_id: Name in gymnasium's registry.
-        options: Further arguments of `gymnasium.make`.
+        env_id: Name in gymnasium's registry, or ``MODULE:FACTORY``.
+        success_return: Undiscounted return of an episode that counts as success, whatever else
+            the environment says.
+        max_episode_steps: Steps after which an episode is truncated, in place of the limit that is
+            registered.
+        options: Further arguments of `gymnasium.make` or of the factory.
+
+    Raises:
+        UsageError: it cannot be made, or has no bounded actions.
     """
-    import gymnasium
     import ogbench  # noqa: F401  (registers the environments)
 
-    env = gymnasium.make(env_id, disable_env_checker=True, **options)
+    from trqam_fast.simulator.own import Standard, make
+
+    env = make(env_id, options, max_episode_steps)
+    if not is_ogbench(env) or success_return is not None:
+        env = Standard(env, env_id, success_return)
     kind = type(env.unwrapped)
     if isinstance(getattr(kind, "action_space", None), property):
         space = env.unwrapped.action_space
@@ -50,6 +67,49 @@ def task_env(env_id: str) -> gymnasium.Env:
     env = make_env(env_id)
     env.reset()
     return env
+
+
+def is_ogbench(env: gymnasium.Env) -> bool:
+    """Return whether an environment is OGBench's."""
+    return type(env.unwrapped).__module__.partition(".")[0] == "ogbench"
+
+
+class Interface(NamedTuple):
+    """What data and policies must fit.
+
+    Attributes:
+        obs_dim: Width of an observation.
+        low: Lower bounds of the environment's own actions, float64 `[A]`; [-1, 1] stands for them
+            everywhere else.
+        high: Upper bounds, likewise.
+        steps: Steps after which an episode is truncated, inf if never.
+        mujoco: Whether MuJoCo's whole state can be read, so that a resumed run can compare it.
+    """
+
+    obs_dim: int
+    low: np.ndarray
+    high: np.ndarray
+    steps: float
+    mujoco: bool
+
+    @property
+    def act_dim(self) -> int:
+        """Width of an action."""
+        return len(self.low)
+
+
+def interface_of(env_id: str, **options: Any) -> Interface:
+    """Return what an environment takes and gives; `options` as of `make_env`."""
+    from trqam_fast.simulator.own import Standard, steps_of
+
+    with contextlib.closing(make_env(env_id, **options)) as env:
+        wrapped = isinstance(env, Standard)
+        space = env.action_space
+        low, high = (env.low, env.high) if wrapped else (space.low, space.high)
+        return Interface(
+            env.observation_space.shape[0], low.astype(np.float64), high.astype(np.float64),
+            steps_of(env), simulation(env) is not None,
+        )  # fmt: skip
 
 
 def env_sizes(env_id: str) -> tuple[int, int]:
@@ -102,13 +162,29 @@ def relabel(env_id: str, env: gymnasium.Env, arrays: dict[str, np.ndarray]) -> N
     relabel_dataset(env_id, env, arrays)
 
 
-def physics(env: gymnasium.Env) -> np.ndarray:
-    """Everything that MuJoCo integrates: positions, velocities, controls, warm start, time."""
+def simulation(env: gymnasium.Env) -> tuple[Any, Any] | None:
+    """Return MuJoCo's model and data of an environment, None if it shows none."""
     import mujoco
 
     inner = env.unwrapped
-    model = getattr(inner, "model", None) or inner._model
-    data = getattr(inner, "data", None) or inner._data
+    for names in (("model", "data"), ("_model", "_data")):
+        model, data = (getattr(inner, name, None) for name in names)
+        if isinstance(model, mujoco.MjModel) and isinstance(data, mujoco.MjData):
+            return model, data
+    return None
+
+
+def physics(env: gymnasium.Env) -> np.ndarray:
+    """Everything that MuJoCo integrates: positions, velocities, controls, warm start, time.
+
+    Empty for an environment that shows no MuJoCo.
+    """
+    import mujoco
+
+    found = simulation(env)
+    if found is None:
+        return np.empty(0)
+    model, data = found
     kind = mujoco.mjtState.mjSTATE_INTEGRATION
     state = np.empty(mujoco.mj_stateSize(model, kind))
     mujoco.mj_getState(model, data, state, kind)
@@ -120,6 +196,7 @@ def draw_simply(env: gymnasium.Env) -> None:
 
     Physics does not depend on them. Call it before the first frame.
     """
-    inner = env.unwrapped
-    model = getattr(inner, "_model", None) or inner.model
-    model.vis.quality.shadowsize = model.vis.quality.offsamples = 0
+    found = simulation(env)
+    if found is not None:
+        model, _ = found
+        model.vis.quality.shadowsize = model.vis.quality.offsamples = 0

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from trqam_fast.errors import RunError
-from trqam_fast.simulator.environment import begin, make_env, physics, restored_global_state
+from trqam_fast.simulator.environment import (
+    begin,
+    make_env,
+    physics,
+    restored_global_state,
+    simulation,
+)
 
 
 class Step(NamedTuple):
@@ -30,13 +37,14 @@ class OnlineEnvironment:
     """One environment whose episodes follow from (seed, episode) and the actions alone.
 
     Args:
-        env_id: Name in gymnasium's registry.
+        env_id: Name in gymnasium's registry, or ``MODULE:FACTORY``.
         seed: Seed of all episodes.
         sparse: Reward 0 where the task is solved, -1 elsewhere.
+        options: Further arguments of `make_env`.
     """
 
-    def __init__(self, env_id: str, seed: int, *, sparse: bool = False) -> None:
-        self.env = make_env(env_id)
+    def __init__(self, env_id: str, seed: int, *, sparse: bool = False, **options: Any) -> None:
+        self.env = make_env(env_id, **options)
         self.seed, self.sparse = seed, sparse
         self.reset(0)
 
@@ -94,22 +102,39 @@ class OnlineEnvironment:
             "physics": torch.from_numpy(physics(self.env)),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> bool:
         """Play the episode again up to where it was: that restores every attribute exactly.
 
+        An environment that shows no MuJoCo state is compared by its observation alone. Where that
+        differs, as it draws from something that its seed does not set, the next episode begins.
+
+        Returns:
+            Whether the episode goes on.
+
         Raises:
-            RunError: the simulator does not reproduce the state that was saved.
+            RunError: MuJoCo does not reproduce the state that was saved.
         """
         self.reset(state["episode"])
         for action in state["actions"].numpy():
             self.observation = self._simulate(action)[0]
         same = np.array_equal(self.observation, state["observation"].numpy())
+        own = simulation(self.env) is None
+        if not same and own:
+            warnings.warn(
+                f"episode {self.episode} of an environment came to another observation when it "
+                "was played again, so the next episode begins; from here on the run is not the "
+                "uninterrupted one",
+                stacklevel=2,
+            )
+            self.reset(state["episode"] + 1)
+            return False
         if not same or not np.array_equal(physics(self.env), state["physics"].numpy()):
             raise RunError(
                 f"episode {self.episode} of seed {self.seed} cannot be restored: the simulator "
                 "gives another state after the same actions; resume with the versions in "
                 "versions.json"
             )
+        return True
 
     def close(self) -> None:
         """Close the environment."""

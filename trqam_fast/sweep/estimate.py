@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import heapq
+import math
 import os
 import time
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +16,11 @@ import torch
 from trqam_fast.agents import algorithm
 from trqam_fast.agents.config import CloningConfig
 from trqam_fast.data.dataset import Dataset
-from trqam_fast.data.names import parse_task
+from trqam_fast.data.tasks import find_task
 from trqam_fast.errors import UsageError
 from trqam_fast.evaluation.episodes import Request
 from trqam_fast.evaluation.policy import ROWS, choose_chunks
-from trqam_fast.simulator.environment import begin, make_env
+from trqam_fast.simulator.environment import begin, interface_of, make_env
 from trqam_fast.sweep.plan import Job, run_bytes
 from trqam_fast.training.backend import settle_backend
 from trqam_fast.training.config import TrainConfig
@@ -62,10 +64,22 @@ def random_data(obs_dim: int, act_dim: int, rows: int) -> Dataset:
     )
 
 
+UNLIMITED = 1000
+"""Steps that an episode is taken to have in an environment without a limit."""
+
+
 @cache
-def probe_environment(env_id: str) -> tuple[int, int, int, float]:
-    """Return widths of observation and action, steps of the longest episode, seconds a step."""
-    env = make_env(env_id)
+def probe_environment(
+    env_id: str, options: tuple[tuple[str, Any], ...] = ()
+) -> tuple[int, int, int, float]:
+    """Return widths of observation and action, steps of the longest episode, seconds a step.
+
+    Args:
+        env_id: What `make_env` takes.
+        options: Its further arguments, as pairs.
+    """
+    env = make_env(env_id, **dict(options))
+    steps = interface_of(env_id, **dict(options)).steps
     try:
         observation = begin(env, np.random.default_rng(0))
         action = np.zeros(env.action_space.shape, dtype=np.float32)
@@ -76,7 +90,12 @@ def probe_environment(env_id: str) -> tuple[int, int, int, float]:
                 env.reset()
 
         seconds = seconds_per_call(step)
-        return len(observation), len(action), env.spec.max_episode_steps, seconds
+        return (
+            len(observation),
+            len(action),
+            UNLIMITED if steps == math.inf else int(steps),
+            seconds,
+        )
     finally:
         env.close()
 
@@ -125,7 +144,9 @@ def job_seconds(job: Job) -> float:
     Evaluations are counted with episodes of full length, which is the most that they can take.
     """
     config = job.train_config()
-    obs_dim, act_dim, steps, step_seconds = probe_environment(parse_task(job.env_name).env_id)
+    obs_dim, act_dim, steps, step_seconds = probe_environment(
+        find_task(job.env_name).env_id, tuple(config.env_options.items())
+    )
     check_memory(job, config, obs_dim, act_dim)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads or threads)

@@ -22,6 +22,7 @@ from trqam_fast.sweep.spec import Spec
 from trqam_fast.text import printable
 from trqam_fast.training.config import DataConfig, TrainConfig, run_flags
 from trqam_fast.training.flags import parse_config
+from trqam_fast.training.interface import own_interface
 from trqam_fast.training.presets import flag_of, make_config, value_in_words
 
 FORMAT = 2
@@ -136,7 +137,7 @@ def make_plan(spec: Spec, out: Path) -> list[Job]:
             first = None
             if cloning is not None:
                 method = algorithm(CLONING).label if CLONING in spec.algos else None
-                name = f"{env_name}/{CLONING}/{tail}"
+                name = f"{folder_name(env_name)}/{CLONING}/{tail}"
                 values = plain(cloning, spec, seeds)
                 first = Job(name, env_name, CLONING, method, seeds, None, values)
                 pretraining.append(first)
@@ -147,7 +148,7 @@ def make_plan(spec: Spec, out: Path) -> list[Job]:
                     values["pretrained"] = str(first.run_dir(out))
                 fine_tuning.append(
                     Job(
-                        f"{env_name}/{folder}/{tail}", env_name, algo, method, seeds,
+                        f"{folder_name(env_name)}/{folder}/{tail}", env_name, algo, method, seeds,
                         None if first is None else first.name, values,
                     )
                 )  # fmt: skip
@@ -272,10 +273,18 @@ def seeds_that_fit(spec: Spec, config: TrainConfig) -> int:
     return max(1, 1 + int((room - one) // (two - one)))
 
 
+def widths_of(config: TrainConfig) -> tuple[int, int]:
+    """Return the widths of a task's observation and action; a bound of all for OGBench's."""
+    interface = own_interface(config)
+    if interface is None:
+        return WIDEST_OBSERVATION, WIDEST_ACTION
+    return interface.obs_dim, interface.act_dim
+
+
 def run_bytes(config: TrainConfig, runs: int, threads: int) -> dict[str, int]:
     """Bound the memory of a process's updates, and of the weights that it keeps beside them."""
     sizes = update_bytes(
-        algorithm(config.algo), config.agent, WIDEST_OBSERVATION, WIDEST_ACTION, runs=runs,
+        algorithm(config.algo), config.agent, *widths_of(config), runs=runs,
         threads=threads,
     )  # fmt: skip
     return sizes | {"last good weights": sizes["held"]}

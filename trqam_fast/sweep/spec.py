@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, get_type_hints
 from trqam_fast.agents import ALGORITHMS, algorithm
 from trqam_fast.agents.config import Group
 from trqam_fast.damage import reading
-from trqam_fast.data.names import known_tasks, nearest, parse_task
+from trqam_fast.data.names import known_tasks, nearest
+from trqam_fast.data.tasks import find_task
 from trqam_fast.errors import UsageError
 from trqam_fast.files import read_text
 from trqam_fast.text import printable
@@ -93,7 +94,7 @@ class Spec:
     """A sweep.
 
     Attributes:
-        tasks: OGBench single tasks.
+        tasks: OGBench single tasks, or environments of one's own.
         algos: Algorithms; bc is the pretraining itself, as a result.
         seeds: Seeds of every task and algorithm.
         seeds_per_job: Most seeds in one process; none leaves it to the memory.
@@ -217,10 +218,10 @@ def expand_task(name: Any) -> list[str]:
     """Return the tasks that a name stands for: ``task*`` is every task of a dataset by number.
 
     Raises:
-        UsageError: OGBench has none of that name.
+        UsageError: there is none of that name.
     """
     if not isinstance(name, str) or "task*" not in name:
-        return [parse_task(str(name)).env_name]
+        return [find_task(str(name)).env_name]
     head, _, tail = name.partition("task*")
     known = known_tasks()
     found = [task for n in range(1, 100) if (task := f"{head}task{n}{tail}") in known]

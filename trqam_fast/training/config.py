@@ -12,12 +12,16 @@ from trqam_fast.agents.config import CloningConfig, Group, names_of, select
 from trqam_fast.data.generate.recipe import GENERATED_DIR, Recipe
 from trqam_fast.data.load import OFFICIAL_DIR
 from trqam_fast.data.names import parse_task
+from trqam_fast.data.readers import parse_source
 from trqam_fast.devices import check_device
 from trqam_fast.errors import UsageError
 from trqam_fast.kernels import Backend
 from trqam_fast.training.kinds import is_a, kind_in_words
 
 STAGES = ("pretrain", "offline", "online")
+OFFICIAL_ALONE = "it is for OGBench's data, not for --dataset"
+PATHS = ("dataset_dir", "generated_dir", "pretrained", "run_dir")
+"""Flags that are paths."""
 MOST_THREADS = 1024
 DEFAULT_ENV = "pointmaze-medium-navigate-singletask-task1-v0"
 
@@ -27,10 +31,16 @@ class TaskConfig(Group):
     """What is trained."""
 
     preset: str = "default"
-    """Named set of values that the other flags override: default, smoke or paper. Another
-    --env-name than the default one implies paper."""
+    """Named set of values that the other flags override: default, smoke or paper. Another task of
+    OGBench than the default one implies paper."""
     env_name: str = DEFAULT_ENV
-    """OGBench single task, e.g. cube-double-play-singletask-task1-v0."""
+    """OGBench single task, e.g. cube-double-play-singletask-task1-v0, or an environment of your
+    own: a gymnasium id or MODULE:FACTORY, with its data as --dataset. --env-id is the same flag."""
+    success_return: float | None = None
+    """Undiscounted return from which an episode counts as success; none: what the environment
+    calls success in its info, or else that the episode terminated."""
+    max_episode_steps: int | None = None
+    """Steps after which an episode is cut off, for environments without a limit of their own."""
     algo: str = "trqam"
     """Algorithm: {algorithms}, or a class of your own as PACKAGE.MODULE:CLASS. bc is the
     pretraining stage alone. Flags of the algorithm follow those of the run."""
@@ -43,6 +53,14 @@ class TaskConfig(Group):
         self.require("seeds", len(set(self.seeds)) == len(self.seeds), "name every seed only once")
         fits = min(self.seeds) >= 0 and max(self.seeds) < 2**63
         self.require("seeds", fits, "use seeds from 0 to 2^63 - 1")
+        limit = self.max_episode_steps
+        self.require("max_episode_steps", limit is None or limit >= 1, "use 1 or more")
+
+    @property
+    def env_options(self) -> dict[str, Any]:
+        """Arguments of `make_env` besides the environment's name."""
+        names = ("success_return", "max_episode_steps")
+        return {n: value for n in names if (value := getattr(self, n)) is not None}
 
 
 @dataclass(frozen=True)
@@ -71,6 +89,9 @@ class MachineConfig(Group):
 class DataConfig(Group):
     """The transitions that are trained on."""
 
+    dataset: str | None = None
+    """Data of your own: an npz or robomimic file, a LeRobotDataset's folder, or minari:NAME
+    (docs/data.md), instead of OGBench's."""
     dataset_dir: Path = OFFICIAL_DIR
     """Folder of the official OGBench files."""
     generated: bool = False
@@ -84,7 +105,7 @@ class DataConfig(Group):
     generated_seed: int = 0
     """Seed of the generated data."""
     sparse: bool = False
-    """Use reward 0 where the task is solved and -1 elsewhere."""
+    """Use reward 0 where the task is solved and -1 elsewhere; for OGBench's tasks."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +212,18 @@ class TrainConfig(TaskConfig, MachineConfig, DataConfig, StageConfig, LogConfig,
 
     agent: CloningConfig = field(default_factory=TRQAMConfig)
 
+    def __post_init__(self) -> None:
+        """Take text for paths and lists for tuples, then check all values."""
+        for name in run_flags():
+            value = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+            if isinstance(value, str) and name in PATHS:
+                object.__setattr__(self, name, Path(value))
+        if self.dataset is not None:
+            object.__setattr__(self, "dataset", parse_source(self.dataset).absolute)
+        super().__post_init__()
+
     def check(self) -> None:
         """Raise `UsageError` if values do not go together."""
         kind = algorithm(self.algo)
@@ -199,6 +232,9 @@ class TrainConfig(TaskConfig, MachineConfig, DataConfig, StageConfig, LogConfig,
                 f"--algo is {self.algo}, but agent is a {type(self.agent).__name__}; give a "
                 f"{kind.Config.__name__}"
             )
+        if self.dataset is not None:
+            self.require("generated", not self.generated, OFFICIAL_ALONE)
+            self.require("sparse", not self.sparse, OFFICIAL_ALONE)
         _ = self.recipe  # refuses data that cannot be generated
         if not kind.fine_tunes and self.bc_steps == 0:
             raise UsageError(
@@ -265,9 +301,6 @@ class TrainConfig(TaskConfig, MachineConfig, DataConfig, StageConfig, LogConfig,
             if name in hints and not is_a(value, hints[name]):
                 raise TypeError(f"{name} is {value!r}, not {kind_in_words(hints[name])}")
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        for name in ("dataset_dir", "generated_dir", "pretrained", "run_dir"):
-            if values.get(name) is not None:
-                values[name] = Path(values[name])
         own = {name: values[name] for name in run_flags() if name in values}
         return cls(**own, agent=kind(**select(kind, values)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from trqam_fast.agents import algorithm
 from trqam_fast.agents.config import Setting
 from trqam_fast.data.names import parse_task
+from trqam_fast.data.tasks import find_task
 
 README = "authors' README"
 HERE = "this project"
@@ -22,13 +23,23 @@ def domain_of(env_name: str) -> str:
     return parse_task(env_name).env_id.partition("-singletask")[0]
 
 
+def setting_domain(env_name: str) -> str:
+    """Return the domain whose settings a task takes: its own, or of one's own task its name.
+
+    Raises:
+        UsageError: no such task.
+    """
+    own = find_task(env_name).dataset_name is None
+    return env_name if own else domain_of(env_name)
+
+
 def domain_settings(env_name: str, algo: str) -> dict[str, Setting]:
     """Return the settings of a task's domain, and of an algorithm there, by flag name.
 
     Domains that the authors did not train on take the values of their kind: those of the other
     mazes, or of the other manipulation domains.
     """
-    domain = domain_of(env_name)
+    domain = setting_domain(env_name)
     family = domain.partition("-")[0]
     source = README if domain in PUBLISHED else f"{HERE}, as in the published domains"
     navigation, humanoid = family in NAVIGATION, family == "humanoidmaze"

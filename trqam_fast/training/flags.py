@@ -14,27 +14,70 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import tyro
 
-from trqam_fast.agents import ALGORITHMS
+from trqam_fast.agents import ALGORITHMS, algorithm
 from trqam_fast.agents.config import Group, groups_of, select
-from trqam_fast.training.config import FolderConfig, TrainConfig, run_flags
+from trqam_fast.damage import reading
+from trqam_fast.data.names import nearest
+from trqam_fast.errors import UsageError
+from trqam_fast.files import read_text
+from trqam_fast.training.config import PATHS, FolderConfig, TrainConfig, run_flags
+from trqam_fast.training.kinds import is_a, kind_in_words
 from trqam_fast.training.presets import flag_of, make_config, unused_flags
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 PROG = "python -m trqam_fast.train"
+DESCRIPTION = f"""{TrainConfig.__doc__}
+    --config FILE.toml takes flags from a file, by name with underscores; those of the command line
+    override them."""
 
 
 def read_choices(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
     """Return the flags that decide what the others mean, by name, and the remaining words."""
     parser = argparse.ArgumentParser(PROG, add_help=False, allow_abbrev=False)
     options: dict[str, Any] = {"default": argparse.SUPPRESS}
-    for name in ("env_name", "algo", "preset"):
-        parser.add_argument(flag_of(name), f"--{name}", dest=name, **options)
-    for name in ("pretrained", "run_dir"):
-        parser.add_argument(flag_of(name), f"--{name}", dest=name, type=Path, **options)
+    for name in ("env_name", "algo", "preset", "dataset"):
+        names = ("env_name", "env_id") if name == "env_name" else (name,)
+        spelled = [spelling for n in names for spelling in (flag_of(n), f"--{n}")]
+        parser.add_argument(*dict.fromkeys(spelled), dest=name, **options)
+    for name in ("pretrained", "run_dir", "config"):
+        spelled = dict.fromkeys((flag_of(name), f"--{name}"))
+        parser.add_argument(*spelled, dest=name, type=Path, **options)
     choices = get_args(get_type_hints(FolderConfig)["resume"])
     parser.add_argument("--resume", nargs="?", const="yes", choices=choices, **options)
     parser.add_argument("--overwrite", action=argparse.BooleanOptionalAction, **options)
     known, words = parser.parse_known_args(argv)
-    return vars(known), words
+    chosen = vars(known)
+    file = chosen.pop("config", None)
+    return (chosen if file is None else read_toml(file) | chosen), words
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the flags of a file, by name with underscores; `env_id` is `env_name`.
+
+    Raises:
+        UsageError: there is no such file, or something in it is wrong: the sentence names it.
+    """
+    with reading(path, "is not TOML", "mend that line"):
+        values = tomllib.loads(read_text(path))
+    if "env_id" in values:
+        values["env_name"] = values.pop("env_id")
+    algo = values.get("algo", TrainConfig.algo)
+    if not isinstance(algo, str):
+        raise UsageError(f"{path}: algo is {algo!r}; give text in quotes")
+    hints = get_type_hints(TrainConfig)
+    for kind in (*ALGORITHMS.values(), algorithm(algo)):
+        hints |= get_type_hints(kind.Config)
+    del hints["agent"]
+    for name, value in values.items():
+        if name not in hints:
+            raise UsageError(f"{path} has {name!r}, which means nothing{nearest(name, [*hints])}")
+        if not is_a(value, hints[name]):
+            raise UsageError(f"{path}: {name} is {value!r}; give {kind_in_words(hints[name])}")
+    return {n: Path(v) if n in PATHS else v for n, v in values.items()}
 
 
 def parse_config(argv: list[str], base: TrainConfig | None = None) -> TrainConfig:
@@ -53,9 +96,7 @@ def parse_config(argv: list[str], base: TrainConfig | None = None) -> TrainConfi
     values = vars(base) | vars(base.agent)
     parts = {name: group(**select(group, values)) for name, group in groups.items()}
     flags = dataclasses.make_dataclass("Flags", list(groups.items()))
-    parsed = tyro.cli(
-        flags, args=words, default=flags(**parts), prog=PROG, description=TrainConfig.__doc__
-    )
+    parsed = tyro.cli(flags, args=words, default=flags(**parts), prog=PROG, description=DESCRIPTION)
     values = {k: v for name in groups for k, v in vars(getattr(parsed, name)).items()}
     own = {name: values[name] for name in run_flags()}
     kind = type(base.agent)

@@ -10,13 +10,12 @@ import torch
 
 from trqam_fast.agents import Agent, algorithm
 from trqam_fast.damage import Damaged, reading, reason_of
-from trqam_fast.data.names import parse_task
 from trqam_fast.errors import UsageError
 from trqam_fast.runs import checkpoint as checkpoints
 from trqam_fast.runs.folder import RunFolder
-from trqam_fast.simulator.environment import env_sizes
 from trqam_fast.training.backend import check_asked, settle_backend
 from trqam_fast.training.config import TrainConfig
+from trqam_fast.training.interface import Sizes, read_sizes
 
 
 class LoadedRun(NamedTuple):
@@ -28,6 +27,7 @@ class LoadedRun(NamedTuple):
         stage: Stage that the checkpoint was written in.
         step: Updates from the start of pretraining.
         path: The checkpoint.
+        sizes: What the policy takes and gives.
     """
 
     config: TrainConfig
@@ -35,10 +35,14 @@ class LoadedRun(NamedTuple):
     stage: str
     step: int
     path: Path
+    sizes: Sizes
 
 
 def load_run(
-    path: Path, checkpoint: Path | None = None, device: str = "cpu", backend: str = "auto"
+    path: Path | str,
+    checkpoint: Path | str | None = None,
+    device: str = "cpu",
+    backend: str = "auto",
 ) -> LoadedRun:
     """Rebuild the agent of a run folder.
 
@@ -55,15 +59,16 @@ def load_run(
         Unreadable: the system refuses.
         BackendError: the backend cannot run on the device.
     """
+    path = Path(path)
     folder = RunFolder(path)
     if not folder.exists:
         raise UsageError(f"{path} holds no config.json; name the folder of a run")
     config = read_config(folder, {"device": device, "backend": backend})
-    found, state = read_checkpoint(folder, checkpoint)
+    found, state = read_checkpoint(folder, None if checkpoint is None else Path(checkpoint))
     check_asked(config)
-    obs_dim, act_dim = env_sizes(parse_task(config.env_name).env_id)
-    config = settle_backend(config, act_dim)
-    agent = make_agent(config, state["stage"], obs_dim, act_dim)
+    sizes = read_sizes(path, config)
+    config = settle_backend(config, sizes.act_dim)
+    agent = make_agent(config, state["stage"], sizes.obs_dim, sizes.act_dim)
     try:
         agent.load_state_dict(state["agent"])
     except (RuntimeError, KeyError, ValueError) as error:
@@ -72,7 +77,7 @@ def load_run(
             f"({reason_of(error)}); name a checkpoint of this run"
         ) from None
     check_finite(agent, config, found)
-    return LoadedRun(config, agent, state["stage"], state["step"], found)
+    return LoadedRun(config, agent, state["stage"], state["step"], found, sizes)
 
 
 def make_agent(config: TrainConfig, stage: str, obs_dim: int, act_dim: int) -> Agent:

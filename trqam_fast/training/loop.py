@@ -256,7 +256,9 @@ class Trainer:
         with ledger.timed("evaluate"):
             if self.evaluator is None:
                 envs = min(config.eval_envs, config.eval_episodes)
-                self.evaluator = Evaluator(config.env_name, envs, config.eval_workers)
+                self.evaluator = Evaluator(
+                    config.env_name, envs, config.eval_workers, env_options=config.env_options
+                )
             for run, seed in enumerate(config.seeds):
                 if run in ledger.failures:
                     success.append(math.nan)

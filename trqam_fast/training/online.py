@@ -13,8 +13,8 @@ import torch
 
 from trqam_fast.agents import Agent
 from trqam_fast.data.dataset import Transitions
-from trqam_fast.data.names import parse_task
 from trqam_fast.data.replay import ReplayBuffer
+from trqam_fast.data.tasks import find_task
 from trqam_fast.randomness import Randomness
 from trqam_fast.simulator.online import OnlineEnvironment, Step
 from trqam_fast.training.config import TrainConfig
@@ -155,10 +155,12 @@ class OnlineDriver:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.buffer.load_state_dict(state["buffer"])
-        for environment, saved in zip(self.environments, state["environments"], strict=True):
-            environment.load_state_dict(saved)
-        self.observations = [environment.observation for environment in self.environments]
         self.queues = [deque(saved.numpy()) for saved in state["queues"]]
+        for run, saved in enumerate(state["environments"]):
+            if not self.environments[run].load_state_dict(saved):
+                self.queues[run].clear()
+                self.buffer.end_trajectory(run)
+        self.observations = [environment.observation for environment in self.environments]
         self.seconds = dict(state["seconds"])
 
     def close(self) -> None:
@@ -185,9 +187,9 @@ def make_online_driver(
         balanced=config.balanced_sampling,
         device=config.device,
     )
-    env_id = parse_task(config.env_name).env_id
+    env_id, options = find_task(config.env_name).env_id, config.env_options
     environments = [
-        OnlineEnvironment(env_id, stream_seed(seed, "environment"), sparse=config.sparse)
+        OnlineEnvironment(env_id, stream_seed(seed, "environment"), sparse=config.sparse, **options)
         for seed in config.seeds
     ]
     return OnlineDriver(

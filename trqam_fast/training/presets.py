@@ -8,6 +8,7 @@ from typing import Any
 from trqam_fast.agents import ALGORITHMS, algorithm
 from trqam_fast.agents.config import names_of, select
 from trqam_fast.data.names import nearest
+from trqam_fast.data.tasks import find_task
 from trqam_fast.errors import UsageError
 from trqam_fast.training.config import DEFAULT_ENV, TrainConfig, run_flags
 from trqam_fast.training.domains import Setting, domain_settings
@@ -55,25 +56,37 @@ PRESETS = {"default": DEFAULT, "smoke": SMOKE, "paper": PAPER}
 
 
 def default_preset(env_name: str) -> str:
-    """Return the preset that a task implies."""
-    return "default" if env_name == DEFAULT_ENV else "paper"
+    """Return the preset that a task implies.
+
+    Raises:
+        UsageError: no such task.
+    """
+    own = find_task(env_name).dataset_name is None
+    return "default" if own or env_name == DEFAULT_ENV else "paper"
 
 
 def make_config(
-    env_name: str = DEFAULT_ENV, algo: str = "trqam", preset: str | None = None, **flags: Any
+    env_name: str = DEFAULT_ENV,
+    algo: str = "trqam",
+    preset: str | None = None,
+    *,
+    env_id: str | None = None,
+    **flags: Any,
 ) -> TrainConfig:
     """Return a configuration: flags by name on top of a preset and the settings of the task.
 
     Args:
-        env_name: OGBench single task.
+        env_name: Task; see `find_task`.
         algo: Algorithm.
         preset: One of `PRESETS`; None takes the one that the task implies.
+        env_id: Another name of `env_name`.
         flags: Values of any other flags, the algorithm's among them; those that only other
             algorithms use are left out.
 
     Raises:
         UsageError: no such preset, task, algorithm or flag, or an impossible value.
     """
+    env_name = env_name if env_id is None else env_id
     preset = default_preset(env_name) if preset is None else preset
     if preset not in PRESETS:
         raise UsageError(f"--preset is {preset!r}; choose one of {', '.join(PRESETS)}")
@@ -83,11 +96,14 @@ def make_config(
     values = PRESETS[preset] | {name: value for name, (value, _) in settings.items()}
     if flags.get("pretrained") is not None:
         values["bc_steps"] = 0
+    if flags.get("dataset") is not None or find_task(env_name).dataset_name is None:
+        values["generated"] = False
     if not kind.fine_tunes:
         values["online_steps"] = 0
     values |= flags
     own = {name: value for name, value in values.items() if name in run_flags()}
     own |= {"env_name": env_name, "algo": algo, "preset": preset}
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     return TrainConfig(**own, agent=kind.Config(**select(kind.Config, values)))
 
 

@@ -1,0 +1,86 @@
+"""Environments of one's own, as a user would write them, for tests."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+NOISE = np.random.default_rng()
+"""What no seed sets."""
+
+
+class Reach(gymnasium.Env):
+    """A point moves along a line to a goal, in centimetres; it never ends but by reaching it."""
+
+    observation_space = spaces.Box(-100.0, 100.0, (2,), np.float32)
+    action_space = spaces.Box(-10.0, 30.0, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.point, self.goal = self.np_random.uniform(-100, 100, 2)
+        return self.observe(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        self.point = np.clip(self.point + action[0], -100, 100)
+        reached = bool(abs(self.goal - self.point) < 10)
+        return self.observe(), float(reached) - 1.0, reached, False, {}
+
+    def observe(self):
+        return np.array([self.point, self.goal], np.float32)
+
+
+class Noisy(Reach):
+    """The same with a sensor whose noise differs whenever an episode is played again."""
+
+    def observe(self):
+        return super().observe() + NOISE.normal(size=2).astype(np.float32)
+
+
+class Graded(Reach):
+    """The same, with a success of its own and observations in a dict."""
+
+    observation_space = spaces.Dict(
+        {"place": spaces.Box(-100.0, 100.0, (1,)), "aim": spaces.Box(-100.0, 100.0, (1,))}
+    )
+
+    def step(self, action):
+        *rest, info = super().step(action)
+        return *rest, {"is_success": self.point > 0}
+
+    def observe(self):
+        point, goal = super().observe()
+        return {"place": np.array([point]), "aim": np.array([goal])}
+
+
+def make_reach(**options):
+    """A factory, as a user may have one."""
+    return Reach(**options)
+
+
+def broken():
+    raise ValueError("no robot\nis connected")
+
+
+def write_data(path, episodes=20, steps=12):
+    """Write trajectories of a noisy controller as a plain npz."""
+    env, rng = Reach(), np.random.default_rng(0)
+    rows = []
+    for episode in range(episodes):
+        observation, _ = env.reset(seed=episode)
+        for step in range(steps):
+            wanted = observation[1] - observation[0] + rng.normal(0, 10)
+            action = np.clip([wanted], -10, 30).astype(np.float32)
+            following, reward, terminated, _, _ = env.step(action)
+            last = terminated or step == steps - 1
+            rows.append((observation, action, reward, last, not terminated, following))
+            observation = following
+            if last:
+                break
+    names = ("observations", "actions", "rewards", "terminals", "masks", "next_observations")
+    np.savez(path, **dict(zip(names, map(np.array, zip(*rows, strict=True)), strict=True)))
+    return path
+
+
+gymnasium.register("Registered-v0", Graded, max_episode_steps=7)

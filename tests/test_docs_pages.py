@@ -1,0 +1,64 @@
+"""Pages whose code runs as written."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trqam_fast.runs.read import read_run
+
+DOCS = Path(__file__).parent.parent / "docs"
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def execute(command, folder):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HOME": str(folder)}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, (command, done.stderr[-2000:])
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_your_own_task(tmp_path):
+    printed = ""
+    for language, code in BLOCK.findall((DOCS / "your_own_task.md").read_text()):
+        name = code.partition("\n")[0].removeprefix("# ")
+        if language == "bash":
+            for line in code.splitlines():
+                words = line.split()
+                assert words[0] == "python"
+                printed += execute([sys.executable, *words[1:]], tmp_path)
+            continue
+        (tmp_path / name).write_text(code)
+        if name in ("collect.py", "act.py"):
+            printed += execute([sys.executable, name], tmp_path)
+    text = (DOCS / "your_own_task.md").read_text()
+    (said,) = (line for line in text.splitlines() if line.startswith("environment reach:Reach"))
+    assert said in printed and "reach.npz is whole" in printed
+    summary = read_run(tmp_path / "run").summary
+    assert summary["pretrained_success"] < 0.5 and summary["offline_success"] > 0.9
+    assert re.search(r"reached True in \d+ steps", printed)
+    assert (tmp_path / "page" / "index.html").exists()
+
+
+@pytest.mark.slow
+def test_python(tmp_path, generated):
+    """The blocks of the page, one after another, on data that are there already."""
+    code = "\n".join(
+        code for language, code in BLOCK.findall((DOCS / "python.md").read_text())
+        if language == "python"
+    )  # fmt: skip
+    small = (
+        f'tf.train(preset="smoke", generated_dir={str(generated)!r}, generated_noise=0.5, '
+        "generated_transitions=3000, online_steps=0, "
+    )
+    code = code.replace('tf.train(preset="smoke", ', small)
+    (tmp_path / "page.py").write_text(code)
+    execute([sys.executable, "page.py"], tmp_path)
+    shutil.rmtree(tmp_path / "smoke")

@@ -1,0 +1,199 @@
+"""The Python API: training, evaluating and acting without the command line."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import trqam_fast as tf
+from tests import own_tasks
+from tests.runs import run
+from trqam_fast.errors import UsageError
+from trqam_fast.evaluation.episodes import Request
+from trqam_fast.evaluation.policy import choose_chunks
+from trqam_fast.export import write_export
+from trqam_fast.training.flags import parse_config, read_toml
+
+REACH = "tests.own_tasks:Reach"
+SMALL = {
+    "max_episode_steps": 12, "bc_steps": 8, "offline_steps": 8, "log_interval": 4,
+    "eval_interval": 4, "save_interval": 4, "eval_episodes": 2, "batch_size": 8,
+    "actor_hidden_dims": [16], "value_hidden_dims": [16],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory):
+    path = own_tasks.write_data(tmp_path_factory.mktemp("own") / "reach.npz")
+    return {"env_id": REACH, "dataset": str(path), **SMALL}
+
+
+@pytest.fixture(scope="module")
+def result(flags, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    chunks = {"horizon_length": 3, "action_chunking": True, "best_of_n": 2}
+    return tf.train(**flags, **chunks, seeds=[4, 7], run_dir=str(folder))
+
+
+def test_the_package_is_light_and_whole():
+    code = """
+import sys
+import trqam_fast as tf
+assert not {"torch", "numpy", "gymnasium"} & set(sys.modules), "import trqam_fast is heavy"
+assert {"Policy", "train", "sde_rollout"} <= set(dir(tf))
+for name in tf.__all__:
+    assert callable(getattr(tf, name)), name
+import trqam_fast.train, trqam_fast.evaluate
+assert callable(tf.train) and callable(tf.evaluate) and callable(trqam_fast.train.main)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = tf.nothing
+
+
+def test_train_returns_what_the_run_came_to(result):
+    assert result.success == result.summary["final_success"]
+    steps, values = result.curves["success"][7].T
+    assert steps.tolist() == [8, 12, 16] and ((0 <= values) & (values <= 1)).all()
+    assert result.curves["path_kl"][4].shape == (2, 2)
+    assert (result.run_dir / "summary.json").exists()
+
+
+def test_train_takes_a_configuration_or_flags(flags, tmp_path):
+    config = tf.make_config(**flags, algo="bc", run_dir=str(tmp_path / "bc"))
+    assert isinstance(config, tf.TrainConfig)
+    with pytest.raises(TypeError, match="not both; drop lr"):
+        tf.train(config, lr=1e-3)
+    assert tf.train(config).run_dir == tmp_path / "bc"
+    longer = tf.train(resume="yes", run_dir=str(tmp_path / "bc"), bc_steps=12)
+    assert longer.curves["success"][0][-1, 0] == 12
+    with pytest.raises(UsageError, match="there is no flag --learning-rate"):
+        tf.train(learning_rate=1e-3)
+
+
+def test_a_policy_acts_as_the_evaluation_does(result):
+    """The noise of an episode apart: with the same noise, the same actions."""
+    policy = tf.Policy.load(str(result.run_dir), train_seed=7)
+    observation = np.float32([0.1, -0.2])
+    noise = np.random.default_rng([3, 0]).standard_normal((2, policy.agent.noise_dim))
+    (chunk,) = choose_chunks(policy.agent, 1, [Request(observation, noise)])
+    policy.reset(seed=3)
+    for number in range(3):  # the chunk is played open loop, whatever is observed
+        action = policy(observation + 50 * number)
+        assert action.dtype == np.float32 and action.shape == (1,)
+        assert np.allclose(action, -10 + 20 * (chunk[number] + 1), atol=1e-5)
+        assert own_tasks.Reach.action_space.contains(action)
+    (other,) = choose_chunks(policy.agent, 0, [Request(observation, noise)])
+    assert not np.allclose(other, chunk)
+
+
+def test_rows_do_not_depend_on_each_other(result):
+    policy = tf.Policy.load(result.run_dir)
+    observations = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32) * 50
+    together = np.stack([policy(observations) for _ in range(4)])
+    alone = tf.Policy.load(result.run_dir)
+    first = np.concatenate([alone(observations[:1]) for _ in range(4)])
+    assert np.array_equal(first, together[:, 0])
+    with pytest.raises(ValueError, match="has 1 rows, but 5 before; call reset"):
+        policy(observations[:1])
+    with pytest.raises(ValueError, match=r"has shape \[1, 3\], expected \[2\] or \[n, 2\]"):
+        policy(np.zeros(3))
+
+
+def test_predict_is_stable_baselines3s(result):
+    policy = tf.Policy.load(result.run_dir, seed=1)
+    observations = np.float32([[0, 0.5], [0, -0.5]])
+    first, state = policy.predict(observations, deterministic=True)
+    assert state is None and first.shape == (2, 1)
+    begins = np.array([True, False])
+    second, _ = policy.predict(observations, episode_start=begins, deterministic=True)
+    # Row 0 began anew, so its chunk begins again; row 1 plays its second action.
+    assert second[0] == first[0] and second[1] != first[1]
+    policy.reset()
+    assert np.array_equal(policy.predict(observations, deterministic=True)[0], first)
+    policy.reset()
+    parts = {"b": observations[0, 1:], "a": observations[0, :1]}
+    named, _ = policy.predict(parts, deterministic=True)
+    assert np.array_equal(named, first[0])
+
+
+def test_a_policy_acts_where_its_environment_is_not_installed(result, tmp_path):
+    code = f"""
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("ogbench", "gymnasium", "mujoco", "tests"):
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing())
+import trqam_fast as tf
+checkpoint = {str(result.run_dir)!r} + "/checkpoints/step_000000016.pt"
+print(tf.Policy.load(checkpoint)([0.0, 1.0]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    policy = tf.Policy.load(result.run_dir)
+    assert done.stdout.strip() == str(policy([0.0, 1.0]))
+
+
+def test_an_export_acts_as_its_run_and_names_no_place(result, tmp_path):
+    pytest.importorskip("safetensors")
+    folder = write_export(result.run_dir, tmp_path / "export")
+    observation = np.float32([0.1, 0.2])
+    for train_seed in (4, 7):
+        ours = tf.Policy.load(folder, train_seed=train_seed)(observation)
+        theirs = tf.Policy.load(result.run_dir, train_seed=train_seed)(observation)
+        assert np.array_equal(ours, theirs)
+    for path in folder.iterdir():
+        assert b"reach.npz" not in path.read_bytes(), path
+
+
+def test_evaluate_and_load_run_take_text(result):
+    found = tf.evaluate(str(result.run_dir), episodes=2)
+    assert found.success == found.summary["pooled"]["success"] and set(found.episodes) == {4, 7}
+    finals = [curve[-1, 1] for curve in result.curves["success"].values()]
+    assert np.isclose(found.success, np.mean(finals))  # the episodes of the run's own evaluation
+    assert tf.load_run(str(result.run_dir)).step == 16
+    with pytest.raises(TypeError, match="drop video"):
+        tf.evaluate(result.run_dir, video=1)
+    with pytest.raises(UsageError, match="has the seeds 4, 7"):
+        tf.Policy.load(result.run_dir, train_seed=5)
+
+
+def test_a_file_holds_the_flags_of_one_run(flags, tmp_path, capsys):
+    path = tmp_path / "run.toml"
+    lines = {**flags, "seeds": [0, 1], "lr": 1, "overwrite": True}
+    text = "".join(
+        f"{name} = {str(value).lower() if isinstance(value, bool) else repr(value)}\n"
+        for name, value in lines.items()
+    )
+    path.write_text(text)
+    config = parse_config(["--config", str(path), "--lr", "0.5", "--seeds", "3"])
+    assert (config.env_name, config.seeds, config.agent.lr) == (REACH, (3,), 0.5)
+    assert config.agent.actor_hidden_dims == (16,) and config.overwrite
+    assert config == parse_config(["--config", str(path), "--lr", "0.5", "--seeds", "3"])
+    assert run(["--config", str(path), "--seeds", "0"], tmp_path / "run") == 0
+    for wrong, sentence in (
+        ("learning_rate = 1", "has 'learning_rate', which means nothing; nearest: "),
+        ("lr = 'high'", "lr is 'high'; give a number"),
+        ("lr = ", "is not TOML"),
+        ("algo = 3", "algo is 3; give text"),
+    ):
+        path.write_text(wrong)
+        with pytest.raises(UsageError) as error:
+            read_toml(path)
+        assert sentence in str(error.value)
+    assert run(["--config", str(tmp_path / "none.toml")], tmp_path / "other") == 2
+    assert "none.toml cannot be read" in capsys.readouterr().err
+
+
+def test_the_controller_is_reusable():
+    controller = tf.DualController(2, 0.5)
+    controller.update(torch.tensor([2.0, 0.0]))
+    assert controller.lam[0] > controller.lam[1]

@@ -1,0 +1,167 @@
+"""A trained policy, to act with: numpy in, numpy out."""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trqam_fast.agents import Agent
+from trqam_fast.errors import UsageError
+from trqam_fast.evaluation.episodes import Request
+from trqam_fast.evaluation.policy import choose_chunks
+from trqam_fast.export import MODEL, load_export
+from trqam_fast.simulator.bounds import unscaled
+from trqam_fast.training.interface import Sizes
+from trqam_fast.training.load_run import load_run
+
+
+class Policy:
+    """The policy of one seed of a run; keeps what is left of its chunks of actions.
+
+    It acts in one environment or in several at once, row for row. Row i draws its noise from a
+    generator of its own, so its actions follow from the seed and its observations alone.
+
+    Args:
+        agent: S runs.
+        sizes: What the policy takes and gives.
+        run: Index of the run in [0, S).
+        seed: Seed of its noise.
+
+    Attributes:
+        agent: The agent, for what this class does not do.
+        sizes: What the policy takes and gives; `sizes.low` and `sizes.high` bound its actions.
+    """
+
+    def __init__(self, agent: Agent, sizes: Sizes, *, run: int = 0, seed: int = 0) -> None:
+        self.agent, self.sizes, self.run = agent, sizes, run
+        self.low, self.high = np.asarray(sizes.low), np.asarray(sizes.high)
+        self.reset(seed)
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        seed: int = 0,
+        train_seed: int | None = None,
+        device: str = "cpu",
+        backend: str = "auto",
+    ) -> Policy:
+        """Load the policy of a run; its environment need not be installed.
+
+        Args:
+            path: A run folder, of which the newest whole checkpoint is taken, a checkpoint in
+                one, or what ``python -m trqam_fast.export`` wrote.
+            seed: Seed of the policy's noise.
+            train_seed: Seed of the run, where a folder holds several; the first by default.
+            device: Torch device to act on.
+            backend: Implementation of the ops.
+
+        Raises:
+            UsageError: there is none, it is damaged, or it has no such seed.
+        """
+        folder, checkpoint = Path(path), None
+        if folder.is_file():
+            folder, checkpoint = folder.resolve().parent.parent, folder
+        if (folder / MODEL).exists():
+            loaded = load_export(folder, device, backend)
+        else:
+            loaded = load_run(folder, checkpoint, device, backend)
+        seeds = loaded.config.seeds
+        train_seed = seeds[0] if train_seed is None else train_seed
+        if train_seed not in seeds:
+            known = ", ".join(map(str, seeds))
+            raise UsageError(f"train_seed is {train_seed}, but {folder} has the seeds {known}")
+        return cls(loaded.agent, loaded.sizes, run=seeds.index(train_seed), seed=seed)
+
+    def reset(self, seed: int | None = None) -> None:
+        """Begin new episodes: forget what is left of chunks.
+
+        Args:
+            seed: Start the noise anew from this seed; None goes on with it.
+        """
+        if seed is not None:
+            self.seed = seed
+            self.generators: list[np.random.Generator] = []
+        self.queues: list[deque[np.ndarray]] = []
+
+    def __call__(self, observation: Any, *, deterministic: bool = False) -> np.ndarray:
+        """Return the next action.
+
+        Args:
+            observation: `[O]`, or `[n, O]` of n environments; a dict is joined in the order of its
+                keys' names, as gymnasium flattens it.
+            deterministic: Take zeros for noise where a new chunk is chosen.
+
+        Returns:
+            `[A]` or `[n, A]`, float32, in the environment's own units and bounds.
+
+        Raises:
+            ValueError: an observation of another width, or another number of environments than
+                before; `reset` begins anew.
+        """
+        rows = as_rows(observation)
+        single = rows.ndim == 1
+        rows = np.atleast_2d(rows)
+        if rows.ndim != 2 or rows.shape[1] != self.sizes.obs_dim:
+            raise ValueError(
+                f"observation has shape {list(np.shape(rows))}, expected [{self.sizes.obs_dim}] or "
+                f"[n, {self.sizes.obs_dim}]"
+            )
+        if self.queues and len(self.queues) != len(rows):
+            raise ValueError(
+                f"observation has {len(rows)} rows, but {len(self.queues)} before; call reset() "
+                "where other environments begin"
+            )
+        self.queues = self.queues or [deque() for _ in rows]
+        self.fill(rows, deterministic)
+        actions = np.stack([queue.popleft() for queue in self.queues])
+        actions = unscaled(actions, self.low, self.high).astype(np.float32)
+        return actions[0] if single else actions
+
+    def fill(self, rows: np.ndarray, deterministic: bool) -> None:
+        """Choose a chunk for every row of observations `[n, O]` that has no action left."""
+        for row in range(len(self.generators), len(rows)):
+            self.generators.append(np.random.default_rng([self.seed, row]))
+        shape = (self.agent.candidates, self.agent.noise_dim)
+        empty = [row for row, queue in enumerate(self.queues) if not queue]
+        requests = [
+            Request(
+                rows[row],
+                np.zeros(shape) if deterministic else self.generators[row].standard_normal(shape),
+            )
+            for row in empty
+        ]
+        for row, chunk in zip(empty, choose_chunks(self.agent, self.run, requests), strict=True):
+            self.queues[row].extend(np.clip(chunk, -1.0, 1.0))
+
+    def predict(
+        self,
+        observation: Any,
+        state: None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, None]:
+        """Return the next action and None, as Stable-Baselines3's models do.
+
+        Args:
+            observation: As of a call.
+            state: Unused; here for the interface.
+            episode_start: Whether an episode begins, `[n]`; what is left of its chunk is dropped.
+            deterministic: As of a call.
+        """
+        if episode_start is not None:
+            for queue, begins in zip(self.queues, np.ravel(episode_start), strict=False):
+                if begins:
+                    queue.clear()
+        return self(observation, deterministic=deterministic), None
+
+
+def as_rows(observation: Any) -> np.ndarray:
+    """Return an observation as `[O]` or `[n, O]`, the parts of a dict side by side."""
+    if not isinstance(observation, dict):
+        return np.asarray(observation, np.float32)
+    return np.concatenate([as_rows(observation[name]) for name in sorted(observation)], axis=-1)

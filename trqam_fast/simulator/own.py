@@ -1,0 +1,170 @@
+"""Environments of one's own: found by name, and given what the trainer expects of any.
+
+Imported only where one is made, as it imports gymnasium.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from trqam_fast.damage import reason_of
+from trqam_fast.errors import UsageError
+from trqam_fast.simulator.bounds import unscaled
+
+SUCCESS_KEYS = ("success", "is_success")
+"""What environments call success in their info."""
+
+
+def make(
+    env_id: str, options: dict[str, Any], max_episode_steps: int | None = None
+) -> gymnasium.Env:
+    """Make an environment by its name.
+
+    Args:
+        env_id: A name in gymnasium's registry, or ``MODULE:FACTORY``: `FACTORY(**options)` returns
+            an environment; where the module has none of that name, it is one in the registry that
+            importing the module adds.
+        options: Arguments of `gymnasium.make` or of the factory.
+        max_episode_steps: Steps after which an episode is truncated; None leaves it to the
+            environment.
+
+    Raises:
+        UsageError: there is none, or it cannot be made.
+    """
+    factory = find_factory(env_id)
+    try:
+        if factory is None:
+            limit = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
+            return gymnasium.make(env_id, disable_env_checker=True, **limit, **options)
+        env = factory(**options)
+    except Exception as error:
+        kind = type(error).__name__
+        raise UsageError(
+            f"--env-id {env_id!r} cannot be made ({kind}: {reason_of(error)}); make it in Python "
+            "to see where"
+        ) from error
+    if not isinstance(env, gymnasium.Env):
+        raise UsageError(
+            f"--env-id {env_id!r} returned a {type(env).__name__}; return a gymnasium.Env"
+        )
+    if max_episode_steps is not None:
+        env = gymnasium.wrappers.TimeLimit(env, max_episode_steps)
+    return env
+
+
+def find_factory(env_id: str) -> Callable[..., Any] | None:
+    """Return what ``MODULE:FACTORY`` names, or None for a name in gymnasium's registry.
+
+    Raises:
+        UsageError: the module cannot be imported.
+    """
+    name, separator, attribute = env_id.partition(":")
+    if not separator:
+        return None
+    if os.getcwd() not in sys.path:  # as a console script leaves it
+        sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:
+        raise UsageError(
+            f"--env-id is {env_id!r}, but importing {name} fails ({type(error).__name__}: "
+            f"{reason_of(error)}); name a module that Python can import from here"
+        ) from error
+    found = getattr(module, attribute, None)
+    if found is None and attribute not in gymnasium.registry:
+        raise UsageError(
+            f"--env-id is {env_id!r}, but {name} has no {attribute} and registers no environment "
+            "of that name; name a function or class that returns an environment"
+        )
+    return found
+
+
+class Standard(gymnasium.Wrapper):
+    """An environment with flat observations, actions in [-1, 1]^A and a success in its info.
+
+    `info["success"]` is, in this order: whether the episode's return has reached `success_return`
+    where that is given; what the environment itself calls ``success`` or ``is_success``; whether
+    the episode terminated.
+
+    Args:
+        env: The environment; its action space is a bounded `Box` of any shape, its observation
+            space anything that gymnasium flattens to one.
+        name: What it is called in messages.
+        success_return: Undiscounted return of an episode that counts as success.
+
+    Attributes:
+        low: Lower bounds of the environment's own actions, float64 `[A]`.
+        high: Upper bounds, likewise.
+
+    Raises:
+        UsageError: its spaces are others.
+    """
+
+    def __init__(self, env: gymnasium.Env, name: str, success_return: float | None) -> None:
+        super().__init__(env)
+        self.success_return, self.total = success_return, 0.0
+        space = env.action_space
+        if not isinstance(space, spaces.Box):
+            raise UsageError(f"{name} has actions in {space}; only numbers in a Box can be learned")
+        self.low = space.low.astype(np.float64).ravel()
+        self.high = space.high.astype(np.float64).ravel()
+        if not (np.isfinite(self.low).all() and np.isfinite(self.high).all()):
+            raise UsageError(f"{name} has actions without bounds, {space}; give it finite ones")
+        if not (self.low < self.high).all():
+            raise UsageError(f"{name} has actions that cannot vary, {space}; leave those out")
+        self.action_space = spaces.Box(-1.0, 1.0, self.low.shape, np.float32)
+        flat = spaces.flatten_space(env.observation_space)
+        if not isinstance(flat, spaces.Box):
+            raise UsageError(f"{name} has observations in {env.observation_space}; use a Box")
+        self.observation_space = flat
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
+        """Begin an episode; the environment's own action space is seeded with it."""
+        if seed is not None:
+            self.env.action_space.seed(seed)
+        self.total = 0.0
+        observation, info = self.env.reset(seed=seed, options=options)
+        return self.flat(observation), info
+
+    def step(self, action: np.ndarray) -> tuple:
+        """Take an action `[A]` in [-1, 1]."""
+        own = unscaled(action, self.low, self.high)
+        space = self.env.action_space
+        observation, reward, terminated, truncated, info = self.env.step(
+            own.reshape(space.shape).astype(space.dtype)
+        )
+        self.total += float(reward)
+        info = {**info, "success": self.succeeded(info, terminated)}
+        return self.flat(observation), reward, terminated, truncated, info
+
+    def succeeded(self, info: dict[str, Any], terminated: bool) -> float:
+        """Return 1 for success so far, else 0."""
+        if self.success_return is not None:
+            return float(self.total >= self.success_return)
+        for key in SUCCESS_KEYS:
+            if key in info:
+                return float(np.asarray(info[key]).any())
+        return float(terminated)
+
+    def flat(self, observation: Any) -> np.ndarray:
+        """Return an observation as `[O]`."""
+        return spaces.flatten(self.env.observation_space, observation)
+
+
+def steps_of(env: gymnasium.Env) -> float:
+    """Return the steps after which an episode of an environment is truncated, inf if never."""
+    while True:
+        if isinstance(env, gymnasium.wrappers.TimeLimit):
+            return env._max_episode_steps
+        if env is env.unwrapped:
+            return math.inf
+        env = env.env

@@ -1,0 +1,103 @@
+"""What a run says and keeps of its environment: widths, bounds, success, what a resume restores."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trqam_fast.damage import reading
+from trqam_fast.data.dataset import Transitions
+from trqam_fast.data.tasks import find_task
+from trqam_fast.files import read_text, write_json
+from trqam_fast.simulator.bounds import bounds_in_words
+from trqam_fast.simulator.environment import Interface, interface_of
+from trqam_fast.training.config import TrainConfig
+
+FILE = "task.json"
+
+
+class Sizes(NamedTuple):
+    """What a policy takes and gives, as a run folder keeps it.
+
+    Attributes:
+        obs_dim: Width of an observation, O.
+        low: Lower bounds of the environment's own actions, `[A]`.
+        high: Upper bounds, likewise.
+    """
+
+    obs_dim: int
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    @property
+    def act_dim(self) -> int:
+        """Width of an action, A."""
+        return len(self.low)
+
+
+def own_interface(config: TrainConfig) -> Interface | None:
+    """Return the interface of an environment or of data of one's own, None for OGBench's."""
+    task = find_task(config.env_name)
+    if task.dataset_name is not None and config.dataset is None:
+        return None
+    return interface_of(task.env_id, **config.env_options)
+
+
+def describe(config: TrainConfig, interface: Interface) -> list[str]:
+    """Return what is said of one's own environment at the start."""
+    limit = (
+        f"at most {interface.steps:.0f} steps" if math.isfinite(interface.steps) else "any length"
+    )
+    success = "its info's success, or else an episode that terminates"
+    if config.success_return is not None:
+        success = f"a return of {config.success_return:g} or more"
+    lines = [
+        f"environment {config.env_name}: {interface.obs_dim} numbers an observation, "
+        f"{interface.act_dim} an action in {bounds_in_words(interface.low, interface.high)}, "
+        f"scaled to [-1, 1]; episodes of {limit}; success: {success}"
+    ]
+    if math.isinf(interface.steps):
+        lines.append(
+            "note: the environment has no step limit; an episode that does not end is played for "
+            "ever, so pass --max-episode-steps unless all end"
+        )
+    if config.online_steps > 0 and not interface.mujoco:
+        lines.append(
+            "resume: weights, batches and logs are exact to the bit on a CPU; the environment "
+            "shows no MuJoCo state, so its episode is played again from its seed and compared by "
+            "its last observation: where that differs, a new episode begins and the run is no "
+            "longer the uninterrupted one"
+        )
+    return lines
+
+
+def write_sizes(folder: Path, dataset: Transitions, interface: Interface | None) -> None:
+    """Keep the sizes of a run's task in its folder."""
+    low, high = np.full(dataset.act_dim, -1.0), np.full(dataset.act_dim, 1.0)
+    if interface is not None:
+        low, high = interface.low, interface.high
+    values = {"obs_dim": dataset.obs_dim, "low": low.tolist(), "high": high.tolist()}
+    write_json(folder / FILE, values)
+
+
+def read_sizes(folder: Path, config: TrainConfig) -> Sizes:
+    """Return the sizes of a run's task; of a run without the file from its environment.
+
+    Raises:
+        UsageError: the file is damaged, or there is neither it nor the environment.
+        Unreadable: the system refuses.
+    """
+    path = folder / FILE
+    if not path.exists():
+        found = interface_of(find_task(config.env_name).env_id, **config.env_options)
+        return Sizes(found.obs_dim, tuple(found.low.tolist()), tuple(found.high.tolist()))
+    with reading(path, "is no description of a task", "delete it if the environment is there"):
+        values: dict[str, Any] = json.loads(read_text(path))
+        low, high = (tuple(map(float, values[name])) for name in ("low", "high"))
+        if len(low) != len(high) or not low or values["obs_dim"] < 1:
+            raise ValueError("its bounds and widths contradict each other")
+        return Sizes(int(values["obs_dim"]), low, high)
