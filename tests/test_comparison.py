@@ -1,119 +1,31 @@
 import csv
-import json
 import math
-import os
 import re
 import shutil
 import subprocess
-import time
 
 import pytest
 
-from tests.test_report import Page
+from tests.run_folders import (
+    METRICS,
+    ONE,
+    OTHER,
+    TWO,
+    Sweep,
+    report,
+    troubled,
+    write_authors,
+    write_run,
+)
 from trqam_fast.cli import run_command
 from trqam_fast.report.__main__ import main
 from trqam_fast.report.collect import domain_name
-from trqam_fast.report.comparison import COMMON, Comparison, each_once
-from trqam_fast.report.comparison_figures import short_task
-from trqam_fast.report.comparison_files import latex, measured_rates
+from trqam_fast.report.comparison import COMMON, Comparison, each_once, short_task
+from trqam_fast.report.comparison_tables import measured_rates
 from trqam_fast.report.find import collect
 from trqam_fast.report.published import read_published
-
-ONE, TWO, OTHER = (
-    "cube-double-play-singletask-task1-v0",
-    "cube-double-play-singletask-task2-v0",
-    "pointmaze-medium-navigate-singletask-task1-v0",
-)
-METRICS = "stage,step,seed,bc_loss,path_kl,lam"
-EVAL = "step,success,stage,seed,episodes,return,length"
-
-
-def write_run(folder, env_name, algo, seeds, success, *, ended=True, failures=None, start=0.1,
-              **config):  # fmt: skip
-    """A run folder; `success` holds the last evaluation of each seed, None for none."""
-    folder.mkdir(parents=True)
-    config = {
-        "env_name": env_name, "algo": algo, "seeds": list(seeds), "kl_budget": 0.5,
-        "bc_steps": 300 if algo == "bc" else 0, "offline_steps": 6000, "online_steps": 0,
-        "generated": True, "generated_transitions": 100_000,
-    } | config  # fmt: skip
-    evaluations, metrics = [EVAL], [METRICS]
-    for seed, last in zip(seeds, success, strict=True):
-        if algo == "bc":
-            metrics.append(f"pretrain,300,{seed},0.5,,")
-            if last is not None:
-                evaluations.append(f"300,{last},pretrain,{seed},50,-1,9")
-            continue
-        evaluations.append(f"0,{start},pretrain,{seed},50,-1,9")
-        evaluations.append(f"3000,0.2,offline,{seed},50,-1,9")
-        for step, kl in ((1000, 0.1), (3000, 0.55), (6000, 0.4)):
-            metrics.append(f"offline,{step},{seed},0.5,{kl},{1 + step / 1000}")
-        if last is not None:
-            evaluations.append(f"6000,{last},offline,{seed},50,-1,9")
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "versions.json").write_text("{}")
-    (folder / "eval.csv").write_text("\n".join(evaluations) + "\n")
-    (folder / "metrics.csv").write_text("\n".join(metrics) + "\n")
-    if ended:
-        (folder / "summary.json").write_text(json.dumps({"failures": failures or {}}))
-    return folder
-
-
-class Sweep:
-    """A sweep's folder, as its contract says."""
-
-    def __init__(self, out):
-        self.out, self.jobs = out, []
-        out.mkdir(parents=True, exist_ok=True)
-
-    def job(self, env_name, algo, method, success, *, seeds=(0, 1, 2), state="done", reason="",
-            after=None, age=0.0, run=True, failures=None, ended=None, planned=None,
-            **config):  # fmt: skip
-        folder = (method or algo).lower().replace(" ", "_")
-        name = f"{env_name}/{folder}/seeds_{'_'.join(map(str, seeds))}"
-        self.jobs.append(
-            {
-                "name": name, "env_name": env_name, "algo": algo, "method": method,
-                "seeds": list(seeds), "after": after,
-                "config": planned or {"env_name": env_name, "algo": algo},
-            }
-        )  # fmt: skip
-        if state is not None:
-            path = self.out / "jobs" / f"{name}.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(
-                json.dumps(
-                    {
-                        "state": state, "reason": reason, "host": "node7", "pid": 1, "attempt": 1,
-                        "started": 1.0, "ended": None,
-                    }
-                )
-            )  # fmt: skip
-            os.utime(path, (time.time() - age,) * 2)
-        if run and state is not None:
-            write_run(self.out / "runs" / name, env_name, algo, seeds, success,
-                      ended=state == "done" if ended is None else ended, failures=failures,
-                      **config)  # fmt: skip
-        self.write()
-        return name
-
-    def write(self):
-        (self.out / "plan.json").write_text(json.dumps({"format": 2, "jobs": self.jobs}))
-
-
-def troubled(out):
-    """Two tasks, three methods, and everything that can happen to a run."""
-    sweep = Sweep(out)
-    clone = sweep.job(ONE, "bc", "BC", [0.1, 0.1, 0.1])
-    other = sweep.job(TWO, "bc", "BC", [0.1, 0.1, 0.1])
-    sweep.job(ONE, "qam", "QAM", [0.5, 0.6, 0.7], after=clone)
-    sweep.job(TWO, "qam", "QAM", [], state="failed", run=False, after=other,
-              reason="--device is cuda, but there is <none>")  # fmt: skip
-    sweep.job(ONE, "trqam", "TRQAM", [0.9, 0.8, None], after=clone,
-              failures={"2": "critic_loss is not finite at step 3500"})  # fmt: skip
-    sweep.job(TWO, "trqam", "TRQAM", [0.6, None], seeds=(0, 1), after=other, state="running")
-    sweep.job(TWO, "trqam", "TRQAM", [None], seeds=(2,), after=other, state="running", age=500)
-    return sweep
+from trqam_fast.report.table import escape_latex
+from trqam_fast.runs.read import read_run
 
 
 def statuses(results, method, task):
@@ -180,11 +92,6 @@ def test_path_kl_is_held_against_its_budget(tmp_path):
     assert math.isnan(qam[0].mean_deviation) and math.isnan(qam[0].lam)
 
 
-def report(*folders, out):
-    assert main([*map(str, folders), "--out", str(out)]) == 0
-    return Page((out / "index.html").read_text(encoding="utf-8"))
-
-
 def rows(path):
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -195,15 +102,17 @@ def test_the_page_and_the_files(tmp_path):
     out = tmp_path / "out"
     page = report(tmp_path / "sweep", out=out)
     html = (out / "index.html").read_text(encoding="utf-8")
-    assert "script" not in page.tags and not re.search(r"https?:|url\(|@import|<link", html)
-    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert "script" not in page.tags and not re.search(r"https?:|url\((?!#)|@import|<link", html)
+    assert page.refers_to_itself_alone()
     for expected in (
-        "3 methods on 2 tasks",
+        "3 methods on 2 tasks", "P(TRQAM > QAM) = 1.00 [0.34, 1.00]",
+        "TRQAM 85.0, QAM 60.0, BC 10.0 % on 1 common task", "Settings that differ",
+        "All settings", "- - kl- budget", "episodes for each run",
         "18 runs: 11 done, 1 diverged, 3 failed, 2 still running, 1 stale",
         "critic_loss is not finite at step 3500", "--device is cuda, but there is <none>",
         "no heartbeat for 8 min, host node7", "2 of 6", "failed as 0:", "3 of 6 runs",
         "1 common task",
-        "published", "measured here", "Source: authors' blog post", "89 ± 4",
+        "published", "measured here", "Source: authors' blog post", "81 ± 3",
         "2 of 3 seeds", "0 of 3 seeds", "TRQAM > QAM", "15.0 %", "20.0 %",
         "Path KL of each of the 9 runs",
     ):  # fmt: skip
@@ -211,8 +120,8 @@ def test_the_page_and_the_files(tmp_path):
     assert html.index("Missing, failed or unfinished") < html.index("<h2>Success")
     assert {path.name for path in out.iterdir()} == {
         "index.html", "scores.csv", "summary.csv", "improvement.csv", "path_kl.csv", "success.tex",
-        "intervals.png", "profiles.png", "improvement.png", f"curves_{ONE}.png",
-        f"curves_{TWO}.png", f"path_kl_{ONE}.png", f"path_kl_{TWO}.png",
+        "intervals.svg", "profiles.svg", "improvement.svg", f"curves_{ONE}.svg",
+        f"curves_{TWO}.svg", f"path_kl_{ONE}.svg", f"path_kl_{TWO}.svg",
     }  # fmt: skip
     assert len(page.images) == 7
     scores = rows(out / "scores.csv")
@@ -266,9 +175,9 @@ def test_latex(tmp_path):
     assert len(table) == 1 + 8 + 1
     assert all(len(re.findall(r"(?<!\\)&", line)) == width - 1 for line in table)
     assert text.index("{published}") < text.index("{measured here}")
-    assert r"TRQAM a\_b \& 50\% & 1 & 3 & 6k" in text and "50 {\\scriptsize [" in text
+    assert r"TRQAM a\_b \& 50\% & 1 & 3 & 6k" in text and "50.0 {\\scriptsize [" in text
     assert table[-1].count("---") == 10  # nine domains and the mean of all
-    assert latex("a_b{c}\\") == r"a\_b\{c\}\textbackslash{}"
+    assert escape_latex("a_b{c}\\") == r"a\_b\{c\}\textbackslash{}"
     if shutil.which("pdflatex") is None:
         return
     (tmp_path / "a.tex").write_text(
@@ -314,27 +223,6 @@ def test_an_evaluation_before_the_end_is_no_score(tmp_path):
     assert result.status == "unfinished"
     assert result.reason == "its last evaluation is at step 3000 of 6000"
     assert result.curve == [(0, 0.1), (3000, 0.2)]
-
-
-def write_authors(folder, *, seed=10001, agent="trqam", rows=((50, 0.1), (100, 0.6)), ended=True,
-                  flags=True, kl_budget=0.5, **more):  # fmt: skip
-    """A run folder of the authors' code."""
-    folder.mkdir(parents=True)
-    if flags:
-        values = {
-            "env_name": ONE, "seed": seed, "offline_steps": 100, "online_steps": 0,
-            "agent": {"agent_name": agent, "kl_budget": kl_budget, "lam_scale": 3.0},
-        } | more  # fmt: skip
-        (folder / "flags.json").write_text(json.dumps(values))
-    lines = ["avg_gripper_contact_length,success,episode.return,total.timesteps,step"]
-    lines += [f"0.0,{success},-10,500,{step}" for step, success in rows]
-    (folder / "eval.csv").write_text("\n".join(lines) + "\n")
-    (folder / "offline_agent.csv").write_text(
-        "actor/path_kl,dual/lambda,step\n0.1,3.0,1000\n0.55,6.0,3000\n"
-    )
-    if ended:
-        (folder / "token.tk").write_text("somewhere")
-    return folder
 
 
 def test_the_authors_runs(tmp_path):
@@ -400,3 +288,14 @@ def test_what_all_share_is_said_once():
     assert each_once(["100k generated", "", "50k generated"]) == "100k or 50k generated"
     assert each_once(["published", "50k generated"]) == "published or 50k generated"
     assert each_once(["12k", "12k", "3k"]) == "12k or 3k"
+
+
+def test_the_same_data_have_the_same_interval_on_either_page(tmp_path):
+    run = write_run(tmp_path / "run", ONE, "trqam", range(4), [0.98, 0.98, 0.86, 0.56])
+    (interval, _) = read_run(run).success_after("offline")
+    s = Comparison(collect([tmp_path])[0]).summaries["TRQAM", "all"]
+    assert s.mean == pytest.approx(interval, abs=1e-12) and s.episodes == "50"
+    one = write_run(tmp_path / "two" / "run", ONE, "qam", (0,), [0.0])
+    s = Comparison(collect([tmp_path / "two"])[0]).summaries["QAM", "all"]
+    assert s.mean == s.iqm == pytest.approx(read_run(one).success_after("offline")[0])
+    assert s.mean.high == pytest.approx(0.0713, abs=1e-4)  # Wilson's of none of 50

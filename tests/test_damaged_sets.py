@@ -158,3 +158,16 @@ class TestDamagedFlatSets:
             assert command.main(["verify", str(flat), str(flat)]) == 1
         assert "delete" not in str(error.value)
         assert capsys.readouterr().out.count(f"{file} cannot be read") == 2
+
+
+def test_verify_without_names_says_what_it_did(flat, tmp_path, capsys):
+    """Every dataset of the folder, and how many there are; nothing where there is none."""
+    here = ["verify", "--dataset-dir", str(tmp_path)]
+    assert command.main(here) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"no name is given: 1 in {tmp_path}", f"{flat} is whole",
+    ]  # fmt: skip
+    (flat / "records.npy").write_bytes(b"")
+    assert command.main(here) == 1
+    assert command.main(["verify", "--dataset-dir", str(tmp_path / "none")]) == 0
+    assert capsys.readouterr().out.endswith(f"0 in {tmp_path / 'none'}, so nothing is checked\n")

@@ -1,6 +1,7 @@
 import csv
 import importlib.util
 import json
+import math
 import shutil
 
 import numpy as np
@@ -12,7 +13,7 @@ from trqam_fast import evaluate, train
 from trqam_fast.agents import BCAgent, TRQAMAgent, TRQAMConfig
 from trqam_fast.cli import run_command
 from trqam_fast.evaluation import Evaluator
-from trqam_fast.evaluation.statistics import mean_interval, wilson_interval
+from trqam_fast.evaluation.statistics import success_interval, widened, wilson_interval
 from trqam_fast.evaluation.video import RENDER_OPTIONS, VideoWriter, find_renderer
 from trqam_fast.training.load_run import load_run
 from trqam_fast.training.loop import EVALUATION_SEED
@@ -78,7 +79,7 @@ def test_plays_the_episodes_of_the_trainer(trained, tmp_path, capsys, monkeypatc
     assert len(before) == 2 * len(SEEDS)  # after pretraining and at the end, seed by seed
     assert seen == before[len(SEEDS) :] and seen[0] != seen[1]
     printed = capsys.readouterr().out
-    assert "pooled" in printed and "Wilson" in printed and "Student" in printed
+    assert "pooled" in printed and "Wilson" in printed and "bootstrap" in printed
 
     episodes = rows(tmp_path / "episodes.csv")
     assert [(r["seed"], r["episode"]) for r in episodes] == [
@@ -175,18 +176,27 @@ def test_unusable_runs_end_with_one_sentence(trained, tmp_path, capsys):
 
 
 def test_intervals():
-    """Those of scipy.stats, and known values: Wilson for 8 of 10, Student's for 2 of any table."""
+    """Wilson's of scipy.stats, and a known value: for 8 of 10."""
     assert wilson_interval(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-7)
     for trials in (1, 10, 50, 10_000):
         for successes in {0, 1, trials // 3, trials - 1, trials}:
             theirs = stats.binomtest(successes, trials).proportion_ci(method="wilson")
             assert wilson_interval(successes, trials) == pytest.approx(theirs, abs=1e-12)
-    assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 2.484138, 2 + 2.484138), abs=1e-6)
-    assert mean_interval([0.5, 0.5]) == (0.5, 0.5)
-    for count in (2, 3, 5, 31, 1000):
-        values = np.random.default_rng(count).normal(size=count)
-        theirs = stats.t.interval(0.95, count - 1, values.mean(), stats.sem(values))
-        assert mean_interval(values) == pytest.approx(theirs, abs=1e-9)
+
+
+def test_intervals_over_seeds():
+    """A bootstrap's, as scipy draws it, but never narrower than the episodes allow."""
+    rates = np.random.default_rng(0).random(8)
+    theirs = stats.bootstrap((rates,), np.mean, method="percentile", n_resamples=20_000)
+    assert success_interval(rates, 10**6) == pytest.approx(theirs.confidence_interval, abs=0.01)
+    assert success_interval([0.0, 0.0], 2) == wilson_interval(0, 2)
+    assert success_interval([0.5], 50) == wilson_interval(25, 50)
+    low, high = success_interval([0.6, 1.0], 100)
+    assert (low, high) == (0.6, 1.0)
+    low, high = success_interval([0.5, 0.52], 100)
+    assert (low, high) == wilson_interval(51, 100)
+    assert widened(0.5, 0.4, 0.6, 0) == (0.4, 0.6)
+    assert widened(0.5, math.nan, math.nan, 10) == wilson_interval(5, 10)
 
 
 def test_no_video_without_a_renderer_or_an_encoder(trained, tmp_path, capsys, monkeypatch):

@@ -27,9 +27,10 @@ HUGE, DEEP, LONG = "1" + 400 * "0", 100_000 * "[" + 100_000 * "]", 5000 * "9"
 def no_pictures(request, monkeypatch):
     """Pictures take most of a report's time; one test draws them."""
     if "pictures" not in request.node.name:
-        monkeypatch.setattr("trqam_fast.report.comparison_page.draw_all", lambda *_: {})
-        monkeypatch.setattr("trqam_fast.report.page.draw_picture", lambda *_: None)
-        monkeypatch.setattr("trqam_fast.report.page.save", lambda _, path: path.write_bytes(b""))
+        svg = '<svg viewBox="0 0 1 1"></svg>'
+        monkeypatch.setattr("trqam_fast.report.page.draw_all", lambda *_: {})
+        monkeypatch.setattr("trqam_fast.report.page.draw_picture", lambda *_, **__: None)
+        monkeypatch.setattr("trqam_fast.report.page.svg_of", lambda *_: svg)
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,21 @@
-import base64
 import json
 import os
 import re
 import shutil
-from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from tests.run_folders import COLUMNS, SUMMARY, make_run, report
+from trqam_fast.agents import ALGORITHMS, declaration
 from trqam_fast.cli import run_command
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.report.__main__ import main
-from trqam_fast.report.page import render_success
+from trqam_fast.report.run_tables import success
+from trqam_fast.report.svg import svg_of
+from trqam_fast.runs.looks import looks
 from trqam_fast.runs.plots import (
     PANELS,
     draw_panel,
@@ -22,89 +25,6 @@ from trqam_fast.runs.plots import (
     write_overview,
 )
 from trqam_fast.runs.read import read_run, read_runs
-
-COLUMNS = "stage,step,seed,bc_loss,critic_loss,path_kl,lam,q_mean,q_min,q_max"
-CONFIG = {
-    "env_name": "pointmaze-medium-navigate-singletask-task1-v0",
-    "algo": "trqam",
-    "seeds": [0, 1],
-    "backend": "auto",
-    "precision": "auto",
-    "kl_budget": 1.0,
-    "kl_budget_online": 0.25,
-    "run_dir": "somewhere",
-}
-SUMMARY = {
-    "backend": "cpp",
-    "precision": "ieee",
-    "seconds": {"data": 0.4, "pretrain": 3.0, "offline": 100.0, "online": 50.0},
-    "online_seconds": {"learning": 40.0, "simulating": 5.0},
-    "updates_per_second": {"pretrain": 600.0, "offline": 70.5},
-    "failures": {},
-}
-STEPS = {"pretrain": (100, 200), "offline": (300, 400), "online": (450, 500)}
-RATES = {200: (0.0, 0.2), 400: (0.6, 1.0), 500: (0.9, 1.0)}
-
-
-def make_run(folder, *, seeds=(0, 1), stages=("pretrain", "offline", "online"), **config):
-    """A run folder as the trainer leaves it."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG | {"seeds": list(seeds)} | config))
-    (folder / "versions.json").write_text(json.dumps({"torch": "2.13", "cpu": "Tester"}))
-    (folder / "summary.json").write_text(json.dumps(SUMMARY))
-    rows, evaluations = [COLUMNS], ["step,success,stage,seed,episodes,return,length"]
-    timing = ["stage,step,updates_per_second,seconds"]
-    for stage in stages:
-        for step in STEPS[stage]:
-            timing.append(f"{stage},{step},70.5,{step}")
-            for seed in seeds:
-                trained = ",,,,," if stage == "pretrain" else f"2.5,1.{seed},0.5,-3,-{step},-1"
-                rows.append(f"{stage},{step},{seed},{step / 100},{trained}")
-        for seed in seeds:
-            success = RATES[step][seed]
-            evaluations.append(f"{step},{success},{stage},{seed},50,-10,200")
-    (folder / "metrics.csv").write_text("\n".join(rows) + "\n")
-    (folder / "timing.csv").write_text("\n".join(timing) + "\n")
-    (folder / "eval.csv").write_text("\n".join(evaluations) + "\n")
-    return folder
-
-
-class Page(HTMLParser):
-    """Checks that tags match and collects text, images and everything that points elsewhere."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.open, self.texts, self.links, self.images, self.tags = [], [], [], [], set()
-        self.feed(html)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.add(tag)
-        attributes = dict(attributes)
-        self.links += [attributes[name] for name in ("src", "href", "srcset") if name in attributes]
-        if tag == "img":
-            assert attributes["alt"]
-            self.images.append(attributes["src"])
-        if tag not in ("meta", "img", "br", "line", "wbr"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.add(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.texts).split())
-
-
-def report(*runs, out):
-    assert main([*(str(run) for run in runs), "--out", str(out)]) == 0
-    return Page((out / "index.html").read_text(encoding="utf-8"))
 
 
 def test_a_run_is_read(tmp_path):
@@ -121,7 +41,7 @@ def test_a_run_is_read(tmp_path):
     (q,) = [panel for panel in PANELS if panel.column == "q_mean"]
     assert points_of(run, q)[0][2:] == (-3.0, -300.0, -1.0)
     (value, low, high), rates = run.success_after("offline")
-    assert (value, rates) == (0.8, [0.6, 1.0]) and low == 0.0 and high == 1.0
+    assert (value, rates) == (0.8, [0.6, 1.0]) and (low, high) == (0.6, 1.0)
     assert run.success_after("nothing") is None
     assert [run.budget(stage) for stage in run.stages] == [1.0, 1.0, 0.25]
 
@@ -132,24 +52,31 @@ def test_the_page_holds_everything_and_refers_to_nothing(tmp_path):
     out = tmp_path / "out"
     page = report(one, two, out=out)
     assert "script" not in page.tags
-    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert page.refers_to_itself_alone()
     html = (out / "index.html").read_text(encoding="utf-8")
-    assert not re.search(r"https?:|url\(|@import|<link", html)
+    assert not re.search(r"https?:|url\((?!#)|@import|<link", html)
+    assert "prefers-color-scheme: dark" in html and "currentColor" in html
     panels = panels_of(read_runs([one, two]))
     assert [panel.column for panel in panels] == [
         "success", "path_kl", "lam", "q_mean", "critic_loss", "bc_loss", "updates_per_second",
     ]  # fmt: skip
     assert len(page.images) == len(panels)
     for panel, image in zip(panels, page.images, strict=True):
-        png = (out / panel.file).read_bytes()
-        assert base64.b64decode(image.partition(",")[2]) == png and png[1:4] == b"PNG"
+        assert image.startswith(f"{panel.title}: ")
+        svg = ElementTree.parse(out / panel.file).getroot()  # it is well-formed alone, too
+        assert svg.tag == "{http://www.w3.org/2000/svg}svg"
+        assert not re.search(r"https?:(?!//www.w3.org/2000/svg)", (out / panel.file).read_text())
+    assert "TRQAM, offline, step 400: 80.0 % [60.0, 100.0]" in page.text  # under the pointer
     assert sorted(path.name for path in out.iterdir()) == sorted(
         ["index.html", *(panel.file for panel in panels)]
     )
     for expected in (
-        "after pretrain", "after offline", "after online", "80 % 0 to 100", "seeds: 60 100",
+        "after pretrain", "after offline", "after online", "80.0 % [60.0, 100.0]",
+        "seeds: 60.0 100.0", "TRQAM, BC on pointmaze-medium-navigate task1", "Settings that differ",
+        "TRQAM 95.0 % [88.8, 100.0] after online, 2 seeds of 50 episodes; BC 0.0 % [0.0, 7.1]",
+        "- - kl- budget- online", "1 seed of 50 episodes",
         "2 min 33 s", "learning 80%, simulating 10%", "pretrain 600.0, offline 70.5", "cpp",
-        "ieee", "2.13", "Tester", "--algo", "0 % 0 to 7", "finished",
+        "ieee", "2.13", "Tester", "- - algo", "0.0 % [0.0, 7.1]", "finished",
     ):  # fmt: skip
         assert expected in page.text, expected
     assert "Failed or missing" not in page.text and "--run-dir" not in page.text
@@ -187,8 +114,9 @@ def test_a_seed_that_is_missing_from_an_evaluation_is_told(tmp_path):
     run = make_run(tmp_path / "run")
     lines = (run / "eval.csv").read_text().splitlines(keepends=True)
     (run / "eval.csv").write_text("".join(lines[:-1]))
-    cell = render_success(read_run(run), "online")
-    assert "90 %" in cell and "79 to 96" in cell and "1 of 2 seeds" in cell
+    cell = success(read_run(run), "online")
+    text = " ".join(part.text for line in cell.lines for part in line)
+    assert text == "90.0 % [78.6, 95.7] 1 of 2 seeds"
 
 
 def test_unknown_columns_get_a_panel(tmp_path):
@@ -197,7 +125,7 @@ def test_unknown_columns_get_a_panel(tmp_path):
     lines = [lines[0] + ",simulator_share", *(line + ",0.4" for line in lines[1:])]
     (run / "metrics.csv").write_text("\n".join(lines) + "\n")
     page = report(run, out=tmp_path / "out")
-    assert (tmp_path / "out" / "simulator_share.png").exists() and len(page.images) == 4
+    assert (tmp_path / "out" / "simulator_share.svg").exists() and len(page.images) == 4
 
 
 def test_online_episodes(tmp_path):
@@ -219,17 +147,23 @@ def test_what_a_panel_draws(tmp_path):
     figure, axis = plt.subplots()
     draw_panel(axis, panels["path_kl"], [run])
     curve, *others = axis.lines
+    assert [len(line.get_xdata()) for line in others[:2]] == [4, 4]  # a line for each seed
     np.testing.assert_allclose(curve.get_ydata(), [1.05] * 4)
     dashed = [line for line in others if line.get_linestyle() == "--" and len(line.get_xdata())]
     assert [(list(line.get_xdata()), line.get_ydata()[0]) for line in dashed] == [
         ([300, 400], 1.0),
         ([450, 500], 0.25),
     ]
-    assert [line.get_xdata()[0] for line in others if line.get_linestyle() == ":"] == [400]
+    ends = [line.get_xdata()[0] for line in others if line.get_linestyle() == ":"]
+    assert sorted(ends) == [200, 400] and axis.get_xlim()[0] < 0 < 500 < axis.get_xlim()[1]
+    shown = {text.get_text() for text in axis.texts}
+    assert {"pretrain", "offline", "online", "1", "0.25"} == shown
     plt.close(figure)
     figure, axis = plt.subplots()
     draw_panel(axis, panels["success"], [run, run])
-    assert axis.lines[0].get_color() != axis.lines[1].get_color()
+    first, second = (line for line in axis.lines if line.get_linewidth() == 1.6)
+    assert first.get_color() == second.get_color() == "#0072b2"  # both are TRQAM's
+    assert first.get_linestyle() != second.get_linestyle()
     np.testing.assert_allclose(axis.lines[0].get_ydata(), [0.1, 0.8, 0.95])
     plt.close(figure)
 
@@ -256,9 +190,10 @@ def test_odd_names(tmp_path):
     paths = [make_run(tmp_path / name, stages=("pretrain",)) for name in names]
     page = report(*paths, out=tmp_path / "out")
     (panel,) = [panel for panel in PANELS if panel.column == "bc_loss"]
-    figure = draw_picture(panel, read_runs(paths))
+    figure, _ = draw_picture(panel, read_runs(paths))
     shown = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert [text.strip().replace(r"\$", "$") for text in shown] == [*names[:4], r"caf\udce9"]
+    shown = [text.strip().replace(r"\$", "$") for text in shown]
+    assert shown == [f"{name} (TRQAM)" for name in (*names[:4], r"caf\udce9")]
     figure.canvas.draw()
     plt.close(figure)
     assert r"caf\udce9" in page.text and "cost$5" in page.text
@@ -276,7 +211,7 @@ def test_columns_stay_inside_the_folder(tmp_path):
     page = report(run, out=out)
     assert len(page.images) == 3 + len(names)
     assert len(list(out.iterdir())) == 1 + len(page.images)
-    assert [p for p in tmp_path.rglob("*.png") if p.parent != out] == []
+    assert [p for p in tmp_path.rglob("*.svg") if p.parent != out] == []
 
 
 def test_many_runs(tmp_path):
@@ -289,7 +224,43 @@ def test_many_runs(tmp_path):
     assert "10 runs, 20 seeds in all" in page.text
     html = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     lines = set(re.findall(r'stroke="(#\w+)" stroke-width="3" stroke-dasharray="([^"]*)"', html))
-    assert len(lines) == 10
+    assert len(lines) == 4  # dashes of one colour, TRQAM's
+
+
+def test_a_method_has_its_colour_and_others_what_is_free():
+    colours = [None, "#0072B2", "#0072b2", None, "#d55e00"]
+    found = looks(colours)
+    assert [look.colour for look in found[1:3]] == ["#0072b2"] * 2 and found[4].colour == "#d55e00"
+    assert found[1].dashes != found[2].dashes
+    assert len({found[0].colour, found[3].colour, "#0072b2", "#d55e00"}) == 4
+    assert len({*looks([None] * 28)}) == 28
+    declared = [declaration(name).colour for name in ALGORITHMS]
+    assert len({*declared}) == len(declared) and None not in declared
+
+
+def test_a_picture_is_the_same_each_time(tmp_path):
+    runs = read_runs([make_run(tmp_path / "run")])
+    (panel,) = [panel for panel in PANELS if panel.column == "path_kl"]
+    one, two = (svg_of(draw_picture(panel, runs), "x", 'a "b" <c>') for _ in range(2))
+    assert one == two and 'aria-label="a &quot;b&quot; &lt;c&gt;"' in one
+    assert "<title>TRQAM, online, step 500: 1.05 [1, 1.1]</title>" in one
+    circles = [tuple(map(float, c)) for c in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', one)]
+    assert len(circles) == 4 and circles == sorted(circles)
+
+
+def test_evaluations_afterwards_are_shown_with_the_same_interval(tmp_path):
+    run = make_run(tmp_path / "run")
+    for name, values in (
+        ("good", {"pooled": {"success": 0.9, "episodes": 20}, "stage": "online", "step": 500,
+                  "by_seed": {"0": {"success": 0.8, "episodes": 10},
+                              "1": {"success": 1.0, "episodes": 10}}}),
+        ("odd", {"pooled": {"success": "0.9", "episodes": []}}),
+    ):  # fmt: skip
+        (run / "evaluation" / name).mkdir(parents=True)
+        (run / "evaluation" / name / "summary.json").write_text(json.dumps(values))
+    page = report(run, out=tmp_path / "out")
+    assert "Evaluations afterwards" in page.text and "90.0 % [69.9, 100.0]" in page.text
+    assert "evaluation/good" in page.text and "evaluation/odd" not in page.text
 
 
 def test_default_folders(tmp_path, monkeypatch, capsys):

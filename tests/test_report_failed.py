@@ -4,7 +4,7 @@ import re
 import matplotlib.pyplot as plt
 import pytest
 
-from tests.test_comparison import ONE, TWO, Sweep, report
+from tests.run_folders import ONE, TWO, Sweep, report
 from trqam_fast.report.comparison import Comparison
 from trqam_fast.report.comparison_figures import (
     TAUS,
@@ -13,9 +13,10 @@ from trqam_fast.report.comparison_figures import (
     draw_pairs,
     draw_profiles,
 )
-from trqam_fast.report.comparison_files import latex_table, measured_rates
+from trqam_fast.report.comparison_tables import latex_table, measured_rates
 from trqam_fast.report.find import collect
 from trqam_fast.report.published import read_published
+from trqam_fast.runs.looks import PAPER
 
 NAN = "critic_loss is not finite at step 3500"
 SEEDS = (0, 1, 2, 3)
@@ -48,12 +49,13 @@ def test_csv_page_and_latex_have_both(tmp_path):
         found = {(row["x"], row["y"]): row for row in csv.DictReader(file)}["TRQAM", "QAM"]
     assert (found["probability"], found["probability_failed_as_0"]) == ("1", "0.25")
     assert (found["x_runs"], found["x_failed"], found["y_failed"]) == ("1", "3", "0")
-    assert re.search(r"TRQAM > QAM 1\.000 1\.000 to 1\.000 failed as 0: 0\.250", page.text)
+    assert re.search(r"TRQAM > QAM 1\.00 \[0\.21, 1\.00\] failed as 0: 0\.25", page.text)
     beside = page.text[page.text.index("Beside the published") : page.text.index("By task")]
-    assert "90.0" in beside and "failed as 0: 22.5" in beside and "failed as 0: 65.0" not in beside
+    assert re.search(r"TRQAM, failed runs as 0 .*? 22\.5 \[0\.0, 67\.5\]", beside)
+    assert "TRQAM 1 1 of 4" in beside and beside.count("failed runs as 0") == 1
     lines = (tmp_path / "out" / "success.tex").read_text().splitlines()
     (number,) = [n for n, line in enumerate(lines) if line.startswith("TRQAM & 1 & 1 of 4")]
-    assert lines[number + 1].startswith(r"\quad failed runs as 0 & 1 & 4 (3 failed) &  & 22 ")
+    assert lines[number + 1].startswith("TRQAM, failed runs as 0 & 1 & 4 (3 failed) &  & 22.5 ")
     assert lines[number + 1].count(" & ") == lines[number].count(" & ")
     assert sum("failed runs as 0" in line for line in lines) == 1
 
@@ -67,26 +69,26 @@ def test_a_method_that_failed_altogether_is_in_every_table(tmp_path):
     assert (pair.tasks, pair.tasks_zeroed, pair.zeroed.value) == (0, 1, 0.0)
     assert "cube-double" not in measured_rates(c, published)["TRQAM"]
     assert measured_rates(c, published, zeroed=True)["TRQAM"]["cube-double"].value == 0.0
-    assert r"\quad failed runs as 0 & 1 & 2 (2 failed) &  & 0 " in latex_table(c, published)
+    assert "TRQAM, failed runs as 0 & 1 & 2 (2 failed) &  & 0.0 " in latex_table(c, published)
     for draw in (draw_intervals, draw_pairs, draw_profiles):
-        plt.close(draw(c))
+        plt.close(draw(c).figure)
 
 
 def test_pictures_have_both(tmp_path):
     c = Comparison(diverged(tmp_path))
-    figure = draw_profiles(c)
+    figure, _ = draw_profiles(c)
     (axis,) = figure.axes
     (dashed,) = [line for line in axis.lines if is_zeroed(line) and len(line.get_xdata())]
     assert list(dashed.get_xdata()) == list(TAUS) and dashed.get_ydata()[0] == 0.25
     assert "failed runs as 0" in [text.get_text() for text in figure.legends[0].get_texts()]
     plt.close(figure)
-    figure = draw_intervals(c)
-    hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
+    figure, _ = draw_intervals(c)
+    hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == PAPER]
     assert [line.get_xdata()[0] for line in hollow if len(line.get_xdata())] == [
         c.summaries["TRQAM", group].iqm_zeroed.value for group in c.groups
     ]
     plt.close(figure)
-    figure = draw_pairs(c)
+    figure, _ = draw_pairs(c)
     marks = [line for line in figure.axes[0].lines if line.get_marker() == "|"]
     assert sorted(line.get_xdata()[0] for line in marks) == [0.0, 0.25, 0.25, 1.0, 1.0]
     plt.close(figure)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tests.test_comparison import ONE, OTHER, TWO, Sweep, report, write_authors, write_run
+from tests.run_folders import ONE, OTHER, TWO, Sweep, report, write_authors, write_run
 from trqam_fast.report.comparison import Comparison
 from trqam_fast.report.find import collect
 from trqam_fast.report.settings import FINE_TUNING, FREE

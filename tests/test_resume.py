@@ -49,7 +49,7 @@ def whole(flags, tmp_path_factory):
 def test_sigkill_in_every_stage(flags, whole, tmp_path):
     """tests/kill_run.py does this at more, random, moments."""
     folder, seen = tmp_path / "cut", []
-    for marker, pause in (("pretrain step 20", 0.05), ("offline step 340", 0.3), ("online", 0.3)):
+    for marker, pause in (("pretrain 20", 0.05), ("offline 340", 0.3), ("online", 0.3)):
         process = start([*flags, "--run-dir", str(folder), "--resume", "auto"])
         assert wait_for_line(process, marker)
         time.sleep(pause)
@@ -63,9 +63,7 @@ def test_sigkill_in_every_stage(flags, whole, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "marker"), [("SIGTERM", "pretrain step"), ("SIGUSR1", "online step 380")]
-)
+@pytest.mark.parametrize(("name", "marker"), [("SIGTERM", "pretrain "), ("SIGUSR1", "online 380")])
 def test_a_scheduler_stops_the_run(name, marker, flags, whole, tmp_path):
     folder = tmp_path / "cut"
     process = start([*flags, "--run-dir", str(folder)])

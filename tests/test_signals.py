@@ -67,7 +67,7 @@ def test_ctrl_c_saves_and_the_run_goes_on_as_without(flags, tmp_path):
     ours, theirs = pty.openpty()
     process = start([*flags, "--run-dir", str(tmp_path / "cut")], stderr=theirs)
     os.close(theirs)
-    assert wait_for_line(process, "pretrain step 100")
+    assert wait_for_line(process, "pretrain 100")
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 130

@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from trqam_fast.cli import run_command
+from trqam_fast.errors import UsageError
+from trqam_fast.runs.folder import RunFolder
 from trqam_fast.runs.progress import TAIL, newest_rows, read_progress, stage_ends
+from trqam_fast.runs.read import KEYS
 from trqam_fast.status import __main__ as command
 from trqam_fast.status.lines import read_lines
-from trqam_fast.status.table import COLUMNS, cut, render
+from trqam_fast.status.table import COLUMNS, cut, ranges, render
 from trqam_fast.sweep.plan import Job, write_plan
 from trqam_fast.text import duration, exact_duration
 from trqam_fast.training.presets import make_config
@@ -224,23 +227,27 @@ def test_steps_count_on(tmp_path):
 
 
 def test_only_the_tail_is_read(tmp_path):
-    rows = [f"offline,{step},0,{'x' * 500},1,{step}" for step in range(1000, 5000)]
+    rows = [f"offline,{step},0,{'0' * 500},1,{step}" for step in range(1000, 5000)]
     path = make_run(tmp_path / "run", logs={"metrics": rows}) / "metrics.csv"
     length = len(rows[0]) + 1
     with open(path, "a") as file:  # so that the tail begins within a stage
         end = (TAIL + len("offl")) % length
-        file.write(f"offline,5000,0,{'x' * (end + 500)},1,5000\n")
+        file.write(f"offline,5000,0,{'0' * (end + 500)},1,5000\n")
     assert path.stat().st_size > 2_000_000
     assert path.read_bytes()[-TAIL:].startswith(b"ine,")
-    found = list(newest_rows(path))
-    assert 100 < len(found) < 140 and {row["stage"] for row in found} == {"offline"}
-    assert found[0]["lam"] == "5000" and read_progress(path.parent).step == 5000
+    found = list(newest_rows(path, KEYS))
+    assert 100 < len(found) < 140 and {row.stage for row in found} == {"offline"}
+    assert found[0].values["lam"] == 5000 and read_progress(path.parent).step == 5000
 
 
 def test_half_written_and_damaged_files(tmp_path):
     run = make_run(tmp_path / "run", logs=HALFWAY)
     for name, torn in (
-        ("metrics", "offline,150,0,1,5,0.\0\noffline,1x0,0,1,9,9\noffline,150,1,1,7,0.1"),
+        (
+            "metrics",
+            "offline,150,0,1,5,0.5\noffline,1x0,0,1,9,9\noffline,160,0,1,8,0.\0\n"
+            "offline,150,1,1,7,0.1",
+        ),
         ("timing", "offline,150,9"),
         ("eval", "150,1,offline,0,5\n150,0"),
     ):
@@ -286,8 +293,8 @@ def test_plain_runs(tmp_path):
     make_run(one / "evaluation" / "no_run_of_its_own")
     rows, text = table(tmp_path)
     assert [(row["run"], row["method"]) for row in rows] == [("a/one", "TRQAM"), ("b/two", "QAM-E")]
-    assert [row["state"] for row in rows] == ["unfinished, newest row under 1 min ago", "done"]
-    assert text.splitlines()[-1] == "1 unfinished, 1 done"
+    assert [row["state"] for row in rows] == ["interrupted, newest row under 1 min ago", "done"]
+    assert text.splitlines()[-1] == "0 running, 1 interrupted, 1 done"
     rows, _ = table(one)
     assert len(rows) == 1 and "run" not in rows[0]
 
@@ -298,10 +305,28 @@ def test_a_narrow_terminal_cuts_and_shows_the_whole_below(sweep):
     assert TASK in whole.splitlines()[1] and "\n3: " not in whole
     width = max(map(len, whole.splitlines()))
     assert render(*read_lines(out), width) == whole
-    for narrow in (90, 110, 150):
-        lines = render(*read_lines(out), narrow).splitlines()
-        assert max(map(len, lines[:11])) <= narrow
-        assert f"3: {TASK}, pretraining, seeds 4 5: failed: no data for it; generate some" in lines
+    for narrow in (80, 90, 110, 150):
+        text = render(*read_lines(out), narrow)
+        assert max(map(len, text.splitlines())) <= narrow
+        below = " ".join(text.partition("\n\n")[2].split())
+        assert f"3: {TASK}, pretraining, seeds 4 5: failed: no data for it; generate some" in below
+        assert "1: " not in below  # it is done, and nothing of it is cut but what tasks share
+
+
+def test_a_held_run_is_running_and_one_that_was_left_is_interrupted(tmp_path):
+    run = make_run(tmp_path / "run", logs=HALFWAY)
+    with RunFolder(run).held():
+        (line,), _ = read_lines(tmp_path)
+        assert line.kind == "running" and line.state == "running, newest row under 1 min ago"
+        with pytest.raises(UsageError, match="another process"), RunFolder(run).held():
+            pass
+    (line,), _ = read_lines(tmp_path)
+    assert line.kind == "interrupted"
+    assert (run / "run.lock").exists() and line.left == pytest.approx(90)
+
+
+def test_seeds_in_a_row_are_a_range():
+    assert [ranges(s) for s in ("0 1 2", "0 1", "3 5 6 7 12", "")] == ["0-2", "0 1", "3 5-7 12", ""]
 
 
 def test_a_low_terminal_shows_what_moves(sweep):
@@ -358,7 +383,7 @@ def test_watch_redraws_a_terminal(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
     assert status(tmp_path, "--watch", "--interval", "2") == 0
     screens = capsys.readouterr().out.split(command.CLEAR)
-    assert len(screens) == 4 and "Ctrl-C" in screens[1] and "unfinished" in screens[2]
+    assert len(screens) == 4 and "Ctrl-C" in screens[1] and "interrupted" in screens[2]
 
 
 def test_ctrl_c_leaves_quietly(tmp_path):

@@ -10,7 +10,7 @@ from trqam_fast.errors import Stopped, UsageError
 from trqam_fast.training import trackers as module
 from trqam_fast.training.trackers import Trackers
 
-CONFIG = {"env_name": "task", "seeds": (0, 1), "lr": 3e-4}
+CONFIG = {"env_name": "task", "algo": "qam", "seeds": (0, 1), "lr": 3e-4}
 METRICS = {"stage": "pretrain", "step": 250, "seed": 0, "bc_loss": "0.5", "lam": "", "note": "x"}
 EVAL = {"stage": "offline", "step": "250", "seed": 1, "success": 0.25, "return": "-10"}
 
@@ -44,7 +44,14 @@ def wandb(monkeypatch, tmp_path):
     fake.init = init
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_PROJECT", "NETRC"):
+    for name in (
+        "WANDB_API_KEY",
+        "WANDB_MODE",
+        "WANDB_BASE_URL",
+        "WANDB_PROJECT",
+        "WANDB_RUN_GROUP",
+        "NETRC",
+    ):
         monkeypatch.delenv(name, raising=False)
     return fake
 
@@ -60,18 +67,55 @@ def test_nothing_asked_for_does_nothing(tmp_path, wandb):
     assert list(tmp_path.iterdir()) == [] and wandb.runs == []
 
 
-def test_rows_become_tags(tmp_path, wandb):
+def test_rows_become_tags(tmp_path, wandb, capsys):
     trackers = start(tmp_path)
     trackers.log("metrics", METRICS)
     trackers.log("eval", EVAL)
     trackers.close()
-    (run,) = wandb.runs
-    assert run.rows == [
-        {"pretrain/bc_loss/seed0": 0.5, "step": 250},
-        {"offline/eval_success/seed1": 0.25, "offline/eval_return/seed1": -10.0, "step": 250},
+    first, second = wandb.runs
+    assert first.rows == [{"pretrain/bc_loss": 0.5, "step": 250}]
+    assert second.rows == [
+        {"offline/eval_success": 0.25, "offline/eval_return": -10.0, "step": 250}
     ]
-    assert run.defined == [(("*",), {"step_metric": "step"})]
-    assert run.finished and run.options["resume"] == "allow" and run.options["config"] == CONFIG
+    for seed, run in enumerate(wandb.runs):
+        assert run.defined == [(("*",), {"step_metric": "step"})]
+        assert run.finished and run.options["resume"] == "allow"
+        assert run.options["config"] == CONFIG | {"seed": seed}
+        assert run.options["name"] == f"qam task seed {seed}"
+    assert first.options["group"] == second.options["group"] == first.options["id"]
+    assert first.options["id"] != second.options["id"]
+    assert "wandb sync" in capsys.readouterr().out
+
+
+def test_means_over_seeds(tmp_path, wandb):
+    """Of metrics and evaluations, once the next step or the end comes; not logged twice."""
+    for repeat in range(2):
+        trackers = start(tmp_path)
+        for step in (250, 500):
+            for seed, loss in ((0, "0.5"), (1, "1.5")):
+                trackers.log("metrics", METRICS | {"step": step, "seed": seed, "bc_loss": loss})
+        trackers.log("eval", EVAL)
+        trackers.close()
+        means = [row for row in wandb.runs[2 * repeat].rows if "mean/pretrain/bc_loss" in row]
+        expected = [{"mean/pretrain/bc_loss": 1.0, "step": step} for step in (250, 500)]
+        assert means == ([] if repeat else expected)
+        assert not any("mean/offline/eval_success" in row for row in wandb.runs[0].rows)
+
+
+def test_project_group_name_and_tags(tmp_path, wandb, monkeypatch):
+    monkeypatch.setenv("WANDB_PROJECT", "from_outside")
+    monkeypatch.setenv("WANDB_RUN_GROUP", "sweep")
+    start(tmp_path / "a")
+    assert (wandb.runs[-1].options["project"], wandb.runs[-1].options["group"]) == (
+        "from_outside", "sweep",
+    )  # fmt: skip
+    asked = {"project": "p", "group": "g", "name": "n", "tags": ("t",)}
+    config = CONFIG | {f"wandb_{key}": value for key, value in asked.items()}
+    Trackers(tmp_path / "b", config, tensorboard=False, wandb=True)
+    options = wandb.runs[-1].options
+    assert {key: options[key] for key in asked} == {
+        "project": "p", "group": "g", "name": "n seed 1", "tags": ["qam", "task", "t"],
+    }  # fmt: skip
 
 
 def test_offline_unless_logged_in(tmp_path, wandb, monkeypatch):
@@ -108,16 +152,13 @@ def test_a_resumed_run_keeps_its_id_and_logs_no_row_twice(tmp_path, wandb):
         for seed in (0, 1):
             second.log("metrics", METRICS | {"step": str(step), "seed": str(seed)})
     second.log("eval", METRICS | {"step": 500})
-    assert [sorted(row) for row in wandb.runs[1].rows] == [
-        ["pretrain/bc_loss/seed1", "step"],
-        ["pretrain/bc_loss/seed0", "step"],
-        ["pretrain/bc_loss/seed1", "step"],
-        ["pretrain/eval_bc_loss/seed0", "step"],
-    ]
+    zero, one = ([sorted(row)[0] for row in run.rows] for run in wandb.runs[2:])
+    assert zero == ["mean/pretrain/bc_loss", "pretrain/bc_loss", "pretrain/eval_bc_loss"]
+    assert one == ["pretrain/bc_loss", "mean/pretrain/bc_loss", "pretrain/bc_loss"]
     ids = [run.options["id"] for run in wandb.runs]
-    assert ids[0] == ids[1]
+    assert ids[:2] == ids[2:]
     start(tmp_path / "other")
-    assert wandb.runs[2].options["id"] != ids[0]
+    assert wandb.runs[-1].options["id"] not in ids
 
 
 @pytest.mark.parametrize("content", ["", "abc", "\x1b[2J\nwrote /etc/x"])
@@ -127,8 +168,8 @@ def test_an_id_that_is_none_is_replaced(content, tmp_path, wandb):
     (tmp_path / "trackers" / "wandb_id").write_text(content)
     start(tmp_path)
     start(tmp_path)
-    first, second = (run.options["id"] for run in wandb.runs)
-    assert first == second and len(first) == 12
+    first, other, second, _ = (run.options["id"] for run in wandb.runs)
+    assert first == second and len(first) == 12 and other == f"{first}-1"
 
 
 def test_odd_files_cost_no_run(tmp_path, wandb, capsys):
@@ -144,12 +185,12 @@ def test_odd_files_cost_no_run(tmp_path, wandb, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: the journal of trackers failed (no regular file)")
     trackers.log("metrics", METRICS)
-    assert len(wandb.runs[-1].rows) == 1
+    assert len(wandb.runs[-2].rows) == 1
 
     def fail(_):
         raise ConnectionError("\x1b[2Jno route")
 
-    wandb.runs[-1].log = fail
+    wandb.runs[-2].log = fail
     trackers.log("metrics", METRICS | {"step": 500})
     assert r"--wandb failed (\x1b[2Jno route); the run" in capsys.readouterr().err
 
@@ -174,14 +215,14 @@ def test_a_failing_tracker_is_reported_once(where, tmp_path, wandb, monkeypatch,
     assert line == "warning: --wandb failed (no route); the run goes on without it"
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, Stopped])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), Stopped("stopped")], ids=repr)
 def test_a_stop_is_no_failure(stop, tmp_path, wandb, monkeypatch):
     def interrupt(*_):
         raise stop
 
     monkeypatch.setattr(FakeRun, "log", interrupt)
     trackers = start(tmp_path)
-    with pytest.raises(stop):
+    with pytest.raises(type(stop)):
         trackers.log("metrics", METRICS)
     assert list(trackers.trackers) == ["wandb"]
 
@@ -227,7 +268,7 @@ def test_a_tracker_gets_what_it_missed(tmp_path, wandb, monkeypatch):
     for step in (1, 2, 3):
         second.log("metrics", METRICS | {"step": step})
     assert rows == [1, 2, 3]
-    assert [row["step"] for row in wandb.runs[-1].rows] == [1, 2, 3]
+    assert [row["step"] for row in wandb.runs[-2].rows] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])

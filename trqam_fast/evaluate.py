@@ -26,7 +26,7 @@ from trqam_fast.data.tasks import find_task
 from trqam_fast.devices import check_device
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.evaluation import EpisodeResult, Evaluator
-from trqam_fast.evaluation.statistics import mean_interval, wilson_interval
+from trqam_fast.evaluation.statistics import success_interval, wilson_interval
 from trqam_fast.evaluation.video import RENDERERS, check_encoder, find_renderer, render_options
 from trqam_fast.files import write_json, write_text
 from trqam_fast.kernels import Backend
@@ -42,8 +42,8 @@ class EvaluateArgs:
     """Play episodes with the policies of a run and report success, return and length.
 
     The default seed and number of episodes are those of the run's own evaluations. Intervals are
-    95 %: Wilson's for the episodes of a seed and for all together, Student's for the mean over
-    seeds.
+    95 %: Wilson's for the episodes of a seed and for all together, a bootstrap over seeds for
+    their mean, at least as wide as Wilson's for all.
     """
 
     run: tyro.conf.Positional[Path]
@@ -101,7 +101,7 @@ def summarise(loaded: LoadedRun, args: EvaluateArgs, table: Table) -> dict[str, 
         "stage": loaded.stage,
         "step": loaded.step,
         "evaluation_seed": args.seed,
-        "intervals": "95 %: Wilson over episodes, Student over seeds",
+        "intervals": "95 %: Wilson over episodes; bootstrap over seeds, at least as wide",
         "by_seed": by_seed,
         "pooled": describe([result for results in table.values() for result in results]),
     }
@@ -110,7 +110,7 @@ def summarise(loaded: LoadedRun, args: EvaluateArgs, table: Table) -> dict[str, 
         summary["over_seeds"] = {
             "seeds": len(means),
             "success": float(np.mean(means)),
-            "success_interval": list(mean_interval(means)),
+            "success_interval": list(success_interval(means, sum(map(len, table.values())))),
         }
     return summary
 
@@ -119,20 +119,20 @@ def format_summary(summary: dict[str, Any]) -> str:
     """Return the closing table."""
 
     def percent(value: float) -> str:
-        return f"{100 * value:.0f}"
+        return f"{100 * value:.1f}"
 
     lines = [
         "",
         f"{summary['env_name']}, {summary['algo']}, stage {summary['stage']}, "
         f"step {summary['step']}; 95 % intervals",
         "",
-        f"{'seed':>10}  {'episodes':>8}  {'success %':>9}  {'Wilson':>9}  {'return':>9}  "
+        f"{'seed':>10}  {'episodes':>8}  {'success %':>9}  {'Wilson':>14}  {'return':>9}  "
         f"{'length':>7}",
     ]
     for name, row in [*summary["by_seed"].items(), ("pooled", summary["pooled"])]:
         interval = " to ".join(percent(end) for end in row["success_interval"])
         lines.append(
-            f"{name:>10}  {row['episodes']:>8}  {percent(row['success']):>9}  {interval:>9}  "
+            f"{name:>10}  {row['episodes']:>8}  {percent(row['success']):>9}  {interval:>14}  "
             f"{row['return']:>9.2f}  {row['length']:>7.1f}"
         )
     if "over_seeds" in summary:
@@ -141,7 +141,7 @@ def format_summary(summary: dict[str, Any]) -> str:
         lines += [
             "",
             f"mean over {row['seeds']} seeds: {percent(row['success'])} %, from {low} to {high} % "
-            "(Student, between seeds)",
+            "(bootstrap over seeds)",
         ]
     return "\n".join(lines) + "\n"
 
@@ -255,7 +255,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def say(seed: int, results: list[EpisodeResult]) -> None:
         success = np.mean([result.success for result in results])
-        print(f"seed {seed}: success {100 * success:.0f} %", flush=True)
+        print(f"seed {seed}: success {100 * success:.1f} %", flush=True)
 
     table = play(loaded, args, say)
     summary = summarise(loaded, args, table)

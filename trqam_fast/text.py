@@ -40,6 +40,11 @@ def short_count(number: Any) -> str:
     return str(number)
 
 
+def count_of(number: int, what: str) -> str:
+    """Return a number of things in words."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def printable(value: Any, limit: int = 120) -> str:
     """Return what a file or a host names, fit for a terminal and one line.
 

@@ -57,7 +57,7 @@ RESUMABLE = {
     "preset", "backend", "precision", "graph", "threads", "dataset", "dataset_dir", "generated_dir",
     "bc_steps", "offline_steps", "online_steps", "log_interval", "eval_interval",
     "eval_episodes", "eval_envs", "eval_workers", "save_interval", "keep",
-    "tensorboard", "wandb", "run_dir",
+    "tensorboard", "wandb", "wandb_project", "wandb_group", "wandb_name", "wandb_tags", "run_dir",
 }  # fmt: skip
 
 

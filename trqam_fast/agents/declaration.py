@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from trqam_fast.agents.base import Agent
 from trqam_fast.agents.config import names_of
+from trqam_fast.text import printable
 
 COLOUR = re.compile("#[0-9a-fA-F]{6}")
 
@@ -54,7 +55,7 @@ def read_declaration(name: str, values: Mapping[str, Any]) -> Declaration:
 
     label, colour = values.get("label"), values.get("colour")
     return Declaration(
-        label if isinstance(label, str) and label else name,
+        printable(label if isinstance(label, str) and label else name),
         colour if isinstance(colour, str) and COLOUR.fullmatch(colour) else None,
         texts("settings"),
         texts("metrics"),

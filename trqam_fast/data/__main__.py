@@ -61,7 +61,8 @@ class VerifyArgs:
 
     sources: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Names in the folder, npz files, flat sets, folders of them, or data of your own as --dataset
-    of the trainer takes them."""
+    of the trainer takes them; without any, every archive and flat set in the folder but the -val
+    files."""
     dataset_dir: Path = OFFICIAL_DIR
     """Folder where names are looked up."""
     env_id: str | None = None
@@ -227,8 +228,14 @@ def is_val(path: Path) -> bool:
 
 def verify(args: VerifyArgs) -> int:
     """Check each archive and flat set, print what is wrong or that nothing is."""
-    wrong = False
-    for source in args.sources:
+    wrong, sources = False, args.sources
+    if not sources:
+        there, unreadable = present(args.dataset_dir)
+        sources = tuple(str(one.path) for one in there)
+        wrong = bool(unreadable)
+        where = f"no name is given: {len(sources)} in {printable(args.dataset_dir, 400)}"
+        print(*unreadable, where + ("" if sources else ", so nothing is checked"), sep="\n")
+    for source in sources:
         own = own_source(source)
         for found in [own] if own else resolve(source, args.dataset_dir):
             try:

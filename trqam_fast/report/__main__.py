@@ -18,9 +18,9 @@ import tyro
 
 from trqam_fast.errors import UsageError
 from trqam_fast.report.comparison import Comparison
-from trqam_fast.report.comparison_page import write_comparison
 from trqam_fast.report.find import collect, is_run
-from trqam_fast.report.page import LONGEST, write_report
+from trqam_fast.report.page import write_comparison, write_report
+from trqam_fast.report.table import LONGEST
 from trqam_fast.runs.read import encodable, read_runs
 from trqam_fast.text import printable
 

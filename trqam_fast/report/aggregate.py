@@ -14,12 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from trqam_fast.evaluation.statistics import REPS, TAILS, widened
+
 Scores = NDArray[np.float64]
 Statistic = Callable[..., NDArray[np.float64]]
 
-REPS = 5_000
-"""Bootstrap resamples of an interval."""
-LEVEL = 0.95
 ELEMENTS_AT_ONCE = 4_000_000
 
 
@@ -29,6 +28,11 @@ class Estimate(NamedTuple):
     value: float
     low: float
     high: float
+
+
+def at_least(found: Estimate, trials: int) -> Estimate:
+    """Return an estimate of a share with an interval not narrower than Wilson's of its trials."""
+    return Estimate(found.value, *widened(*found, trials))
 
 
 def counts(scores: Scores) -> NDArray[np.int64]:
@@ -131,10 +135,9 @@ def bootstrap(
     return np.concatenate(found)
 
 
-def limits(samples: NDArray[np.float64], level: float = LEVEL) -> NDArray[np.float64]:
-    """Return the percentile interval of bootstrap samples ``[reps, ...]``, as ``[2, ...]``."""
-    tail = 50 * (1 - level)
-    return np.percentile(samples, [tail, 100 - tail], axis=0)
+def limits(samples: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the 95 % interval of bootstrap samples ``[reps, ...]``, as ``[2, ...]``."""
+    return np.percentile(samples, TAILS, axis=0)
 
 
 def estimates(

@@ -14,14 +14,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+from trqam_fast.agents import ALGORITHMS, declaration
 from trqam_fast.files import open_log
 from trqam_fast.report.collect import Result, Tracking, updates_in_words
 from trqam_fast.runs.read import encodable
-from trqam_fast.runs.values import count, number, read_json
+from trqam_fast.runs.values import LARGEST_COUNT, number, read_json, sound
+from trqam_fast.text import printable
 
 NAME = re.compile(r"(?:.*_)?([a-z]+)_[a-z0-9]+_s(\d+)_[0-9a-f]{8}")
 AUTHORS = "(authors' code)"
 """What the names of their methods end with, so that they are never mixed with ours."""
+EDITED = "-e"
+"""What the names of algorithms end with that edit actions; theirs is the same with a scale of 0."""
 OWN_COLUMNS = {"stage", "seed", "episodes"}
 """Columns of this project's eval.csv that theirs has not."""
 SETTINGS = (
@@ -36,7 +40,7 @@ NO_SETTINGS = {"agent_name", "ob_dims", "action_dim"}
 def is_authors(folder: Path) -> bool:
     """Whether a folder holds a run of the authors' code."""
     if (folder / "config.json").exists() or not (folder / "eval.csv").exists():
-        return "agent" in read_flags(folder)
+        return bool(read_flags(folder)[1])
     try:
         with open_log(folder / "eval.csv") as file:
             return not OWN_COLUMNS & set(next(csv.reader(file), []))
@@ -44,9 +48,11 @@ def is_authors(folder: Path) -> bool:
         return False
 
 
-def read_flags(folder: Path) -> dict[str, Any]:
-    """Return flags.json, empty where there is none or it is damaged."""
-    return read_json(folder / "flags.json")
+def read_flags(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what is sound in flags.json, and in what it holds of the agent."""
+    flags = read_json(folder / "flags.json")
+    agent = flags.pop("agent", {})
+    return sound(flags)[0], sound(agent)[0] if isinstance(agent, dict) else {}
 
 
 def settings_of_flags(flags: dict[str, Any], agent: dict[str, Any]) -> dict[str, Any]:
@@ -60,24 +66,24 @@ def settings_of_flags(flags: dict[str, Any], agent: dict[str, Any]) -> dict[str,
 def read_authors(folder: Path, notes: list[str]) -> Result | None:
     """Return the result of one of their run folders; None, and a note, if it does not say which."""
     shown = encodable(str(folder))
-    flags = read_flags(folder)
-    agent = flags["agent"] if isinstance(flags.get("agent"), dict) else {}
+    flags, agent = read_flags(folder)
     named = NAME.fullmatch(folder.name)
     name = agent.get("agent_name") or (named and named[1])
     seed = flags.get("seed", named and named[2])
     if name is None or seed is None:
         notes.append(f"{shown}: neither flags.json nor its name says what ran, so it is left out")
         return None
-    task = str(flags.get("env_name") or folder.parent.name)
-    cloning = bool(flags.get("bc_only"))
-    algo = "bc" if cloning else str(name)
-    method = "BC" if cloning else str(name).upper()
+    task = printable(flags.get("env_name") or folder.parent.name)
+    algo = printable(name)
+    if flags.get("bc_only"):
+        algo = next(name for name, kind in ALGORITHMS.items() if not kind.fine_tunes)
     if number(agent.get("edit_scale")) > 0:
-        algo, method = f"{algo}-e", f"{method}-E"
-    offline, online = count(flags.get("offline_steps")), count(flags.get("online_steps"))
+        algo += EDITED
+    method = declaration(algo).label if algo in ALGORITHMS else algo.upper()
+    offline, online = flags.get("offline_steps"), flags.get("online_steps")
     rows = read_rows(folder / "eval.csv", ("success",))
     result = Result(
-        f"{method} {AUTHORS}", algo, task, str(seed), "done", folder=shown,
+        f"{method} {AUTHORS}", algo, task, printable(seed), "done", folder=shown,
         curve=[(step, values["success"]) for step, values in rows],
         updates=updates_in_words(flags),
         tracking=read_tracking(folder, flags, agent), config=settings_of_flags(flags, agent),
@@ -90,6 +96,8 @@ def read_authors(folder: Path, notes: list[str]) -> Result | None:
         result.reason = f"its last evaluation is at step {rows[-1][0]} of {end}"
     else:
         result.success = rows[-1][1]["success"]
+        episodes = flags.get("eval_episodes")
+        result.episodes = episodes if isinstance(episodes, int) and episodes > 0 else 0
         if not (folder / "token.tk").exists() and end is None:
             notes.append(
                 f"{shown}: nothing says whether it has ended; its last evaluation, at step "
@@ -104,35 +112,29 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str,
     try:
         with open_log(path) as file:
             for cells in csv.DictReader(file):
-                try:
-                    step = count(int(float(cells["step"])))
-                    values = {name: float(cells[name]) for name in columns}
-                except (KeyError, TypeError, ValueError, OverflowError):
-                    continue
-                if step is not None and all(map(math.isfinite, values.values())):
-                    found[step] = values
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, csv.Error):  # shown up to there
+                step, *values = (number(cells.get(name)) for name in ("step", *columns))
+                if 0 <= step < LARGEST_COUNT and all(map(math.isfinite, values)):
+                    found[int(step)] = dict(zip(columns, values, strict=True))
+    except (OSError, ValueError, csv.Error):  # missing, or damaged from here on
         pass
     return sorted(found.items())
 
 
 def read_tracking(folder: Path, flags: dict[str, Any], agent: dict[str, Any]) -> list[Tracking]:
-    """Return the path KL that TRQAM logs; a value is that of a single update."""
+    """Return the path KL that they log; a value is that of a single update."""
     tracks = []
-    scale = number(agent.get("lam_scale") or 1.0)
+    scale = number(agent.get("lam_scale"))
+    scale = scale if scale > 0 else 1.0
     for stage in ("offline", "online"):
         rows = read_rows(folder / f"{stage}_agent.csv", ("actor/path_kl", "dual/lambda"))
         if not rows or flags.get("bc_only"):
             continue
         online = flags.get("kl_budget_online") if stage == "online" else None
-        value = number(agent.get("kl_budget") if online is None else online)
-        budget = value if math.isfinite(value) and value > 0 else None
-        start = (count(flags.get("offline_steps")) or 0) if stage == "online" else 0
+        budget = number(agent.get("kl_budget") if online is None else online)
+        start = flags.get("offline_steps", 0) if stage == "online" else 0
         tracks.append(
             Tracking(
-                stage, budget, [step - start for step, _ in rows],
+                stage, budget if budget > 0 else None, [step - start for step, _ in rows],
                 [values["actor/path_kl"] for _, values in rows],
                 [values["dual/lambda"] / scale for _, values in rows], start,
             )

@@ -63,6 +63,7 @@ class Result:
         status, reason: What became of it.
         folder: Its run folder.
         success: At the last evaluation of its last stage, from 0 to 1; NaN unless it is done.
+        episodes: Of that evaluation, 0 if it does not say.
         start: Success of the policy that it fine-tunes, None if that was not evaluated.
         curve: Success by step since fine-tuning began; of bc since training began.
         updates: What it was trained with, in words.
@@ -82,6 +83,7 @@ class Result:
     reason: str = ""
     folder: str = ""
     success: float = math.nan
+    episodes: int = 0
     start: float | None = None
     curve: list[tuple[int, float]] = field(default_factory=list)
     updates: str = ""
@@ -131,11 +133,9 @@ def collect_sweep(out: Path, notes: list[str]) -> list[Result]:
         outcome = outcomes[job.name]
         status, reason = STATUSES[outcome.kind], outcome.reason
         folder = job.run_dir(out)
-        run = Run(folder, job.name)
-        if folder.is_dir() and any(folder.iterdir()):
-            run = read_noting(folder, job.name, status, notes)
-            if status == "done" and not run.summary:
-                status, reason = "unfinished", "its summary.json is damaged"
+        run = read_noting(folder, job.name, status, notes)
+        if status == "done" and not run.summary:
+            status, reason = "unfinished", "its summary.json is damaged"
         config = configs[job.name] = run.config or dict(job.config)
         if "bc_steps" in configs.get(job.after or "", {}):
             config = config | {"bc_steps": configs[str(job.after)]["bc_steps"]}
@@ -150,7 +150,10 @@ def read_noting(folder: Path, name: str, status: Status, notes: list[str]) -> Ru
     """Read a run; what its files lack is noted, unless it is not over."""
     try:
         run = read_run(folder, name, TRACKED)
-    except UsageError:
+    except UsageError:  # it has not begun
+        return Run(folder, name)
+    except OSError as error:
+        notes.append(f"{name}: cannot be read ({error})")
         return Run(folder, name)
     if status not in GOING_ON:
         for problem in run.problems:
@@ -181,24 +184,20 @@ def results_of(
     reason: str,
 ) -> list[Result]:
     """Return the result of each seed of a run."""
-    failures = run.summary.get("failures")
-    failures = failures if isinstance(failures, dict) else {}
+    failures = run.failures
     cloned = [row.step for row in (*run.metrics, *run.evaluations) if row.stage == "pretrain"]
     algorithm = declaration(algo, run.declared)
     begin = max(cloned, default=0) if algorithm.fine_tunes else 0
-    last, end = next(reversed(stage_ends(run.config).items()), (None, None))
+    last, end = next(reversed(stage_ends(run.config, run.declared).items()), (None, None))
     results = []
     for seed in seeds:
-        rows = [row for row in run.evaluations if row.seed == seed]
-        rows = [row for row in rows if math.isfinite(row.values.get("success", math.nan))]
-        starts = [row.values["success"] for row in rows if row.stage == "pretrain"]
+        rows = [row for row in run.evaluations if row.seed == seed and math.isfinite(row.success)]
+        starts = [row.success for row in rows if row.stage == "pretrain"]
         result = Result(
             method, algo, task, seed, status, reason, encodable(str(run.path)),
             start=starts[-1] if starts else None,
-            curve=[
-                (row.step - begin, row.values["success"]) for row in rows if row.step >= begin
-            ],
-            updates=updates_in_words(run.config),
+            curve=[(row.step - begin, row.success) for row in rows if row.step >= begin],
+            updates=updates_in_words(run.config, algorithm.fine_tunes),
             data=data_in_words(run.config),
             tracking=tracking_of(run, seed, begin) if algorithm.fine_tunes else [],
             declared=run.declared,
@@ -212,14 +211,14 @@ def results_of(
             result.status = "unfinished"
             result.reason = f"its last evaluation is at step {final[-1].step} of {end}"
         elif status == "done":
-            result.success = final[-1].values["success"]
+            result.success, result.episodes = final[-1].success, final[-1].episodes or 0
         results.append(result)
     return results
 
 
-def updates_in_words(config: dict[str, Any]) -> str:
+def updates_in_words(config: dict[str, Any], fine_tunes: bool = True) -> str:
     """Return how long a run fine-tunes; of pretraining alone how long it clones."""
-    if not declaration(str(config.get("algo", ""))).fine_tunes:
+    if not fine_tunes:
         return short_count(config.get("bc_steps"))
     offline, online = config.get("offline_steps"), config.get("online_steps")
     parts = [short_count(offline)] if offline else []

@@ -11,10 +11,20 @@ from typing import NamedTuple
 import numpy as np
 
 from trqam_fast.agents import ALGORITHMS
-from trqam_fast.report.aggregate import Estimate, Scores, counts, estimates, improvement, iqm, mean
+from trqam_fast.report.aggregate import (
+    Estimate,
+    Scores,
+    at_least,
+    counts,
+    estimates,
+    improvement,
+    iqm,
+    mean,
+)
 from trqam_fast.report.authors import AUTHORS
 from trqam_fast.report.collect import FAILED, Result, Tracking
 from trqam_fast.report.published import read_published
+from trqam_fast.runs.looks import looks
 
 ALL, COMMON = "all", "common tasks"
 SETTLING = 2000
@@ -84,6 +94,7 @@ class Summary:
         mean, iqm: Of the runs with a score.
         mean_zeroed, iqm_zeroed: With a score of 0 for the failed ones; the same where none failed.
         updates, data: What the runs were trained with and on, in words.
+        episodes: Of the evaluation behind a run's score, in words.
     """
 
     method: str
@@ -100,6 +111,7 @@ class Summary:
     iqm_zeroed: Estimate
     updates: str
     data: str
+    episodes: str
 
 
 class Comparison:
@@ -117,6 +129,7 @@ class Comparison:
         summaries: By method and group.
         pairs: The reference against each other method, then the others.
         deviations: Of every seed and stage with a path KL.
+        looks: How each method is drawn.
     """
 
     def __init__(self, results: list[Result]) -> None:
@@ -148,6 +161,9 @@ class Comparison:
             for group in self.groups
         }
         self.pairs = self._pairs()
+        declared = {str(r.method): r.algorithm.colour for r in reversed(self.results)}
+        colours = [declared[name] for name in self.methods]
+        self.looks = dict(zip(self.methods, looks(colours), strict=True))
         self.deviations = [
             deviation_of(result, track) for result in self.results for track in result.tracking
         ]
@@ -203,9 +219,11 @@ class Comparison:
         scores, zeroed = self.scores[method][:, columns], self.zeroed[method][:, columns]
         cells = [result for task in self.groups[group] for result in self.of(method, task)]
         failed = sum(result.status in FAILED for result in cells)
-        averages = estimates([mean, iqm], scores)
-        others = estimates([mean, iqm], zeroed) if failed else averages
         counted = [result for result in cells if not math.isnan(result.success)]
+        played = {result.episodes for result in counted}
+        each = min(played, default=0)  # 0 where one does not say
+        averages = averages_of(scores, each)
+        others = averages_of(zeroed, each) if failed else averages
         numbers = counts(scores)
         present = numbers[numbers > 0]
         return Summary(
@@ -217,6 +235,7 @@ class Comparison:
             failed, *averages, *others,
             updates=each_once(result.updates for result in counted),
             data=each_once(result.data for result in counted),
+            episodes=" to ".join(map(str, sorted({min(played), max(played)}))) if played else "",
         )  # fmt: skip
 
     def _pairs(self) -> list[Pair]:
@@ -232,15 +251,38 @@ class Comparison:
         x, y = self.scores[first], self.scores[second]
         both = [self.summaries[name, ALL] for name in (first, second)]
         failed = both[0].failed, both[1].failed
-        (probability,) = estimates([improvement], x, y)
+        probability = improvement_of(x, y)
         zeroed, tasks = probability, shared_tasks(x, y)
         if any(failed):
             x, y = self.zeroed[first], self.zeroed[second]
-            (zeroed,) = estimates([improvement], x, y)
+            zeroed = improvement_of(x, y)
         return Pair(
             first, second, tasks, (both[0].runs, both[1].runs), failed, probability,
             shared_tasks(x, y), zeroed,
         )  # fmt: skip
+
+
+def averages_of(scores: Scores, episodes: int) -> list[Estimate]:
+    """Return mean and interquartile mean, at least with Wilson's intervals of their episodes.
+
+    Args:
+        scores: ``[seeds, tasks]``.
+        episodes: Behind each score, 0 if unknown.
+    """
+    runs = int(counts(scores).sum())
+    found = estimates([mean, iqm], scores)
+    return [
+        at_least(one, episodes * number)
+        for one, number in zip(found, (runs, runs - 2 * (runs // 4)), strict=True)
+    ]
+
+
+def improvement_of(x: Scores, y: Scores) -> Estimate:
+    """Return P(X > Y); where all resamples agree, with Wilson's interval of the disjoint pairs."""
+    (found,) = estimates([improvement], x, y)
+    if found.low < found.high:
+        return found
+    return at_least(found, int(np.minimum(counts(x), counts(y)).sum()))
 
 
 def shared_tasks(x: Scores, y: Scores) -> int:
@@ -262,6 +304,11 @@ def each_once(values: Iterable[str]) -> str:
     if len(found) > 1 and len(last) == 1:
         return f"{' or '.join(value.rpartition(' ')[0] for value in found)} {last.pop()}"
     return " or ".join(found)
+
+
+def short_task(task: str) -> str:
+    """Return a task's name without what all of them have: ``cube-double-play task1``."""
+    return re.sub(r"-singletask(-(task\d+))?-v0$", r" \2", task).strip()
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:

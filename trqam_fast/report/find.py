@@ -41,7 +41,7 @@ def find(root: Path) -> Found:
         folders.sort()
         if "plan.json" in files:
             found.sweeps.append(folder)
-        elif "eval.csv" in files or ("flags.json" in files and "agent" in read_flags(folder)):
+        elif "eval.csv" in files or ("flags.json" in files and read_flags(folder)[1]):
             (found.authors if is_authors(folder) else found.runs).append(folder)
         elif "metrics.csv" in files or {"config.json", "versions.json"} <= set(files):
             found.runs.append(folder)
@@ -69,7 +69,10 @@ def collect(roots: list[Path]) -> tuple[list[Result], list[str]]:
     for root in roots:
         found = find(root)
         for sweep in found.sweeps:
-            results += collect_sweep(sweep, notes)
+            try:
+                results += collect_sweep(sweep, notes)
+            except UsageError as error:  # of its plan; the other sweeps have their own
+                notes.append(str(error))
         results += collect_loose(found.runs, root, notes)
         theirs = [read_authors(folder, notes) for folder in found.authors]
         results += [result for result in theirs if result is not None]

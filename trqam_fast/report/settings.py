@@ -9,6 +9,8 @@ from trqam_fast.agents import ALGORITHMS
 from trqam_fast.agents.config import names_of
 from trqam_fast.report.authors import AUTHORS
 from trqam_fast.report.collect import Result
+from trqam_fast.report.table import LONGEST
+from trqam_fast.text import printable
 from trqam_fast.training.config import run_flags
 
 MOST_IN_A_NAME = 3
@@ -19,6 +21,7 @@ FREE = {
     "env_name", "algo", "seeds", "run_dir", "preset", "pretrained", "device", "backend", "graph",
     "threads", "dataset_dir", "generated_dir", "log_interval", "eval_interval", "eval_episodes",
     "eval_envs", "eval_workers", "save_interval", "keep", "tensorboard", "wandb",
+    "wandb_project", "wandb_group", "wandb_name", "wandb_tags",
 }  # fmt: skip
 
 # Settings of a run that pretraining alone has no use for.
@@ -65,7 +68,7 @@ def differing(runs: Iterable[Result]) -> list[str]:
     values: dict[tuple[str, str], set[str]] = {}
     for result in runs:
         for name, value in settings_of(result).items():
-            values.setdefault((name, result.task), set()).add(str(value))
+            values.setdefault((name, result.task), set()).add(printable(value, LONGEST))
     return list(dict.fromkeys(name for (name, _), found in values.items() if len(found) > 1))
 
 
@@ -94,7 +97,7 @@ def kinds_of(runs: list[Result], differ: list[str]) -> dict[Traits, list[Result]
 
 def values_of(runs: list[Result], name: str) -> list[str]:
     """Return the different values of a setting, "unknown" where no run has one."""
-    found = [str(result.config[name]) for result in runs if name in result.config]
+    found = [printable(run.config[name], LONGEST) for run in runs if name in run.config]
     return list(dict.fromkeys(found)) or ["unknown"]
 
 

@@ -25,6 +25,8 @@ from trqam_fast.runs.csv_log import CsvLog
 
 RUNS_DIR = Path("runs")
 LOCK = "run.lock"
+LOOKS, LOOK_SECONDS = 3, 0.02
+"""Attempts to take a lock, and the time between them: a look at it lasts microseconds."""
 PACKAGES = ("torch", "triton", "numpy", "ogbench", "mujoco", "gymnasium")
 
 
@@ -140,16 +142,12 @@ class RunFolder:
                 continue
             except OSError as error:
                 raise RunError(f"cannot write to --run-dir {self.path}: {error}") from None
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not lock(file, fcntl.LOCK_EX):
                 file.close()
                 raise UsageError(
                     f"--run-dir {self.path} is being written by another process; wait for its end "
                     "or name another folder"
-                ) from None
-            except OSError:  # a file system without locks
-                return file
+                )
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), os.stat(self.path / LOCK)):
                     return file
@@ -212,6 +210,32 @@ class RunFolder:
             if not isinstance(config, dict):
                 raise ValueError("it holds no flags")
             return config
+
+
+def lock(file: IO[str], kind: int) -> bool:
+    """Take a lock, with patience for those who only look; return whether it could be had.
+
+    A file system without locks gives it.
+    """
+    for attempt in range(LOOKS):
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if attempt + 1 < LOOKS:
+                time.sleep(LOOK_SECONDS)
+        except OSError:
+            return True
+    return False
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process writes to a run folder; its lock is looked at, not kept."""
+    try:
+        with open(path / LOCK) as file:
+            return not lock(file, fcntl.LOCK_SH)
+    except OSError:  # there is none, or it may not be read
+        return False
 
 
 def folder_name(name: str) -> str:

@@ -7,7 +7,7 @@ import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import matplotlib
 
@@ -18,33 +18,34 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
+from trqam_fast.runs.looks import FAINT, INK, STYLE, Look, looks
 from trqam_fast.runs.read import Point, Run, read_run
-from trqam_fast.text import printable
+from trqam_fast.text import count_of, printable
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart, without the pale yellow.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 2, 1, 2)))
-STYLE = {
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#666666",
-    "axes.labelcolor": "#333333",
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.8,
-    "legend.fontsize": 9,
-    "legend.frameon": False,
-}
-DPI, OVERVIEW_DPI = 200, 110
+OVERVIEW_DPI = 110
 LEGEND_LIMIT = 8
-LOG_RATIO = 50
+SEEDS_DRAWN = 12
+"""Seeds of a run that have lines of their own; more would hide each other."""
+POINTS_TOLD = 60
+"""Points of a line whose values are told."""
+LOG_RATIO, LOG_RATIO_OF_RATES = 50, 10
+"""Largest over smallest value from which on an axis is logarithmic."""
+
+
+class Hover(NamedTuple):
+    """A value to be told where the pointer is, in the coordinates of its data."""
+
+    axis: Axes
+    x: float
+    y: float
+    text: str
+
+
+class Picture(NamedTuple):
+    """A figure and the values to be told in it."""
+
+    figure: Figure
+    hovers: list[Hover]
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,14 @@ class Panel:
         title: Heading.
         label: Label of the axis, with the unit.
         band: Columns of the lower and upper end of the shading, if not the seeds' extremes.
-        log: Whether a logarithmic axis is allowed.
+        log: Largest over smallest value from which on the axis is logarithmic; 0 for never.
     """
 
     column: str
     title: str
     label: str
     band: tuple[str, str] | None = None
-    log: bool = False
+    log: int = 0
 
     @property
     def file(self) -> str:
@@ -72,22 +73,22 @@ class Panel:
         name = re.sub(r"[^\w-]", "_", self.column, flags=re.ASCII)[:80]
         if name != self.column:
             name += f"-{zlib.crc32(self.column.encode()):08x}"
-        return f"{name}.png"
+        return f"{name}.svg"
 
 
 PANELS = (
     Panel("success", "Success", "episodes solved"),
     Panel("episodes", "Online episodes, by twenties", "episodes solved"),
-    Panel("path_kl", "Path KL and its budget", "nats per action step"),
-    Panel("lam", "Dual variable λ", "λ", log=True),
-    Panel("adjoint_mean", "Terminal adjoint", "mean size of a component", log=True),
-    Panel("adjoint_max", "Terminal adjoint, largest", "largest component", log=True),
+    Panel("path_kl", "Path KL and its budget", "nats per action step", log=LOG_RATIO),
+    Panel("lam", "Dual variable λ", "λ", log=LOG_RATIO),
+    Panel("adjoint_mean", "Terminal adjoint", "mean size of a component", log=LOG_RATIO),
+    Panel("adjoint_max", "Terminal adjoint, largest", "largest component", log=LOG_RATIO),
     Panel("q_mean", "Q at the batch", "Q, mean", band=("q_min", "q_max")),
-    Panel("critic_loss", "Critic loss", "loss", log=True),
-    Panel("adjoint_loss", "Adjoint-matching loss", "loss", log=True),
-    Panel("bc_loss", "Behaviour-cloning loss", "loss", log=True),
-    Panel("grad_norm", "Gradient norm, unclipped", "norm", log=True),
-    Panel("updates_per_second", "Throughput", "updates per second"),
+    Panel("critic_loss", "Critic loss", "loss", log=LOG_RATIO),
+    Panel("adjoint_loss", "Adjoint-matching loss", "loss", log=LOG_RATIO),
+    Panel("bc_loss", "Behaviour-cloning loss", "loss", log=LOG_RATIO),
+    Panel("grad_norm", "Gradient norm, unclipped", "norm", log=LOG_RATIO),
+    Panel("updates_per_second", "Throughput", "updates per second", log=LOG_RATIO_OF_RATES),
 )
 RATES = ("success", "episodes")
 OVERVIEW = ("success", "path_kl", "lam", "q_mean", "critic_loss", "bc_loss")
@@ -99,7 +100,9 @@ def panels_of(runs: list[Run]) -> list[Panel]:
     """Panels that some run has values for: the known ones, then one for each other column."""
     known = {panel.column for panel in PANELS} | SHOWN_ELSEWHERE
     others = dict.fromkeys(name for run in runs for name in run.columns if name not in known)
-    panels = [*PANELS, *(Panel(name, name.replace("_", " "), name) for name in others)]
+    panels = [
+        *PANELS, *(Panel(n, printable(n.replace("_", " ")), printable(n)) for n in others)
+    ]  # fmt: skip
     return [panel for panel in panels if any(points_of(run, panel) for run in runs)]
 
 
@@ -112,6 +115,8 @@ def points_of(run: Run, panel: Panel) -> list[Point]:
     if panel.column == "lam" and not run.algorithm.budget:
         return []  # logged by earlier versions, and never moves
     points = run.curve(panel.column)
+    if panel.column == "updates_per_second":  # it is 0 while online steps have no updates
+        points = [point for point in points if point.value > 0]
     if panel.band is not None:
         lows, highs = ({p[:2]: p for p in run.curve(column)} for column in panel.band)
         points = [
@@ -123,62 +128,116 @@ def points_of(run: Run, panel: Panel) -> list[Point]:
     return points
 
 
-def draw_panel(axis: Axes, panel: Panel, runs: list[Run], first: int = 0) -> None:
-    """Draw one panel; run i has the colour of number `first + i` in every panel."""
+def looks_of(runs: list[Run]) -> list[Look]:
+    """Return how each run is drawn, in every panel."""
+    return looks(run.algorithm.colour for run in runs)
+
+
+def title_of(run: Run, runs: list[Run]) -> str:
+    """Return what a run is called: its algorithm, and its name if others have the same."""
+    label = run.algorithm.label
+    if label and [other.algorithm.label for other in runs].count(label) == 1:
+        return label
+    name = printable(run.name, 400)
+    return f"{name} ({label})" if label else name
+
+
+def value_in_words(panel: Panel, value: float) -> str:
+    """Return a value of a panel with its unit."""
+    return f"{100 * value:.1f} %" if panel.column in RATES else f"{value:.4g}"
+
+
+def told(axis: Axes, panel: Panel, points: list[Point], name: str) -> list[Hover]:
+    """Return the values of some points in words, of many each second, third and so on."""
+    found = []
+    for point in points[:: -(-len(points) // POINTS_TOLD) or 1]:
+        text = f"{name}, {point.stage or 'run'}, step {point.step:,}: "
+        text += value_in_words(panel, point.value)
+        if point.low < point.high:
+            both = point.low, point.high
+            ends = (value_in_words(panel, end).removesuffix(" %") for end in both)
+            text += " [" + ", ".join(ends) + "]"
+        found.append(Hover(axis, point.step, point.value, text))
+    return found
+
+
+def draw_panel(axis: Axes, panel: Panel, runs: list[Run]) -> list[Hover]:
+    """Draw one panel; return the values to be told in it."""
     drawn: list[Point] = []
-    for number, run in enumerate(runs, first):
+    hovers: list[Hover] = []
+    for run, look in zip(runs, looks_of(runs), strict=True):
         points = points_of(run, panel)
         if not points:
             continue
-        colour = COLOURS[number % len(COLOURS)]
-        dash = DASHES[number // len(COLOURS) % len(DASHES)]
+        colour, dash = look
         steps = [point.step for point in points]
         lows, highs = [point.low for point in points], [point.high for point in points]
         few = len(points) <= 30
         axis.plot(
             steps, [point.value for point in points], color=colour, linestyle=dash, linewidth=1.6,
-            marker="o" if few else None, markersize=3.5, label=label_of(run.name), zorder=3,
+            marker="o" if few else None, markersize=3.5, 
+            label=label_of(title_of(run, runs)), zorder=3,
         )  # fmt: skip
+        lines = run.seed_curves(panel.column)
+        for line in lines.values() if 1 < len(lines) <= SEEDS_DRAWN else []:
+            axis.plot(*zip(*line, strict=True), color=colour, linewidth=0.7, alpha=0.45, zorder=2)
+        hovers += told(axis, panel, points, title_of(run, runs))
         if panel.column in RATES:
             axis.vlines(steps, lows, highs, color=colour, linewidth=1, alpha=0.5 if few else 0.1)
         axis.fill_between(steps, lows, highs, color=colour, alpha=0.13, linewidth=0)
         if panel.column == "path_kl":
-            draw_budget(axis, run, points, colour)
+            draw_budget(axis, run, points)
         drawn += points
-    finish_axis(axis, panel, drawn, [end for run in runs for end in run.boundaries.values()])
+    finish_axis(axis, panel, drawn, runs)
+    return hovers
 
 
-def draw_budget(axis: Axes, run: Run, points: list[Point], colour: str) -> None:
-    """Draw the budget over the steps of each stage."""
+def draw_budget(axis: Axes, run: Run, points: list[Point]) -> None:
+    """Draw the budget over the steps of each stage, above the curves, with its value."""
     for stage in dict.fromkeys(point.stage for point in points):
         budget = run.budget(stage)
         steps = [point.step for point in points if point.stage == stage]
         if budget is not None:
-            axis.plot([min(steps), max(steps)], [budget] * 2, color=colour, linestyle="--",
-                      linewidth=1.2, zorder=2)  # fmt: skip
+            axis.plot([min(steps), max(steps)], [budget] * 2, color=INK, linestyle="--",
+                      linewidth=1.1, zorder=4)  # fmt: skip
+            axis.annotate(
+                f"{budget:g}", (max(steps), budget), xytext=(0, 2), textcoords="offset points",
+                ha="right", va="bottom", size=8,
+            )  # fmt: skip
 
 
-def finish_axis(axis: Axes, panel: Panel, points: list[Point], ends: list[int]) -> None:
-    """Set scales, labels and the dotted ends of stages."""
-    axis.set_title(literal(shorten(panel.title, 45)))
+def finish_axis(axis: Axes, panel: Panel, points: list[Point], runs: list[Run]) -> None:
+    """Set scales and labels, mark the ends of stages; all panels have the steps of all runs."""
+    axis.set_title(literal(shorten(panel.title, 45)), pad=16)
     axis.set_xlabel("step")
     axis.set_ylabel(literal(shorten(panel.label, 45)))
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
-    if points:
-        steps = [point.step for point in points]
-        for end in {end for end in ends if min(steps) < end < max(steps)}:
-            axis.axvline(end, color="#444444", linewidth=1.3, linestyle=":", zorder=1)
+    last = max((run.last_step for run in runs), default=0)
+    if last > 0:
+        axis.set_xlim(-0.02 * last, 1.02 * last)
+    for end in {end for run in runs for end in run.boundaries.values()}:
+        axis.axvline(end, color=FAINT, linewidth=1.1, linestyle=":", zorder=1)
+    spans = {span for run in runs for span in run.spans}
+    for stage, begin, end in spans if len({span[0] for span in spans}) > 1 else ():
+        if end - begin > 0.12 * last:  # there is no room for its name in a shorter one
+            axis.annotate(
+                stage, ((begin + end) / 2, 1), xycoords=axis.get_xaxis_transform(),
+                xytext=(0, 1), textcoords="offset points", ha="center", va="bottom", size=8,
+            )  # fmt: skip
     values = [point.value for point in points]
     if panel.column in RATES:
         axis.set_ylim(-0.03, 1.03)
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
-    elif panel.log and values and min(values) > 0 and max(values) / min(values) > LOG_RATIO:
+    elif panel.log and values and min(values) > 0 and max(values) / min(values) > panel.log:
         axis.set_yscale("log")
+    elif panel.band is not None and values:  # it would make the curves flat
+        space = 0.3 * ((max(values) - min(values)) or 1)
+        axis.set_ylim(min(values) - space, max(values) + space)
     elif panel.column in ("path_kl", "updates_per_second"):
         axis.set_ylim(bottom=0)
     if panel.column == "path_kl":
-        axis.plot([], [], color="#555555", linestyle="--", linewidth=1.2, label="budget")
+        axis.plot([], [], color=INK, linestyle="--", linewidth=1.1, label="budget")
 
 
 def shorten(name: str, length: int = 25) -> str:
@@ -198,22 +257,16 @@ def label_of(name: str) -> str:
     return f" {label}" if label.startswith("_") else label
 
 
-def draw_picture(panel: Panel, runs: list[Run]) -> Figure:
+def draw_picture(panel: Panel, runs: list[Run], legend: bool = True) -> Picture:
     """One panel as a picture of its own, with a legend unless there are too many runs for one."""
     with plt.rc_context(STYLE):
-        labels = len(runs) if len(runs) <= LEGEND_LIMIT else 0
-        rows = math.ceil(labels / 2) if labels > 1 or panel.column == "path_kl" else 0
+        labels = len(runs) if legend and len(runs) <= LEGEND_LIMIT else 0
+        rows = math.ceil(labels / 2) if labels > 1 else 0
         figure, axis = plt.subplots(figsize=(4.4, 3.0 + 0.2 * rows), layout="constrained")
-        draw_panel(axis, panel, runs)
+        hovers = draw_panel(axis, panel, runs)
         if rows:
             figure.legend(loc="outside lower left", ncols=2, columnspacing=1.2, handlelength=1.8)
-    return figure
-
-
-def save(figure: Figure, path: Path, dpi: int = DPI) -> None:
-    """Write a picture and forget the figure."""
-    figure.savefig(path, dpi=dpi)
-    plt.close(figure)
+    return Picture(figure, hovers)
 
 
 def write_overview(folder: Path, path: Path) -> None:
@@ -234,7 +287,8 @@ def write_overview(folder: Path, path: Path) -> None:
             draw_panel(axis, panel, [run])
             if not points_of(run, panel):
                 axis.text(0.5, 0.5, "no values", ha="center", transform=axis.transAxes)
-        title = f"{run.config.get('algo', 'run')} on {run.config.get('env_name', 'unknown task')}"
-        title = f"{title}, {len(run.seeds)} seeds (dotted: a stage ends; dashed: budget)"
+        title = f"{run.algorithm.label} on {run.config.get('env_name', 'unknown task')}, "
+        title += f"{count_of(len(run.seeds), 'seed')} (dotted: a stage ends; dashed: budget)"
         figure.suptitle(literal(title))
-        save(figure, path, OVERVIEW_DPI)
+        figure.savefig(path, dpi=OVERVIEW_DPI)
+        plt.close(figure)

@@ -13,7 +13,8 @@ from typing import Any
 
 from trqam_fast.agents import Declaration, declaration
 from trqam_fast.files import open_file
-from trqam_fast.runs.values import count, number, numbers, read_json
+from trqam_fast.runs.read import KEYS, Row, parse_row
+from trqam_fast.runs.values import count, read_values
 from trqam_fast.training.config import STAGES
 
 TAIL = 64 * 1024
@@ -56,19 +57,23 @@ class Progress:
     @property
     def failures(self) -> dict[str, str]:
         """Reason by seed that diverged, once the run has ended."""
-        found = self.summary.get("failures")
-        return found if isinstance(found, dict) else {}
+        return self.summary.get("failures", {})
 
     @property
     def overhead(self) -> float | None:
         """How many times as long a finished run took as its updates alone."""
-        seconds = numbers(self.summary.get("seconds"))
+        seconds = self.summary.get("seconds", {})
         training = sum(seconds.get(stage, 0) for stage in STAGES)
         return sum(seconds.values()) / training if training > 0 else None
 
 
-def newest_rows(path: Path) -> Iterator[dict[str, str]]:
-    """Yield the whole rows in the last 64 KiB of a log, newest first; none if it cannot be read."""
+def newest_rows(path: Path, keys: tuple[str, ...]) -> Iterator[Row]:
+    """Yield the whole rows in the last 64 KiB of a log, newest first; none if it cannot be read.
+
+    Args:
+        path: The log.
+        keys: Columns that it must have.
+    """
     try:
         with open_file(path) as file:
             head = file.readline(TAIL)
@@ -82,33 +87,39 @@ def newest_rows(path: Path) -> Iterator[dict[str, str]]:
     for line in reversed(lines):
         cells = line.split(",")
         if len(cells) == len(columns):
-            row = dict(zip(columns, cells, strict=True))
-            if count(row.get("step")) is not None:
+            row = parse_row(dict(zip(columns, cells, strict=True)), keys)
+            if row is not None:
                 yield row
 
 
-def newest_group(rows: Iterable[dict[str, str]], seeds: Iterable[str] = ()) -> list[dict[str, str]]:
+def newest_group(rows: Iterable[Row], seeds: Iterable[str] = ()) -> list[Row]:
     """Return the rows of the newest step that has all of `seeds`, else of the newest."""
-    newest: list[dict[str, str]] = []
-    for _, group in itertools.groupby(rows, lambda row: (row.get("stage"), row["step"])):
+    newest: list[Row] = []
+    for _, group in itertools.groupby(rows, lambda row: (row.stage, row.step)):
         found = list(group)
-        if {row.get("seed") for row in found}.issuperset(seeds):
+        if {row.seed for row in found}.issuperset(seeds):
             return found
         newest = newest or found
     return newest
 
 
-def mean(rows: list[dict[str, str]], column: str) -> float | None:
-    """Return the mean of a column's finite values, None if there are none."""
-    values = [number(row.get(column, "")) for row in rows]
+def mean(values: Iterable[float]) -> float | None:
+    """Return the mean of the finite ones of some values, None if there are none."""
     finite = [value for value in values if math.isfinite(value)]
     return statistics.fmean(finite) if finite else None
 
 
-def stage_ends(config: dict[str, Any]) -> dict[str, int]:
-    """Return the step at which each stage of a configuration ends, empty stages left out."""
+def stage_ends(
+    config: Mapping[str, Any], declared: Mapping[str, Any] | None = None
+) -> dict[str, int]:
+    """Return the step at which each stage of a configuration ends, empty stages left out.
+
+    Args:
+        config: The configuration.
+        declared: What the run folder holds of the algorithm.
+    """
     ends, end = {}, 0
-    tuned = declaration(str(config.get("algo", ""))).fine_tunes
+    tuned = declaration(str(config.get("algo", "")), declared).fine_tunes
     for stage in STAGES if tuned else STAGES[:1]:
         steps = count(config.get(STEPS[stage]))
         if steps:
@@ -119,39 +130,40 @@ def stage_ends(config: dict[str, Any]) -> dict[str, int]:
 
 def read_progress(folder: Path, planned: Mapping[str, Any] | None = None) -> Progress:
     """Read a run folder, whatever state it is in; `planned` is what it will be configured as."""
-    config = read_json(folder / "config.json")
-    if not stage_ends(config) and planned is not None:
+    config, declared = read_values(folder / "config.json"), read_values(folder / "algorithm.json")
+    if not stage_ends(config, declared) and planned is not None:
         config = dict(planned)
-    ends = stage_ends(config)
-    last_of: dict[str, dict[str, str]] = {}
-    for row in newest_rows(folder / "timing.csv"):
-        last_of.setdefault(row.get("stage", ""), row)
-        if row.get("stage") == next(iter(ends), ""):  # the first stage: others come later
+    ends = stage_ends(config, declared)
+    last_of: dict[str, Row] = {}
+    for row in newest_rows(folder / "timing.csv", ("stage", "step")):
+        last_of.setdefault(row.stage, row)
+        if row.stage == next(iter(ends), ""):  # the first stage: others come later
             break
     speeds, begin = {}, 0
     for stage, end in ends.items():
-        row = last_of.get(stage, {})
-        seconds, step = number(row.get("seconds", "")), int(row.get("step", 0))
-        if seconds > 0 and step > begin:
-            speeds[stage] = (step - begin) / seconds
+        row = last_of.get(stage)
+        seconds = math.nan if row is None else row.values.get("seconds", math.nan)
+        if row is not None and 0 < seconds < math.inf and row.step > begin:
+            speeds[stage] = (row.step - begin) / seconds
         begin = end
-    group = newest_group(newest_rows(folder / "metrics.csv"))
-    seeds = [row.get("seed", "") for row in group]
-    evaluation = newest_group(newest_rows(folder / "eval.csv"), seeds)
+    group = newest_group(newest_rows(folder / "metrics.csv", KEYS))
+    evaluation = newest_group(
+        newest_rows(folder / "eval.csv", KEYS), [row.seed for row in group]
+    )  # fmt: skip
     timing = list(last_of.values())[:1]
-    last = max(timing + group[:1], key=lambda row: int(row["step"]), default={})
+    last = max([*timing, *group[:1]], key=lambda row: row.step, default=None)
     return Progress(
         config=config,
-        declared=read_json(folder / "algorithm.json"),
-        summary=read_json(folder / "summary.json"),
+        declared=declared,
+        summary=read_values(folder / "summary.json"),
         ends=ends,
-        stage=last.get("stage") or next(iter(ends), ""),
-        step=int(last.get("step", 0)),
-        rate=mean(timing, "updates_per_second"),
+        stage=next(iter(ends), "") if last is None else last.stage,
+        step=0 if last is None else last.step,
+        rate=mean(row.values.get("updates_per_second", math.nan) for row in timing),
         speeds=speeds,
-        success=mean(evaluation, "success"),
-        lam=mean(group, "lam"),
-        path_kl=mean(group, "path_kl"),
+        success=mean(row.success for row in evaluation),
+        lam=mean(row.values.get("lam", math.nan) for row in group),
+        path_kl=mean(row.values.get("path_kl", math.nan) for row in group),
         newest=newest_change(folder),
     )
 

@@ -13,9 +13,9 @@ import numpy as np
 from trqam_fast.agents import Declaration, declaration
 from trqam_fast.damage import is_damage, reason_of
 from trqam_fast.errors import UsageError
-from trqam_fast.evaluation.statistics import mean_interval, wilson_interval
+from trqam_fast.evaluation.statistics import success_interval, wilson_interval
 from trqam_fast.files import open_log
-from trqam_fast.runs.values import LARGEST_COUNT, count, load_json, number
+from trqam_fast.runs.values import LARGEST_COUNT, count, load_json, sound
 from trqam_fast.text import printable
 from trqam_fast.training.config import STAGES
 
@@ -39,6 +39,18 @@ class Row(NamedTuple):
     step: int
     seed: str
     values: dict[str, float]
+
+    @property
+    def success(self) -> float:
+        """Share of episodes solved, from 0 to 1; NaN if it does not say."""
+        found = self.values.get("success", math.nan)
+        return min(1.0, max(0.0, found)) if math.isfinite(found) else math.nan
+
+    @property
+    def episodes(self) -> int | None:
+        """Episodes of an evaluation, None if it does not say."""
+        found = self.values.get("episodes", math.nan)
+        return int(found) if 1 <= found < LARGEST_COUNT else None
 
 
 class Point(NamedTuple):
@@ -97,10 +109,39 @@ class Run:
     @property
     def seeds(self) -> list[str]:
         """Seeds by the configuration, else by the logs."""
-        seeds = self.config.get("seeds")
-        if isinstance(seeds, list) and seeds:
-            return [printable(seed) for seed in seeds]
+        if self.config.get("seeds"):
+            return [str(seed) for seed in self.config["seeds"]]
         return list(dict.fromkeys(row.seed for row in (*self.metrics, *self.evaluations)))
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Reason by seed that diverged, once the run has ended."""
+        return self.summary.get("failures", {})
+
+    @property
+    def last_step(self) -> int:
+        """Step of the last row or evaluation, 0 without any."""
+        return max((row.step for row in (*self.metrics, *self.evaluations)), default=0)
+
+    @property
+    def spans(self) -> list[tuple[str, int, int]]:
+        """Stage, first and last step of every stage."""
+        begin, found = 0, []
+        for stage, end in (
+            self.boundaries | dict.fromkeys(self.stages[-1:], self.last_step)
+        ).items():
+            found.append((stage, begin, end))
+            begin = end
+        return found
+
+    def seed_curves(self, column: str) -> dict[str, list[tuple[int, float]]]:
+        """Steps and values of a column by seed; of "success" those of the evaluations."""
+        found: dict[str, list[tuple[int, float]]] = {}
+        for row in self.evaluations if column == "success" else self.metrics:
+            value = row.success if column == "success" else row.values.get(column, math.nan)
+            if math.isfinite(value):
+                found.setdefault(row.seed, []).append((row.step, value))
+        return found
 
     def curve(self, column: str) -> list[Point]:
         """Mean of a column over the seeds at every step, with their smallest and largest."""
@@ -117,14 +158,14 @@ class Run:
         """Success with its 95 % interval at every evaluation, from 0 to 1."""
         groups: dict[tuple[str, int], list[Row]] = {}
         for row in self.evaluations:
-            if math.isfinite(row.values.get("success", math.nan)):
+            if math.isfinite(row.success):
                 groups.setdefault((row.stage, row.step), []).append(row)
         return [Point(*key, *success_of(rows)) for key, rows in groups.items()]
 
     def episode_success(self) -> list[Point]:
         """Success of online episodes of all seeds, some together, with Wilson's interval."""
         rows = sorted(self.episodes, key=lambda row: row.step)
-        solved = [(row.step, row.values["success"]) for row in rows if "success" in row.values]
+        solved = [(row.step, row.success) for row in rows if math.isfinite(row.success)]
         points = []
         for end in range(EPISODES_TOGETHER, len(solved) + 1, EPISODES_TOGETHER):
             part = solved[end - EPISODES_TOGETHER : end]
@@ -140,12 +181,16 @@ class Run:
             return None
         last = points[-1]
         rates = [
-            row.values["success"]
+            row.success
             for row in self.evaluations
-            if (row.stage, row.step) == (stage, last.step)
-            and math.isfinite(row.values.get("success", math.nan))
+            if (row.stage, row.step) == (stage, last.step) and math.isfinite(row.success)
         ]
         return Interval(last.value, last.low, last.high), rates
+
+    def episodes_after(self, stage: str) -> int:
+        """Episodes of a seed at the last evaluation of a stage, 0 if it does not say."""
+        rows = [row for row in self.evaluations if row.stage == stage]
+        return (rows[-1].episodes or 0) if rows else 0
 
     @property
     def algorithm(self) -> Declaration:
@@ -158,19 +203,14 @@ class Run:
             return None
         online = self.config.get("kl_budget_online") if stage == "online" else None
         value = self.config.get("kl_budget") if online is None else online
-        budget = number(value)
-        return budget if math.isfinite(budget) else None
+        return None if value is None else float(value)
 
 
 def success_of(rows: list[Row]) -> Interval:
-    """Success over seeds: Student's interval of their mean; of one seed Wilson's."""
-    rates = [min(1.0, max(0.0, row.values["success"])) for row in rows]
-    if len(rates) == 1:
-        played = rows[0].values.get("episodes", 1.0)
-        episodes = int(played) if 1 <= played < LARGEST_COUNT else 1
-        return Interval(rates[0], *wilson_interval(round(rates[0] * episodes), episodes))
-    low, high = mean_interval(rates)
-    return Interval(float(np.mean(rates)), max(0.0, low), min(1.0, high))
+    """Success over seeds, with `success_interval`."""
+    rates = [row.success for row in rows]
+    episodes = sum(row.episodes or 1 for row in rows)
+    return Interval(float(np.mean(rates)), *success_interval(rates, episodes))
 
 
 FILES = ("config.json", "versions.json", "metrics.csv", "eval.csv", "summary.json")
@@ -193,20 +233,19 @@ def read_run(path: Path, name: str | None = None, only: frozenset[str] | None = 
     if not any((path / file).exists() for file in FILES):
         raise UsageError(f"{path} holds no run (none of {', '.join(FILES)}); name a run folder")
     run = Run(path, encodable(name or path.resolve().name))
-    run.config = read_json_of(run, "config.json", "its settings are unknown")
+    run.config = read_noted(run, "config.json", "its settings are unknown")
     if (path / "algorithm.json").exists():  # runs of earlier versions have none
-        run.declared = read_json_of(run, "algorithm.json", "its algorithm is known by name alone")
+        run.declared = read_noted(run, "algorithm.json", "its algorithm is known by name alone")
     run.metrics = read_csv(run, "metrics.csv", only=only)
     run.evaluations = read_csv(run, "eval.csv")
     if only is None:
-        run.versions = read_json_of(run, "versions.json", "its versions are unknown")
+        run.versions = read_noted(run, "versions.json", "its versions are unknown")
         if "updates_per_second" not in run.columns:
             run.timing = read_csv(run, "timing.csv", ("stage", "step"))
         if (path / "episodes.csv").exists():  # there is none before the first episode ends
             run.episodes = read_csv(run, "episodes.csv", ("step", "seed"))
-    run.summary = read_json_of(run, "summary.json", "the run was stopped, or is still running")
-    failures = run.summary.get("failures")
-    for seed, reason in (failures if isinstance(failures, dict) else {}).items():
+    run.summary = read_noted(run, "summary.json", "the run was stopped, or is still running")
+    for seed, reason in run.failures.items():
         run.problems.append(f"seed {printable(seed)} failed: {printable(reason, 400)}")
     return run
 
@@ -216,15 +255,20 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def read_json_of(run: Run, file: str, consequence: str) -> dict[str, Any]:
-    """Return a JSON file of the folder; note it where it cannot be read."""
+def read_noted(run: Run, file: str, consequence: str) -> dict[str, Any]:
+    """Return what is sound in a JSON file of the folder; note what is not."""
     try:
-        return load_json(run.path / file)
+        values, odd = sound(load_json(run.path / file))
     except FileNotFoundError:
-        run.problems.append(f"{file} is missing: {consequence}")
+        run.problems.append(f"{file} is missing; {consequence}")
+        return {}
     except Exception as error:
-        run.problems.append(f"{file} {fault_of(error)}: {consequence}")
-    return {}
+        run.problems.append(f"{file} {fault_of(error)}; {consequence}")
+        return {}
+    if odd:
+        names = printable(", ".join(odd), 400)
+        run.problems.append(f"{file} has odd values, left out: {names}")
+    return values
 
 
 def fault_of(error: Exception) -> str:
@@ -250,10 +294,10 @@ def read_csv(
                 else:
                     rows.append(row)
     except FileNotFoundError:
-        run.problems.append(f"{file} is missing: nothing of it is shown")
+        run.problems.append(f"{file} is missing; nothing of it is shown")
         return []
     except Exception as error:
-        run.problems.append(f"{file} {fault_of(error)}: it is shown up to there")
+        run.problems.append(f"{file} {fault_of(error)}; it is shown up to there")
     if damaged:
         run.problems.append(f"{file} has damaged rows, left out: {damaged}")
     if not rows:
@@ -272,7 +316,9 @@ def read_csv(
 
 
 def parse_row(
-    cells: dict[str | None, Any], keys: tuple[str, ...], only: frozenset[str] | None = None
+    cells: dict[str | None, Any],
+    keys: tuple[str, ...] = KEYS,
+    only: frozenset[str] | None = None,
 ) -> Row | None:
     """Return a row, or None if it is damaged; of its values `only` those columns, if given."""
     if None in cells or None in cells.values() or not all(cells.get(key) for key in keys):
@@ -285,10 +331,10 @@ def parse_row(
             values[name] = float(cell)
         except ValueError:
             return None
-    step = count(cells["step"])
-    if step is None or ("stage" in keys and cells["stage"] not in STAGES):
+    stage, step = cells.get("stage", ""), count(cells["step"])
+    if step is None or stage not in ("", *STAGES):
         return None
-    return Row(cells.get("stage", ""), step, cells.get("seed", ""), values)
+    return Row(stage, step, cells.get("seed", ""), values)
 
 
 def read_runs(paths: list[Path]) -> list[Run]:

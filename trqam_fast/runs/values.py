@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from trqam_fast.files import read_text
 
 LARGEST_COUNT = 2**53
 """Above it a float no longer tells whole numbers apart."""
+Check = Callable[[Any], bool]
 
 
 def load_json(path: Path) -> dict[str, Any]:
@@ -39,16 +42,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def number(value: Any) -> float:
     """Return a number, or the text of one, as float; NaN of anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return math.nan
     try:
-        return float(value) if isinstance(value, int | float | str) else math.nan
+        return float(value)
     except (ValueError, OverflowError):
         return math.nan
-
-
-def numbers(value: Any) -> dict[str, float]:
-    """Return the finite numbers of a JSON object by name, nothing if it is none."""
-    found = {str(k): number(v) for k, v in value.items()} if isinstance(value, dict) else {}
-    return {name: part for name, part in found.items() if math.isfinite(part)}
 
 
 def count(value: Any) -> int | None:
@@ -58,3 +57,80 @@ def count(value: Any) -> int | None:
     if type(value) is int and 0 <= value < LARGEST_COUNT:
         return value
     return None
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and math.isfinite(number(value))
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number from 0 on."""
+    return type(value) is int and count(value) is not None
+
+
+def is_seed(value: Any) -> bool:
+    """Whether a value is a seed; see `TrainConfig`."""
+    return type(value) is int and 0 <= value < 2**63
+
+
+def is_amount(value: Any) -> bool:
+    """Whether a value is a number of seconds, or of something in a second."""
+    return is_number(value) and 0 <= value < LARGEST_COUNT
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a text."""
+    return isinstance(value, str)
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether a value is nothing, a truth, a text or a finite number."""
+    return value is None or isinstance(value, bool | str) or is_number(value)
+
+
+def list_of(check: Check, value: Any) -> bool:
+    """Whether a value is a list of what passes a check."""
+    return isinstance(value, list) and all(map(check, value))
+
+
+def dict_of(check: Check, value: Any) -> bool:
+    """Whether a value gives each name what passes a check."""
+    return isinstance(value, dict) and all(map(check, value.values()))
+
+
+KINDS: dict[str, Check] = {
+    "env_name": is_text,
+    "algo": is_text,
+    "seeds": functools.partial(list_of, is_seed),
+    "bc_steps": is_count,
+    "offline_steps": is_count,
+    "online_steps": is_count,
+    "kl_budget": is_number,
+    "kl_budget_online": lambda value: value is None or is_number(value),
+    "failures": functools.partial(dict_of, is_text),
+    "seconds": functools.partial(dict_of, is_amount),
+    "online_seconds": functools.partial(dict_of, is_amount),
+    "updates_per_second": functools.partial(dict_of, is_amount),
+}
+"""What the values that are reckoned with must be, in every JSON file of a run."""
+
+
+def sound(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the values that are what they should be, and the names of the others.
+
+    Those that `KINDS` does not name are scalar, or lists of what is.
+    """
+
+    def fits(name: str, value: Any) -> bool:
+        if name in KINDS:
+            return KINDS[name](value)
+        return is_scalar(value) or list_of(is_scalar, value)
+
+    found = {name: value for name, value in values.items() if fits(name, value)}
+    return found, [name for name in values if name not in found]
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """Return what is sound in a JSON file, nothing where it cannot be read."""
+    return sound(read_json(path))[0]

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from trqam_fast.errors import UsageError
+from trqam_fast.runs.folder import is_held
 from trqam_fast.runs.progress import Progress, read_progress
 from trqam_fast.runs.read import fault_of
 from trqam_fast.status.outcome import read_outcomes
 from trqam_fast.sweep.plan import read_plan
-from trqam_fast.text import printable, time_since
+from trqam_fast.text import time_since
 
 ENDED = ("done", "failed", "blocked")
 PENDING = ("running", "queued", "waiting", "stopped", "stale")
@@ -28,7 +29,8 @@ class Line:
     Attributes:
         name: Of the job, or the run's folder.
         task, method, algo, seeds: What it trains.
-        kind: That of an `Outcome`; of a run outside of a sweep done, unfinished or unreadable.
+        kind: That of an `Outcome`; of a run outside of a sweep done, running (a process holds its
+            folder), interrupted or unreadable.
         state: The kind in words, with its reason.
         progress: How far it is.
         after: Name of its pretraining.
@@ -115,18 +117,18 @@ def run_lines(folder: Path) -> list[Line]:
         folders.clear()
         progress, fault = progress_of(Path(path), {})
         config = progress.config
-        seeds = config["seeds"] if isinstance(config.get("seeds"), list) else []
+        seeds = config.get("seeds", [])
         algo = str(config.get("algo", ""))
         kind, text = "done", done_text(progress, len(seeds))
         if not progress.summary:
-            kind = "unfinished"
-            text = f"unfinished, newest row {time_since(progress.newest)} ago"
+            kind = "running" if is_held(Path(path)) else "interrupted"
+            text = f"{kind}, newest row {time_since(progress.newest)} ago"
         if fault or not config:
             kind, text = "unreadable", f"unreadable: {fault or 'its config.json'}"
         lines.append(
             Line(
                 os.path.relpath(path, folder), str(config.get("env_name", "")),
-                progress.algorithm.label, algo, " ".join(map(printable, seeds)), kind, text,
+                progress.algorithm.label, algo, " ".join(map(str, seeds)), kind, text,
                 progress,
             )
         )  # fmt: skip
@@ -151,7 +153,7 @@ def estimate(lines: list[Line]) -> None:
         if line.progress.overhead is not None:
             overheads.setdefault(line.algo, []).append(line.progress.overhead)
     for line in lines:
-        if line.kind not in (*PENDING, "unfinished") or not line.progress.ends:
+        if line.kind not in (*PENDING, "interrupted") or not line.progress.ends:
             continue
         seconds, begin = 0.0, line.progress.step
         for stage, end in line.progress.ends.items():

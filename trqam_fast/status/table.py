@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 
@@ -14,6 +15,10 @@ COLUMNS = (
 )  # fmt: skip
 LEAST = {"run": 6, "task": 8, "method": 5, "seeds": 3, "state": 9}
 """Columns that a narrow terminal cuts, and how much of them stays."""
+ENOUGH = {"run": 14, "task": 14, "method": 8, "seeds": 5, "state": 12}
+"""How much of them is easy to read."""
+LESSER = ("lambda", "path-KL", "updates/s", "stage")
+"""Columns that it leaves out, in this order, where cutting would leave less."""
 QUIET = ("queued", "waiting", "done")
 """Kinds of lines that a terminal has no room for first."""
 OTHER_ROWS = 4
@@ -44,6 +49,17 @@ def cut(text: str, width: int, column: str) -> str:
     return f"{text[: width - 2 - tail]}..{text[len(text) - tail :]}"
 
 
+def ranges(seeds: str) -> str:
+    """Return seeds with three or more in a row as a range: "0-2 7" of "0 1 2 7"."""
+    runs: list[list[str]] = []
+    for seed in seeds.split():
+        if runs and seed.isdecimal() and runs[-1][-1] == str(int(seed) - 1):
+            runs[-1].append(seed)
+        else:
+            runs.append([seed])
+    return " ".join(f"{r[0]}-{r[-1]}" if len(r) > 2 else " ".join(r) for r in runs)
+
+
 def one_line(text: str) -> str:
     """Return a text in one line without characters that would disturb a terminal."""
     return printable(" ".join(text.split()), 2000)
@@ -59,7 +75,7 @@ def cells_of(line: Line, number: int) -> dict[str, str]:
         "run": one_line(line.name),
         "task": one_line(line.task),
         "method": one_line(line.method),
-        "seeds": line.seeds,
+        "seeds": ranges(line.seeds),
         "stage": one_line(progress.stage) if began else "-",
         "step": f"{rounded_steps(progress.step)}/{rounded_steps(end)}" if end else "-",
         "updates/s": optional(progress.rate, ".1f"),
@@ -89,27 +105,39 @@ def render(
         hidden = Counter(line.kind for line in lines if line.kind in QUIET)
         shown = table_of([pair for pair in numbered if pair[1].kind not in QUIET], folders, width)
         words = ", ".join(f"{count} {kind}" for kind, count in hidden.items())
-        shown.append(f"not shown here, only without --watch: {words or 'nothing'}")
-    return "\n".join([*shown, "", totals(lines, runs)])
+        shown += wrapped(f"not shown here, only without --watch: {words or 'nothing'}", width)
+    return "\n".join([*shown, "", *wrapped(totals(lines, runs), width)])
 
 
 def table_of(numbered: Sequence[tuple[int, Line]], folders: bool, width: int | None) -> list[str]:
-    """Return the table's rows, its head first, and below them whole what was cut in them."""
+    """Return the table's rows, its head first, and below them whole what was cut in them.
+
+    A task without what all tasks share is whole; of others that were cut a name is told where the
+    table has two that look the same.
+    """
     rows = [cells_of(line, number) for number, line in numbered]
     columns = [name for name in COLUMNS[1:] if name != "run" or folders]
     widths = {name: max([len(name), *(len(row[name]) for row in rows)]) for name in COLUMNS}
     gap = "  "
     if width is not None and sum(widths[name] + 2 for name in columns) - 2 > width:
         columns, gap = ["#", *columns], " "
+        for name in LESSER:
+            if sum(min(widths[c], ENOUGH.get(c, widths[c])) + 1 for c in columns) - 1 > width:
+                columns.remove(name)
         shrink(widths, columns, width)
     shown = [gap.join(pad(name, widths[name], name) for name in columns).rstrip()]
-    below = []
-    for row in rows:
-        cells = {name: cut(row[name], widths[name], name) for name in columns}
+    below, seen = [], {}
+    cut_rows = [{name: cut(row[name], widths[name], name) for name in columns} for row in rows]
+    for row, cells in zip(rows, cut_rows, strict=True):
+        for name in columns:
+            seen.setdefault((name, cells[name]), set()).add(row[name])
+    for row, cells in zip(rows, cut_rows, strict=True):
         shown.append(gap.join(pad(cells[n], widths[n], n) for n in columns).rstrip())
-        if any(cells[name] != row[name] for name in columns):
+        unclear = any(len(seen[name, cells[name]]) > 1 for name in columns)
+        if unclear or cells["state"] != row["state"] or cells["seeds"] != row["seeds"]:
             names = ", ".join(row[n] for n in ("run", "task", "method") if n in columns)
-            below.append(f"{row['#']}: {names}, seeds {row['seeds']}: {row['state']}")
+            text = f"{row['#']}: {names}, seeds {row['seeds']}: {row['state']}"
+            below += wrapped(text, width)
     return [*shown, *([""] if below else []), *below]
 
 
@@ -123,6 +151,11 @@ def shrink(widths: dict[str, int], columns: Sequence[str], width: int) -> None:
         widths[name] -= 1
 
 
+def wrapped(text: str, width: int | None) -> list[str]:
+    """Return a text in lines that a terminal has room for."""
+    return textwrap.wrap(text, width, subsequent_indent="   ") if width else [text]
+
+
 def pad(cell: str, width: int, column: str) -> str:
     """Return a cell as wide as its column."""
     return cell.ljust(width) if column in LEFT_ALIGNED else cell.rjust(width)
@@ -131,7 +164,7 @@ def pad(cell: str, width: int, column: str) -> str:
 def totals(lines: Sequence[Line], runs: bool) -> str:
     """Return how many jobs are in which state, and the time that is left."""
     count = Counter(line.kind for line in lines)
-    kinds = ["unfinished", "done"] if runs else ["running", "queued", "done", "failed"]
+    kinds = ["running", "interrupted", "done"] if runs else ["running", "queued", "done", "failed"]
     kinds += [kind for kind in count if kind not in kinds]
     text = ", ".join(f"{count[kind]} {kind}" for kind in kinds)
     diverged = sum(bool(line.progress.failures) for line in lines if line.kind == "done")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import heapq
 import math
 import os
-import time
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -24,26 +22,13 @@ from trqam_fast.simulator.environment import begin, interface_of, make_env
 from trqam_fast.sweep.plan import Job, run_bytes
 from trqam_fast.training.backend import settle_backend
 from trqam_fast.training.config import TrainConfig
-from trqam_fast.training.history import History
-from trqam_fast.training.seeding import make_randomness
-from trqam_fast.training.updater import Updater
+from trqam_fast.training.estimate import seconds_per_call, seconds_per_update
 
 START_SECONDS = 10.0
 """Of a process: imports, Ray's worker, reading the data."""
 
 PROBE_SECONDS = 1.0
 PROBE_ROWS = 1000
-
-
-def seconds_per_call(call: Callable[[], object]) -> float:
-    """Return the median time of a call, of those that fit into `PROBE_SECONDS`, at least two."""
-    call()
-    times: list[float] = []
-    while len(times) < 2 or sum(times) < PROBE_SECONDS:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
 
 
 def random_data(obs_dim: int, act_dim: int, rows: int) -> Dataset:
@@ -89,7 +74,7 @@ def probe_environment(
             if terminated or truncated:
                 env.reset()
 
-        seconds = seconds_per_call(step)
+        seconds = seconds_per_call(step, PROBE_SECONDS)
         return (
             len(observation),
             len(action),
@@ -126,16 +111,13 @@ def probe_agent(
     algo: str, config: CloningConfig, obs_dim: int, act_dim: int, runs: int, backend: str
 ) -> tuple[float, float]:
     """Return the seconds of an update of all runs, and of a policy call's row."""
-    seeds = tuple(range(runs))
-    agent = algorithm(algo)(config, obs_dim, act_dim, list(seeds), backend=backend)
-    randomness = make_randomness(seeds, "offline", "cpu")
-    history = History(10_000)
+    agent = algorithm(algo)(config, obs_dim, act_dim, list(range(runs)), backend=backend)
     data = random_data(obs_dim, act_dim, probe_rows(config))
-    updater = Updater(agent, data, randomness, history, graph=False)
     noise = np.zeros((agent.candidates, agent.noise_dim))
     requests = [Request(np.zeros(obs_dim), noise)] * ROWS
-    update = seconds_per_call(lambda: updater.run(1))
-    return update, seconds_per_call(lambda: choose_chunks(agent, 0, requests)) / ROWS
+    update = seconds_per_update(agent, data, PROBE_SECONDS)
+    act = seconds_per_call(lambda: choose_chunks(agent, 0, requests), PROBE_SECONDS) / ROWS
+    return update, act
 
 
 def job_seconds(job: Job) -> float:

@@ -177,6 +177,14 @@ class LogConfig(Group):
     """Also log to TensorBoard, in the run folder (pip install 'trqam_fast[tensorboard]')."""
     wandb: bool = False
     """Also log to Weights & Biases, offline without a login (pip install 'trqam_fast[wandb]')."""
+    wandb_project: str | None = None
+    """Project there; by default WANDB_PROJECT, or else trqam_fast."""
+    wandb_group: str | None = None
+    """Group of the seeds' runs there; by default WANDB_RUN_GROUP, or else one for each process."""
+    wandb_name: str | None = None
+    """Name of the runs there, which the seed follows; by default algorithm and task."""
+    wandb_tags: tuple[str, ...] = ()
+    """Tags of the runs there, besides algorithm and task."""
 
     def check(self) -> None:
         """Raise `UsageError` if a value is impossible."""

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from trqam_fast.evaluation import EpisodeResult
 from trqam_fast.runs.csv_log import CsvLog
 from trqam_fast.runs.folder import RunFolder
+from trqam_fast.text import duration
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.history import History
 from trqam_fast.training.trackers import Trackers
@@ -19,7 +20,14 @@ from trqam_fast.training.trackers import Trackers
 FIRST_UPDATES, EVERY = 1000, 25
 """Of the first updates of offline fine-tuning, one in so many has a row of its own."""
 
-SHOWN = ("bc_loss", "critic_loss", "path_kl", "lam")
+SHOWN = {
+    "pretrain": ("bc_loss",),
+    "offline": ("critic_loss", "path_kl", "lam"),
+    "online": ("critic_loss", "path_kl", "lam"),
+}
+"""Metrics that the terminal shows of a stage, as many of the last ones as fit."""
+COLUMNS = 80
+"""Of the terminal that rows must fit."""
 
 
 class Logger:
@@ -28,7 +36,8 @@ class Logger:
     def __init__(self, config: TrainConfig, folder: RunFolder) -> None:
         self.config, self.folder = config, folder
         self.trackers: Trackers | None = None
-        self._line = ""
+        self._place: str = ""
+        self._shown: list[str] = []
 
     def start_trackers(self) -> None:
         """Start what --tensorboard and --wandb ask for, once the run folder is there."""
@@ -47,7 +56,7 @@ class Logger:
 
     def metrics(self, stage: str, step: int, history: History, failures: Container[int]) -> None:
         """Append the means over an interval to metrics.csv, a row for each live seed."""
-        self._line = f"{stage} step {step}"
+        self._place, self._shown = f"{stage} {step}", []
         if len(history.values) == 0:
             return
         means = history.values.mean(0)
@@ -62,12 +71,10 @@ class Logger:
                 | {name: f"{value:.6g}" for name, value in values.items()}
             )
         self._write(self.folder.metrics, rows)
-        for name in SHOWN:
+        for name in SHOWN[stage]:
             values = [float(row[name]) for row in rows if name in row]
             if values:
-                self._line += f"  {name} {np.mean(values):.6g}"
-        if len(rows) > 1:
-            self._line += f"  (mean of {len(rows)} seeds)"
+                self._shown.append(f"{name} {np.mean(values):.3g}")
         self._track("metrics", rows)
 
     def first_updates(
@@ -100,11 +107,14 @@ class Logger:
         self._write(self.folder.timing, [row | {"seconds": f"{seconds:.1f}"}])
 
     def progress(self, bar: tqdm, rate: float) -> None:
-        """Print the last row of metrics, the speed and, on a terminal, the time left."""
-        left = ""
+        """Print the last row of metrics, means over the seeds, the speed and the time left."""
+        left = [f"{rate:.1f}/s"]
         if not bar.disable and bar.format_dict["rate"]:
-            left = f"  {(bar.total - bar.n) / bar.format_dict['rate']:.0f} s left"
-        self.say(f"{self._line}  {rate:.1f} updates/s{left}")
+            left.append(f"{duration((bar.total - bar.n) / bar.format_dict['rate'])} left")
+        shown = list(self._shown)
+        while len("  ".join([self._place, *shown, *left])) > COLUMNS and shown:
+            del shown[0]
+        self.say("  ".join([self._place, *shown, *left]))
 
     def episode(
         self, steps: int, run: int, outcome: dict[str, float], failures: Container[int]
@@ -125,8 +135,8 @@ class Logger:
         self._write(self.folder.eval, [row])
         self._track("eval", [row])
         self.say(
-            f"evaluation at step {step}, seed {seed}: success {100 * success:.0f} % over "
-            f"{len(results)} episodes, mean length {length:.0f}"
+            f"step {step}, seed {seed}: success {100 * success:.1f} % over {len(results)} "
+            f"episodes, mean length {length:.0f}"
         )
         return float(success)
 

@@ -19,6 +19,7 @@ from trqam_fast.runs import checkpoint
 from trqam_fast.runs.folder import RunFolder
 from trqam_fast.training import start
 from trqam_fast.training.config import TrainConfig
+from trqam_fast.training.estimate import estimate
 from trqam_fast.training.history import History
 from trqam_fast.training.intervals import Intervals
 from trqam_fast.training.ledger import Ledger
@@ -74,7 +75,9 @@ class Trainer:
             Stopped: the run was asked to stop; its checkpoint is written.
         """
         try:
-            self.run_stages(self.load_newest() if self.config.resume != "no" else None)
+            state = self.load_newest() if self.config.resume != "no" else None
+            self.say_estimate(0 if state is None else state["step"])
+            self.run_stages(state)
         finally:
             for part in (self.driver, self.evaluator):
                 if part is not None:
@@ -116,6 +119,14 @@ class Trainer:
         if config.online_steps > 0:
             agent.begin_stage("online")
             self.train(self.make_stage("online", agent, ends["offline"], state))
+
+    def say_estimate(self, step: int) -> None:
+        """Print how long the updates after `step` take; a GPU's captured updates are not timed."""
+        if self.config.device == "cpu" and not self.stop:
+            with self.stop.at_once():
+                text = estimate(self.config, step, self.make_agent, self.dataset)
+            if text:
+                self.logger.say(text)
 
     def make_agent(self, algo: str) -> Agent:
         """Build an agent for the task's sizes."""

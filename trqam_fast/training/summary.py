@@ -64,7 +64,7 @@ def format_table(config: TrainConfig, summary: dict[str, Any]) -> str:
     columns = {n: title for n, title in columns.items() if summary[f"{n}_success_by_seed"]}
 
     def percent(value: float | None) -> str:
-        return "-" if value is None else f"{100 * value:.0f} %"
+        return "-" if value is None else f"{100 * value:.1f} %"
 
     def row(first: Any, cells: list[str]) -> str:
         return "  ".join([f"{first:>6}", *(f"{cell:>13}" for cell in cells)])

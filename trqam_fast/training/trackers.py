@@ -11,6 +11,7 @@ import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal, Protocol
 from urllib.parse import urlparse
 
@@ -22,6 +23,8 @@ from trqam_fast.files import read_text, write_text
 
 KEYS = ("stage", "step", "seed")
 PROJECT = "trqam_fast"
+MEAN = "mean"
+"""Last part of the tag of what is over all seeds."""
 INIT_TIMEOUT_S = 30
 FINISH_TIMEOUT_S = 60
 
@@ -60,7 +63,12 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """A run of Weights & Biases, continued under its id; offline unless somebody is logged in."""
+    """A run of Weights & Biases for each seed, continued under its id.
+
+    The runs of one process are a group, so that curves over seeds can be drawn from it. Their keys
+    have no seed; the mean over the seeds of the process is in each of them, under ``mean/``. They
+    are offline unless somebody is logged in.
+    """
 
     def __init__(self, folder: Path, config: dict[str, Any], run_id: str) -> None:
         import wandb
@@ -70,21 +78,44 @@ class WandbTracker:
         if hasattr(settings, "finish_timeout"):  # of newer releases: older ones may wait longer
             settings.finish_timeout = FINISH_TIMEOUT_S
         mode = "online" if logged_in(settings.base_url) else "offline"
-        self.run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", PROJECT), id=run_id, resume="allow",
-            mode=os.environ.get("WANDB_MODE", mode), dir=str(folder), config=config,
-            settings=settings,
-        )  # fmt: skip
-        # The step is a value like any other, so that evaluations and metrics may share one.
-        self.run.define_metric("*", step_metric="step")
+        mode = os.environ.get("WANDB_MODE", mode)
+        algo, task = config.get("algo", "run"), config.get("env_name", "task")
+        name = config.get("wandb_name") or f"{algo} {task}"
+        self.runs: dict[str, Any] = {}
+        for number, seed in enumerate(config["seeds"]):
+            self.runs[f"seed{seed}"] = wandb.init(
+                project=config.get("wandb_project") or os.environ.get("WANDB_PROJECT", PROJECT),
+                group=config.get("wandb_group") or os.environ.get("WANDB_RUN_GROUP", run_id),
+                name=f"{name} seed {seed}", tags=[algo, task, *config.get("wandb_tags", ())],
+                id=f"{run_id}-{seed}" if number else run_id, resume="allow", mode=mode,
+                dir=str(folder), config=dict(config) | {"seed": seed}, settings=settings,
+                reinit="create_new",
+            )  # fmt: skip
+        for run in self.runs.values():
+            # The step is a value like any other, so that evaluations and metrics may share one.
+            run.define_metric("*", step_metric="step")
+        self.offline = folder / "wandb" if mode == "offline" else None
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Record values."""
-        self.run.log({**values, "step": step})
+        for which, run in self.runs.items():
+            tags = (tag.rpartition("/") for tag in values)
+            found = {
+                (name if last == which else f"mean/{name}"): values[f"{name}/{last}"]
+                for name, _, last in tags
+                if last in (which, MEAN)
+            }
+            if found:
+                run.log({**found, "step": step})
 
     def close(self) -> None:
-        """Finish the run."""
-        self.run.finish()
+        """Finish the runs; say how to send those that are offline."""
+        for run in self.runs.values():
+            run.finish()
+        if self.offline is not None:
+            tqdm.write(
+                f"wandb was offline; send the runs with: wandb sync {self.offline}/offline-*"
+            )
 
 
 def logged_in(server: str) -> bool:
@@ -104,7 +135,8 @@ class Trackers:
     """The trackers of one run.
 
     They copy what the CSV logs hold, under tags like ``pretrain/bc_loss/seed0``; an evaluation's
-    are ``offline/eval_success/seed0``. A tracker that fails is reported once and left out from
+    are ``offline/eval_success/seed0``. Of several seeds there is also ``.../mean``, over those
+    that have a row of the step. A tracker that fails is reported once and left out from
     then on: it never stops or changes a run. Rows that a tracker has from before the run was
     resumed are not logged to it again, which a journal next to them tells: TensorBoard's purge_step
     would drop the metrics of a step whose evaluation alone is repeated, and an offline run that
@@ -131,6 +163,7 @@ class Trackers:
         self.folder = folder / "trackers"
         self.trackers: dict[str, Tracker] = {}
         self.logged: set[str] = set()
+        self.rows: dict[str, tuple[str, int, dict[str, list[float]]]] = {}
         self.journal: Path | None = self.folder / "logged.csv"
         check_packages(tensorboard, wandb)
         if tensorboard:
@@ -174,14 +207,30 @@ class Trackers:
         """Copy one row of the CSV log `kind`; cells that are empty or no numbers are left out."""
         if not self.trackers:
             return
-        identity = ",".join([kind, *(str(row[key]) for key in KEYS)])
         prefix = "eval_" if kind == "eval" else ""
         values = {
-            f"{row['stage']}/{prefix}{name}/seed{row['seed']}": number
+            f"{row['stage']}/{prefix}{name}": number
             for name, cell in row.items()
             if name not in KEYS and (number := as_number(cell)) is not None
         }
         step = int(row["step"])
+        if kind in self.rows and self.rows[kind][:2] != (row["stage"], step):
+            self._log_mean(kind)
+        together = self.rows.setdefault(kind, (row["stage"], step, {}))[2]
+        for name, number in values.items():
+            together.setdefault(name, []).append(number)
+        seed = f"seed{row['seed']}"
+        identity = ",".join([kind, *(str(row[key]) for key in KEYS)])
+        self._log({f"{name}/{seed}": number for name, number in values.items()}, step, identity)
+
+    def _log_mean(self, kind: str) -> None:
+        """Log the means over the seeds of the rows that came together, if there are several."""
+        stage, step, values = self.rows.pop(kind)
+        means = {f"{name}/{MEAN}": fmean(found) for name, found in values.items() if found[1:]}
+        if means:
+            self._log(means, step, f"{kind},{stage},{step},{MEAN}")
+
+    def _log(self, values: dict[str, float], step: int, identity: str) -> None:
         for name, tracker in list(self.trackers.items()):
             line = f"{name},{identity}"
             if line in self.logged:
@@ -201,6 +250,8 @@ class Trackers:
 
     def close(self) -> None:
         """Write everything out."""
+        for kind in list(self.rows):
+            self._log_mean(kind)
         for name, tracker in list(self.trackers.items()):
             self._guard(f"--{name}", tracker.close)
         self.trackers.clear()
