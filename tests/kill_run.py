@@ -25,7 +25,8 @@ import torch
 import tyro
 
 from trqam_fast.runs import checkpoint
-from trqam_fast.training.config import STAGES, TrainConfig
+from trqam_fast.runs.folder import STAGES
+from trqam_fast.training.config import TrainConfig
 
 LOGS = ("metrics.csv", "eval.csv", "episodes.csv")
 WALL_CLOCK = ("seconds",)

@@ -1,5 +1,7 @@
 """Build, imports, optional parts."""
 
+import ast
+import graphlib
 import importlib.metadata
 import os
 import shutil
@@ -128,6 +130,30 @@ def test_doctor_notices_a_wrong_op(capsys, monkeypatch):
     monkeypatch.setattr(ops, "path_kl", wrong)
     assert doctor.main([]) == 1
     assert "path_kl with backend cpp on cpu deviates" in capsys.readouterr().err
+
+
+def imports_of(path):
+    """Modules of this package that a file imports when it is imported."""
+    for node in ast.parse(path.read_text()).body:
+        match node:
+            case ast.ImportFrom(module=str(module)):
+                yield module
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+
+
+def test_imports_of_the_parts_have_no_circle():
+    """A part is a folder of the package, or a module beside them; kernels know none of it."""
+    above = {}
+    package = ROOT / "trqam_fast"
+    for path in (*package.rglob("*.py"), *(package / "kernels").rglob("*.py")):
+        part = path.relative_to(package).parts[0].removesuffix(".py")
+        parts = {name.split(".")[1] for name in imports_of(path) if name.startswith("trqam_fast.")}
+        above.setdefault(part, set()).update(parts - {part})
+    order = graphlib.TopologicalSorter(above)
+    order.prepare()  # which raises at a circle, and names it
+    assert not above["kernels"] - {"_C"}
+    assert all("train" not in above[part] for part in ("training", "runs", "report", "status"))
 
 
 def test_one_version_everywhere():

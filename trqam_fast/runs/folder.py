@@ -23,6 +23,9 @@ from trqam_fast.files import PARTIAL, read_text, write_json
 from trqam_fast.kernels.dispatch import load_extension
 from trqam_fast.runs.csv_log import CsvLog
 
+STAGES = ("pretrain", "offline", "online")
+"""What a run does, in order."""
+
 RUNS_DIR = Path("runs")
 LOCK = "run.lock"
 LOOKS, LOOK_SECONDS = 3, 0.02

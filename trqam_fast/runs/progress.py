@@ -13,9 +13,9 @@ from typing import Any
 
 from trqam_fast.agents import Declaration, declaration
 from trqam_fast.files import open_file
+from trqam_fast.runs.folder import STAGES
 from trqam_fast.runs.read import KEYS, Row, parse_row
 from trqam_fast.runs.values import count, read_values
-from trqam_fast.training.config import STAGES
 
 TAIL = 64 * 1024
 """Bytes read from the end of a log."""

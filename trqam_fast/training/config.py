@@ -18,7 +18,6 @@ from trqam_fast.errors import UsageError
 from trqam_fast.kernels import Backend
 from trqam_fast.training.kinds import is_a, kind_in_words
 
-STAGES = ("pretrain", "offline", "online")
 OFFICIAL_ALONE = "it is for OGBench's data, not for --dataset"
 PATHS = ("dataset_dir", "generated_dir", "pretrained", "run_dir")
 """Flags that are paths."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from trqam_fast.training.config import STAGES
+from trqam_fast.runs.folder import STAGES
 
 
 @dataclass
