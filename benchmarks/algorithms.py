@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 import tyro
 
 from benchmarks.records import describe, save
@@ -18,6 +17,7 @@ from benchmarks.sizes import PAPER, PAPER_SMALL, make_agent, make_batch
 from trqam_fast.agents import ALGORITHMS, algorithm
 from trqam_fast.cli import run_command
 from trqam_fast.memory import keep_freed_memory
+from trqam_fast.randomness import Randomness
 
 SIZES = {"small": PAPER_SMALL, "paper": PAPER}
 STANDARD = "trqam"
@@ -42,10 +42,10 @@ def updates(size, precision: str) -> dict[str, Callable[[], object]]:
     for algo in ALGORITHMS:
         if algorithm(algo).fine_tunes:
             agent, batch = make_agent(size, "cpu", "auto", precision, algo), make_batch(size, "cpu")
-            generators = [torch.Generator().manual_seed(run) for run in range(size.runs)]
+            randomness = Randomness(range(size.runs))
 
-            def update(agent=agent, batch=batch, generators=generators):
-                agent.update(batch, agent.draw_noise(generators))
+            def update(agent=agent, batch=batch, randomness=randomness):
+                agent.update(batch, agent.draw_noise(randomness))
 
             calls[algo] = update
     return calls

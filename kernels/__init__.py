@@ -6,20 +6,23 @@ and a `backend`. The reference in plain PyTorch is the specification of each.
 
 from trqam_fast.kernels.adam_step import adam_step
 from trqam_fast.kernels.adjoint_matching import adjoint_matching
+from trqam_fast.kernels.adjoint_matching.steps import StepLoss, adjoint_matching_steps
 from trqam_fast.kernels.dispatch import BACKENDS, PRECISIONS, Backend, BackendError, Precision
-from trqam_fast.kernels.fields import Velocity
+from trqam_fast.kernels.fields import Context, Velocity
 from trqam_fast.kernels.lean_adjoint import lean_adjoint
 from trqam_fast.kernels.mlp import GradientMemory, MLPWeights, mlp
-from trqam_fast.kernels.noise_schedule import NoiseSchedule
+from trqam_fast.kernels.noise_schedule import AffinePath, NoiseSchedule
 from trqam_fast.kernels.path_kl import path_kl
 from trqam_fast.kernels.philox import Draws, philox
 from trqam_fast.kernels.sde_rollout import Rollout, ode_rollout, sde_rollout
 from trqam_fast.kernels.velocity_along import velocity_along
 
 __all__ = [
+    "AffinePath",
     "BACKENDS",
     "Backend",
     "BackendError",
+    "Context",
     "Draws",
     "GradientMemory",
     "MLPWeights",
@@ -27,9 +30,11 @@ __all__ = [
     "PRECISIONS",
     "Precision",
     "Rollout",
+    "StepLoss",
     "Velocity",
     "adam_step",
     "adjoint_matching",
+    "adjoint_matching_steps",
     "lean_adjoint",
     "mlp",
     "ode_rollout",

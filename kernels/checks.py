@@ -43,6 +43,32 @@ def check_same(op: str, **tensors: Tensor) -> None:
             )
 
 
+def check_action_mask(op: str, mask: Tensor | None, like: Tensor) -> None:
+    """Raise unless `mask` is None, or a bool `[D]` on the device of `like`, `[..., D]`.
+
+    Raises:
+        TypeError: it is no bool tensor.
+        ValueError: its shape or device differs.
+    """
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        found = mask.dtype if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+        raise TypeError(f"{op}: action_mask is {found}; pass a bool tensor, true where it counts")
+    if mask.shape != like.shape[-1:] or mask.device != like.device:
+        raise ValueError(
+            f"{op}: action_mask is {list(mask.shape)} on {mask.device}; expected "
+            f"[{like.shape[-1]}] on {like.device}"
+        )
+
+
+def masked(mask: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return `tensors`, `[..., D]`, with zeros where the mask is false."""
+    if mask is None:
+        return tensors
+    return tuple(torch.where(mask, tensor, 0.0) for tensor in tensors)
+
+
 def check_horizon(op: str, horizon: int) -> None:
     """Raise ValueError unless `horizon` is a positive number of action steps."""
     if horizon < 1:

@@ -98,6 +98,7 @@ def unavailable(
     dtype: torch.dtype = torch.float32,
     precision: str = "ieee",
     networks: Sequence[Any] = (),
+    own_schedule: bool = True,
 ) -> str | None:
     """Return why a backend cannot run an op, or None if it can.
 
@@ -109,11 +110,14 @@ def unavailable(
         precision: Operands of matrix products.
         networks: Networks of the call: `MLPWeights`, or anything else with `hidden_dims`,
             `out_features` and `tensor_shapes`; callables for fields that are not ours.
+        own_schedule: Whether a chain is that of the flow's own schedule.
     """
     has = OPS[op]
     for network in networks:
         if backend != "reference" and not hasattr(network, "hidden_dims"):
             return "it needs the field as MLPWeights; a callable runs with 'reference'"
+    if backend != "reference" and not own_schedule:
+        return "its chains have the flow's own schedule; another one runs with 'reference'"
     match backend:
         case "cpp":
             return _cpp_unavailable(has, device, dtype, precision, networks)
@@ -190,6 +194,7 @@ def choose_backend(
     dtype: torch.dtype = torch.float32,
     precision: str = "ieee",
     networks: Sequence[Any] = (),
+    own_schedule: bool = True,
 ) -> str:
     """Resolve `backend` to an implementation of `op` that can run.
 
@@ -200,6 +205,7 @@ def choose_backend(
         dtype: Type of the data.
         precision: One of `PRECISIONS`; `precisions_of` has those of a backend.
         networks: As `unavailable` takes them.
+        own_schedule: As `unavailable` takes it.
 
     Raises:
         ValueError: `backend` or `precision` is not one of the names.
@@ -210,20 +216,22 @@ def choose_backend(
     if precision not in PRECISIONS:
         raise ValueError(f"{op}: precision is {precision!r}; choose one of {', '.join(PRECISIONS)}")
 
+    call = {
+        "dtype": dtype,
+        "precision": precision,
+        "networks": networks,
+        "own_schedule": own_schedule,
+    }
     chosen, why = backend, ""
     if backend == "auto":
         chosen = "reference"
         for candidate in ("triton", "cpp") if device.type == "cuda" else ("cpp",):
-            problem = unavailable(
-                op, candidate, device, dtype=dtype, precision=precision, networks=networks
-            )
+            problem = unavailable(op, candidate, device, **call)
             if problem is None:
                 chosen = candidate
                 break
     else:
-        problem = unavailable(
-            op, backend, device, dtype=dtype, precision=precision, networks=networks
-        )
+        problem = unavailable(op, backend, device, **call)
         if problem is not None:
             raise BackendError(f"{op}: backend '{backend}' is not available: {problem}")
     if chosen == "tiles" and not OPS[op].networks:

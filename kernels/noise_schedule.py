@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,11 +18,14 @@ class NoiseSchedule:
         times: t_k, at which the velocity field is evaluated.
         step_sizes: h_k.
         g_squared: g_k^2, the squared diffusion coefficients, positive.
+        decay_times: c_k of the drift 2 v(s, X_k, t_k) - X_k / c_k, which a rollout and a sweep
+            need; None for a schedule of the losses alone.
     """
 
     times: tuple[float, ...]
     step_sizes: tuple[float, ...]
     g_squared: tuple[float, ...]
+    decay_times: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_tables", {})
@@ -30,6 +34,11 @@ class NoiseSchedule:
             raise ValueError(
                 f"NoiseSchedule: {len(self.times)} times, {len(self.step_sizes)} step sizes and "
                 f"{len(self.g_squared)} g_squared; pass one of each for every step"
+            )
+        if self.decay_times is not None and len(self.decay_times) != len(self.times):
+            raise ValueError(
+                f"NoiseSchedule: {len(self.decay_times)} decay_times for {len(self.times)} times; "
+                "pass one for every step"
             )
         for name in ("step_sizes", "g_squared"):
             if not all(0 < value < math.inf for value in getattr(self, name)):
@@ -68,7 +77,17 @@ class NoiseSchedule:
         if found is None:
             h, times = 1.0 / steps, tuple((k + first) / steps for k in range(steps))
             g_squared = tuple(2.0 * (1.0 - t + h) / (t + h) for t in times)
-            found = _made[steps, first] = cls(times, (h,) * steps, g_squared)
+            ahead = tuple(t + h for t in times)
+            found = _made[steps, first] = cls(times, (h,) * steps, g_squared, ahead)
+        return found
+
+    def step(self, k: int) -> NoiseSchedule:
+        """Return step k alone."""
+        found = self._tables.get(k)
+        if found is None:
+            values = (self.times, self.step_sizes, self.g_squared, self.decay_times)
+            alone = (None if value is None else (value[k],) for value in values)
+            found = self._tables[k] = NoiseSchedule(*alone)
         return found
 
     def table(self, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -88,13 +107,98 @@ class NoiseSchedule:
 _made: dict[tuple[int, int], NoiseSchedule] = {}
 
 
-def check_schedule(op: str, schedule: NoiseSchedule | None, steps: int) -> None:
+@dataclass(frozen=True)
+class AffinePath:
+    """A probability path X_t = beta_t X_0 + alpha_t a from noise X_0 at t = 0 to actions at t = 1.
+
+    Its velocity is E[alpha'_t a + beta'_t X_0 | X_t], and its memoryless SDE has the drift
+    2 v - (alpha'/alpha) X and g^2 = 2 beta (beta alpha'/alpha - beta'). The linear path, alpha = t
+    and beta = 1 - t, is this project's.
+
+    Source: docs/your_own_policy.md, "Other paths".
+
+    Attributes:
+        alpha: Of a float64 tensor of times, differentiable by autograd; 0 at 0, 1 at 1, growing.
+        beta: Likewise, positive before 1, falling.
+    """
+
+    alpha: Callable[[Tensor], Tensor]
+    beta: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def linear(cls) -> AffinePath:
+        """Return alpha = t, beta = 1 - t: rectified flow, pi0, SmolVLA, GR00T, and this project."""
+        return cls(lambda t: t, lambda t: 1.0 - t)
+
+    @classmethod
+    def cosine(cls) -> AffinePath:
+        """Return alpha = sin(pi t / 2), beta = cos(pi t / 2), which preserves variance."""
+        return cls(lambda t: torch.sin(0.5 * math.pi * t), lambda t: torch.cos(0.5 * math.pi * t))
+
+    def slopes(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return alpha' and beta' at times of any shape."""
+        with torch.enable_grad():
+            t = t.detach().requires_grad_()
+            values = (self.alpha(t) + 0.0 * t, self.beta(t) + 0.0 * t)
+            return tuple(torch.autograd.grad(value.sum(), t)[0] for value in values)
+
+    def noise_schedule(self, steps: int) -> NoiseSchedule:
+        """Return K steps of the memoryless SDE of this path, h = 1/K and t_k = k h.
+
+        g^2 = 2 (beta/alpha)(beta alpha' - beta' alpha) is 2 (1 - t)/t on the linear path, infinite
+        at 0 and zero at 1. As TRQAM's schedule does there, alpha is taken one step ahead and beta
+        one step back; the rest, which is 1 there, in the middle of the step::
+
+            g_k^2 = 2 (beta(t_k - h) / alpha(t_k + h)) (beta alpha' - beta' alpha)(t_k + h/2)
+            c_k   = (alpha / alpha')(t_k + h)
+
+        Args:
+            steps: K; alpha and beta are evaluated from -h to 1.
+
+        Raises:
+            ValueError: a g_k^2 is not positive and finite.
+        """
+        h = 1.0 / steps
+        t = torch.arange(steps, dtype=torch.float64) / steps
+        middle, ahead = t + 0.5 * h, t + h
+        up, down = self.slopes(middle)
+        rest = self.beta(middle) * up - self.alpha(middle) * down
+        g_squared = 2.0 * self.beta(t - h) / self.alpha(ahead) * rest
+        decay = self.alpha(ahead) / self.slopes(ahead)[0]
+        times, h_k = tuple(t.tolist()), (h,) * steps
+        return NoiseSchedule(times, h_k, tuple(g_squared.tolist()), tuple(decay.tolist()))
+
+
+def check_schedule(
+    op: str, schedule: NoiseSchedule | None, steps: int, name: str = "velocity"
+) -> None:
     """Raise ValueError unless `schedule` has `steps` steps, or is None: the flow's own."""
     if schedule is not None and len(schedule) != steps:
         raise ValueError(
-            f"{op}: schedule has {len(schedule)} steps, but velocity has {steps}; pass a "
+            f"{op}: schedule has {len(schedule)} steps, but {name} has {steps}; pass a "
             "NoiseSchedule for these steps"
         )
+
+
+def sde_schedule(op: str, schedule: NoiseSchedule | None, steps: int) -> NoiseSchedule:
+    """Return the schedule of an SDE of `steps` steps, the flow's own for None.
+
+    Raises:
+        ValueError: the number of steps differs, or the schedule is of the losses alone.
+    """
+    if schedule is None:
+        return NoiseSchedule.flow(steps)
+    check_schedule(op, schedule, steps, "the chain")
+    if schedule.decay_times is None:
+        raise ValueError(
+            f"{op}: schedule has no decay_times, which the drift needs; AffinePath makes them"
+        )
+    return schedule
+
+
+def is_own(schedule: NoiseSchedule | None) -> bool:
+    """Whether a schedule is the flow's own, which compiled rollouts and sweeps have built in."""
+    return schedule is None or schedule == NoiseSchedule.flow(len(schedule))
 
 
 def schedule_table(

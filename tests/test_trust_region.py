@@ -1,6 +1,7 @@
 """Settings of the trust region and of critics that are off by default, against their formulas."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -53,6 +54,26 @@ def test_the_warm_up_trains_the_critics_alone(algo):
         assert not torch.equal(agent.online.span(name), value)
     if lam is not None:
         assert not torch.equal(agent.dual.lam, lam)
+
+
+@pytest.mark.parametrize("algo", ["trqam", "sqam", "qam"])
+def test_a_frozen_base_stays_where_fine_tuning_found_it(algo):
+    """Also after updates that moved it, whose momentum and whose target lag behind."""
+    kind = algorithm(algo)
+    config = kind.Config(**SMALL)
+    moved = make(config, [0, 1], kind)
+    train(moved, [0, 1], 2)
+    agent = make(replace(config, freeze_base=True), [0, 1], kind)
+    agent.load_state_dict(moved.state_dict())
+    before = {name: agent.online.span(name).clone() for name in ("actor_fast", "actor_slow")}
+    anchor = [tensor.clone() for tensor in agent.base.tensors]
+    train(agent, [0, 1], 3)
+    assert torch.equal(agent.online.span("actor_slow"), before["actor_slow"])
+    assert not torch.equal(agent.online.span("actor_fast"), before["actor_fast"])
+    for tensor, old in zip(agent.base.tensors, anchor, strict=True):
+        assert torch.equal(tensor, old)
+    train(moved, [0, 1], 1)
+    assert not torch.equal(moved.online.span("actor_slow"), before["actor_slow"])
 
 
 def test_the_budget_grows_linearly():

@@ -5,7 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from trqam_fast.kernels.adjoint_matching import ops, reference
-from trqam_fast.kernels.checks import check_horizon, check_same, check_tensor
+from trqam_fast.kernels.checks import (
+    check_action_mask,
+    check_horizon,
+    check_same,
+    check_tensor,
+    masked,
+)
 from trqam_fast.kernels.dispatch import choose_backend
 from trqam_fast.kernels.noise_schedule import NoiseSchedule, check_schedule
 
@@ -18,6 +24,7 @@ def adjoint_matching(
     *,
     horizon: int = 1,
     schedule: NoiseSchedule | None = None,
+    action_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Adjoint-matching loss and the path KL of the same trajectories, in one pass.
@@ -36,8 +43,10 @@ def adjoint_matching(
         adjoint: a_0..a_{K-1} from `lean_adjoint`, same shape.
         lam: Effective trust-region parameter of each run, lam_scale * lambda, `[S]`; ones give
             the loss of QAM.
-        horizon: Action steps in a chunk; 1 without chunking.
+        horizon: Executed action steps of a chunk; 1 without chunking.
         schedule: h_k and g_k^2 of the K steps; None for the flow's own.
+        action_mask: True for the D dimensions that count, a bool `[D]`; None for all. Padded
+            dimensions get no gradient and no path KL, whatever they hold.
         backend: ``auto``, ``reference``, ``cpp`` or ``triton`` (float32 on a GPU).
 
     Returns:
@@ -59,6 +68,8 @@ def adjoint_matching(
     check_same(op, velocity=velocity, base_velocity=base_velocity, adjoint=adjoint, lam=lam)
     check_horizon(op, horizon)
     check_schedule(op, schedule, velocity.shape[1])
+    check_action_mask(op, action_mask, velocity)
+    velocity, base_velocity, adjoint = masked(action_mask, velocity, base_velocity, adjoint)
     chosen = choose_backend(op, backend, velocity.device, dtype=velocity.dtype)
     data = (velocity, base_velocity, adjoint, lam, schedule, horizon)
     if chosen == "reference":

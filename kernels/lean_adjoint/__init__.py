@@ -7,16 +7,24 @@ from torch import Tensor
 
 from trqam_fast.kernels.checks import check_same, check_tensor, refuse_gradient
 from trqam_fast.kernels.dispatch import choose_backend
-from trqam_fast.kernels.fields import Velocity, check_velocity
+from trqam_fast.kernels.fields import (
+    Context,
+    Velocity,
+    check_observations,
+    check_velocity,
+    tensors_of,
+)
 from trqam_fast.kernels.lean_adjoint import ops, reference
+from trqam_fast.kernels.noise_schedule import NoiseSchedule, is_own, sde_schedule
 
 
 def lean_adjoint(
     base_velocity: Velocity,
-    observations: Tensor,
+    observations: Tensor | Context,
     trajectory: Tensor,
     terminal_adjoint: Tensor,
     *,
+    schedule: NoiseSchedule | None = None,
     backend: str = "auto",
     precision: str = "ieee",
 ) -> Tensor:
@@ -26,14 +34,19 @@ def lean_adjoint(
 
         a_k = a_{k+1} + h (d/dX [2 v_base(s, X_k, t_k + h) - X_k / (t_k + h)])^T a_{k+1}
 
-    Source: TRQAM section "Lean adjoint sweep" (docs/algorithm.md).
+    With a schedule, h is h_k, and t_k + h under the fraction is c_k (`NoiseSchedule`). Source:
+    TRQAM section "Lean adjoint sweep" (docs/algorithm.md).
+
+    A callable is differentiated in x by `torch.autograd.grad`, so that whatever autograd runs may
+    be inside: non-reentrant gradient checkpointing, an autograd.Function of any style, hooks.
 
     Args:
-        base_velocity: `MLPWeights` on `[s, x, t]`, or a callable v(s, x, t) that `torch.func.vjp`
-            can differentiate and that treats its B rows independently.
-        observations: `[S, B, O]`, float32 or float64.
+        base_velocity: `MLPWeights` on `[s, x, t]`, or a callable v(s, x, t) that treats its B rows
+            independently.
+        observations: `[S, B, O]`, float32 or float64; for a callable also a `Context`.
         trajectory: X_0..X_K, `[S, K + 1, B, D]`; X_K itself is not used.
         terminal_adjoint: a_K, `[S, B, D]`.
+        schedule: That of the chain; None for the flow's own. Another one runs with ``reference``.
         backend: ``auto``, ``reference``, or for packed weights ``cpp`` or ``triton``.
         precision: ``ieee``, ``tf32`` (Triton) or ``bf16`` (Triton or ``cpp``) operands.
 
@@ -45,26 +58,24 @@ def lean_adjoint(
         TypeError: an argument is no tensor, or of an unsupported dtype.
         ValueError: shapes, dtypes or devices do not fit.
         BackendError: the backend asked for cannot run.
-        RuntimeError: `observations`, `trajectory` or `terminal_adjoint` needs a gradient.
+        RuntimeError: `observations`, `trajectory` or `terminal_adjoint` needs a gradient, or a
+            callable uses reentrant gradient checkpointing.
     """
     op = "lean_adjoint"
-    check_tensor(op, "observations", observations, (None, None, None))
-    runs, batch, _ = observations.shape
+    runs, batch = check_observations(
+        op, observations, trajectory, "trajectory", base_velocity=base_velocity
+    )
     check_tensor(op, "terminal_adjoint", terminal_adjoint, (runs, batch, None))
     dim = terminal_adjoint.shape[-1]
     check_tensor(op, "trajectory", trajectory, (runs, None, batch, dim))
     if trajectory.shape[1] < 2:
         raise ValueError(f"{op}: trajectory has {trajectory.shape[1]} points; K + 1 must be >= 2")
-    check_same(
-        op, observations=observations, trajectory=trajectory, terminal_adjoint=terminal_adjoint
-    )
+    given = tensors_of(observations)
+    given |= {"trajectory": trajectory, "terminal_adjoint": terminal_adjoint}
+    check_same(op, **given)
+    schedule = sde_schedule(op, schedule, trajectory.shape[1] - 1)
     check_velocity(op, "base_velocity", base_velocity, observations, dim)
-    refuse_gradient(
-        op,
-        observations=observations.requires_grad,
-        trajectory=trajectory.requires_grad,
-        terminal_adjoint=terminal_adjoint.requires_grad,
-    )
+    refuse_gradient(op, **{name: tensor.requires_grad for name, tensor in given.items()})
     chosen = choose_backend(
         op,
         backend,
@@ -72,11 +83,12 @@ def lean_adjoint(
         dtype=trajectory.dtype,
         precision=precision,
         networks=[base_velocity],
+        own_schedule=is_own(schedule),
     )
     data = (base_velocity, observations, trajectory, terminal_adjoint)
     with torch.no_grad():
         if chosen == "reference":
-            return reference.lean_adjoint(*data)
+            return reference.lean_adjoint(*data, schedule)
         return ops.lean_adjoint(*data, chosen, precision)
 
 

@@ -2,29 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from trqam_fast.kernels.fields import Velocity, as_function
+from trqam_fast.kernels.fields import Context, Velocity, as_function, scope_of
+from trqam_fast.kernels.mlp.weights import MLPWeights
+from trqam_fast.kernels.noise_schedule import NoiseSchedule
 
 
 def lean_adjoint(
-    base_velocity: Velocity, observations: Tensor, trajectory: Tensor, terminal_adjoint: Tensor
+    base_velocity: Velocity,
+    observations: Tensor | Context,
+    trajectory: Tensor,
+    terminal_adjoint: Tensor,
+    schedule: NoiseSchedule | None = None,
 ) -> Tensor:
     """Return a_0..a_{K-1}; see the package's `lean_adjoint`."""
-    field = as_function(base_velocity)
-    flow_steps = trajectory.shape[1] - 1
-    h = 1.0 / flow_steps
+    field = as_function(base_velocity, "lean_adjoint", "base_velocity")
+    pull_back = _pull_back_packed if isinstance(base_velocity, MLPWeights) else _pull_back
+    schedule = NoiseSchedule.flow(trajectory.shape[1] - 1) if schedule is None else schedule
     adjoint = terminal_adjoint
     adjoints: list[Tensor] = []
-    for k in range(flow_steps - 1, -1, -1):
-        t_next = k / flow_steps + h
+    for k in range(len(schedule) - 1, -1, -1):
+        h, decay = schedule.step_sizes[k], schedule.decay_times[k]
+        t_next = schedule.times[k] + h
 
-        def drift(x: Tensor, t_next: float = t_next) -> Tensor:
+        def drift(x: Tensor, t_next: float = t_next, decay: float = decay) -> Tensor:
             time = torch.full_like(x[..., :1], t_next)
-            return 2.0 * field(observations, x, time) - x / t_next
+            return 2.0 * field(observations, x, time) - x / decay
 
-        _, pullback = torch.func.vjp(drift, trajectory[:, k])
-        adjoint = adjoint + h * pullback(adjoint)[0]
+        with scope_of(base_velocity):
+            adjoint = adjoint + h * pull_back(drift, trajectory[:, k], adjoint)
         adjoints.append(adjoint)
     return torch.stack(adjoints[::-1], dim=1)
+
+
+def _pull_back_packed(drift: Callable[[Tensor], Tensor], x: Tensor, adjoint: Tensor) -> Tensor:
+    """Return (d drift / dX)^T a, itself differentiable."""
+    return torch.func.vjp(drift, x)[1](adjoint)[0]
+
+
+def _pull_back(drift: Callable[[Tensor], Tensor], x: Tensor, adjoint: Tensor) -> Tensor:
+    """Return (d drift / dX)^T a as a constant, by whatever autograd finds inside the field."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        value = drift(x)
+    try:
+        return torch.autograd.grad(value, x, adjoint)[0]
+    except RuntimeError as error:
+        if "heckpoint" not in str(error) or ".grad()" not in str(error):
+            raise
+        raise RuntimeError(
+            "lean_adjoint: base_velocity uses reentrant gradient checkpointing, through which "
+            "PyTorch gives no gradient with respect to x; checkpoint with use_reentrant=False"
+        ) from error

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from trqam_fast.kernels.checks import check_horizon, check_same, check_tensor
+from trqam_fast.kernels.checks import (
+    check_action_mask,
+    check_horizon,
+    check_same,
+    check_tensor,
+    masked,
+)
 from trqam_fast.kernels.dispatch import choose_backend
 from trqam_fast.kernels.noise_schedule import NoiseSchedule, check_schedule
 from trqam_fast.kernels.path_kl import ops, reference
@@ -16,6 +22,7 @@ def path_kl(
     *,
     horizon: int = 1,
     schedule: NoiseSchedule | None = None,
+    action_mask: Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
@@ -31,8 +38,9 @@ def path_kl(
     Args:
         velocity: v_ft along the trajectories, `[S, K, B, D]`, float32 or float64.
         base_velocity: v_base at the same points, same shape, dtype and device.
-        horizon: Action steps in a chunk; 1 without chunking.
+        horizon: Executed action steps of a chunk; 1 without chunking.
         schedule: h_k and g_k^2 of the K steps; None for the flow's own.
+        action_mask: True for the D dimensions that count, a bool `[D]`; None for all.
         reduction: ``mean`` over the batch, or ``none``.
         backend: ``auto``, ``reference`` or ``cpp``.
 
@@ -53,6 +61,8 @@ def path_kl(
     if reduction not in ("mean", "none"):
         raise ValueError(f"{op}: reduction is {reduction!r}; choose 'mean' or 'none'")
     check_schedule(op, schedule, velocity.shape[1])
+    check_action_mask(op, action_mask, velocity)
+    velocity, base_velocity = masked(action_mask, velocity, base_velocity)
     chosen = choose_backend(op, backend, velocity.device, dtype=velocity.dtype)
     if chosen == "reference":
         per_trajectory = reference.path_kl(velocity, base_velocity, schedule, horizon)

@@ -8,7 +8,14 @@ from torch import Tensor
 
 from trqam_fast.kernels.checks import check_same, check_tensor
 from trqam_fast.kernels.dispatch import choose_backend
-from trqam_fast.kernels.fields import Velocity, check_velocity
+from trqam_fast.kernels.fields import (
+    Context,
+    Velocity,
+    check_observations,
+    check_velocity,
+    tensors_of,
+)
+from trqam_fast.kernels.noise_schedule import NoiseSchedule, is_own, sde_schedule
 from trqam_fast.kernels.sde_rollout import ops, reference
 from trqam_fast.kernels.sde_rollout.inputs import RolloutInputs
 
@@ -31,12 +38,13 @@ class Rollout(NamedTuple):
 def sde_rollout(
     velocity: Velocity,
     base_velocity: Velocity,
-    observations: Tensor,
+    observations: Tensor | Context,
     x0: Tensor,
     noise: Tensor,
     *,
-    ode_observations: Tensor | None = None,
+    ode_observations: Tensor | Context | None = None,
     ode_x0: Tensor | None = None,
+    schedule: NoiseSchedule | None = None,
     backend: str = "auto",
     precision: str = "ieee",
 ) -> Rollout:
@@ -47,17 +55,23 @@ def sde_rollout(
         X_{k+1} = X_k + h (2 v(s, X_k, t_k) - X_k / (t_k + h)) + sqrt(h) g_k eps_k
         X_K     = X_{K-1} + h v_base(s, X_{K-1}, t_{K-1})
 
-    Source: TRQAM section "Rollout" (docs/algorithm.md). Rows given as `ode_observations` and
-    `ode_x0` follow the noise-free flow of the same field in the same call, as `ode_rollout` does.
+    With a schedule, h is h_k, and t_k + h under the fraction is c_k (`NoiseSchedule`). Source:
+    TRQAM section "Rollout" (docs/algorithm.md). Rows given as `ode_observations` and `ode_x0`
+    follow the noise-free flow of the same field in the same call, as `ode_rollout` does.
+
+    A callable field keeps the graphs of its K evaluations for the gradient of `velocity`. Call
+    this under `torch.no_grad()` and match by `adjoint_matching_steps` to keep one at a time.
 
     Args:
         velocity: Fine-tuned field: `MLPWeights` on `[s, x, t]` or a callable v(s, x, t).
         base_velocity: Field of the last step; never differentiated.
-        observations: `[S, B, O]`, float32 or float64.
+        observations: `[S, B, O]`, float32 or float64; for callables also a `Context`.
         x0: `[S, B, D]`, standard normal.
         noise: eps_0..eps_{K-2}, `[S, K - 1, B, D]`, standard normal, K >= 2.
-        ode_observations: `[S, N, O]`, optional.
+        ode_observations: `[S, N, O]`, or a `Context`; optional.
         ode_x0: `[S, N, D]`, with `ode_observations`.
+        schedule: K steps of an SDE, as `AffinePath` makes them; None for the flow's own. Another
+            one runs with ``reference``.
         backend: ``auto``, ``reference``, or for packed weights ``cpp`` or ``triton``.
         precision: ``ieee``, ``tf32`` (Triton) or ``bf16`` (Triton or ``cpp``) operands.
 
@@ -71,23 +85,32 @@ def sde_rollout(
         RuntimeError: in the backward pass, if `observations`, `x0` or `noise` need a gradient.
     """
     op = "sde_rollout"
-    check_tensor(op, "observations", observations, (None, None, None))
-    runs, batch, _ = observations.shape
+    fields = {"velocity": velocity, "base_velocity": base_velocity}
+    runs, batch = check_observations(op, observations, x0, "x0", **fields)
     check_tensor(op, "x0", x0, (runs, batch, None))
     check_tensor(op, "noise", noise, (runs, None, batch, x0.shape[-1]))
-    check_same(op, observations=observations, x0=x0, noise=noise)
+    check_same(op, **tensors_of(observations), x0=x0, noise=noise)
     if noise.shape[1] < 1:
         raise ValueError(f"{op}: noise has no step; K = noise.shape[1] + 1 must be at least 2")
+    schedule = sde_schedule(op, schedule, noise.shape[1] + 1)
     check_velocity(op, "velocity", velocity, observations, x0.shape[-1])
     check_velocity(op, "base_velocity", base_velocity, observations, x0.shape[-1])
     if (ode_observations is None) != (ode_x0 is None):
         raise ValueError(f"{op}: ode_observations and ode_x0 go together; pass both or neither")
     with_ode = ode_observations is not None and ode_x0 is not None
     if with_ode:
-        check_tensor(op, "ode_observations", ode_observations, (runs, None, observations.shape[-1]))
-        check_tensor(op, "ode_x0", ode_x0, (runs, ode_observations.shape[1], x0.shape[-1]))
-        check_same(op, x0=x0, ode_observations=ode_observations, ode_x0=ode_x0)
-        ode = (ode_observations.detach(), ode_x0.detach())
+        _, rows = check_observations(op, ode_observations, ode_x0, "ode_x0", velocity=velocity)
+        check_tensor(op, "ode_x0", ode_x0, (runs, rows, x0.shape[-1]))
+        check_same(op, x0=x0, ode_x0=ode_x0)
+        if isinstance(ode_observations, Tensor):
+            if isinstance(observations, Tensor):
+                shape = (runs, None, observations.shape[-1])
+                check_tensor(op, "ode_observations", ode_observations, shape)
+            check_same(op, x0=x0, ode_observations=ode_observations)
+            ode_observations = ode_observations.detach()
+        ode = (ode_observations, ode_x0.detach())
+    elif isinstance(observations, Context):
+        ode = (observations, x0[:, :0].detach())
     else:
         ode = (observations[:, :0].detach(), x0[:, :0].detach())
     inputs = RolloutInputs(observations, x0, noise, *ode)
@@ -98,9 +121,12 @@ def sde_rollout(
         dtype=x0.dtype,
         precision=precision,
         networks=[velocity, base_velocity],
+        own_schedule=is_own(schedule),
     )
     if chosen == "reference":
-        trajectory, velocities, ode_x = reference.sde_rollout(velocity, base_velocity, inputs)
+        trajectory, velocities, ode_x = reference.sde_rollout(
+            velocity, base_velocity, inputs, schedule
+        )
     else:
         trajectory, velocities, ode_x = ops.sde_rollout(
             velocity, base_velocity, inputs, chosen, precision
@@ -110,7 +136,7 @@ def sde_rollout(
 
 def ode_rollout(
     velocity: Velocity,
-    observations: Tensor,
+    observations: Tensor | Context,
     x0: Tensor,
     flow_steps: int,
     *,
@@ -123,7 +149,7 @@ def ode_rollout(
 
     Args:
         velocity: `MLPWeights` on `[s, x, t]` or a callable v(s, x, t).
-        observations: `[S, N, O]`, float32 or float64.
+        observations: `[S, N, O]`, float32 or float64; for a callable also a `Context`.
         x0: `[S, N, D]`, standard normal.
         flow_steps: K >= 1.
         backend: ``auto``, ``reference``, or ``cpp`` or ``triton`` for packed weights, without
@@ -139,9 +165,9 @@ def ode_rollout(
         BackendError: the backend asked for cannot run.
     """
     op = "ode_rollout"
-    check_tensor(op, "observations", observations, (None, None, None))
-    check_tensor(op, "x0", x0, (*observations.shape[:2], None))
-    check_same(op, observations=observations, x0=x0)
+    runs, rows = check_observations(op, observations, x0, "x0", velocity=velocity)
+    check_tensor(op, "x0", x0, (runs, rows, None))
+    check_same(op, **tensors_of(observations), x0=x0)
     check_velocity(op, "velocity", velocity, observations, x0.shape[-1])
     if flow_steps < 1:
         raise ValueError(f"{op}: flow_steps is {flow_steps}; it must be at least 1")

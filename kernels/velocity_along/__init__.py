@@ -7,25 +7,37 @@ from torch import Tensor
 
 from trqam_fast.kernels.checks import check_same, check_tensor
 from trqam_fast.kernels.dispatch import choose_backend
-from trqam_fast.kernels.fields import Velocity, check_velocity
+from trqam_fast.kernels.fields import (
+    Context,
+    Velocity,
+    check_observations,
+    check_velocity,
+    tensors_of,
+)
+from trqam_fast.kernels.noise_schedule import NoiseSchedule, check_schedule, is_own
 from trqam_fast.kernels.velocity_along import ops, reference
 
 
 @torch.no_grad()
 def velocity_along(
     velocity: Velocity,
-    observations: Tensor,
+    observations: Tensor | Context,
     points: Tensor,
     *,
+    schedule: NoiseSchedule | None = None,
     backend: str = "auto",
     precision: str = "ieee",
 ) -> Tensor:
-    """Evaluate a field at (s, X_k, t_k) for all k in one batched pass, without gradients.
+    """Evaluate a field at (s, X_k, t_k) for all k, without gradients.
+
+    Packed weights take all K steps as rows of one pass. A callable is called K times, with B rows:
+    what it gets besides them is never copied.
 
     Args:
         velocity: `MLPWeights` on `[s, x, t]` or a callable v(s, x, t).
-        observations: `[S, B, O]`, float32 or float64.
-        points: X_0..X_{K-1}, `[S, K, B, D]`; t_k = k / K.
+        observations: `[S, B, O]`, float32 or float64; for a callable also a `Context`.
+        points: X_0..X_{K-1}, `[S, K, B, D]`.
+        schedule: t_k of the K steps; None for the flow's own, k / K.
         backend: ``auto``, ``reference``, or for packed weights ``cpp`` or ``triton``.
         precision: ``ieee``, ``tf32`` (Triton) or ``bf16`` (Triton or ``cpp``) operands.
 
@@ -38,16 +50,22 @@ def velocity_along(
         BackendError: the backend asked for cannot run.
     """
     op = "velocity_along"
-    check_tensor(op, "observations", observations, (None, None, None))
-    runs, batch, _ = observations.shape
+    runs, batch = check_observations(op, observations, points, "points", velocity=velocity)
     check_tensor(op, "points", points, (runs, None, batch, None))
-    check_same(op, observations=observations, points=points)
+    check_same(op, **tensors_of(observations), points=points)
+    check_schedule(op, schedule, points.shape[1], "points")
     check_velocity(op, "velocity", velocity, observations, points.shape[-1])
     chosen = choose_backend(
-        op, backend, points.device, dtype=points.dtype, precision=precision, networks=[velocity]
+        op,
+        backend,
+        points.device,
+        dtype=points.dtype,
+        precision=precision,
+        networks=[velocity],
+        own_schedule=is_own(schedule),
     )
     if chosen == "reference":
-        return reference.velocity_along(velocity, observations, points)
+        return reference.velocity_along(velocity, observations, points, schedule)
     return ops.velocity_along(velocity, observations, points, chosen, precision)
 
 

@@ -224,7 +224,7 @@ def main(argv: list[str] | None = None) -> int:
     args = tyro.cli(Args, args=argv, prog="python -m tests.campaign")
     shorten()
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         whole, root = Path(name) / "whole", Path(name) / "cases"
         whole.mkdir()
         root.mkdir()

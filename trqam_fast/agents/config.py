@@ -195,6 +195,8 @@ class AnchorConfig(Group):
 
     target_actor: bool = True
     """Anchor to the Polyak target of the cloned field instead of the cloned field itself."""
+    freeze_base: bool = False
+    """Leave the cloned field as fine-tuning finds it, and anchor to it: its loss is only logged."""
     critic_warmup: int = 0
     """First updates of fine-tuning that train the critics alone: both fields and lambda rest."""
 

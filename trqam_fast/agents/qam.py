@@ -153,10 +153,19 @@ class QAMAgent(Agent):
         """What the critics learn from."""
         return self.critic_of(self.config)
 
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` returned; a frozen field starts without momentum."""
+        super().load_state_dict(state)
+        if self.config.freeze_base:
+            start, end = self.online.spans["actor_slow"]
+            for moments in (self.exp_avg, self.exp_avg_sq):
+                moments[:, start:end].zero_()
+
     @property
     def base(self) -> MLPWeights:
         """v_base, the field that the SDE is anchored to."""
-        if self.config.target_actor:
+        if self.config.target_actor and not self.config.freeze_base:
             return self.target.networks["actor_slow"]
         return self.online.networks["actor_slow"].detach()
 
@@ -168,7 +177,8 @@ class QAMAgent(Agent):
         adjoint, adjoint_metrics = self.adjoint(batch.observations, path)
         adjoint_loss, path_kl = self.adjoint_loss(batch.observations, path, adjoint)
 
-        policy_loss = cloning_loss + adjoint_loss
+        # A gradient of zeros, and moments of zeros, leave the cloned field in place.
+        policy_loss = (0.0 if self.config.freeze_base else 1.0) * cloning_loss + adjoint_loss
         if self.config.critic_warmup > 0:
             policy_loss = policy_loss * self.warm
         total = (critic_loss + policy_loss).sum()

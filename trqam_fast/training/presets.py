@@ -88,8 +88,6 @@ def make_config(
     """
     env_name = env_name if env_id is None else env_id
     preset = default_preset(env_name) if preset is None else preset
-    if preset not in PRESETS:
-        raise UsageError(f"--preset is {preset!r}; choose one of {', '.join(PRESETS)}")
     kind = algorithm(algo)
     unused_flags(algo, flags)
     settings = preset_settings(preset, env_name, algo)
@@ -132,8 +130,10 @@ def preset_settings(preset: str, env_name: str, algo: str) -> dict[str, Setting]
     """Return what a preset sets for a task and algorithm, with its sources.
 
     Raises:
-        UsageError: no such task.
+        UsageError: no such task or preset.
     """
+    if preset not in PRESETS:
+        raise UsageError(f"--preset is {preset!r}; choose one of {', '.join(PRESETS)}")
     settings = domain_settings(env_name, algo)
     if preset == "paper":
         return settings

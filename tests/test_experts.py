@@ -1,0 +1,328 @@
+"""Action experts: conventions, padding, low-rank copies, updates under a budget.
+
+`Expert` has the interface of LeRobot's SmolVLA and pi0, their time, sign and integrator.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from examples import smolvla
+from tests.helpers import assert_equal64, draw
+from trqam_fast.experts import (
+    FlowField,
+    LowRank,
+    check_field,
+    match_sqam,
+    match_trqam,
+    terminal_adjoint,
+)
+from trqam_fast.kernels import (
+    AffinePath,
+    NoiseSchedule,
+    adjoint_matching,
+    lean_adjoint,
+    ode_rollout,
+    sde_rollout,
+    velocity_along,
+)
+
+CHUNK, WIDTH, STEPS, ROWS = smolvla.CHUNK, smolvla.WIDTH, smolvla.STEPS, smolvla.BATCH
+
+
+class Expert(nn.Module):
+    """Chunks from noise at time 1, conditioned on a prefix's cache; u = noise - action."""
+
+    checkpointed = False
+
+    def __init__(self, dtype=torch.float32):
+        super().__init__()
+        self.state_encoder = nn.Linear(4, 8, dtype=dtype)
+        self.expert_in = nn.Linear(WIDTH + 1 + 8, 32, dtype=dtype)
+        self.expert_mid = nn.Linear(32, 32, dtype=dtype)
+        self.action_out = nn.Linear(32, WIDTH, dtype=dtype)
+        self.calls = 0
+
+    def prefix(self, batch):
+        self.calls += 1
+        return {"past_key_values": {0: self.state_encoder(batch["state"].to(self.dtype))}}
+
+    @property
+    def dtype(self):
+        return self.action_out.weight.dtype
+
+    def denoise_step(self, past_key_values, x_t, timestep):
+        assert x_t.shape[1:] == (CHUNK, WIDTH) and timestep.shape == x_t.shape[:1]
+        state = past_key_values[0].unsqueeze(1).expand(-1, CHUNK, -1)
+        time = timestep[:, None, None].expand(-1, CHUNK, 1)
+        hidden = torch.nn.functional.silu(self.expert_in(torch.cat([x_t, time, state], -1)))
+        if self.checkpointed:
+            hidden = checkpoint(self.middle, hidden, use_reentrant=False)
+        else:
+            hidden = self.middle(hidden)
+        return self.action_out(hidden)
+
+    def middle(self, hidden):
+        return torch.nn.functional.silu(self.expert_mid(hidden))
+
+    def sample_actions(self, batch, noise):
+        """LeRobot's integrator: from time 1 down to 0."""
+        prefix, x = self.prefix(batch), noise
+        for step in range(STEPS):
+            time = torch.tensor(1.0 - step / STEPS, dtype=x.dtype).expand(x.shape[0])
+            x = x - self.denoise_step(**prefix, x_t=x, timestep=time) / STEPS
+        return x
+
+    def field(self, **options):
+        options = {"time": "noise_at_1", "t_min": 0.001} | options
+        return FlowField(
+            lambda prefix, x, time: self.denoise_step(**prefix, x_t=x, timestep=time),
+            action_shape=(CHUNK, WIDTH),
+            prepare=self.prefix,
+            **options,
+        )
+
+
+def make_expert(dtype=torch.float64):
+    torch.manual_seed(0)
+    return Expert(dtype)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """An expert that has learned the demonstrations, by flow matching in its own convention."""
+    expert, generator = make_expert(torch.float32), torch.Generator().manual_seed(1)
+    optimiser, batch = torch.optim.Adam(expert.parameters(), 3e-3), smolvla.observations()
+    for _ in range(300):
+        actions = smolvla.demonstrations(batch, generator)
+        noise = torch.randn(actions.shape, generator=generator)
+        time = 0.001 + 0.999 * torch.rand(ROWS, generator=generator)
+        x = time[:, None, None] * noise + (1 - time[:, None, None]) * actions
+        u = expert.denoise_step(**expert.prefix(batch), x_t=x, timestep=time)
+        loss = (u - (noise - actions)).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return expert
+
+
+def test_ode_is_the_experts_own_sampling():
+    """Time, sign, shape and context: the policy's own loop, to rounding."""
+    expert, batch = make_expert(), smolvla.observations()
+    field, x0 = expert.field(), draw(ROWS, CHUNK, WIDTH)
+    with torch.no_grad():
+        own = expert.sample_actions(batch, x0)
+        calls = expert.calls
+        ours = ode_rollout(field, field.context(batch), x0.view(1, ROWS, -1), STEPS)
+    assert expert.calls == calls + 1
+    assert_equal64([ours.view_as(own)], [own])
+
+
+def test_times_that_a_module_is_asked_for():
+    asked = []
+
+    def module(context, x, time):
+        asked.append(time.unique().tolist())
+        return torch.zeros_like(x)
+
+    x = draw(1, 2, 3)
+    for options in ({}, {"time": "noise_at_1"}, {"time": "noise_at_1", "t_min": 0.001}):
+        for t in (0.0, 0.25, 1.0):
+            FlowField(module, **options)(None, x, torch.full((1, 2, 1), t, dtype=x.dtype))
+    assert asked == [[0.0], [0.25], [1.0], [1.0], [0.75], [0.0], [1.0], [0.75], [0.001]]
+    for time, sign, expected in (("noise_at_0", None, 1), ("noise_at_1", None, -1),
+                                 ("noise_at_0", -1, -1), ("noise_at_1", 1, 1)):  # fmt: skip
+        field = FlowField(lambda c, x, t: x, time, sign)
+        assert torch.equal(field(None, x, x[..., :1]), expected * x)
+
+
+def test_flow_field_refuses():
+    x = draw(2, 3, 4)
+    with pytest.raises(ValueError, match="time is 'reversed'; choose"):
+        FlowField(nn.Identity(), "reversed")
+    with pytest.raises(ValueError, match="sign is 2"):
+        FlowField(nn.Identity(), sign=2)
+    with pytest.raises(ValueError, match="t_min is 1.0"):
+        FlowField(nn.Identity(), t_min=1.0)
+    with pytest.raises(ValueError, match="x has 2 runs"):
+        FlowField(lambda c, x, t: x)(None, x, x[..., :1])
+    x = x[:1]
+    with pytest.raises(ValueError, match=r"x has 4 dimensions; action_shape is \(3, 2\)"):
+        FlowField(lambda c, x, t: x, action_shape=(3, 2))(None, x, x[..., :1])
+    with pytest.raises(ValueError, match=r"module returned \[3, 4\]; expected \[3, 2, 2\]"):
+        FlowField(lambda c, x, t: x.flatten(1), action_shape=(2, 2))(None, x, x[..., :1])
+    with pytest.raises(TypeError, match="module returned a tuple"):
+        FlowField(lambda c, x, t: (x,))(None, x, x[..., :1])
+
+
+def exact_expert(context, x, time):
+    """u = -E[a - X_0 | x] of actions N(0.3, 0.5^2), with noise at time 1."""
+    t = 1 - time.view(-1, 1, 1)
+    variance = (1 - t) ** 2 + 0.25 * t**2
+    return -(0.3 + (0.25 * t - (1 - t)) / variance * (x - 0.3 * t))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_check_field_names_what_is_turned(masked):
+    actions, s = 0.3 + 0.5 * draw(1, 64, CHUNK * WIDTH), draw(1, 64, 1)
+    mask = None
+    if masked:
+        mask = torch.arange(CHUNK * WIDTH) % WIDTH < smolvla.REAL
+        actions[..., ~mask] = 7.0
+    for options, ok, says in (
+        ({"time": "noise_at_1"}, True, "looks as it should"),
+        ({}, False, "looks time-reversed .*time='noise_at_1', sign=-1"),
+        ({"time": "noise_at_1", "sign": 1}, False, "the wrong sign .*'noise_at_1', sign=-1"),
+        ({"sign": -1}, False, "time-reversed but .*time='noise_at_1', sign=-1"),
+    ):
+        field = FlowField(exact_expert, action_shape=(CHUNK, WIDTH), **options)
+        found = check_field(field, s, actions, action_mask=mask)
+        assert found.ok is ok and re.search(says, found.message), found
+    for useless in (lambda s, x, t: 0.0 * x, lambda s, x, t: x.sin()):
+        found = check_field(useless, s, actions, action_mask=mask)
+        assert not found.ok and "fits no convention clearly" in found.message, found
+
+
+def test_check_field_on_another_path():
+    """The exact field of one action's path, on the path it belongs to and on another."""
+    path, action = AffinePath.cosine(), draw(1, 1, 3, seed=3)
+
+    def field(s, x, t):
+        up, down = path.slopes(t)
+        noise = (x - path.alpha(t) * action) / path.beta(t)
+        return up * action + down * noise
+
+    actions, s = action.expand(1, 16, 3), draw(1, 16, 2)
+    assert check_field(field, s, actions, path=path).errors["as it should"] < 1e-20
+    assert check_field(field, s, actions).errors["as it should"] > 0.01
+    wrapped = FlowField(lambda c, x, t: field(None, x[None], t[None, :, None])[0], schedule=path)
+    assert check_field(wrapped, s, actions).errors["as it should"] < 1e-20
+    assert wrapped.noise_schedule(5) == path.noise_schedule(5)
+
+
+def test_terminal_adjoint():
+    """Minus the critic's gradient, zero outside of each dimension's bounds and in padding."""
+    x = torch.tensor([[[0.5, 1.5, 3.0, 9.0], [-0.5, 2.5, -3.0, 9.0]]], dtype=torch.float64)
+    low = torch.tensor([-1.0, 0.0, -4.0, -10.0])
+    mask = torch.tensor([True, True, True, False])
+    seen = []
+
+    def critic(a):
+        seen.append(a.detach())
+        return a.square().sum(-1)
+
+    found = terminal_adjoint(critic, x, low=low, high=torch.tensor([1, 2, 4, 10]), action_mask=mask)
+    expected = torch.tensor([[[-1.0, -3.0, -6.0, 0.0], [1.0, 0.0, 6.0, 0.0]]])
+    assert torch.equal(found, expected.double()) and not found.requires_grad
+    assert seen[0][..., 3].eq(0).all() and float(seen[0][0, 1, 1]) == 2.0
+    with pytest.raises(ValueError, match=r"critic returned \[1, 2, 1\]; expected \[1, 2\]"):
+        terminal_adjoint(lambda a: a[..., :1], x)
+
+
+def low_rank(expert, **options):
+    return LowRank(expert, 4, choose=lambda name: "expert" in name or "action" in name, **options)
+
+
+def changed(copy):
+    for index, up in enumerate(copy.up.values()):
+        up.data.copy_(draw(*up.shape, seed=index))
+    return copy
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_low_rank_copy_and_its_base(checkpointed):
+    """One module is both fields: at first the same bits, then W + B A against W, and its sweep."""
+    expert, before, batch = make_expert(), make_expert(), smolvla.observations()
+    field, x0 = expert.field(), draw(1, ROWS, CHUNK * WIDTH)
+    context, plain = field.context(batch), before.field()
+    copy = low_rank(expert)
+    base, t = copy.base(field), torch.full((1, ROWS, 1), 0.3, dtype=torch.float64)
+    assert torch.equal(field(context.value, x0, t), base(context.value, x0, t))
+    assert not any(p.requires_grad for p in expert.parameters())
+    names = {key.split(".")[1] for key in copy.state_dict()}
+    assert names == {"expert_in", "expert_mid", "action_out"}
+
+    changed(copy)
+    expert.checkpointed = checkpointed
+    full = make_expert()
+    for name in names:
+        full.get_submodule(name).weight.data += copy.up[name].data @ copy.down[name].data
+    assert_equal64([field(context.value, x0, t)], [full.field()(context.value, x0, t)])
+    assert torch.equal(base(context.value, x0, t), plain(context.value, x0, t))
+
+    trajectory = draw(1, STEPS + 1, ROWS, CHUNK * WIDTH, seed=4)
+    sweep = [lean_adjoint(f, context, trajectory, x0) for f in (base, plain)]
+    assert_equal64(sweep[:1], sweep[1:])
+    assert torch.equal(
+        velocity_along(base, context, trajectory), velocity_along(plain, context, trajectory)
+    )
+    assert not torch.allclose(lean_adjoint(field, context, trajectory, x0), sweep[1])
+    copy.remove()
+    assert torch.equal(field(context.value, x0, t), plain(context.value, x0, t))
+    with pytest.raises(ValueError, match="no linear layer"):
+        LowRank(expert, choose=lambda name: False)
+    with pytest.raises(ValueError, match="rank is 0"):
+        LowRank(expert, 0)
+
+
+def test_the_page_runs_as_written():
+    text = (Path(__file__).parent.parent / "docs" / "your_own_policy.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    names = {}
+    exec("\n".join(blocks), names)
+    assert len(blocks) == 7 and float(names["match"].path_kl) > 0
+
+
+def critic(actions):
+    return smolvla.critic(actions)
+
+
+@pytest.mark.parametrize("algo", ["trqam", "sqam"])
+def test_match_is_the_update_of_the_equations(algo):
+    """Loss, path KL and gradients, from the ops put together in one graph."""
+    expert, batch = make_expert(), smolvla.observations()
+    field = expert.field()
+    context, copy = field.context(batch), changed(low_rank(expert))
+    base, dim = copy.base(field), CHUNK * WIDTH
+    x0, noise = draw(1, ROWS, dim, seed=1), draw(1, STEPS - 1, ROWS, dim, seed=2)
+    lam, mask = torch.full((1,), 0.7, dtype=torch.float64), torch.arange(dim) % WIDTH < 3
+    common = dict(horizon=CHUNK, action_mask=mask)
+    if algo == "trqam":
+        found = match_trqam(field, base, context, critic, x0, noise, lam, **common)
+        rollout = sde_rollout(field, base, context, x0, noise)
+        end = rollout.trajectory[:, -1]
+        terminal = terminal_adjoint(critic, end, action_mask=mask)
+        adjoint = lean_adjoint(base, context, rollout.trajectory, terminal)
+        points, schedule = rollout.trajectory[:, :-1], NoiseSchedule.flow(STEPS)
+    else:
+        found = match_sqam(field, base, context, critic, x0, noise, lam, flow_steps=STEPS, **common)
+        end = ode_rollout(field, context, x0, STEPS).detach()
+        terminal = terminal_adjoint(critic, end, action_mask=mask)
+        schedule = NoiseSchedule.bridge(STEPS)
+        taus = [j / STEPS for j in range(1, STEPS + 1)]
+        bridge = [(1 - tau) * noise[:, j] + tau * end for j, tau in enumerate(taus[:-1])]
+        points = torch.stack([*bridge, end], 1)
+        adjoint = torch.stack([tau * terminal for tau in taus], 1)
+    gradients = [p.grad.clone() for p in copy.parameters()]
+    rows = [
+        field(context.value, x, torch.full_like(x[..., :1], t))
+        for x, t in zip(points.unbind(1), schedule.times, strict=True)
+    ]
+    u = velocity_along(base, context, points, schedule=schedule)
+    loss, kl = adjoint_matching(torch.stack(rows, 1), u, adjoint, lam, schedule=schedule, **common)
+    expected = torch.autograd.grad(loss.sum(), list(copy.parameters()))
+    assert_equal64([*found, *gradients], [loss, kl, end, *expected])
+
+
+@pytest.mark.parametrize("algo", ["trqam", "sqam"])
+def test_value_rises_and_the_budget_holds(algo, trained):
+    """The example's own loop: D of an unmodified copy is 0; then near the budget; base unmoved."""
+    done = smolvla.fine_tune(algo, trained.field(), trained, 300)
+    assert done["first_kl"] == 0.0
+    assert done["base_after"] == done["before"]
+    assert done["after"] > done["before"] + 2.0
+    assert abs(done["late_kl"] / smolvla.BUDGET - 1) < 0.1

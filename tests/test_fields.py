@@ -1,0 +1,478 @@
+"""Callable fields: what they may contain and return, contexts, other paths, one step at a time."""
+
+import itertools
+import math
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from tests.helpers import assert_equal64, draw, gradients, make_field
+from trqam_fast.kernels import (
+    AffinePath,
+    BackendError,
+    Context,
+    NoiseSchedule,
+    adjoint_matching,
+    adjoint_matching_steps,
+    lean_adjoint,
+    ode_rollout,
+    path_kl,
+    sde_rollout,
+    velocity_along,
+)
+
+STEPS, BATCH, DIM = 4, 5, 3
+
+
+class Net(nn.Module):
+    """Two layers on [s, x, t]; `inner` is what tests wrap."""
+
+    def __init__(self, dtype=torch.float64):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(2 + DIM + 1, 16, dtype=dtype)
+        self.last = nn.Linear(16, DIM, dtype=dtype)
+
+    def inner(self, hidden):
+        return self.last(torch.tanh(hidden))
+
+    def forward(self, s, x, t):
+        return self.inner(self.first(torch.cat([s, x, t], -1)))
+
+
+def data(dtype=torch.float64):
+    s, points = draw(1, BATCH, 2, dtype=dtype), draw(1, STEPS + 1, BATCH, DIM, seed=1, dtype=dtype)
+    return s, points, draw(1, BATCH, DIM, seed=2, dtype=dtype)
+
+
+class Checkpointed(Net):
+    reentrant = False
+
+    def inner(self, hidden):
+        return checkpoint(super().inner, hidden, use_reentrant=self.reentrant)
+
+
+class OldTanh(torch.autograd.Function):
+    """A Function without setup_context, as flash-attn and Liger-Kernel have them."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = torch.tanh(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        (y,) = ctx.saved_tensors
+        return cotangent * (1 - y * y)
+
+
+class OldStyle(Net):
+    def inner(self, hidden):
+        return self.last(OldTanh.apply(hidden))
+
+
+def hooked():
+    net = Net()
+    net.last.register_full_backward_hook(lambda module, grad_input, grad_output: None)
+    return net
+
+
+FIELDS = {
+    "plain": Net,
+    "checkpointed": Checkpointed,
+    "old Function": OldStyle,
+    "backward hook": hooked,
+    "compiled eager": lambda: torch.compile(Net(), backend="eager"),
+    "compiled aot_eager": lambda: torch.compile(Net(), backend="aot_eager"),
+}
+
+
+@pytest.mark.parametrize("kind", FIELDS)
+def test_sweep_through_what_models_contain(kind):
+    """The bits of torch.func.vjp of the same field without any of it."""
+    s, points, terminal = data()
+    plain, adjoint, expected = Net(), terminal, []
+    for k in reversed(range(STEPS)):
+        t = (k + 1) / STEPS
+        drift = lambda x, t=t: 2.0 * plain(s, x, torch.full_like(x[..., :1], t)) - x / t  # noqa: E731
+        adjoint = adjoint + torch.func.vjp(drift, points[:, k])[1](adjoint)[0] / STEPS
+        expected.append(adjoint)
+    field = FIELDS[kind]()
+    found = lean_adjoint(field, s, points, terminal)
+    expected = torch.stack(expected[::-1], 1)
+    if kind == "old Function":  # its own arithmetic of tanh's derivative
+        assert_equal64([found], [expected])
+    else:
+        assert torch.equal(found, expected)
+    assert not found.requires_grad and all(p.grad is None for p in field.parameters())
+
+
+def test_reentrant_checkpointing_is_named():
+    field = Checkpointed()
+    field.reentrant = True
+    with pytest.raises(RuntimeError, match=r"reentrant gradient checkpointing.*use_reentrant=Fal"):
+        lean_adjoint(field, *data())
+
+
+def test_other_errors_of_a_field_stay():
+    def broken(s, x, t):
+        raise RuntimeError("out of something")
+
+    with pytest.raises(RuntimeError, match="^out of something$"):
+        lean_adjoint(broken, *data())
+
+
+WRONG = {
+    "no run axis": (lambda s, x, t: x[0], ValueError, r"returned \[5, 3\].*expected \[1, 5, 3\]"),
+    "broadcasts": (lambda s, x, t: x[..., :1], ValueError, r"returned \[1, 5, 1\].*\[1, 5, 3\]"),
+    "one row": (lambda s, x, t: x[:, :1], ValueError, r"returned \[1, 1, 3\].*\[1, 5, 3\]"),
+    "integers": (lambda s, x, t: x.long(), TypeError, r"returned .*int64.*floating point"),
+    "device": (lambda s, x, t: x.to("meta"), ValueError, r"returned .*on meta; expected.*on cpu"),
+    "tuple": (lambda s, x, t: (x,), TypeError, r"returned a tuple; expected \[1, 5, 3\]"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_output_is_checked(kind):
+    wrong, error, match = WRONG[kind]
+    s, points, terminal = data()
+    net, noise = Net(), points[:, 1:STEPS]
+    lam = torch.ones(1, dtype=torch.float64)
+    with pytest.raises(error, match=f"sde_rollout: velocity {match}"):
+        sde_rollout(wrong, net, s, terminal, noise)
+    with pytest.raises(error, match=f"sde_rollout: base_velocity {match}"):
+        sde_rollout(net, wrong, s, terminal, noise)
+    with pytest.raises(error, match=f"ode_rollout: velocity {match}"):
+        ode_rollout(wrong, s, terminal, 2)
+    with pytest.raises(error, match=f"lean_adjoint: base_velocity {match}"):
+        lean_adjoint(wrong, s, points, terminal)
+    with pytest.raises(error, match=f"velocity_along: velocity {match}"):
+        velocity_along(wrong, s, points)
+    with pytest.raises(error, match=f"adjoint_matching_steps: velocity {match}"):
+        list(adjoint_matching_steps(wrong, net, s, points, points, lam))
+
+
+@pytest.mark.parametrize("how", ["bfloat16 field", "autocast"])
+def test_bfloat16_becomes_the_type_of_the_data(how):
+    s, points, terminal = data(torch.float32)
+    net, noise = Net(torch.float32), points[:, 1:STEPS]
+    if how == "bfloat16 field":
+        half = Net(torch.float32).bfloat16()
+        field = lambda s, x, t: half(s.bfloat16(), x.bfloat16(), t.bfloat16())  # noqa: E731
+        assert field(s, terminal, terminal[..., :1]).dtype == torch.bfloat16
+    else:
+        field = net
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        rollout = sde_rollout(field, field, s, terminal, noise)
+        adjoint = lean_adjoint(field, s, rollout.trajectory, terminal)
+        base = velocity_along(field, s, rollout.trajectory[:, :-1])
+        loss, kl = adjoint_matching(rollout.velocity, base, adjoint, torch.ones(1))
+        loss.sum().backward()
+    assert {x.dtype for x in (*rollout[:2], adjoint, base, loss)} == {torch.float32}
+    assert float(kl) == 0.0
+    exact = lean_adjoint(net, s, rollout.trajectory, terminal)
+    assert 0 < (adjoint - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+class Cached(nn.Module):
+    """A field on a cache; it counts what it is called with."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.seen = Net(), []
+
+    def forward(self, cache, x, t):
+        self.seen.append((id(cache), x.shape))
+        return self.net(cache["keys"][0][cache["rows"]], x, t)
+
+
+def test_context_is_passed_through_and_never_copied():
+    s, points, terminal = data()
+    cache = {"keys": [s], "rows": torch.zeros(1, dtype=torch.int64), "name": "prefix"}
+    field, context, net = Cached(), Context(cache), Net()
+    noise, lam = points[:, 1:STEPS], torch.ones(1, dtype=torch.float64)
+    rollout = sde_rollout(
+        field, field, context, terminal, noise, ode_observations=context, ode_x0=terminal
+    )
+    plain = sde_rollout(net, net, s, terminal, noise, ode_observations=s, ode_x0=terminal)
+    assert_equal64(rollout, plain)
+    x = rollout.trajectory
+    adjoint = lean_adjoint(field, context, x, terminal)
+    assert_equal64([adjoint], [lean_adjoint(net, s, x, terminal)])
+    assert_equal64([velocity_along(field, context, x[:, :-1])], [rollout.velocity])
+    assert_equal64([ode_rollout(field, context, terminal, STEPS)], [rollout.ode_x])
+    for share in adjoint_matching_steps(field, field, context, x[:, :-1], adjoint, lam):
+        assert float(share.path_kl) == 0
+    assert {identity for identity, _ in field.seen} == {id(cache)}
+    assert {shape for _, shape in field.seen} == {(1, BATCH, DIM)}
+
+
+def test_context_needs_callables():
+    s, points, terminal = data()
+    packed = make_field(2, DIM)
+    for call in (
+        lambda c: lean_adjoint(packed, c, points, terminal),
+        lambda c: velocity_along(packed, c, points),
+        lambda c: ode_rollout(packed, c, terminal, 2),
+        lambda c: sde_rollout(Net(), packed, c, terminal, points),
+    ):
+        with pytest.raises(TypeError, match="is a Context, but .*velocity is MLPWeights"):
+            call(Context(s))
+    with pytest.raises(ValueError, match=r"points is \[5, 3\]; expected"):
+        velocity_along(Net(), Context(s), points[0, 0])
+
+
+def matched(field, base, s, points, adjoint, lam, **options):
+    """Loss, path KL and gradients by `adjoint_matching_steps`, backward at every step."""
+    parameters = list(field.parameters())
+    for parameter in parameters:
+        parameter.grad = None
+    loss = kl = 0.0
+    for share in adjoint_matching_steps(field, base, s, points, adjoint, lam, **options):
+        share.loss.sum().backward()
+        loss, kl = loss + share.loss.detach(), kl + share.path_kl
+    return [loss, kl, *(p.grad.clone() for p in parameters)]
+
+
+def matching_problem(steps=STEPS):
+    field, base = Net(), Net()
+    with torch.no_grad():
+        field.last.weight.add_(draw(DIM, 16, seed=5), alpha=0.3)
+    s, points = draw(1, BATCH, 2), draw(1, steps, BATCH, DIM, seed=1)
+    return field, base, s, points, draw(1, steps, BATCH, DIM, seed=3)
+
+
+@pytest.mark.parametrize("schedule", [None, NoiseSchedule.bridge(STEPS)], ids=["flow", "bridge"])
+def test_steps_sum_to_the_loss(schedule):
+    field, base, s, points, adjoint = matching_problem()
+    lam, mask = torch.full((1,), 0.7, dtype=torch.float64), torch.tensor([True, False, True])
+    options = dict(horizon=2, schedule=schedule, action_mask=mask)
+    found = matched(field, base, s, points, adjoint, lam, **options)
+    times = (schedule or NoiseSchedule.flow(STEPS)).times
+    rows = [field(s, points[:, k], points[:, k, :, :1] * 0 + t) for k, t in enumerate(times)]
+    u = velocity_along(base, s, points, schedule=schedule)
+    loss, kl = adjoint_matching(torch.stack(rows, 1), u, adjoint, lam, **options)
+    expected = torch.autograd.grad(loss.sum(), list(field.parameters()))
+    assert_equal64(found, [loss, kl, *expected])
+
+
+@pytest.mark.parametrize("m", [1, 3])
+def test_random_steps_are_unbiased(m):
+    """Over all subsets of m steps, loss, path KL and gradients average to those of all steps."""
+    problem, lam = matching_problem(), torch.full((1,), 0.7, dtype=torch.float64)
+    exact = matched(*problem, lam)
+    subsets = list(itertools.combinations(range(STEPS), m))
+    sums = [torch.zeros_like(x) for x in exact]
+    for subset in subsets:
+        for total, value in zip(sums, matched(*problem, lam, steps=subset), strict=True):
+            total += value / len(subsets)
+    assert_equal64(sums, exact)
+    with pytest.raises(ValueError, match="each once"):
+        list(adjoint_matching_steps(*problem, lam, steps=[0, 0]))
+    with pytest.raises(ValueError, match=r"steps is \[4\]; pass some of 0..3"):
+        list(adjoint_matching_steps(*problem, lam, steps=[STEPS]))
+
+
+class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
+    """The most bytes that graphs kept at any time, a module's parameters left out."""
+
+    def __init__(self, module):
+        self.own = {p.untyped_storage().data_ptr() for p in module.parameters()}
+        self.now = self.peak = 0
+        super().__init__(self.pack, lambda kept: kept[0])
+
+    def __enter__(self):
+        super().__enter__()
+        return self
+
+    def pack(self, tensor):
+        size = 0 if tensor.untyped_storage().data_ptr() in self.own else tensor.nbytes
+        kept = [tensor.detach()]
+        holder = type("Kept", (list,), {"__slots__": ("__weakref__",)})(kept)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(holder, self.free, size)
+        return holder
+
+    def free(self, size):
+        self.now -= size
+
+
+@pytest.mark.parametrize("steps", [2, 10])
+def test_one_graph_at_a_time(steps):
+    """Bytes that graphs keep do not grow with K; with the rollout's own graph they do."""
+    field, base, s, points, adjoint = matching_problem(steps)
+    lam, context = torch.ones(1, dtype=torch.float64), Context(s)
+    with SavedBytes(field) as one:
+        field(s, points[:, 0], points[:, 0, :, :1])
+    with SavedBytes(field) as saved:
+        with torch.no_grad():
+            sde_rollout(field, base, context, points[:, 0], points[:, 1:])
+        lean_adjoint(field, context, points[:, [0, *range(steps)]], adjoint[:, 0])
+        matched(field, base, context, points, adjoint, lam)
+    # Besides the field's graph, the loss keeps its gradient, and masks nothing.
+    assert one.peak <= saved.peak <= one.peak + 3 * points[:, 0].nbytes
+    with SavedBytes(field) as all_at_once:
+        rollout = sde_rollout(field, base, context, points[:, 0], points[:, 1:])
+    assert all_at_once.peak >= steps * one.peak
+    assert rollout.velocity.requires_grad
+
+
+# Other paths
+
+
+def gaussian(path, mean, std):
+    """The exact velocity of N(mean, std^2) data along a path: v = offset(t) + slope(t) x."""
+
+    def coefficients(t):
+        t = torch.as_tensor(t, dtype=torch.float64)
+        a, b = path.alpha(t), path.beta(t)
+        up, down = path.slopes(t)
+        slope = (up * a * std**2 + down * b) / (b * b + a * a * std**2)
+        return float(up * mean - slope * a * mean), float(slope)
+
+    return coefficients
+
+
+@pytest.mark.parametrize("steps", [1, 4, 10])
+def test_linear_path_is_the_flows_own(steps):
+    own, made = NoiseSchedule.flow(steps), AffinePath.linear().noise_schedule(steps)
+    for name in ("times", "step_sizes", "g_squared", "decay_times"):
+        assert getattr(made, name) == pytest.approx(getattr(own, name), rel=1e-14)
+
+
+@pytest.mark.parametrize("path", [AffinePath.linear(), AffinePath.cosine()], ids=["lin", "cos"])
+def test_diffusion_tends_to_the_memoryless_one(path):
+    """g^2 = 2 beta (beta alpha'/alpha - beta') and alpha'/alpha, in the limit of small steps."""
+    schedule = path.noise_schedule(20_000)
+    for k in (2_000, 10_000, 17_000):
+        t = torch.tensor(schedule.times[k], dtype=torch.float64)
+        up, down = path.slopes(t)
+        rate, beta = float(up / path.alpha(t)), float(path.beta(t))
+        assert schedule.g_squared[k] == pytest.approx(
+            2 * beta * (beta * rate - float(down)), rel=2e-3
+        )
+        assert 1 / schedule.decay_times[k] == pytest.approx(rate, rel=2e-3)
+
+
+@pytest.mark.parametrize("path", [AffinePath.linear(), AffinePath.cosine()], ids=["lin", "cos"])
+def test_rollout_keeps_the_marginals_of_its_path(path):
+    """Mean and variance of X_K, by the recursion of a linear chain, tend to those of the data.
+
+    And X_0 and X_K become independent: memoryless. By the rollout itself: the recursion's
+    coefficients are read off chains without noise, from x0 = 0 and 1.
+    """
+    mean, std, errors = 0.3, 0.5, []
+    exact = gaussian(path, mean, std)
+
+    def field(s, x, t):
+        offset, slope = exact(float(t[0, 0, 0]))
+        return offset + slope * x
+
+    for steps in (50, 400):
+        schedule = path.noise_schedule(steps)
+        eye = torch.eye(steps, dtype=torch.float64)[: steps - 1]
+        # Rows: nothing, x0 = 1, and each eps_k = 1 alone.
+        x0 = torch.zeros(1, steps + 1, 1, dtype=torch.float64)
+        x0[0, 1] = 1
+        noise = torch.zeros(1, steps - 1, steps + 1, 1, dtype=torch.float64)
+        noise[0, :, 2:, 0] = eye[:, : steps - 1]
+        end = sde_rollout(field, field, Context(None), x0, noise, schedule=schedule)
+        end = end.trajectory[0, -1, :, 0]
+        influence = end[1:] - end[0]
+        errors.append((float(end[0]) - mean, float(influence.square().sum()) - std**2))
+        memory = float(influence[0])
+    assert abs(memory) < 0.02
+    for coarse, fine in zip(*errors, strict=True):
+        assert abs(fine) < 0.2 * abs(coarse) + 1e-3 and abs(fine) < 0.02
+
+
+def test_path_kl_of_any_path_is_that_of_its_gaussian_steps():
+    """Each step is a pair of Gaussians N(. + 2 h v, h g^2); the last one's, too, by convention."""
+    schedule = AffinePath.cosine().noise_schedule(STEPS)
+    v, u = draw(1, STEPS, BATCH, DIM), draw(1, STEPS, BATCH, DIM, seed=1)
+    total = 0.0
+    for k in range(STEPS):
+        h, g2 = schedule.step_sizes[k], schedule.g_squared[k]
+        step = [torch.distributions.Normal(2 * h * f[:, k], math.sqrt(h * g2)) for f in (v, u)]
+        total = total + torch.distributions.kl_divergence(*step).sum(-1)
+    for backend in ("cpp", "reference"):
+        found = path_kl(v, u, schedule=schedule, reduction="none", backend=backend)
+        assert_equal64([found], [total])
+
+
+def test_sweep_of_any_path_is_a_product_of_matrices():
+    schedule = AffinePath.cosine().noise_schedule(STEPS)
+    matrix, s = draw(DIM, DIM, seed=5), draw(1, BATCH, 2)
+    _, points, terminal = data()
+    called = []
+
+    def field(s, x, t):
+        called.append(float(t[0, 0, 0]))
+        return x @ matrix.T
+
+    found = lean_adjoint(field, s, points, terminal, schedule=schedule)
+    assert called == pytest.approx([1.0, 0.75, 0.5, 0.25])
+    adjoint = terminal
+    for k in reversed(range(STEPS)):
+        # alpha / alpha' of the cosine path is tan(pi t / 2) / (pi / 2).
+        decay = math.tan(math.pi * called[STEPS - 1 - k] / 2) / (math.pi / 2)
+        h = 1 / STEPS
+        adjoint = adjoint + h * (2 * adjoint @ matrix - adjoint / decay)
+        assert_equal64([found[:, k]], [adjoint])
+
+
+def test_other_paths_run_with_the_reference():
+    field, base = (make_field(2, DIM, seed=seed).detach() for seed in (1, 50))
+    s, points, terminal = data()
+    noise, schedule = points[:, 1:STEPS], AffinePath.cosine().noise_schedule(STEPS)
+    rollout = sde_rollout(field, base, s, terminal, noise, schedule=schedule)
+    own = NoiseSchedule.flow(STEPS)
+    for backend in ("cpp", "reference"):
+        a = sde_rollout(field, base, s, terminal, noise, schedule=own, backend=backend)
+        b = sde_rollout(field, base, s, terminal, noise, backend=backend)
+        assert torch.equal(a.trajectory, b.trajectory)
+    assert not torch.allclose(rollout.trajectory, a.trajectory)
+    for call in (
+        lambda **o: sde_rollout(field, base, s, terminal, noise, **o),
+        lambda **o: lean_adjoint(base, s, points, terminal, **o),
+        lambda **o: velocity_along(base, s, points[:, 1:], **o),
+    ):
+        with pytest.raises(BackendError, match="the flow's own schedule; another one runs with"):
+            call(schedule=schedule, backend="cpp")
+        with pytest.raises(ValueError, match="schedule has 3 steps"):
+            call(schedule=NoiseSchedule.flow(3))
+    alone = NoiseSchedule((0.0, 0.5), (0.5, 0.5), (2.0, 1.0))
+    with pytest.raises(ValueError, match="schedule has no decay_times"):
+        lean_adjoint(base, s, points[:, :3], terminal, schedule=alone)
+
+
+# Padded dimensions
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_padded_dimensions_count_nowhere(backend):
+    """Losses and gradients are those of the real dimensions alone, whatever the others hold."""
+    mask = torch.tensor([True, False, True])
+    v, u, a = (draw(1, STEPS, BATCH, DIM, seed=seed) for seed in (1, 2, 3))
+    u[..., 1] = torch.inf
+    v.requires_grad_()
+    lam = torch.full((1,), 0.7, dtype=torch.float64)
+    loss, kl = adjoint_matching(v, u, a, lam, action_mask=mask, backend=backend)
+    real = [x.detach()[..., mask] for x in (v, u, a)]
+    real[0].requires_grad_()
+    expected, expected_kl = adjoint_matching(*real, lam, backend=backend)
+    (found,) = gradients([loss], [v])
+    assert_equal64(
+        [loss, kl, found[..., mask]], [expected, expected_kl, *gradients([expected], real[:1])]
+    )
+    assert found[..., 1].eq(0).all()
+    assert_equal64([path_kl(v, u, action_mask=mask, backend=backend)], [kl])
+    with pytest.raises(TypeError, match="action_mask is torch.float32"):
+        path_kl(v, u, action_mask=mask.float())
+    with pytest.raises(ValueError, match=r"action_mask is \[2\] on cpu; expected \[3\]"):
+        adjoint_matching(v, u, a, lam, action_mask=mask[1:])

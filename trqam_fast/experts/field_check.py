@@ -1,0 +1,128 @@
+"""Whether a field follows this project's conventions, judged by demonstrations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trqam_fast.kernels import AffinePath, Context, Velocity
+from trqam_fast.kernels.checks import check_action_mask, check_tensor
+from trqam_fast.kernels.fields import as_function, check_observations, check_velocity, scope_of
+
+CONVENTIONS = {
+    "as it should": (False, False),
+    "time-reversed": (True, True),
+    "with the wrong sign": (False, True),
+    "time-reversed but for its sign": (True, False),
+}
+"""What would have to be turned for a field to fit: its time, its sign."""
+
+USELESS = 0.9
+"""Error, as a share of the velocity's mean square, from which a field is taken to know nothing."""
+
+CLEAR = 0.95
+"""Largest share of the second smallest error that the smallest may be, to be told from it."""
+
+
+@dataclass(frozen=True)
+class FieldCheck:
+    """What `check_field` found.
+
+    Attributes:
+        ok: Whether the field fits best as it is, clearly so.
+        message: One sentence.
+        errors: Mean squared error by convention, as a share of the velocity's own mean square.
+    """
+
+    ok: bool
+    message: str
+    errors: dict[str, float]
+
+
+def check_field(
+    field: Velocity,
+    observations: Tensor | Context,
+    actions: Tensor,
+    *,
+    path: AffinePath | None = None,
+    action_mask: Tensor | None = None,
+    times: int = 8,
+    seed: int = 0,
+) -> FieldCheck:
+    """Compare a field with the velocities of demonstrations, in each convention it might have.
+
+    At X_t = beta_t X_0 + alpha_t a with X_0 ~ N(0, I), a trained field comes closest to
+    alpha'_t a + beta'_t X_0 in mean square. A field whose time runs backwards does so as
+    -v(s, X_t, 1 - t), and is called time-reversed.
+
+    Args:
+        field: As an op would get it.
+        observations: `[S, B, O]`, or a `Context` of B rows.
+        actions: Demonstrated actions in the policy's own units, `[S, B, D]`.
+        path: The field's path, in our time; None for that of a `FlowField`, else linear.
+        action_mask: True for the D dimensions that count, a bool `[D]`; None for all.
+        times: Evaluations of the whole batch, at times in the middle of as many steps.
+        seed: Of the noise.
+
+    Returns:
+        The `FieldCheck`.
+
+    Raises:
+        TypeError: an argument is no tensor, of an unsupported dtype, or no field.
+        ValueError: shapes do not fit.
+    """
+    op = "check_field"
+    runs, batch = check_observations(op, observations, actions, "actions", field=field)
+    check_tensor(op, "actions", actions, (runs, batch, None))
+    check_velocity(op, "field", field, observations, actions.shape[-1])
+    check_action_mask(op, action_mask, actions)
+    path = getattr(field, "schedule", None) if path is None else path
+    path = AffinePath.linear() if path is None else path
+    velocity, generator = as_function(field, op, "field"), torch.Generator().manual_seed(seed)
+    counts = torch.ones_like(actions[0, 0]) if action_mask is None else action_mask.to(actions)
+
+    def mean_square(value: Tensor) -> float:
+        return float((value.square() * counts).sum() / (counts.sum() * runs * batch))
+
+    errors = dict.fromkeys(CONVENTIONS, 0.0)
+    size = 0.0
+    with torch.no_grad(), scope_of(field):
+        for step in range(times):
+            t = torch.tensor((step + 0.5) / times, dtype=torch.float64)
+            noise = torch.randn(actions.shape, generator=generator, dtype=torch.float64).to(actions)
+            x = float(path.beta(t)) * noise + float(path.alpha(t)) * actions
+            up, down = (float(slope) for slope in path.slopes(t))
+            target = up * actions + down * noise
+            ahead, behind = (
+                velocity(observations, x, torch.full_like(x[..., :1], time))
+                for time in (float(t), 1.0 - float(t))
+            )
+            size += mean_square(target)
+            for name, found in zip(errors, (ahead, -behind, -ahead, behind), strict=True):
+                errors[name] += mean_square(found - target)
+    errors = {name: error / size for name, error in errors.items()}
+    best, second = sorted(errors, key=errors.__getitem__)[:2]
+    shares = f"errors {errors['as it should']:.2f} as it is, {errors[best]:.2f} so"
+    fits = errors[best] <= USELESS and errors[best] <= CLEAR * errors[second]
+    if not fits:
+        message = (
+            f"fits no convention clearly (errors {errors[best]:.2f} and {errors[second]:.2f} of "
+            f"the velocity's mean square if it is {best} or {second}): untrained, or these are "
+            "not its observations or units of actions"
+        )
+    elif best != "as it should":
+        message = f"looks {best} ({shares}); wrap its module as {remedy(field, best)}"
+    else:
+        message = f"looks {best} (error {errors[best]:.2f} of the velocity's mean square)"
+    return FieldCheck(fits and best == "as it should", message, errors)
+
+
+def remedy(field: Velocity, found: str) -> str:
+    """Return the `FlowField` that turns a field to this project's conventions."""
+    reversed_time = getattr(field, "time", "noise_at_0") == "noise_at_1"
+    sign = getattr(field, "sign", 1)
+    turn_time, turn_sign = CONVENTIONS[found]
+    time = "noise_at_1" if reversed_time != turn_time else "noise_at_0"
+    return f"FlowField(module, time={time!r}, sign={-sign if turn_sign else sign})"

@@ -1,0 +1,107 @@
+"""A fine-tuned copy of a module that shares its memory: low-rank updates of linear layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class LowRank(nn.Module):
+    """Low-rank updates beside the frozen linear layers of a module.
+
+    Every chosen layer computes W x + b + scale * B (A x), with A `[rank, in]` random and B
+    `[out, rank]` zero, so that the copy starts as the module. The module's own parameters stop
+    requiring gradients. The parameters and the `state_dict` of this object are the A and B alone.
+
+    The update is on: the module is the fine-tuned policy. `base` is the policy before, the same
+    module with the update off; nothing clones it, and nothing moves it.
+
+    Source: LoRA, Hu et al., arXiv 2106.09685, equation 3.
+
+    Args:
+        module: Whose layers are updated, by hooks; its class and its parameters stay as they are.
+        rank: Of every update.
+        scale: Factor on every update.
+        choose: Whether a layer, by its name in the module, gets an update; None for all.
+        generator: Source of A; None for PyTorch's own.
+
+    Raises:
+        ValueError: no linear layer is chosen, or `rank` is below 1.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        rank: int = 8,
+        *,
+        scale: float = 1.0,
+        choose: Callable[[str], bool] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"LowRank: rank is {rank}; it must be at least 1")
+        layers = {
+            name: layer
+            for name, layer in module.named_modules()
+            if isinstance(layer, nn.Linear) and (choose is None or choose(name))
+        }
+        if not layers:
+            raise ValueError("LowRank: no linear layer of the module is chosen")
+        module.requires_grad_(False)
+        self.scale, self.active = scale, True
+        self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
+        self._hooks = []
+        for name, layer in layers.items():
+            key, like = name.replace(".", "/"), layer.weight
+            down = torch.empty(rank, layer.in_features).normal_(generator=generator)
+            self.down[key] = nn.Parameter((down / layer.in_features**0.5).to(like))
+            self.up[key] = nn.Parameter(like.new_zeros(layer.out_features, rank))
+            self._hooks.append(layer.register_forward_hook(self._hook(key)))
+
+    def _hook(self, key: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
+        def add(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            if not self.active:
+                return None
+            low = nn.functional.linear(inputs[0], self.down[key])
+            return output + self.scale * nn.functional.linear(low, self.up[key])
+
+        return add
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Have the module be the base inside of this context."""
+        before, self.active = self.active, False
+        try:
+            yield
+        finally:
+            self.active = before
+
+    def base(self, field: Callable[..., Tensor]) -> Base:
+        """Return a field of the module as it was before: its update is off in every evaluation."""
+        return Base(self, field)
+
+    def remove(self) -> None:
+        """Take the updates off the module for good."""
+        for hook in self._hooks:
+            hook.remove()
+
+
+class Base:
+    """A field with a `LowRank` update off, also in a backward pass within an op."""
+
+    def __init__(self, update: LowRank, field: Callable[..., Tensor]) -> None:
+        self.update, self.field = update, field
+
+    def scope(self) -> Any:
+        """Return the context of an evaluation and of what autograd does of it."""
+        return self.update.off()
+
+    def __call__(self, context: Any, x: Tensor, t: Tensor) -> Tensor:
+        """Return v_base; see `Velocity`."""
+        with self.update.off():
+            return self.field(context, x, t)

@@ -1,0 +1,177 @@
+"""The policy's part of an update of TRQAM or SQAM, for fields that are not ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from trqam_fast.experts.critic_gradient import terminal_adjoint
+from trqam_fast.kernels import (
+    Context,
+    NoiseSchedule,
+    Velocity,
+    adjoint_matching_steps,
+    lean_adjoint,
+    ode_rollout,
+    sde_rollout,
+)
+
+
+class Match(NamedTuple):
+    """What a policy's update found.
+
+    Attributes:
+        loss: The adjoint-matching loss, `[S]`, a constant.
+        path_kl: D, `[S]` in nats per action step: what `DualController.update` takes.
+        end: The policy's actions before they are clipped, `[S, B, D]`.
+    """
+
+    loss: Tensor
+    path_kl: Tensor
+    end: Tensor
+
+
+def match_trqam(
+    field: Velocity,
+    base: Velocity,
+    context: Tensor | Context,
+    critic: Callable[[Tensor], Tensor],
+    x0: Tensor,
+    noise: Tensor,
+    lam: Tensor,
+    *,
+    low: Tensor | float = -1.0,
+    high: Tensor | float = 1.0,
+    action_mask: Tensor | None = None,
+    horizon: int = 1,
+    schedule: NoiseSchedule | None = None,
+    steps: Sequence[int] | None = None,
+    backward: Callable[[Tensor], Any] = Tensor.backward,
+) -> Match:
+    """Roll out the SDE, carry the critic's gradient back, and add the loss's gradients.
+
+    One evaluation's graph is in memory at a time. The parameters that `field` depends on get their
+    gradients added; the optimiser's step and the dual update are the caller's.
+
+    Source: TRQAM sections "Rollout" to "Path KL" (docs/algorithm.md).
+
+    Args:
+        field: v_ft.
+        base: v_base.
+        context: `[S, B, O]`, or a `Context`.
+        critic: As `terminal_adjoint` takes it.
+        x0: `[S, B, D]`, standard normal.
+        noise: eps_0..eps_{K-2}, `[S, K - 1, B, D]`, standard normal.
+        lam: lam_scale * lambda, `[S]`: `DualController.temperature`.
+        low: Lower bound of an action's numbers, a number or `[D]`.
+        high: Upper bound, likewise.
+        action_mask: True for the D dimensions that count, a bool `[D]`.
+        horizon: Executed action steps of a chunk.
+        schedule: K steps of the field's path; None for the flow's own.
+        steps: Some of 0..K-1, drawn uniformly without replacement; None for all.
+        backward: What goes back through a step's loss, for gradient scalers.
+
+    Returns:
+        The `Match`.
+
+    Raises:
+        TypeError: as the ops raise.
+        ValueError: likewise.
+    """
+    with torch.no_grad():
+        rollout = sde_rollout(field, base, context, x0, noise, schedule=schedule)
+    path, end = rollout.trajectory, rollout.trajectory[:, -1]
+    terminal = terminal_adjoint(critic, end, low=low, high=high, action_mask=action_mask)
+    adjoint = lean_adjoint(base, context, path, terminal, schedule=schedule)
+    shares = adjoint_matching_steps(
+        field,
+        base,
+        context,
+        path[:, :-1],
+        adjoint,
+        lam,
+        horizon=horizon,
+        schedule=schedule,
+        action_mask=action_mask,
+        steps=steps,
+    )
+    return _descend(shares, lam, end, backward)
+
+
+def match_sqam(
+    field: Velocity,
+    base: Velocity,
+    context: Tensor | Context,
+    critic: Callable[[Tensor], Tensor],
+    x0: Tensor,
+    noise: Tensor,
+    lam: Tensor,
+    *,
+    flow_steps: int,
+    low: Tensor | float = -1.0,
+    high: Tensor | float = 1.0,
+    action_mask: Tensor | None = None,
+    horizon: int = 1,
+    steps: Sequence[int] | None = None,
+    backward: Callable[[Tensor], Any] = Tensor.backward,
+) -> Match:
+    """Integrate the ODE, bridge to its end, and add the loss's gradients; no sweep.
+
+    With a^ the ODE's end, tau_j = j/J, x_j = (1 - tau_j) eps_j + tau_j a^ for j = 1..J, and the
+    adjoint b_j = -tau_j G. For fields of the linear path. Source: SQAM (docs/algorithms.md).
+
+    Args:
+        field: v_ft.
+        base: v_base.
+        context: `[S, B, O]`, or a `Context`.
+        critic: As `terminal_adjoint` takes it.
+        x0: `[S, B, D]`, standard normal.
+        noise: eps_1..eps_{J-1}, `[S, J - 1, B, D]`, standard normal.
+        lam: lam_scale * lambda, `[S]`.
+        flow_steps: K.
+        low: Lower bound of an action's numbers, a number or `[D]`.
+        high: Upper bound, likewise.
+        action_mask: True for the D dimensions that count, a bool `[D]`.
+        horizon: Executed action steps of a chunk.
+        steps: Some of 0..J-1, drawn uniformly without replacement; None for all.
+        backward: What goes back through a step's loss, for gradient scalers.
+
+    Returns:
+        The `Match`.
+
+    Raises:
+        TypeError: as the ops raise.
+        ValueError: likewise.
+    """
+    with torch.no_grad():
+        end = ode_rollout(field, context, x0, flow_steps)
+    terminal = terminal_adjoint(critic, end, low=low, high=high, action_mask=action_mask)
+    schedule = NoiseSchedule.bridge(noise.shape[1] + 1)
+    tau = torch.tensor(schedule.times, dtype=x0.dtype, device=x0.device).view(1, -1, 1, 1)
+    points = tau * end.unsqueeze(1)
+    points[:, :-1] += (1.0 - tau[:, :-1]) * noise
+    shares = adjoint_matching_steps(
+        field,
+        base,
+        context,
+        points,
+        tau * terminal.unsqueeze(1),
+        lam,
+        horizon=horizon,
+        schedule=schedule,
+        action_mask=action_mask,
+        steps=steps,
+    )
+    return _descend(shares, lam, end, backward)
+
+
+def _descend(shares: Any, lam: Tensor, end: Tensor, backward: Callable[[Tensor], Any]) -> Match:
+    loss, path_kl = torch.zeros_like(lam), torch.zeros_like(lam)
+    for share in shares:
+        backward(share.loss.sum())
+        loss += share.loss.detach()
+        path_kl += share.path_kl
+    return Match(loss, path_kl, end)
