@@ -4,8 +4,9 @@
     python -m benchmarks.gpu_model --constants gpu_micro.json # with measured limits
     python -m benchmarks.gpu_model --write                    # docs/kernels.md, benchmarks/results
 
-A *plan* is a way of doing the update: `fused`, the trainer's Triton kernels of today, or `layers`,
-one launch for each layer as in `benchmarks.baselines`. Its launches, with their shapes, bytes and
+A *plan* is a way of doing the update: `fused`, the trainer's Triton kernels with a pass or a chain
+to a launch; `tiles`, those with a layer to a launch; or `layers`, a library's product for each
+layer as in `benchmarks.baselines`. Its launches, with their shapes, bytes and
 programs, are those that are dispatched (`benchmarks.launches`), none is typed here. What a launch
 takes is computed from them and from the limits of a `Machine`:
 
@@ -37,7 +38,7 @@ os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported, by whatever c
 import torch
 
 from benchmarks.baselines import EagerAgent
-from benchmarks.gpu_work import Work, kernel_work
+from benchmarks.gpu_work import TILED, Work, kernel_bytes, kernel_work
 from benchmarks.launches import Launch, launches_of
 from benchmarks.sizes import PAPER, Size, make_agent
 from trqam_fast.cli import run_command
@@ -52,7 +53,9 @@ TABLE, RECORD = ROOT / "docs" / "kernels.md", ROOT / "benchmarks" / "results" / 
 BEGIN = "<!-- model: written by python -m benchmarks.gpu_model --write -->"
 END = "<!-- end of model -->"
 RUNS = (1, 8, 16)
-PLANS = (("fused", "tf32"), ("fused", "bf16"), ("layers", "tf32"))
+PLANS = (
+    ("fused", "tf32"), ("fused", "bf16"), ("tiles", "tf32"), ("tiles", "bf16"), ("layers", "tf32"),
+)  # fmt: skip
 MULTIPLY_ADDS = {"ieee": 128, "tf32": 1024, "bf16": 2048}
 """A clock and multiprocessor: float32 units, or dense products of the matrix units."""
 BYTES = {"ieee": 4, "tf32": 4, "bf16": 2}
@@ -95,8 +98,11 @@ MEASURED = {
     "l2_sm_bytes_clk": "sm_bytes_clk", "l2_bytes_us": "l2_bytes_us",
     "copy_bytes_us": "memory_bytes_us",
 }  # fmt: skip
-RESIDENT = {"weight_gradient_kernel": 3, "adjoint_matching_kernel": 5}
-"""Programs of 256 threads, or 128, that a multiprocessor's registers hold; 1 for the others."""
+RESIDENT = {
+    "weight_gradient_kernel": 3, "adjoint_matching_kernel": 5, "rollout_step_kernel": 2,
+    **dict.fromkeys(TILED.keys() - {"rollout_step_kernel"}, 3), "pull_norm_kernel": 2,
+}  # fmt: skip
+"""Programs that a multiprocessor's registers and shared memory hold; 1 for the others."""
 
 
 class Cost(NamedTuple):
@@ -154,10 +160,11 @@ def library_us(launch: Launch, precision: str, machine: Machine) -> tuple[float,
 
 def cost(launch: Launch, precision: str, machine: Machine) -> Cost:
     """Return what a launch costs."""
+    moved = kernel_bytes(launch) if launch.arguments else launch.bytes
     if launch.arguments:
         work, flop, programs = kernel_work(launch)
         us = kernel_us(work, programs, launch.name, precision, machine)
-        us = max(us, move_us(launch.bytes, machine))
+        us = max(us, move_us(moved, machine))
         products = work.products
     else:
         flop, products, programs = launch.flop, int(launch.flop > 0), 0
@@ -165,7 +172,7 @@ def cost(launch: Launch, precision: str, machine: Machine) -> Cost:
         if flop:
             product_us, programs = library_us(launch, precision, machine)
             us = max(us, product_us)
-    return Cost(launch.name, programs, flop, launch.bytes, products, machine.node_us + us)
+    return Cost(launch.name, programs, flop, moved, products, machine.node_us + us)
 
 
 def move_us(amount: int, machine: Machine) -> float:
@@ -220,8 +227,9 @@ def make_updater(plan: str, size: Size, precision: str) -> Callable[[], Updater]
 
     def build() -> Updater:
         match plan:
-            case "fused":
-                agent = make_agent(size, "cpu", "triton", precision)
+            case "fused" | "tiles":
+                backend = "triton" if plan == "fused" else "tiles"
+                agent = make_agent(size, "cpu", backend, precision)
                 agent.online.gradient = None  # as on a GPU
             case "layers":
                 agent = make_agent(size, "cpu", "reference", "ieee", agent_class=TogetherAgent)

@@ -1,6 +1,7 @@
 """What a program of a Triton kernel does one after another, from the arguments of its launch.
 
-The loops are those of `kernels/mlp/triton_tile.py` and of the kernels that use it.
+The loops are those of `kernels/mlp/triton_tile.py` and of the kernels that use it, and of
+`kernels/mlp/tiles.py` and the steps beside it.
 """
 
 from __future__ import annotations
@@ -90,6 +91,155 @@ def flop_of(C: Any, rows: int, *, inputs: int, last: bool = True) -> float:
     return 2.0 * rows * (C.width * inputs + hidden + (C.width * C.out if last else 0))
 
 
+Tiled = tuple[Work, float, float]
+"""A program's work, the operations of a launch, and the bytes that it reads and writes."""
+
+
+def fold_work(launch: Launch, operand: int) -> Tiled:
+    """LayerNorm folded into the next layers: a weight is read and added twice."""
+    C, groups = launch.arguments["C"], launch.grid[2]
+    steps = C.width // C.block_k
+    moved = 4.0 * groups * ((C.depth - 1) * C.width**2 + C.width * C.out)
+    return Work(steps, 0.0, 4.0 * C.width * C.block_n, 1), 0.0, moved
+
+
+def first_layer_work(launch: Launch, operand: int) -> Tiled:
+    """The first layer of a batched pass."""
+    a, C, groups = launch.arguments, launch.arguments["C"], launch.grid[2]
+    work = product(C.block_n, C.block_m, C.inputs, C, weight_of(a), 4)._replace(products=1)
+    stored = a["rows"] * C.width * (operand + (4 if C.train else 0))
+    moved = groups * (C.inputs * C.width * weight_of(a) + 4 * a["rows"] * C.inputs + stored)
+    return work, 2.0 * groups * a["rows"] * C.inputs * C.width, moved
+
+
+def hidden_layer_work(launch: Launch, operand: int) -> Tiled:
+    """A hidden layer of any rows."""
+    a, C, groups = launch.arguments, launch.arguments["C"], launch.grid[2]
+    rows, networks = rows_of(launch)
+    work = product(C.block_n, C.block_m, C.width, C, weight_of(a), operand)._replace(products=1)
+    stored = rows * C.width * (2 * operand + (4 if C.train else 0))
+    moved = groups * (networks * C.width**2 * weight_of(a) + stored)
+    return work, 2.0 * groups * rows * C.width**2, moved
+
+
+def output_work(launch: Launch, operand: int) -> Tiled:
+    """The output layer of a batched pass."""
+    a, C, groups = launch.arguments, launch.arguments["C"], launch.grid[1]
+    work = product(C.block_m, C.block_out, C.width, C, operand, weight_of(a))
+    moved = groups * (a["rows"] * (C.width * operand + 4 * C.out) + 4 * C.width * C.out)
+    return work._replace(products=1), 2.0 * groups * a["rows"] * C.width * C.out, moved
+
+
+def rollout_step_work(launch: Launch, operand: int) -> Tiled:
+    """The output layer of a step, and the first one of the next."""
+    a, C, runs = launch.arguments, launch.arguments["C"], launch.grid[2]
+    rows, networks = rows_of(launch)
+    work, flop, moved = Work(), 0.0, 4.0 * rows * (2 * C.dim + C.obs)
+    if not a["FIRST"]:
+        work += product(C.block_m, C.block_out, C.width, C, operand, operand)
+        flop += 2.0 * rows * C.width * C.out
+        moved += rows * C.width * operand + networks * C.width * C.out * operand
+    if not a["LAST"]:
+        work += product(C.block_n, C.block_m, C.obs, C, operand, 4)
+        work += Work(1, C.block_n * C.block_m * C.block_out, operand * C.block_n * C.block_out)
+        flop += 2.0 * rows * C.inputs * C.width
+        moved += rows * C.width * (operand + (4 if C.train else 0))
+    products = int(not a["FIRST"]) + int(not a["LAST"])
+    return work._replace(products=products), runs * flop, runs * moved
+
+
+def pull_output_work(launch: Launch, operand: int) -> Tiled:
+    """A cotangent to the last hidden layer."""
+    a, C, groups = launch.arguments, launch.arguments["C"], launch.grid[2]
+    work = to_last_hidden(C, weight_of(a))
+    moved = groups * a["rows"] * C.width * (4 if C.norm else 4 + operand)
+    return work._replace(products=1), 2.0 * groups * a["rows"] * C.width * C.out, moved
+
+
+def to_last_hidden(C: Any, weight: int) -> Work:
+    """A tile of outputs' gradients to the last hidden layer's."""
+    depth = C.block_out
+    loaded = depth * C.block_n * weight + (0 if C.norm else 4 * C.block_m * C.block_n)
+    return Work(1, C.block_m * C.block_n * depth, loaded, 1)
+
+
+def pull_hidden_work(launch: Launch, operand: int) -> Tiled:
+    """A hidden layer's gradient to the one before."""
+    a, C, groups = launch.arguments, launch.arguments["C"], launch.grid[2]
+    work = product(C.block_n, C.block_m, C.width, C, weight_of(a), operand)
+    if not C.norm:
+        work += Work(loaded=4 * C.block_m * C.block_n)
+    stored = a["count"] * C.width * (operand + (4 if C.norm else 4 + operand))
+    moved = groups * (C.width**2 * weight_of(a) + stored)
+    return work._replace(products=1), 2.0 * groups * a["count"] * C.width**2, moved
+
+
+def pull_norm_work(launch: Launch, operand: int) -> Tiled:
+    """LayerNorm's pullback of whole rows."""
+    a, C, groups = launch.arguments, launch.arguments["C"], launch.grid[1]
+    moved = groups * a["count"] * C.width * (8 + operand * (2 if C.train else 1))
+    return Work(0, 0, 8 * a["NORM_ROWS"] * C.width, 1), 0.0, moved
+
+
+def pull_inputs_work(launch: Launch, operand: int) -> Tiled:
+    """The first pre-activation's gradient to the inputs."""
+    a, C, groups = launch.arguments, launch.arguments["C"], launch.grid[2]
+    work = product(a["BLOCK_IN"], C.block_m, C.width, C, weight_of(a), operand)
+    moved = groups * a["rows"] * (C.width * operand + 4 * C.inputs)
+    return work._replace(products=1), 2.0 * groups * a["rows"] * C.width * C.inputs, moved
+
+
+def sweep_step_work(launch: Launch, operand: int) -> Tiled:
+    """A step's gradient to its X, and on to the last hidden layer of the one before."""
+    a, C, runs = launch.arguments, launch.arguments["C"], launch.grid[2]
+    work, flop, moved = Work(), 0.0, 8.0 * a["batch"] * C.dim
+    if not a["FIRST"]:
+        work += product(C.block_m, C.block_out, C.width, C, operand, weight_of(a))
+        flop += 2.0 * a["batch"] * C.width * C.dim
+        moved += a["batch"] * C.width * operand
+    if not a["LAST"]:
+        work += to_last_hidden(C, weight_of(a))
+        flop += 2.0 * a["batch"] * C.width * C.out
+        moved += a["batch"] * C.width * (4 + operand)
+    products = int(not a["FIRST"]) + int(not a["LAST"])
+    return work._replace(products=products), runs * flop, runs * moved
+
+
+def weight_of(arguments: dict[str, Any]) -> int:
+    """Return the bytes of a weight as a launch reads it."""
+    return arguments["network"].weights.w_hid.element_size()
+
+
+def rows_of(launch: Launch) -> tuple[int, int]:
+    """Return the rows of a launch over `RowBlocks`, and the networks that they go through."""
+    a = launch.arguments
+    base = launch.grid[0] > a["tiles"] + a["ode_tiles"]
+    return a["batch"] * (2 if base else 1) + a["ode_batch"], 2 if base else 1
+
+
+TILED = {
+    "fold_kernel": fold_work,
+    "first_layer_kernel": first_layer_work,
+    "hidden_layer_kernel": hidden_layer_work,
+    "output_kernel": output_work,
+    "rollout_step_kernel": rollout_step_work,
+    "pull_output_kernel": pull_output_work,
+    "pull_hidden_kernel": pull_hidden_work,
+    "pull_norm_kernel": pull_norm_work,
+    "pull_inputs_kernel": pull_inputs_work,
+    "sweep_step_kernel": sweep_step_work,
+}
+"""Kernels with one layer to a launch, which touch a part of their tensors alone."""
+
+
+def kernel_bytes(launch: Launch) -> int:
+    """Return the bytes that a Triton launch reads and writes, each once."""
+    if launch.name not in TILED:
+        return launch.bytes
+    operand = 2 if "bf16" in str(launch.arguments["C"].operand) else 4
+    return int(TILED[launch.name](launch, operand)[2])
+
+
 def kernel_work(launch: Launch) -> tuple[Work, float, int]:
     """Return a Triton launch's work in its slowest program, its operations, and its programs."""
     a, C = launch.arguments, launch.arguments.get("C")
@@ -97,6 +247,9 @@ def kernel_work(launch: Launch) -> tuple[Work, float, int]:
     if launch.name in ("adjoint_matching_kernel", "philox_kernel"):
         return Work(), 0.0, programs
     operand = 2 if "bf16" in str(C.operand) else 4
+    if launch.name in TILED:
+        work, flop, _ = TILED[launch.name](launch, operand)
+        return work, flop, programs
     tiles, groups = launch.grid[:2]
     match launch.name:
         case "sde_rollout_kernel":

@@ -76,6 +76,14 @@ IMPLEMENTATIONS: dict[str, Callable] = {
     "adjoint_matching": adjoint_matching_ops._forward,
     "philox": philox_ops._philox,
 }
+REWRITES = {
+    "first_layer_kernel": ("tape",), "hidden_layer_kernel": ("tape",), "fold_kernel": ("network",),
+    "rollout_step_kernel": ("tape", "trajectory", "velocity", "ode_x"),
+    "pull_output_kernel": ("grads",), "pull_hidden_kernel": ("grads",),
+    "pull_norm_kernel": ("grads", "normed"), "sweep_step_kernel": ("grads", "adjoints"),
+}  # fmt: skip
+"""Arguments of Triton kernels that several launches write, each another part."""
+
 ALLOCATES = ("empty", "new_empty", "empty_like", "empty_strided")
 OVERWRITES = ("copy_", "fill_", "zero_", "normal_", "uniform_", "random_")
 FREE = ("detach", "lift_fresh", "_unsafe_view", "alias")
@@ -182,11 +190,16 @@ class Recorder(TorchDispatchMode):
         self.launches.append(Launch(name, shapes, flop, moved, reads, writes, **triton))
 
     def add_kernel(self, name: str, arguments: dict[str, Any], grid: tuple[int, ...]) -> None:
-        """Append a Triton kernel: memory that nobody has written yet is what it writes."""
+        """Append a Triton kernel: memory that nobody has written yet is what it writes.
+
+        Arguments in `REWRITES` are read and written, as a whole.
+        """
         tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
         fresh = {storage(tensor) for tensor in tensors} & (self.known - self.written)
         inputs = [tensor for tensor in tensors if storage(tensor) not in fresh]
         outputs = [tensor for tensor in tensors if storage(tensor) in fresh]
+        again = tree_leaves([arguments[key] for key in REWRITES.get(name, ())])
+        outputs += [leaf for leaf in again if isinstance(leaf, Tensor) and leaf.numel()]
         self.add(name, inputs, outputs, arguments=arguments, grid=grid)
 
 

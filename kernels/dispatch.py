@@ -15,14 +15,19 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
-Backend = Literal["auto", "reference", "cpp", "triton"]
+Backend = Literal["auto", "reference", "cpp", "triton", "tiles"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
+
+TRITON = ("triton", "tiles")
+"""Backends of Triton kernels: passes as one launch, or as one for each layer."""
 
 Precision = Literal["ieee", "tf32", "bf16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 """Operands of matrix products: float32, TF32 or bfloat16; sums are always float32."""
 
-PRECISIONS_OF = {"reference": ("ieee",), "cpp": ("ieee", "bf16"), "triton": PRECISIONS}
+PRECISIONS_OF = {
+    "reference": ("ieee",), "cpp": ("ieee", "bf16"), "triton": PRECISIONS, "tiles": PRECISIONS,
+}  # fmt: skip
 """Precisions of the passes through networks by backend; see also `precisions_of`."""
 
 
@@ -99,7 +104,7 @@ def unavailable(
 
     Args:
         op: One of `OPS`.
-        backend: ``reference``, ``cpp`` or ``triton``.
+        backend: ``reference``, ``cpp``, ``triton`` or ``tiles``.
         device: Device of the data.
         dtype: Type of the data.
         precision: Operands of matrix products.
@@ -116,7 +121,7 @@ def unavailable(
     match backend:
         case "cpp":
             return _cpp_unavailable(has, device, dtype, precision, networks)
-        case "triton":
+        case "triton" | "tiles":
             return _triton_unavailable(has, device, dtype, networks)
         case _:
             return None
@@ -229,6 +234,8 @@ def choose_backend(
         problem = unavailable(op, backend, device, **call)
         if problem is not None:
             raise BackendError(f"{op}: backend '{backend}' is not available: {problem}")
+    if chosen == "tiles" and not OPS[op].networks:
+        chosen = "triton"  # There are no layers to launch.
     has = precisions_of(chosen, device)
     if precision not in has:
         if backend == "auto":
@@ -244,5 +251,5 @@ def choose_backend(
 def check_backend(backend: str, device: torch.device, precision: str = "ieee") -> None:
     """Raise `BackendError` unless every op of an update can run with `backend` on `device`."""
     for op, has in OPS.items():
-        if backend != "triton" or has.triton:
+        if backend not in TRITON or has.triton:
             choose_backend(op, backend, device, precision=precision if has.networks else "ieee")

@@ -29,6 +29,18 @@ PRODUCTS = {
     "weight_gradient_kernel",
 }
 KERNELS = {*PRODUCTS, "adjoint_matching_kernel", "philox_kernel"}
+TILES = {
+    "first_layer_kernel",
+    "hidden_layer_kernel",
+    "output_kernel",
+    "rollout_step_kernel",
+    "pull_output_kernel",
+    "pull_hidden_kernel",
+    "pull_inputs_kernel",
+    "sweep_step_kernel",
+    "weight_gradient_kernel",
+}
+NORMS = {"fold_kernel", "pull_norm_kernel"}
 MATRIX = {80: "mma.sync", 89: "mma.sync", 90: "wgmma", 100: "tcgen05.mma"}
 
 
@@ -53,6 +65,35 @@ def check(architecture, precision, width=512, depth=4, **options):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_paper_scale(architecture, precision, layer_norm):
     check(architecture, precision, layer_norm=layer_norm)
+
+
+def check_tiles(architecture, precision, registers=168, width=512, **options):
+    """One launch for each layer: several programs share a multiprocessor."""
+    sizes = replace(PAPER, hidden=(width,) * 4, **options)
+    found = compile_all(architecture, precision, sizes, "tiles")
+    assert {kernel.name for kernel in found} == TILES | (NORMS if sizes.layer_norm else set())
+    for kernel in found:
+        assert kernel.spills == 0, kernel
+        limit = 255 if "step" in kernel.name else registers
+        assert kernel.registers <= limit, kernel
+        assert kernel.shared <= SHARED_LIMIT[architecture], kernel
+        if kernel.name in TILES and precision != "ieee":
+            assert kernel.matrix in (MATRIX[architecture], "mma.sync"), kernel
+        if kernel.name in ("hidden_layer_kernel", "pull_hidden_kernel") and precision != "ieee":
+            assert kernel.matrix == MATRIX[architecture], kernel
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_launch_for_each_layer(architecture, precision, layer_norm):
+    check_tiles(architecture, precision, layer_norm=layer_norm)
+
+
+@pytest.mark.slow
+def test_a_launch_for_each_layer_in_float32():
+    check_tiles(90, "ieee", registers=255, layer_norm=True)
 
 
 @pytest.mark.slow

@@ -20,7 +20,9 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(
-        backend, "triton_problems", lambda device, precision: calls.append(precision) or problems
+        backend,
+        "triton_problems",
+        lambda device, precision, *_: calls.append(precision) or problems,
     )
     before = torch.get_float32_matmul_precision()
     yield calls, problems
@@ -40,23 +42,25 @@ def settle(*flags, act_dim=2):
         (["--backend", "triton", "--precision", "ieee"], ("triton", "ieee")),
         (["--backend", "triton"], ("triton", "tf32")),
         (["--backend", "cpp"], ("cpp", "ieee")),
+        (["--plan", "fused"], ("triton", "tf32")),
+        (["--plan", "layers"], ("reference", "tf32")),
+        (["--plan", "layers", "--precision", "ieee"], ("reference", "ieee")),
     ],
 )
 def test_sound_kernels(flags, settled, gpu, capsys):
     calls, _ = gpu
     config = settle(*flags)
     assert (config.backend, config.precision) == settled
-    assert calls == ([] if "--backend" in flags else [settled[1]])
+    assert calls == ([] if {"--backend", "layers"} & set(flags) else [settled[1]])
     assert capsys.readouterr().err == ""
 
 
 def test_a_failed_self_test_warns_once(gpu, capsys):
     gpu[1].extend(["mlp is off", "also wrong"])
     config = settle()
-    assert (config.backend, config.precision) == ("reference", "tf32")
+    assert (config.plan, config.backend, config.precision) == ("layers", "reference", "tf32")
     assert capsys.readouterr().err.splitlines() == [
-        "warning: the Triton kernels cannot be used on cuda: mlp is off; "
-        "training with --backend reference, in TF32"
+        f"warning: plan {name} cannot be used on cuda: mlp is off" for name in ("fused", "tiles")
     ]
     chosen = functools.partial(choose_backend, "mlp", config.backend, precision=config.precision)
     assert chosen(torch.device("cuda")) == "reference"
@@ -96,7 +100,7 @@ def test_a_gpu_that_the_self_test_broke_ends_the_run(gpu, monkeypatch):
         raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
 
     monkeypatch.setattr(torch.cuda, "synchronize", broken)
-    with pytest.raises(RunError, match=r"illegal memory access .*; run again with --backend ref"):
+    with pytest.raises(RunError, match=r"illegal memory access .*; run again with --plan layers"):
         settle()
 
 

@@ -29,10 +29,32 @@ def test_tables_are_up_to_date():
     assert gpu_model.main(["--check"]) == 0
 
 
-def test_operations_are_those_of_an_update(fused):
+@pytest.fixture(scope="module")
+def tiles():
+    return launches_of(make_updater("tiles", PAPER, "tf32"))
+
+
+@pytest.mark.parametrize("plan", ["fused", "tiles"])
+def test_operations_are_those_of_an_update(plan, request):
     """Kernels' operations come from their launches, `flops` from the sizes."""
-    found = sum(cost(launch, "tf32", H100).flop for launch in fused)
+    launches = request.getfixturevalue(plan)
+    found = sum(cost(launch, "tf32", H100).flop for launch in launches)
     assert found == pytest.approx(flops(PAPER)["update"], rel=0.01)
+
+
+def test_a_layer_has_programs_for_the_chip(fused, tiles):
+    """Rows by features; launches of a chain wait for each other, though they share a tape."""
+    hidden = [launch for launch in tiles if launch.name == "hidden_layer_kernel"]
+    assert max(launch.grid for launch in hidden[:27]) == (8, 8, 1)
+    steps = [cost(launch, "tf32", H100) for launch in hidden[:3]]
+    assert [found.programs for found in steps] == [64, 64, 64]
+    # Two passes of the weights and rows: what a layer touches, not the tape of all steps.
+    assert steps[0].bytes == 512 * 512 * 4 + 512 * 512 * (4 + 4 + 4)
+    chain = [launch for launch in tiles if launch.name.startswith(("hidden", "rollout"))]
+    assert longest(chain[:12], [1.0] * 12) == 12.0
+    both = [longest(found, [1.0 * cost(each, "tf32", H100).products for each in found])
+            for found in (fused, tiles)]  # fmt: skip
+    assert both[0] == both[1] == 120
 
 
 def test_bytes_of_the_optimiser(fused):

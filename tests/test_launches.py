@@ -44,7 +44,7 @@ class Launches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def updates(runs):
+def updates(runs, backend="triton"):
     """What builds an updater with the paper's depth, ensemble and chunks, on narrow networks."""
     config = TRQAMConfig(
         batch_size=4, actor_hidden_dims=(32,) * 4, value_hidden_dims=(32,) * 4, num_qs=2,
@@ -56,19 +56,37 @@ def updates(runs):
     randomness = Randomness(range(runs), backend="triton")
 
     def build():
-        agent = TRQAMAgent(config, 3, 5, list(range(runs)), backend="triton")
+        agent = TRQAMAgent(config, 3, 5, list(range(runs)), backend=backend)
         agent.online.gradient = None  # As on a GPU, where gradients are put together by one cat.
         return Updater(agent, dataset, randomness, History(10), graph=False)
 
     return build
 
 
-@pytest.mark.parametrize(("runs", "limit"), [(1, 126), (3, 126)])
-def test_an_update_launches_few_kernels(runs, limit, monkeypatch):
+FUSED = {
+    "sde_rollout_kernel": 1, "lean_adjoint_kernel": 1, "adjoint_matching_kernel": 1,
+    "mlp_forward_kernel": 6, "mlp_pullback_kernel": 4, "weight_gradient_kernel": 3,
+    "philox_kernel": 2,
+}  # fmt: skip
+# Of three flow steps, at depth 4. A step of the rollout is a launch and three layers, and so is one
+# of the sweep; both end with one more. Six passes, three of them with LayerNorm; four pullbacks.
+TILES = {
+    "rollout_step_kernel": 4, "sweep_step_kernel": 4, "hidden_layer_kernel": 3 * 3 + 6 * 3,
+    "pull_hidden_kernel": 3 * 3 + 4 * 3, "pull_norm_kernel": 2 * 4, "fold_kernel": 3,
+    "first_layer_kernel": 6, "output_kernel": 6, "pull_output_kernel": 4, "pull_inputs_kernel": 1,
+    "adjoint_matching_kernel": 1, "weight_gradient_kernel": 3, "philox_kernel": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("backend", "expected", "limit"), [("triton", FUSED, 126), ("tiles", TILES, 194)]
+)
+@pytest.mark.parametrize("runs", [1, 3])
+def test_an_update_launches_few_kernels(runs, backend, expected, limit, monkeypatch):
     """The same number whatever the number of runs."""
     from triton.runtime.interpreter import GridExecutor
 
-    updating = updates(runs)()
+    updating = updates(runs, backend)()
     updating.run(1)
     launches, run = Launches(), GridExecutor.__call__
 
@@ -81,13 +99,9 @@ def test_an_update_launches_few_kernels(runs, limit, monkeypatch):
     with launches:
         updating.run(1)
     triton = {name: n for name, n in launches.counts.items() if name.endswith("_kernel")}
-    assert triton == {
-        "sde_rollout_kernel": 1, "lean_adjoint_kernel": 1, "adjoint_matching_kernel": 1,
-        "mlp_forward_kernel": 6, "mlp_pullback_kernel": 4, "weight_gradient_kernel": 3,
-        "philox_kernel": 2,
-    }  # fmt: skip
+    assert triton == expected
     assert launches.counts.total() <= limit, launches.counts
     # Listed without doing the work, they are the same.
-    assert collections.Counter(launch.name for launch in launches_of(updates(runs))) == (
+    assert collections.Counter(launch.name for launch in launches_of(updates(runs, backend))) == (
         launches.counts
     )

@@ -11,6 +11,7 @@ from tests.helpers import DEVICE, INTERPRETED, NEEDS_TRITON, draw, error, poison
 from trqam_fast.agents import TRQAMAgent, TRQAMConfig
 from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import BackendError, MLPWeights, mlp, sde_rollout
+from trqam_fast.kernels.dispatch import TRITON
 from trqam_fast.networks import MLPShape, ParameterBlock
 from trqam_fast.op_cases import CASES, Sizes, draw_inputs, evaluate
 from trqam_fast.randomness import Randomness
@@ -28,19 +29,21 @@ def on_device(*shape, seed=0):
     return draw(*shape, seed=seed, dtype=torch.float32).to(DEVICE)
 
 
-def test_rollout_without_gradients_keeps_no_tape():
+@pytest.mark.parametrize("backend", TRITON)
+def test_rollout_without_gradients_keeps_no_tape(backend):
     """The same numbers from two alternating layers of scratch."""
     inputs = inputs_of("sde_rollout", UNEVEN)
-    kept = evaluate(CASES["sde_rollout"], inputs, backend="triton")
+    kept = evaluate(CASES["sde_rollout"], inputs, backend=backend)
     with poisoned_memory():
-        bare = evaluate(CASES["sde_rollout"], inputs, wanted=(), backend="triton")
+        bare = evaluate(CASES["sde_rollout"], inputs, wanted=(), backend=backend)
     # Two compilations on a GPU, which may contract products and sums differently.
     for name, ours in bare.items():
         assert error(ours, kept[name].double()) <= (0 if INTERPRETED else 1e-5)
 
 
+@pytest.mark.parametrize("backend", TRITON)
 @pytest.mark.parametrize("name", ["sde_rollout", "lean_adjoint"])
-def test_half_precision_operands(name, monkeypatch):
+def test_half_precision_operands(name, backend, monkeypatch):
     """float16 takes bfloat16's way through the kernels, which the interpreter gets wrong."""
     import triton.language as tl
 
@@ -50,7 +53,7 @@ def test_half_precision_operands(name, monkeypatch):
         monkeypatch.setitem(triton_config.OPERANDS, "bf16", tl.float16)
     coarse = 1 if INTERPRETED else 8
     inputs = inputs_of(name, UNEVEN)
-    half = evaluate(CASES[name], inputs, backend="triton", precision="bf16")
+    half = evaluate(CASES[name], inputs, backend=backend, precision="bf16")
     exact = evaluate(CASES[name], inputs, backend="reference")
     errors = {key: error(half[key], value.double()) for key, value in exact.items()}
     assert 1e-6 < max(errors.values()) < 6e-3 * coarse, errors
@@ -100,7 +103,8 @@ def test_limits_are_named():
         mlp(field((8,), out=129), on_device(1, 2, 6), backend="triton")
 
 
-def test_an_update_equals_the_reference():
+@pytest.mark.parametrize("backend", TRITON)
+def test_an_update_equals_the_reference(backend):
     """Two updates of TRQAM with an ensemble, LayerNorm, chunks and best of two."""
     config = TRQAMConfig(
         batch_size=6, actor_hidden_dims=(32, 32), actor_layer_norm=True, value_hidden_dims=(16,),
@@ -114,8 +118,8 @@ def test_an_update_equals_the_reference():
         on_device(2, 6, 3, seed=3),
     )
     agents = []
-    for backend in ("triton", "reference"):
-        agent = TRQAMAgent(config, 3, 2, [0, 1], backend=backend, device=DEVICE)
+    for implementation in (backend, "reference"):
+        agent = TRQAMAgent(config, 3, 2, [0, 1], backend=implementation, device=DEVICE)
         randomness = Randomness(range(2), DEVICE)
         for _ in range(2):
             terms = agent.update(batch, agent.draw_noise(randomness))

@@ -19,7 +19,13 @@ import tyro
 from trqam_fast.data.generate.recipe import GENERATED_DIR
 from trqam_fast.data.load import OFFICIAL_DIR, present
 from trqam_fast.files import expanded
-from trqam_fast.kernels.dispatch import OPS, PRECISIONS_OF, load_extension, unavailable
+from trqam_fast.kernels.dispatch import (
+    OPS,
+    PRECISIONS_OF,
+    TRITON,
+    load_extension,
+    unavailable,
+)
 from trqam_fast.op_cases import CASES
 from trqam_fast.runs.folder import versions
 from trqam_fast.self_test import problem
@@ -44,7 +50,8 @@ def check_ops(device: str) -> list[str]:
     problems = []
     for name, case in CASES.items():
         has = OPS[case.op]
-        for backend in ("reference", "cpp", *(("triton",) if has.triton else ())):
+        passes = TRITON if has.networks else ("triton",)
+        for backend in ("reference", "cpp", *(passes if has.triton else ())):
             reason = unavailable(case.op, backend, torch.device(device))
             if reason is not None:
                 print(f"  {name:24} {backend:10} {device:5} not available: {reason}")

@@ -193,7 +193,9 @@ def load_export(
         check_class(str(settings["algo"]), kind)
         if settings["precision"] == "tf32":
             settings["precision"] = "auto"  # a GPU's alone; this may be another device
-        config = TrainConfig.from_dict(settings | {"device": device, "backend": backend})
+        config = TrainConfig.from_dict(
+            settings | {"device": device, "backend": backend, "plan": "auto"}
+        )
     check_asked(config)
     config = settle_backend(config, act_dim)
     agent = make_agent(config, stage, obs_dim, act_dim)

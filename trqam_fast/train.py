@@ -35,13 +35,14 @@ from trqam_fast.runs.plots import write_overview
 from trqam_fast.runs.read import read_run
 from trqam_fast.simulator.environment import Interface
 from trqam_fast.training import start
-from trqam_fast.training.backend import check_asked, running_backend, settle_backend
+from trqam_fast.training.backend import check_asked, running_backend
 from trqam_fast.training.config import DEFAULT_ENV, TrainConfig
 from trqam_fast.training.flags import parse_config, read_choices
 from trqam_fast.training.interface import describe, own_interface, write_sizes
 from trqam_fast.training.ledger import Ledger
 from trqam_fast.training.logger import Logger
 from trqam_fast.training.loop import Trainer
+from trqam_fast.training.plan import read_choice, settle_plan, write_choice
 from trqam_fast.training.presets import (
     describe_settings,
     flag_of,
@@ -54,7 +55,8 @@ from trqam_fast.training.trackers import check_packages
 
 # What may differ between a run and its continuation without changing its mathematics.
 RESUMABLE = {
-    "preset", "backend", "precision", "graph", "threads", "dataset", "dataset_dir", "generated_dir",
+    "preset", "backend", "plan", "precision", "graph", "threads", "dataset", "dataset_dir",
+    "generated_dir",
     "bc_steps", "offline_steps", "online_steps", "log_interval", "eval_interval",
     "eval_episodes", "eval_envs", "eval_workers", "save_interval", "keep",
     "tensorboard", "wandb", "wandb_project", "wandb_group", "wandb_name", "wandb_tags", "run_dir",
@@ -287,13 +289,19 @@ def run_in(folder: RunFolder, config: TrainConfig, stop: StopRequest) -> Result:
         if config.pretrained is not None and not begun:
             pretrained = load_pretrained(config, dataset, logger, ledger)
     config = start.settle_budget(config, dataset.act_dim)
-    settled = settle_backend(config, dataset.act_dim)
+    plan = folder.path / "plan.json"
+    with stop.at_once():
+        kept = read_choice(plan) if begun else None
+        settled, choice = settle_plan(config, dataset, kept)
     if not resuming:
         declaration = declare(algorithm(config.algo))._asdict()
         folder.create(config.to_dict(), declaration, config.overwrite)
         write_sizes(folder.path, dataset, interface)
     stop.way_on = f"continue with --resume --run-dir {folder.path}"
     logger.say(f"run folder: {folder.path}")
+    if choice is not None:
+        write_choice(plan, choice)
+        logger.say(choice.in_words())
     logger.start_trackers()
     try:
         Trainer(settled, config, dataset, folder, logger, stop, ledger, pretrained).run()

@@ -10,12 +10,14 @@ rows, so that its activations stay in the cache.
 
 from __future__ import annotations
 
+import importlib
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from trqam_fast.kernels.cpp import call
+from trqam_fast.kernels.dispatch import TRITON
 from trqam_fast.kernels.mlp.cpp import describe
 from trqam_fast.kernels.mlp.weights import MLPWeights
 from trqam_fast.kernels.registration import register
@@ -40,10 +42,9 @@ def _sweep(base, observations, trajectory, terminal_adjoint, backend, precision)
     observations, trajectory, terminal_adjoint = (
         tensor.contiguous() for tensor in (observations, trajectory, terminal_adjoint)
     )
-    if backend == "triton":
-        from trqam_fast.kernels.lean_adjoint import triton
-
-        return triton.lean_adjoint(weights, observations, trajectory, terminal_adjoint, precision)
+    if backend in TRITON:
+        module = importlib.import_module(f"trqam_fast.kernels.lean_adjoint.{backend}")
+        return module.lean_adjoint(weights, observations, trajectory, terminal_adjoint, precision)
     runs, points, batch, dim = trajectory.shape
     adjoints = trajectory.new_empty(runs, points - 1, batch, dim)
     numbers, _alive = describe(weights)

@@ -15,7 +15,9 @@ The tape that a forward pass keeps is one tensor there, and four in Triton.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -23,6 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trqam_fast.kernels.cpp import call
+from trqam_fast.kernels.dispatch import TRITON
 from trqam_fast.kernels.mlp.cpp import MLPBackward, MLPForward, describe, tape_elements
 from trqam_fast.kernels.mlp.inputs import stack_inputs
 from trqam_fast.kernels.mlp.weights import GradientMemory, MLPWeights
@@ -35,7 +38,7 @@ class Pass(NamedTuple):
     """How a network is passed through.
 
     Attributes:
-        backend: ``cpp`` or ``triton``.
+        backend: ``cpp``, ``triton`` or ``tiles``.
         precision: Operands of the products.
         train: Whether the forward pass keeps a tape.
         memory: Memory for the weights' gradients, which C++ fills; None for new tensors.
@@ -47,12 +50,17 @@ class Pass(NamedTuple):
     memory: GradientMemory | None
 
 
+def passes_of(backend: str) -> ModuleType:
+    """Return the module with the Triton passes of a backend."""
+    return importlib.import_module(f"trqam_fast.kernels.mlp.{backend}")
+
+
 def _forward(tensors, inputs, backend, precision, train):
     weights, inputs = MLPWeights.from_tensors(tensors), inputs.contiguous()
-    if backend == "triton":
-        from trqam_fast.kernels.mlp.triton import Inputs, forward_pass
+    if backend in TRITON:
+        from trqam_fast.kernels.mlp.triton import Inputs
 
-        out, tape = forward_pass(weights, Inputs(inputs), precision, train=train)
+        out, tape = passes_of(backend).forward_pass(weights, Inputs(inputs), precision, train=train)
         return out, list(tape[:4])
     rows = inputs.shape[1]
     out = inputs.new_empty(weights.lead.numel(), rows, weights.out_features)
@@ -72,22 +80,22 @@ def _forward(tensors, inputs, backend, precision, train):
 def _forward_fake(tensors, inputs, backend, precision, train):
     weights, rows = MLPWeights.from_tensors(tensors), inputs.shape[1]
     out = inputs.new_empty(weights.lead.numel(), rows, weights.out_features)
-    if backend == "triton":
-        from trqam_fast.kernels.mlp.triton import config_for, empty_tape
-
-        config = config_for(weights, inputs, None, precision, train=train)
-        return out, list(empty_tape(config, out.shape[0], rows, out)[:4])
+    if backend in TRITON:
+        passes = passes_of(backend)
+        config = passes.config_for(weights, inputs, None, precision, train=train, rows=rows)
+        return out, list(passes.empty_tape(config, out.shape[0], rows, out)[:4])
     return out, [inputs.new_empty(tape_elements(weights, rows))] if train else []
 
 
 def _backward(tensors, inputs, x, tape, cotangent, backend, precision, want_inputs, gradients):
     weights, cotangent = MLPWeights.from_tensors(tensors), cotangent.contiguous()
     steps = 1 if x is None else cotangent.shape[1] // max(inputs.shape[1], 1)
-    if backend == "triton":
-        from trqam_fast.kernels.mlp.triton import Inputs, backward_pass
+    if backend in TRITON:
+        from trqam_fast.kernels.mlp.triton import Inputs
 
         parts = Inputs(inputs.contiguous(), x, steps)
-        return backward_pass(weights, parts, tape, cotangent, precision, want_inputs, gradients)
+        back = passes_of(backend).backward_pass
+        return back(weights, parts, tape, cotangent, precision, want_inputs, gradients)
     if x is not None:
         inputs = torch.cat(stack_inputs(inputs, x[:, :steps]), dim=-1)
     inputs, (stack, rows) = inputs.contiguous(), cotangent.shape[:2]
@@ -151,7 +159,7 @@ def pull_back(
     """
     # C++ writes gradients of the weights' own shapes; Triton's kernels write packed ones.
     tensors, gradients = list(weights.tensors), []
-    if want_weights and how.backend == "triton":
+    if want_weights and how.backend in TRITON:
         from trqam_fast.kernels.mlp.triton import empty_gradients, unpack
 
         gradients = list(empty_gradients(weights, cotangent, how.precision))
@@ -161,7 +169,7 @@ def pull_back(
     d_inputs = torch.ops.trqam_fast.mlp_backward(
         tensors, inputs, x, tape, cotangent, how.backend, how.precision, want_inputs, gradients
     )
-    if want_weights and how.backend == "triton":
+    if want_weights and how.backend in TRITON:
         gradients = unpack(weights, gradients)
     return d_inputs, gradients
 

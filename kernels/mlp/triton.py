@@ -270,9 +270,18 @@ def empty_tape(config: KernelConfig, groups: int, rows: int, like: Tensor) -> Ta
 
 
 def config_for(
-    weights: MLPWeights, inputs: Tensor, x: Tensor | None, precision: str, *, train: bool
+    weights: MLPWeights,
+    inputs: Tensor,
+    x: Tensor | None,
+    precision: str,
+    *,
+    train: bool,
+    rows: int | None = None,
 ) -> KernelConfig:
-    """Return the config of passes through `weights` of inputs, or of observations with points."""
+    """Return the config of passes through `weights` of inputs, or of observations with points.
+
+    It is the same for any number of rows.
+    """
     dim = 0 if x is None else x.shape[-1]
     obs = inputs.shape[-1]
     return make_config(weights, precision, obs=obs, dim=dim, time=int(dim > 0), train=train)
@@ -394,12 +403,38 @@ def backward_pass(
             dataclasses.replace(config, train=want_weights),
             **launch_options(precision),
         )
-    if not want_weights:
-        return d_inputs
-    packed = PackedGradients(*gradients)
+    if want_weights:
+        packed = PackedGradients(*gradients)
+        weight_gradients(config, inputs, tape, tape_rows, grads, cotangent, packed, precision)
+    return d_inputs
+
+
+def weight_gradients(
+    config: KernelConfig,
+    inputs: Inputs,
+    tape: Tape,
+    tape_rows: int,
+    grads: Gradients,
+    cotangent: Tensor,
+    packed: PackedGradients,
+    precision: str,
+) -> None:
+    """Write the weights' gradients.
+
+    Args:
+        config: Of the pass.
+        inputs: Of the pass.
+        tape: Its tape, of which the layers' outputs are read.
+        tape_rows: Rows of the tape, of which the first are used.
+        grads: Gradients of the pre-activations, and their column sums by tiles of rows.
+        cotangent: `[G, K * B, out]`.
+        packed: Where the gradients go.
+        precision: Operands of the products.
+    """
+    groups, rows = cotangent.shape[:2]
     x, x_stride = points_of(inputs)
-    across = width // config.block_w
-    blocks = triton.cdiv(config.inputs, config.block_w) * across + (depth - 1) * across**2
+    across = config.width // config.block_w
+    blocks = triton.cdiv(config.inputs, config.block_w) * across + (config.depth - 1) * across**2
     blocks += across * triton.cdiv(config.out, config.block_w)
     with torch.cuda.device_of(cotangent):
         weight_gradient_kernel[(blocks, groups)](
@@ -408,7 +443,7 @@ def backward_pass(
             x_stride,
             tape,
             tape_rows,
-            layer_rows,
+            groups * tape_rows,
             grads,
             cotangent,
             packed.first,
@@ -423,7 +458,6 @@ def backward_pass(
         )
     torch.sum(grads.sums, 2, out=packed.vectors)
     torch.sum(cotangent, 1, out=packed.last_bias)
-    return d_inputs
 
 
 def unpack(weights: MLPWeights, gradients: Sequence[Tensor]) -> list[Tensor]:

@@ -6,6 +6,8 @@ the field's weights is one batched backward pass and needs no second forward.
 
 from __future__ import annotations
 
+import importlib
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -14,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from trqam_fast.kernels.checks import refuse_gradient
 from trqam_fast.kernels.cpp import call
+from trqam_fast.kernels.dispatch import TRITON
 from trqam_fast.kernels.mlp.cpp import describe, tape_elements
 from trqam_fast.kernels.mlp.ops import Pass, pull_back
 from trqam_fast.kernels.mlp.weights import MLPWeights
@@ -49,16 +52,19 @@ def _empty(velocity: MLPWeights, inputs: RolloutInputs) -> tuple[Tensor, Tensor,
     return new(runs, steps + 1, batch, dim), new(runs, steps, batch, dim), ode_x
 
 
+def _module(backend: str) -> ModuleType:
+    return importlib.import_module(f"trqam_fast.kernels.sde_rollout.{backend}")
+
+
 def _rollout(
     velocity, base, observations, x0, noise, ode_observations, ode_x0, backend, precision, train
 ):
     tensors = (observations, x0, noise, ode_observations, ode_x0)
     inputs = RolloutInputs(*(tensor.contiguous() for tensor in tensors))
     velocity, base = MLPWeights.from_tensors(velocity), MLPWeights.from_tensors(base)
-    if backend == "triton":
-        from trqam_fast.kernels.sde_rollout import triton
-
-        *results, tape = triton.sde_rollout(velocity, base, inputs, precision, train=train)
+    if backend in TRITON:
+        module = _module(backend)
+        *results, tape = module.sde_rollout(velocity, base, inputs, precision, train=train)
         return *results, list(tape[:4])
     trajectory, velocities, ode_x = _empty(velocity, inputs)
     rows = velocities.shape[1] * velocities.shape[2]
@@ -92,14 +98,9 @@ def _rollout_fake(
     inputs = RolloutInputs(observations, x0, noise, ode_observations, ode_x0)
     velocity = MLPWeights.from_tensors(velocity)
     results = _empty(velocity, inputs)
-    runs, steps, batch, _ = results[1].shape
-    if backend == "triton":
-        from trqam_fast.kernels.mlp.triton import empty_tape
-        from trqam_fast.kernels.sde_rollout.triton import rollout_config, tape_rows
-
-        config = rollout_config(velocity, inputs.observations, inputs.x0, precision, train)
-        rows = tape_rows(batch, inputs.ode_x0.shape[1], steps, train)
-        return *results, list(empty_tape(config, runs, rows, inputs.x0)[:4])
+    _, steps, batch, _ = results[1].shape
+    if backend in TRITON:
+        return *results, list(_module(backend).rollout_tape(velocity, inputs, precision, train)[:4])
     size = tape_elements(velocity, steps * batch)
     return *results, [inputs.x0.new_empty(size)] if train else []
 

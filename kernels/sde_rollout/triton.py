@@ -154,9 +154,12 @@ def rollout_config(
     return dataclasses.replace(config, k_major=True)
 
 
-def tape_rows(batch: int, ode_batch: int, flow_steps: int, train: bool) -> int:
-    """Return the rows of a rollout's tape, in the order of `sde_rollout_kernel`."""
-    return ((flow_steps + 1) * batch if train else batch) + ode_batch
+def rollout_tape(velocity: MLPWeights, inputs: RolloutInputs, precision: str, train: bool) -> Tape:
+    """Return the uninitialised tape of a rollout, rows in the order of `sde_rollout_kernel`."""
+    config = rollout_config(velocity, inputs.observations, inputs.x0, precision, train)
+    runs, batch, _ = inputs.x0.shape
+    rows = ((inputs.flow_steps + 1) * batch if train else batch) + inputs.ode_x0.shape[1]
+    return empty_tape(config, runs, rows, inputs.x0)
 
 
 def sde_rollout(
@@ -172,10 +175,10 @@ def sde_rollout(
     runs, batch, dim = x0.shape
     ode_batch = inputs.ode_x0.shape[1]
     config = rollout_config(velocity, inputs.observations, x0, precision, train)
-    rows = tape_rows(batch, ode_batch, flow_steps, train)
+    tape = rollout_tape(velocity, inputs, precision, train)
+    rows = tape.out.shape[2]
     check_size(config, rows)
     check_size(config, (flow_steps + 1) * batch)
-    tape = empty_tape(config, runs, rows, x0)
     share = x0.new_empty(2, runs, batch + ode_batch, config.width)
     trajectory = x0.new_empty(runs, flow_steps + 1, batch, dim)
     velocities = x0.new_empty(runs, flow_steps, batch, dim)

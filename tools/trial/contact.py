@@ -86,11 +86,12 @@ def self_test(trial: Trial) -> None:
     from trqam_fast.self_test import SMALL, TOLERANCE, WIDE, deviation
 
     sizes = [("small", SMALL)] if trial.dry else [("small", SMALL), *zip("ab", WIDE, strict=True)]
-    backends = ["triton", "cpp"] if trial.gpu else ["cpp"]
+    backends = ["tiles", "triton", "cpp"] if trial.gpu else ["cpp"]
     for backend in backends:
         for name, case in CASES.items():
             has = OPS[case.op]
-            if not (has.triton if backend == "triton" else "cuda" in has.cpp):
+            can = {"triton": has.triton, "tiles": has.networks, "cpp": "cuda" in has.cpp}
+            if not can[backend]:
                 continue
             for precision in PRECISIONS_OF[backend] if has.networks else ("ieee",):
                 for label, size in sizes:
@@ -155,8 +156,15 @@ def bench_fused(trial: Trial) -> None:
             bench(trial, "fused", runs, precision)
 
 
+def bench_tiles(trial: Trial) -> None:
+    """Time the same with this project's kernels of one layer to a launch."""
+    for runs in (1,) if trial.dry else (1, 8, 2, 4, 16):
+        for precision in ("tf32", "bf16") if trial.gpu else ("ieee",):
+            bench(trial, "tiles", runs, precision)
+
+
 def bench_layers(trial: Trial) -> None:
-    """Time the same with one launch for each layer: what the kernels must beat."""
+    """Time the same with a library's product for each layer: what the kernels must beat."""
     for runs in (1,) if trial.dry else (1, 8, 2):
         bench(trial, "layers", runs, "tf32" if trial.gpu else "ieee")
 
@@ -176,12 +184,13 @@ def bench(trial: Trial, variant: str, runs: int, precision: str) -> None:
     from trqam_fast.training.updater import UPDATES_PER_REPLAY
 
     size = replace(PAPER_SMALL if trial.dry else PAPER, runs=runs)
-    kind, backend = (TRQAMAgent, "triton") if variant == "fused" else (EagerAgent, "reference")
+    backend = {"fused": "triton", "tiles": "tiles", "layers": "reference"}[variant]
+    kind = EagerAgent if variant == "layers" else TRQAMAgent
     backend = backend if trial.gpu or variant == "layers" else "cpp"
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
 
     def measure() -> tuple[list[float], str]:
-        own = precision if variant == "fused" else "ieee"
+        own = "ieee" if variant == "layers" else precision
         agent = make_agent(size, trial.device, backend, own, agent_class=kind)
         replays = 2 if trial.dry else 20
         interval = UPDATES_PER_REPLAY * (replays + 3)

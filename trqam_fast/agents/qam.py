@@ -178,7 +178,8 @@ class QAMAgent(Agent):
         adjoint_loss, path_kl = self.adjoint_loss(batch.observations, path, adjoint)
 
         # A gradient of zeros, and moments of zeros, leave the cloned field in place.
-        policy_loss = (0.0 if self.config.freeze_base else 1.0) * cloning_loss + adjoint_loss
+        kept = 0.0 * cloning_loss if self.config.freeze_base else cloning_loss
+        policy_loss = kept + adjoint_loss
         if self.config.critic_warmup > 0:
             policy_loss = policy_loss * self.warm
         total = (critic_loss + policy_loss).sum()

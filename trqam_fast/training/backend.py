@@ -1,42 +1,68 @@
-"""What computes a run: the backend and the precision that ``auto`` stands for."""
+"""What computes a run: the backend and the precision that ``auto`` or a plan stands for."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Iterator
 
 import torch
 
-from trqam_fast.errors import RunError
+from trqam_fast.errors import RunError, UsageError
 from trqam_fast.kernels import BackendError
-from trqam_fast.kernels.dispatch import check_backend, load_extension, unavailable
+from trqam_fast.kernels.dispatch import TRITON, check_backend, load_extension, unavailable
 from trqam_fast.networks import MLPShape
 from trqam_fast.self_test import triton_problems
 from trqam_fast.training.config import TrainConfig
 
+PLANS = {"fused": "triton", "tiles": "tiles", "layers": "reference"}
+"""Backends of the plans of an update on a GPU, those without need of a self-test last."""
+
 
 def check_asked(config: TrainConfig) -> None:
-    """Raise `BackendError` if the backend or precision asked for cannot run on the device.
+    """Raise unless the backend or plan and the precision asked for can run on the device.
 
     It needs neither data nor a GPU's time, so it comes first.
+
+    Raises:
+        BackendError: they cannot run there.
+        UsageError: the plan contradicts another flag.
     """
     precision = "ieee" if config.precision == "auto" else config.precision
-    check_backend(config.backend, torch.device(config.device), precision)
+    if config.plan == "auto":
+        check_backend(config.backend, torch.device(config.device), precision)
+        return
+    if config.backend != "auto":
+        raise UsageError(
+            f"--plan {config.plan} and --backend {config.backend} exclude each other; pass one"
+        )
+    if not takes_plan(config):
+        raise UsageError(
+            f"--plan {config.plan} is of a GPU, and --device is {config.device}; drop it"
+        )
+    backend = PLANS[config.plan]
+    if backend == "reference" and precision == "bf16":
+        raise BackendError(f"plan {config.plan} has no precision 'bf16'; use 'tf32' or 'ieee'")
+    if backend != "reference":
+        check_backend(backend, torch.device(config.device), precision)
+
+
+def takes_plan(config: TrainConfig) -> bool:
+    """Whether an update of this run is computed by a plan: on a GPU, unless a backend is named."""
+    return config.backend == "auto" and torch.device(config.device).type == "cuda"
 
 
 def settle_backend(config: TrainConfig, act_dim: int) -> TrainConfig:
-    """Replace ``auto`` by what will run.
+    """Replace ``auto`` by what will run, without measuring anything.
 
-    On a GPU that is Triton, once its kernels have passed their self-test there, else the reference
-    after a warning. Both multiply in TF32 then, as the authors' JAX code does on a GPU; for the
-    reference this function allows it to the whole process.
+    On a GPU that is the first plan that works there; `trqam_fast.training.plan` takes the fastest.
 
     Args:
         config: What was asked for.
         act_dim: Width of one action of the task.
 
     Raises:
-        BackendError: the precision asked for needs kernels that cannot run.
+        BackendError: the precision or plan asked for needs kernels that cannot run.
         RunError: the self-test left the GPU unusable for this process.
     """
     device, backend, precision = torch.device(config.device), config.backend, config.precision
@@ -46,22 +72,54 @@ def settle_backend(config: TrainConfig, act_dim: int) -> TrainConfig:
             "as long an update (README.md, The ops)",
             file=sys.stderr,
         )
-    if backend == "auto" and device.type == "cuda":
-        backend = "triton"
-        problem = find_problem(config, act_dim)
-        if problem is not None and precision != "auto":
-            raise BackendError(f"--precision {precision} needs the Triton kernels: {problem}")
-        if problem is not None:
-            print(
-                f"warning: the Triton kernels cannot be used on {config.device}: {problem}; "
-                "training with --backend reference, in TF32",
-                file=sys.stderr,
-            )
-            backend, precision = "reference", "tf32"
-            torch.set_float32_matmul_precision("high")
+    if takes_plan(config):
+        settled = next(working_plans(config, act_dim))
+        allow_tf32(settled)
+        return settled
     if precision == "auto":
-        precision = "tf32" if backend == "triton" else "ieee"
+        precision = "tf32" if backend in TRITON else "ieee"
     return dataclasses.replace(config, backend=backend, precision=precision)
+
+
+def working_plans(config: TrainConfig, act_dim: int) -> Iterator[TrainConfig]:
+    """Yield the configuration settled on each plan that works here, in the order of `PLANS`.
+
+    A plan that does not is left out with a warning. All multiply in TF32 unless a precision is
+    asked for, as the authors' JAX code does on a GPU.
+
+    Raises:
+        BackendError: the plan asked for does not work, or none has the precision asked for.
+        RunError: a self-test left the GPU unusable for this process.
+    """
+    precision = "tf32" if config.precision == "auto" else config.precision
+    names = list(PLANS) if config.plan == "auto" else [config.plan]
+    found, problem = False, "no plan has it"
+    for name in names:
+        backend = PLANS[name]
+        if backend == "reference":
+            if precision == "bf16":
+                continue
+        else:
+            problem = find_problem(config, act_dim, backend)
+            if problem is not None and config.plan != "auto":
+                raise BackendError(f"--plan {name} cannot be used: {problem}; take another one")
+            if problem is not None:
+                if precision != "bf16":
+                    print(
+                        f"warning: plan {name} cannot be used on {config.device}: {problem}",
+                        file=sys.stderr,
+                    )
+                continue
+        found = True
+        yield dataclasses.replace(config, plan=name, backend=backend, precision=precision)
+    if not found:
+        raise BackendError(f"--precision {precision} needs the Triton kernels: {problem}")
+
+
+def allow_tf32(settled: TrainConfig) -> None:
+    """Let PyTorch multiply in TF32, in the whole process, if that is how the run is settled."""
+    if settled.backend == "reference" and settled.precision == "tf32":
+        torch.set_float32_matmul_precision("high")
 
 
 def running_backend(config: TrainConfig) -> str:
@@ -72,21 +130,21 @@ def running_backend(config: TrainConfig) -> str:
     return "cpp" if problem is None else "reference"
 
 
-def find_problem(config: TrainConfig, act_dim: int) -> str | None:
-    """Return why the Triton kernels must not train this run, or None."""
+def find_problem(config: TrainConfig, act_dim: int, backend: str) -> str | None:
+    """Return why the Triton kernels of a backend must not train this run, or None."""
     agent, device = config.agent, torch.device(config.device)
     for dims in (agent.actor_hidden_dims, agent.value_hidden_dims):
         shape = MLPShape(1, dims, agent.chunk_length * act_dim)
-        problem = unavailable("mlp", "triton", device, networks=[shape])
+        problem = unavailable("mlp", backend, device, networks=[shape])
         if problem is not None:
             return problem
     precision = "tf32" if config.precision == "auto" else config.precision
-    problems = triton_problems(config.device, precision)
+    problems = triton_problems(config.device, precision, backend)
     try:
         torch.cuda.synchronize(device)
     except RuntimeError as error:
         raise RunError(
             f"the self-test of the Triton kernels broke the connection to {config.device} "
-            f"({str(error).splitlines()[0]}); run again with --backend reference"
+            f"({str(error).splitlines()[0]}); run again with --plan layers"
         ) from None
     return problems[0] if problems else None

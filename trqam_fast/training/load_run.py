@@ -63,7 +63,7 @@ def load_run(
     folder = RunFolder(path)
     if not folder.exists:
         raise UsageError(f"{path} holds no config.json; name the folder of a run")
-    config = read_config(folder, {"device": device, "backend": backend})
+    config = read_config(folder, {"device": device, "backend": backend, "plan": "auto"})
     found, state = read_checkpoint(folder, None if checkpoint is None else Path(checkpoint))
     check_asked(config)
     sizes = read_sizes(path, config)

@@ -1,0 +1,146 @@
+r"""The backward sweep in Triton with one launch for each layer of a step, over the whole chip.
+
+One batched pass of the base field stores the activations of rows (k, b) first. With J_k =
+dv_base/dX at (X_k, t_k + h) and h / (t_k + h) = 1 / (k + 1), step k is
+
+    a_k = (k / (k + 1)) a_{k+1} + 2 h J_k^T a_{k+1}
+
+A launch computes a_{k+1} from the gradient of the first pre-activation at step k + 1 and pulls it
+back to the last hidden layer at step k; `depth - 1` launches follow. Every program of a tile of
+rows computes its a_{k+1} itself; that of the first features stores it. Steps take turns on two sets
+of rows: what a launch reads, none beside it writes.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from trqam_fast.kernels.mlp.tiles import (
+    STEP_REGISTERS,
+    Folded,
+    Network,
+    Pull,
+    config_for,
+    finish_pull,
+    forward_pass,
+    gradients_of,
+    network_of,
+    pull_hidden_layers,
+    pull_norm,
+    pull_outputs,
+    tile_options,
+)
+from trqam_fast.kernels.mlp.triton import Inputs
+from trqam_fast.kernels.mlp.triton_config import operand_dtype
+from trqam_fast.kernels.mlp.triton_tile import Gradients, group_of, zeros
+from trqam_fast.kernels.mlp.triton_weights import weight_pointers
+from trqam_fast.kernels.mlp.weights import MLPWeights
+
+
+@triton.jit(
+    do_not_specialize=[
+        "tape_rows", "layer_rows", "tape_start", "start", "before", "rows", "batch", "steps", "k",
+    ]
+)  # fmt: skip
+def sweep_step_kernel(
+    network,  # Network of S networks
+    tape,  # Tape of S networks, rows (k, b) of the pass at t_k + h
+    tape_rows,  # K * B
+    layer_rows,  # S * K * B
+    tape_start,  # row of the tape at which step k begins
+    grads,  # Gradients of S networks
+    start,  # row of the gradients at which step k begins
+    before,  # the same of step k + 1
+    rows,  # rows of the gradients
+    terminal,  # [S, B, D]
+    adjoints,  # [S, K, B, D]
+    batch,  # B
+    steps,  # K
+    k,  # step through which a_{k+1} is pulled, -1 after the last
+    FIRST: tl.constexpr,
+    LAST: tl.constexpr,
+    C: tl.constexpr,
+):
+    """a_{k+1}, and its pullback to the last hidden layer; grid [rows, features, S]."""
+    tile = tl.program_id(1)
+    run = tl.program_id(2)
+    wide = tl.cast(run, tl.int64)
+    local = tl.program_id(0) * C.block_m + tl.arange(0, C.block_m)
+    mask = local < batch
+    net = network_of(network, run, 0, C)
+    tape = group_of(tape, run, tape_rows, layer_rows, C)
+    grads = gradients_of(grads, run, tl.num_programs(2), rows, 0, C)
+    dims = tl.arange(0, C.block_out)
+    narrow = dims < C.dim
+    inside = mask[:, None] & narrow[None, :]
+    element = local[:, None] * C.dim + dims[None, :]
+    given = terminal + wide * batch * C.dim
+    stored = adjoints + (wide * steps + k + 1) * batch * C.dim
+    if FIRST:
+        adjoint = tl.load(given + element, mask=inside, other=0.0)
+    else:
+        if k + 2 == steps:
+            adjoint = tl.load(given + element, mask=inside, other=0.0)
+        else:
+            adjoint = tl.load(stored + batch * C.dim + element, mask=inside, other=0.0)
+        pulled = zeros(C.block_m, C.block_out)
+        for n in range(0, C.width, C.block_k):
+            ks = n + tl.arange(0, C.block_k)
+            dz_at = (before + local)[:, None] * C.width + ks[None, :]
+            dz = tl.load(grads.pre + dz_at, mask=mask[:, None], other=0.0)
+            w = net.w_in + (C.obs + dims)[None, :] * C.width + ks[:, None]
+            w = tl.load(w, mask=narrow[None, :], other=0.0).to(C.operand)
+            pulled = tl.dot(dz, w, pulled, input_precision=C.precision)
+        done = tl.cast(k + 1, tl.float32)
+        size = tl.cast(steps, tl.float32)
+        adjoint = adjoint * (done / (done + 1.0)) + (2.0 / size) * pulled
+        tl.store(stored + element, adjoint, mask=inside & (tile == 0))
+    if not LAST:
+        dy = pull_outputs(adjoint, net, tile, C)
+        at = tape_start + local
+        finish_pull(dy, tape, grads, at, start + local, mask, grads.sums, tile, C.depth - 1, C)
+
+
+def lean_adjoint(
+    base_velocity: MLPWeights,
+    observations: Tensor,
+    trajectory: Tensor,
+    terminal_adjoint: Tensor,
+    precision: str,
+) -> Tensor:
+    """Return a_0..a_{K-1}, `[S, K, B, D]`, of contiguous data."""
+    runs, points, batch, dim = trajectory.shape
+    steps = points - 1
+    inputs = Inputs(observations, trajectory, steps, 1)
+    _, tape = forward_pass(base_velocity, inputs, precision, train=True)
+    config = config_for(base_velocity, observations, trajectory, precision, train=False, rows=batch)
+    new, rows = trajectory.new_empty, 2 * batch
+    grads = Gradients(
+        new(2, runs, rows, config.width, dtype=operand_dtype(config)),
+        new(runs if config.norm else 0, rows, config.width),
+        new(0),
+        runs * rows * config.width,
+        0,
+    )
+    adjoints = new(runs, steps, batch, dim)
+    tiles = triton.cdiv(batch, config.block_m)
+    with torch.cuda.device_of(trajectory):
+        # Read K times: worth a copy in the operand's type.
+        packed = weight_pointers(base_velocity, config, operand_dtype(config))
+        network = Network(packed, Folded(*[adjoints] * 4))
+        for i in range(steps + 1):
+            k, first, last = steps - 1 - i, i == 0, i == steps
+            start = i % 2 * batch
+            pull = Pull(tape, steps * batch, k * batch, grads, start, batch, rows, grads.normed)
+            sweep_step_kernel[(tiles, 1 if last else config.width // config.block_n, runs)](
+                network, tape, pull.tape_rows, runs * pull.tape_rows, pull.tape_start, grads, start,
+                batch - start, rows, terminal_adjoint, adjoints, batch, steps, k, first, last,
+                config, **tile_options(precision, STEP_REGISTERS),
+            )  # fmt: skip
+            if not last:
+                pull_norm(network, pull, runs, config.depth - 1, config, precision)
+                pull_hidden_layers(network, pull, runs, config, precision)
+    return adjoints

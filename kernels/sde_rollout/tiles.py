@@ -1,0 +1,240 @@
+"""The rollout in Triton with one launch for each layer of a step, over the whole chip.
+
+Launch k computes X_k from the last hidden layer at X_{k-1} and goes on to the first layer at X_k;
+`depth - 1` launches follow. Every program of a tile of rows computes its X_k itself, so that none
+waits for another; that of the first features stores it. The step is
+
+    x <- c_x x + c_v v + c_eps eps,    SDE: 1 - 1/(k+1), 2h, sqrt(h) g_k    ODE: 1, h, 0
+
+and the last one of the SDE follows the base field, whose pass at X_{K-1} runs beside the others,
+on rows of its own. Steps take turns on the rows of the ODE, and without a tape on those of the SDE:
+what a launch reads, none beside it writes.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from trqam_fast.kernels.mlp.tiles import (
+    STEP_REGISTERS,
+    RowBlocks,
+    activate,
+    config_for,
+    empty_tape,
+    hidden_layers,
+    make_network,
+    network_of,
+    output_product,
+    rows_of,
+    tile_options,
+)
+from trqam_fast.kernels.mlp.triton import check_size
+from trqam_fast.kernels.mlp.triton_config import KernelConfig, operand_dtype
+from trqam_fast.kernels.mlp.triton_tile import Tape, group_of, zeros
+from trqam_fast.kernels.mlp.triton_weights import WeightPointers, pack, packed_shapes, split
+from trqam_fast.kernels.mlp.weights import MLPWeights
+from trqam_fast.kernels.sde_rollout.inputs import RolloutInputs
+
+
+@triton.jit(
+    do_not_specialize=[
+        "rows", "layer_rows", "before", "ode_before", "k", "steps", "tiles", "ode_tiles", "start",
+        "ode_start", "base_start", "batch", "ode_batch",
+    ]
+)  # fmt: skip
+def rollout_step_kernel(
+    network,  # Network of S networks and the base fields
+    tape,  # Tape of S networks
+    rows,  # rows of the tape
+    layer_rows,  # S * rows
+    before,  # row of the tape at which the last step's rows of the SDE begin
+    ode_before,  # the same of the ODE's
+    observations,  # [S, B, O]
+    x0,  # [S, B, D]
+    noise,  # [S, K - 1, B, D]
+    trajectory,  # [S, K + 1, B, D]
+    velocity,  # [S, K, B, D]
+    ode_observations,  # [S, N, O]
+    ode_x0,  # [S, N, D]
+    ode_x,  # [2, S, N, D]: X_k of even and of odd k
+    k,  # of the X_k that is computed
+    steps,  # K
+    tiles,  # RowBlocks, from here
+    ode_tiles,
+    start,
+    ode_start,
+    base_start,
+    batch,
+    ode_batch,
+    FIRST: tl.constexpr,
+    LAST: tl.constexpr,
+    C: tl.constexpr,
+):
+    """X_k, and the first layer at it unless it is the last; grid [rows, features, S]."""
+    tile = tl.program_id(1)
+    run = tl.program_id(2)
+    wide = tl.cast(run, tl.int64)
+    blocks = RowBlocks(tiles, ode_tiles, start, ode_start, base_start, batch, ode_batch)
+    row, local, mask, kind = rows_of(tl.program_id(0), blocks, C.block_m)
+    ode = kind == 1
+    base = kind // 2
+    tape = group_of(tape, run, rows, layer_rows, C)
+    dims = tl.arange(0, C.block_out)
+    inside = mask[:, None] & (dims < C.dim)[None, :]
+    element = local[:, None] * C.dim + dims[None, :]
+    size = tl.cast(steps, tl.float32)
+    if ode:
+        observed = ode_observations + wide * ode_batch * C.obs
+        begun = ode_x0 + wide * ode_batch * C.dim
+        turn = (k % 2) * tl.num_programs(2)
+        into = ode_x + (turn + wide) * ode_batch * C.dim
+        last_x = ode_x + (tl.num_programs(2) - turn + wide) * ode_batch * C.dim
+        read = ode_before + local
+    else:
+        observed = observations + wide * batch * C.obs
+        begun = x0 + wide * batch * C.dim
+        into = trajectory + (wide * (steps + 1) + k) * batch * C.dim
+        last_x = into - batch * C.dim
+        read = before + local
+    storing = inside & (tile == 0)
+    if FIRST:
+        x = tl.load(begun + element, mask=inside, other=0.0)
+        tl.store(into + element, x, mask=storing)
+    else:
+        x = tl.load(last_x + element, mask=inside, other=0.0)
+        # Before the last step, rows of the base field repeat what those of the SDE do.
+        by_base = base if LAST else 0
+        if LAST:
+            read = tl.where(base == 1, base_start + local, read)
+        net = network_of(network, run, by_base, C)
+        v = output_product(
+            net, network.folded, run + by_base * network.fold_step, tape, read, mask, C
+        )
+        fine = storing & (kind == 0)
+        kept = velocity + (wide * steps + k - 1) * batch * C.dim
+        tl.store(kept + element, v, mask=fine)
+        if LAST:
+            tl.store(into + element, x + v / size, mask=storing & (kind != 0))
+        else:
+            after = tl.cast(k, tl.float32)
+            drawn = noise + (wide * (steps - 1) + k - 1) * batch * C.dim
+            eps = tl.load(drawn + element, mask=inside & (kind != 1), other=0.0)
+            diffusion = tl.sqrt(2.0 * (size - after + 2.0) / (size * after))
+            sampled = x * (1.0 - 1.0 / after) + (2.0 / size) * v + diffusion * eps
+            x = tl.where(ode, x + v / size, sampled)
+            tl.store(into + element, x, mask=storing & (kind != 2))
+    if not LAST:
+        net = network_of(network, run, base, C)
+        features = tile * C.block_n + tl.arange(0, C.block_n)
+        z = zeros(C.block_n, C.block_m)
+        for n in range(0, C.obs, C.block_k):
+            ks = n + tl.arange(0, C.block_k)
+            known = ks < C.obs
+            w = tl.load(
+                net.w_in + ks[None, :] * C.width + features[:, None],
+                mask=known[None, :],
+                other=0.0,
+            )
+            s = tl.load(
+                observed + local[None, :] * C.obs + ks[:, None],
+                mask=mask[None, :] & known[:, None],
+                other=0.0,
+            )
+            z = tl.dot(w.to(C.operand), s.to(C.operand), z, input_precision=C.precision)
+        w_x = net.w_in + C.obs * C.width + features
+        moved = tl.load(
+            w_x[:, None] + dims[None, :] * C.width, mask=(dims < C.dim)[None, :], other=0.0
+        )
+        given = tl.trans(x.to(C.operand))
+        z = tl.dot(moved.to(C.operand), given, z, input_precision=C.precision)
+        time = tl.div_rn(tl.cast(k, tl.float32), size)
+        z += time * tl.load(w_x + C.dim * C.width).to(tl.float32)[:, None]
+        z += tl.load(net.b_hid + features)[:, None]
+        activate(z, tape, row, mask, tile, 0, C)
+
+
+def rollout_config(
+    velocity: MLPWeights, inputs: RolloutInputs, precision: str, train: bool
+) -> KernelConfig:
+    """Return the config of a rollout."""
+    rows = inputs.x0.shape[1] + inputs.ode_x0.shape[1]
+    return config_for(velocity, inputs.observations, inputs.x0, precision, train=train, rows=rows)
+
+
+def rollout_tape(velocity: MLPWeights, inputs: RolloutInputs, precision: str, train: bool) -> Tape:
+    """Return the uninitialised tape, of the SDE's rows, the base field's, two of the ODE's."""
+    config = rollout_config(velocity, inputs, precision, train)
+    runs, batch, _ = inputs.x0.shape
+    rows = ((inputs.flow_steps if train else 2) + 1) * batch + 2 * inputs.ode_x0.shape[1]
+    return empty_tape(config, runs, rows, inputs.x0)
+
+
+def packed_weights(kernels: Tensor, vectors: Tensor, config: KernelConfig) -> WeightPointers:
+    """Return the networks of packed kernels `[F, S, n]` and vectors `[F, S, m]`."""
+    kernel_shapes, vector_shapes = packed_shapes(config)
+    parts, depth = split(kernels[0], kernel_shapes), config.depth
+    small = split(vectors[0], vector_shapes)
+    return WeightPointers(
+        parts[0],
+        parts[min(1, depth - 1)],
+        parts[-1],
+        small[0],
+        small[depth],
+        small[depth + 1 if config.norm else 0],
+        small[2 * depth + 1 if config.norm else 0],
+        kernels.stride(1),
+        vectors.stride(1),
+    )
+
+
+def sde_rollout(
+    velocity: MLPWeights, base: MLPWeights, inputs: RolloutInputs, precision: str, *, train: bool
+) -> tuple[Tensor, Tensor, Tensor, Tape]:
+    """Launch the steps on contiguous data; either kind may have no rows.
+
+    Returns:
+        Trajectory `[S, K + 1, B, D]`, velocities `[S, K, B, D]`, X_K of the ODE's rows
+        `[S, N, D]`, and the tape, whose first K * B rows are those of the velocities.
+    """
+    x0, steps = inputs.x0, inputs.flow_steps
+    runs, batch, dim = x0.shape
+    ode_batch = inputs.ode_x0.shape[1]
+    config = rollout_config(velocity, inputs, precision, train)
+    tape = rollout_tape(velocity, inputs, precision, train)
+    rows = tape.out.shape[2]
+    check_size(config, rows)
+    check_size(config, (steps + 1) * batch)
+    trajectory = x0.new_empty(runs, steps + 1, batch, dim)
+    velocities = x0.new_empty(runs, steps, batch, dim)
+    ode_x = x0.new_empty(2, runs, ode_batch, dim)
+    kernels, vectors = pack([velocity, base], config, operand_dtype(config))
+    tiles = triton.cdiv(batch, config.block_m)
+    ode_tiles = triton.cdiv(ode_batch, config.block_m)
+    base_start = (steps if train else 2) * batch
+
+    def place(k: int) -> tuple[int, int]:
+        """Return where the tape has the rows of a step."""
+        return (k if train else k % 2) * batch, base_start + batch + k % 2 * ode_batch
+
+    options = tile_options(precision, STEP_REGISTERS)
+    with torch.cuda.device_of(x0):
+        weights = packed_weights(kernels, vectors, config)
+        network = make_network(weights, config, 2 * runs, precision, x0)._replace(
+            kernel_step=kernels.stride(0), vector_step=vectors.stride(0), fold_step=runs
+        )
+        for k in range(steps + 1):
+            blocks = RowBlocks(tiles, ode_tiles, *place(k), base_start, batch, ode_batch)
+            count = tiles + ode_tiles + (tiles if k >= steps - 1 else 0)
+            first, last = k == 0, k == steps
+            features = 1 if last else config.width // config.block_n
+            rollout_step_kernel[(count, features, runs)](
+                network, tape, rows, runs * rows, *place(k - 1), inputs.observations, x0,
+                inputs.noise, trajectory, velocities, inputs.ode_observations, inputs.ode_x0,
+                ode_x, k, steps, *blocks, first, last, config, **options,
+            )  # fmt: skip
+            if not last:
+                hidden_layers(network, tape, rows, runs, blocks, count, config, precision)
+    return trajectory, velocities, ode_x[steps % 2], tape

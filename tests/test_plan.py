@@ -1,0 +1,285 @@
+"""How an update is computed on a GPU: what is timed, taken, remembered and kept."""
+
+import contextlib
+import json
+
+import pytest
+import torch
+
+from tests.helpers import draw
+from tests.kill_run import compare_runs
+from tests.runs import run
+from trqam_fast import train
+from trqam_fast.data.dataset import Dataset
+from trqam_fast.errors import RunError, UsageError
+from trqam_fast.kernels import BackendError
+from trqam_fast.training import backend, plan, updater
+from trqam_fast.training.backend import check_asked
+from trqam_fast.training.flags import parse_config
+from trqam_fast.training.loop import Trainer
+from trqam_fast.training.plan import Choice, read_choice, settle_plan, write_choice
+from trqam_fast.training.updater import UPDATES_PER_REPLAY, WARMUP, Updater
+
+GPU = "Imagined GPU"
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """Pretend that there is a GPU whose kernels have these problems; a cache folder of its own."""
+    problems = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: GPU)
+    monkeypatch.setattr(backend, "triton_problems", lambda *_: problems)
+    before = torch.get_float32_matmul_precision()
+    yield problems
+    torch.set_float32_matmul_precision(before)
+
+
+def make_dataset(rows=60):
+    arrays = {
+        "observations": draw(rows, 3, seed=1), "actions": draw(rows, 2, seed=2).clamp(-1, 1),
+        "rewards": -draw(rows, seed=3).abs(), "masks": torch.ones(rows),
+        "terminals": torch.zeros(rows), "next_observations": draw(rows, 3, seed=4),
+    }  # fmt: skip
+    return Dataset.from_arrays({name: tensor.float() for name, tensor in arrays.items()})
+
+
+def settle(times, *flags, kept=None):
+    """The settled configuration, the choice, and the plans that were timed."""
+    timed = []
+
+    def timer(settled, dataset):
+        timed.append((settled.plan, settled.backend, settled.precision))
+        if isinstance(times[settled.plan], Exception):
+            raise times[settled.plan]
+        return times[settled.plan]
+
+    config = parse_config(["--device", "cuda", *flags])
+    check_asked(config)
+    return *settle_plan(config, make_dataset(), kept, timer), timed
+
+
+@pytest.mark.parametrize(
+    ("times", "fastest", "computed_by"),
+    [
+        ({"fused": 3.5, "tiles": 3.0, "layers": 2.0}, "layers", "reference"),
+        ({"fused": 1.5, "tiles": 3.0, "layers": 2.0}, "fused", "triton"),
+        ({"fused": 1.5, "tiles": 1.0, "layers": 2.0}, "tiles", "tiles"),
+    ],
+)
+def test_the_fastest_plan_wins(times, fastest, computed_by, gpu):
+    config, choice, timed = settle(times)
+    backends = {"fused": "triton", "tiles": "tiles", "layers": "reference"}
+    assert timed == [(name, each, "tf32") for name, each in backends.items()]
+    assert choice == Choice(fastest, "tf32", "measured", times)
+    assert (config.plan, config.backend, config.precision) == (fastest, computed_by, "tf32")
+    in_tf32 = torch.get_float32_matmul_precision() == "high"
+    assert in_tf32 == (fastest == "layers")
+    shown = choice.in_words()
+    assert shown.startswith(f"plan: {fastest}, tf32 (fused {times['fused']:.3f} ms, ")
+
+
+def test_times_are_remembered_for_equal_cases(gpu, monkeypatch):
+    times = {"fused": 3.5, "tiles": 3.0, "layers": 2.0}
+    settle(times)
+    _, choice, timed = settle({})
+    assert timed == [] and choice == Choice("layers", "tf32", "remembered", times)
+    assert "by an earlier run" in choice.in_words()
+    faster = {"fused": 1.0, "tiles": 3.0, "layers": 2.0}
+    for flags in (["--seeds", "0", "1"], ["--batch-size", "32"], ["--precision", "ieee"]):
+        assert settle(faster, *flags)[1].plan == "fused", flags
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "another")
+    assert settle(faster)[1].how == "measured"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: GPU)
+    assert settle({})[1].plan == "layers", "the others took nothing from it"
+    monkeypatch.setattr(plan, "code_digest", lambda: "changed")
+    assert settle(faster)[1].how == "measured"
+
+
+@pytest.mark.parametrize("damage", ["{", "[1]", '{"a": 1}', '{"a": {"fused": "x"}}'])
+def test_a_damaged_cache_is_measured_anew(damage, gpu):
+    times = {"fused": 3.5, "tiles": 3.0, "layers": 2.0}
+    settle(times)
+    plan.cache_path().write_text(damage)
+    assert settle(times)[1].how == "measured"
+    assert settle({})[1].how == "remembered"
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(gpu, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    for _ in range(2):
+        assert settle({"fused": 3.5, "tiles": 3.0, "layers": 2.0})[1].how == "measured"
+
+
+def test_a_plan_with_problems_is_not_timed(gpu, capsys):
+    gpu.append("mlp is off")
+    config, choice, timed = settle({})
+    assert timed == [] and choice == Choice("layers", "tf32", "alone", {})
+    assert config.backend == "reference" and torch.get_float32_matmul_precision() == "high"
+    warned = capsys.readouterr().err
+    for name in ("fused", "tiles"):
+        assert warned.count(f"plan {name} cannot be used on cuda: mlp is off") == 1
+    with pytest.raises(BackendError, match="--plan fused cannot be used: mlp is off; take another"):
+        settle({}, "--plan", "fused")
+    with pytest.raises(BackendError, match="--precision bf16 needs the Triton kernels: mlp is off"):
+        settle({}, "--precision", "bf16")
+
+
+def test_a_plan_that_fails_while_it_is_timed_is_left_out(gpu, capsys):
+    times = {"fused": RuntimeError("out of memory\nmore"), "tiles": 3.0, "layers": 2.0}
+    _, choice, _ = settle(times)
+    assert choice == Choice("layers", "tf32", "measured", {"tiles": 3.0, "layers": 2.0})
+    assert capsys.readouterr().err == "warning: plan fused is left out: out of memory\n"
+    times = {"fused": 1.0, "tiles": 3.0, "layers": 2.0}
+    assert settle(times)[1].plan == "fused", "a failure is not remembered"
+    broken = {"fused": RunError("lost"), "tiles": RunError(""), "layers": RunError("lost too")}
+    with pytest.raises(RunError, match="an update runs with no plan on cuda: lost too"):
+        settle(broken, "--batch-size", "32")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--plan", "fused"], Choice("fused", "tf32", "asked", {})),
+        (["--plan", "layers", "--precision", "ieee"], Choice("layers", "ieee", "asked", {})),
+        (["--plan", "tiles"], Choice("tiles", "tf32", "asked", {})),
+        (["--backend", "triton"], None),
+        (["--backend", "reference"], None),
+    ],
+)
+def test_what_is_asked_for_is_not_timed(flags, expected, gpu):
+    _, choice, timed = settle({}, *flags)
+    assert timed == [] and choice == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind", "match"),
+    [
+        (["--device", "cpu", "--plan", "fused"], UsageError, "is of a GPU, and --device is cpu"),
+        (["--plan", "fused", "--backend", "triton"], UsageError, "exclude each other"),
+        (["--plan", "layers", "--precision", "bf16"], BackendError, "has no precision 'bf16'"),
+    ],
+)
+def test_flags_that_contradict_a_plan(flags, kind, match, gpu):
+    with pytest.raises(kind, match=match):
+        settle({}, *flags)
+
+
+def test_a_run_keeps_its_plan(gpu, tmp_path):
+    path, kept = tmp_path / "plan.json", Choice("fused", "bf16", "measured", {"fused": 1.0})
+    write_choice(path, kept)
+    assert read_choice(path) == kept
+    config, choice, timed = settle({}, kept=kept)
+    assert timed == [] and choice == kept
+    assert (config.plan, config.precision) == ("fused", "bf16")
+    assert settle({}, "--plan", "layers", kept=kept)[1].plan == "layers"
+    gpu.append("mlp is off")
+    with pytest.raises(BackendError, match="--plan fused cannot be used: mlp is off"):
+        settle({}, kept=kept)
+    for damage in ("{", '{"plan": "other"}', "[]"):
+        path.write_text(damage)
+        assert read_choice(path) is None
+    assert read_choice(tmp_path / "none") is None
+
+
+class FakeGraph:
+    """Stands in for a captured graph: a replay runs what was captured."""
+
+    count = 0
+
+    def __init__(self):
+        self.captured = []
+        FakeGraph.count += 1
+
+    def pool(self):
+        return self
+
+    def replay(self):
+        for function in self.captured:
+            function()
+
+
+@pytest.fixture
+def graphs_on_the_cpu(monkeypatch):
+    """Both plans on the CPU, in graphs whose replays run what was captured."""
+
+    @contextlib.contextmanager
+    def capture(graph, pool):
+        real = Updater.update
+        with monkeypatch.context() as patch:
+            patch.setattr(Updater, "update", lambda self: graph.captured.append(lambda: real(self)))
+            yield
+
+    FakeGraph.count = 0
+    init = Updater.__init__
+
+    def with_graph(self, *arguments, graph):
+        init(self, *arguments, graph=graph)
+        self.graph = graph
+
+    monkeypatch.setattr(updater.torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(updater.torch.cuda, "graph", capture)
+    monkeypatch.setattr(updater.torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(Updater, "warm_up", lambda self: self.update())
+    monkeypatch.setattr(Updater, "__init__", with_graph)
+    monkeypatch.setattr(backend, "PLANS", {"fused": "cpp", "layers": "reference"})
+    for module in (backend, plan):
+        monkeypatch.setattr(module, "takes_plan", lambda config: config.backend == "auto")
+    monkeypatch.setattr(backend, "find_problem", lambda *_: None)
+
+
+def test_a_plan_is_timed_in_graphs(gpu, graphs_on_the_cpu):
+    config = parse_config(
+        ["--preset", "smoke", "--batch-size", "8", "--backend", "cpp", "--precision", "ieee"]
+    )
+    updates, real = [], Updater.update
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "ROUNDS", 2)
+        patch.setattr(Updater, "update", lambda self: updates.append(1) or real(self))
+        assert plan.measure(config, make_dataset()) > 0
+    assert FakeGraph.count == 1
+    assert len(updates) == WARMUP + UPDATES_PER_REPLAY + 2 * plan.UPDATES
+
+
+def test_a_run_stores_its_plan_and_continues_with_it(
+    flags, tmp_path, gpu, graphs_on_the_cpu, monkeypatch, capsys
+):
+    """The other plan, the fastest by the time it goes on, would give other bits."""
+    flags = [*flags, "--precision", "ieee", "--algo", "bc", "--eval-interval", "0"]
+    times = {"fused": 2.0, "layers": 1.0}
+    monkeypatch.setattr(plan, "measure", lambda settled, dataset: times[settled.plan])
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert run(flags, whole) == 0
+    assert "plan: layers, ieee (fused 2.000 ms, layers 1.000 ms an update)" in (
+        capsys.readouterr().out
+    )
+    stored = json.loads((whole / "plan.json").read_text())
+    assert stored == {
+        "plan": "layers", "precision": "ieee", "how": "measured", "times_ms": times,
+    }  # fmt: skip
+    assert json.loads((whole / "config.json").read_text())["plan"] == "auto"
+    assert json.loads((whole / "summary.json").read_text())["backend"] == "reference"
+
+    class Killed(Exception):
+        pass
+
+    check = Trainer.check_finite
+
+    def interrupt(self, stage):
+        check(self, stage)
+        if stage.step >= 13:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "check_finite", interrupt)
+        with pytest.raises(Killed):
+            train.main([*flags, "--run-dir", str(halves)])
+    plan.cache_path().unlink()
+    times["layers"] = 9.0
+    assert run(flags, halves, "--resume") == 0
+    assert read_choice(halves / "plan.json").plan == "layers"
+    assert compare_runs(whole, halves) == []

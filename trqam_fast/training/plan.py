@@ -1,0 +1,246 @@
+"""How an update is computed on a GPU: the plans are timed at a run's own sizes, the fastest wins.
+
+Which plan is the fastest depends on the GPU, the widths and the number of runs, so it is measured:
+a few seconds at the start of a run, once for each GPU, version and size. All plans compute the same
+update within the precision's error; a resumed run keeps its plan, and so its bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import trqam_fast.kernels
+from trqam_fast.agents import algorithm
+from trqam_fast.data.dataset import Transitions
+from trqam_fast.errors import RunError
+from trqam_fast.files import expanded, read_bytes, write_json
+from trqam_fast.runs.folder import versions
+from trqam_fast.self_test import launch_errors
+from trqam_fast.training.backend import (
+    PLANS,
+    allow_tf32,
+    settle_backend,
+    takes_plan,
+    working_plans,
+)
+from trqam_fast.training.config import TrainConfig
+from trqam_fast.training.history import History
+from trqam_fast.training.seeding import make_randomness
+from trqam_fast.training.updater import UPDATES_PER_REPLAY, WARMUP, Updater
+
+ROUNDS, UPDATES = 5, 3 * UPDATES_PER_REPLAY
+"""Times that are taken of a plan, and the updates of each."""
+
+LARGEST_FILE = 2**20
+"""Bytes of a file of plans that are read at the most."""
+
+Timer = Callable[[TrainConfig, Transitions], float]
+"""Milliseconds of an update of a settled configuration."""
+
+
+class Choice(NamedTuple):
+    """The plan of a run.
+
+    Attributes:
+        plan: Its name.
+        precision: Operands of the products.
+        how: ``measured``, ``remembered`` (measured by an earlier run), ``asked`` or ``alone``.
+        times_ms: Milliseconds of an update by plan, of those that were measured.
+    """
+
+    plan: str
+    precision: str
+    how: str
+    times_ms: dict[str, float]
+
+    def in_words(self) -> str:
+        """Return a line that says what was chosen and why."""
+        times = ", ".join(f"{name} {ms:.3f} ms" for name, ms in self.times_ms.items())
+        reason = {"asked": "as asked", "alone": "the only one that works here"}.get(self.how, times)
+        if self.how == "remembered":
+            reason += " an update, by an earlier run"
+        elif self.how == "measured":
+            reason += " an update"
+        return f"plan: {self.plan}, {self.precision} ({reason})"
+
+
+def settle_plan(
+    config: TrainConfig,
+    dataset: Transitions,
+    kept: Choice | None = None,
+    timer: Timer | None = None,
+) -> tuple[TrainConfig, Choice | None]:
+    """Replace ``auto`` by what will run, on a GPU by the plan with the fastest update.
+
+    Args:
+        config: What was asked for.
+        dataset: The transitions that batches come from.
+        kept: The plan of the run that is continued.
+        timer: How to time a plan; `measure` unless given.
+
+    Returns:
+        The settled configuration; the choice, None where there is no plan.
+
+    Raises:
+        BackendError: the precision or plan asked for cannot run.
+        RunError: a plan left the GPU unusable, or no update of any plan runs.
+    """
+    if not takes_plan(config):
+        return settle_backend(config, dataset.act_dim), None
+    if kept is not None and config.plan == "auto":
+        config = dataclasses.replace(config, plan=kept.plan)
+        if config.precision == "auto":
+            config = dataclasses.replace(config, precision=kept.precision)
+        settled = settle_backend(config, dataset.act_dim)
+        return settled, kept._replace(precision=settled.precision)
+    if config.plan != "auto":
+        settled = settle_backend(config, dataset.act_dim)
+        return settled, Choice(settled.plan, settled.precision, "asked", {})
+    plans = {settled.plan: settled for settled in working_plans(config, dataset.act_dim)}
+    how, times = "alone", {}
+    if len(plans) > 1:
+        how, times = measured_times(plans, dataset, timer or measure)
+    name = min(times, key=times.__getitem__) if times else next(iter(plans))
+    settled = plans[name]
+    allow_tf32(settled)
+    return settled, Choice(name, settled.precision, how, times)
+
+
+def measured_times(
+    plans: dict[str, TrainConfig], dataset: Transitions, timer: Timer
+) -> tuple[str, dict[str, float]]:
+    """Return ``measured`` or ``remembered``, and the milliseconds of an update by plan.
+
+    A plan whose update fails is left out with its reason on standard error.
+
+    Raises:
+        RunError: no plan's update runs.
+    """
+    cache, key = read_cache(), case_of(plans, dataset)
+    if set(cache.get(key, {})) == set(plans):
+        return "remembered", cache[key]
+    times, reason = {}, ""
+    for name, settled in plans.items():
+        try:
+            times[name] = round(timer(settled, dataset), 4)
+        except (RunError, *launch_errors()) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            print(f"warning: plan {name} is left out: {reason}", file=sys.stderr)
+    if not times:
+        raise RunError(f"an update runs with no plan on {settled.device}: {reason}")
+    if len(times) == len(plans):
+        write_cache(cache | {key: times})
+    return "measured", times
+
+
+def measure(settled: TrainConfig, dataset: Transitions) -> float:
+    """Return the median milliseconds of an update, on an agent that is thrown away afterwards."""
+    before = torch.get_float32_matmul_precision()
+    allow_tf32(settled)
+    try:
+        agent = algorithm(settled.algo)(
+            settled.agent, dataset.obs_dim, dataset.act_dim, list(settled.seeds),
+            device=settled.device, backend=settled.backend, precision=settled.precision,
+        )  # fmt: skip
+        randomness = make_randomness(settled.seeds, "offline", agent.device, agent.backend)
+        history = History(UPDATES)
+        graph = settled.graph and dataset.on_device
+        updater = Updater(agent, dataset, randomness, history, graph=graph)
+        updater.run(WARMUP + UPDATES_PER_REPLAY)
+        seconds = []
+        for _ in range(ROUNDS):
+            history.collect()  # which waits for the device
+            start = time.perf_counter()
+            updater.run(UPDATES)
+            torch.cuda.synchronize(agent.device)
+            seconds.append((time.perf_counter() - start) / UPDATES)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    del agent, updater
+    torch.cuda.empty_cache()
+    return 1e3 * statistics.median(seconds)
+
+
+def case_of(plans: dict[str, TrainConfig], dataset: Transitions) -> str:
+    """Return what the times depend on: GPU, versions, kernels, algorithm, sizes."""
+    config = next(iter(plans.values()))
+    known = versions()
+    case: dict[str, Any] = {
+        "gpu": torch.cuda.get_device_name(config.device), "cuda": torch.version.cuda,
+        **{name: known[name] for name in ("trqam_fast", "torch", "triton")},
+        "code": code_digest(), "plans": list(plans), "precision": config.precision,
+        "graph": config.graph and dataset.on_device, "algo": config.algo,
+        "runs": len(config.seeds), "obs_dim": dataset.obs_dim, "act_dim": dataset.act_dim,
+        "agent": dataclasses.asdict(config.agent),
+    }  # fmt: skip
+    return json.dumps(case, sort_keys=True)
+
+
+def code_digest() -> str:
+    """Return a digest of the kernels' sources, which change between versions while in work."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(trqam_fast.kernels.__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def cache_path() -> Path:
+    """Return the file of the times in the user's cache folder."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return expanded(folder) / "trqam_fast" / "plans.json"
+
+
+def read_cache() -> dict[str, dict[str, float]]:
+    """Return the times of earlier runs by case; none if the file is missing or damaged."""
+    try:
+        found = json.loads(read_bytes(cache_path(), LARGEST_FILE))
+        return {
+            str(case): {str(name): float(ms) for name, ms in times.items()}
+            for case, times in found.items()
+        }
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def write_cache(times: dict[str, dict[str, float]]) -> None:
+    """Keep the times for later runs, where the user's cache folder can be written."""
+    path = cache_path()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, times)
+    except OSError:  # the next run measures again
+        return
+
+
+def read_choice(path: Path) -> Choice | None:
+    """Return the choice that `write_choice` stored, None if there is none that is known here."""
+    try:
+        found = json.loads(read_bytes(path, LARGEST_FILE))
+        times = {str(name): float(ms) for name, ms in found["times_ms"].items()}
+        choice = Choice(found["plan"], found["precision"], found["how"], times)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None
+    return choice if choice.plan in PLANS else None
+
+
+def write_choice(path: Path, choice: Choice) -> None:
+    """Store a run's choice.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    try:
+        write_json(path, choice._asdict())
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error}") from None
