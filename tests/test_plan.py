@@ -13,6 +13,7 @@ from trqam_fast import train
 from trqam_fast.data.dataset import Dataset
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.kernels import BackendError
+from trqam_fast.report.find import find
 from trqam_fast.training import backend, plan, updater
 from trqam_fast.training.backend import check_asked
 from trqam_fast.training.flags import parse_config
@@ -170,7 +171,7 @@ def test_flags_that_contradict_a_plan(flags, kind, match, gpu):
 
 
 def test_a_run_keeps_its_plan(gpu, tmp_path):
-    path, kept = tmp_path / "plan.json", Choice("fused", "bf16", "measured", {"fused": 1.0})
+    path, kept = tmp_path / "update_plan.json", Choice("fused", "bf16", "measured", {"fused": 1.0})
     write_choice(path, kept)
     assert read_choice(path) == kept
     config, choice, timed = settle({}, kept=kept)
@@ -257,10 +258,11 @@ def test_a_run_stores_its_plan_and_continues_with_it(
     assert "plan: layers, ieee (fused 2.000 ms, layers 1.000 ms an update)" in (
         capsys.readouterr().out
     )
-    stored = json.loads((whole / "plan.json").read_text())
+    stored = json.loads((whole / "update_plan.json").read_text())
     assert stored == {
         "plan": "layers", "precision": "ieee", "how": "measured", "times_ms": times,
     }  # fmt: skip
+    assert find(whole).runs == [whole]  # and no sweep, whose plan is another
     assert json.loads((whole / "config.json").read_text())["plan"] == "auto"
     assert json.loads((whole / "summary.json").read_text())["backend"] == "reference"
 
@@ -281,5 +283,5 @@ def test_a_run_stores_its_plan_and_continues_with_it(
     plan.cache_path().unlink()
     times["layers"] = 9.0
     assert run(flags, halves, "--resume") == 0
-    assert read_choice(halves / "plan.json").plan == "layers"
+    assert read_choice(halves / "update_plan.json").plan == "layers"
     assert compare_runs(whole, halves) == []

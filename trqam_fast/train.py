@@ -289,7 +289,7 @@ def run_in(folder: RunFolder, config: TrainConfig, stop: StopRequest) -> Result:
         if config.pretrained is not None and not begun:
             pretrained = load_pretrained(config, dataset, logger, ledger)
     config = start.settle_budget(config, dataset.act_dim)
-    plan = folder.path / "plan.json"
+    plan = folder.path / "update_plan.json"
     with stop.at_once():
         kept = read_choice(plan) if begun else None
         settled, choice = settle_plan(config, dataset, kept)

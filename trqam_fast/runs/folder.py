@@ -174,7 +174,7 @@ class RunFolder:
         try:
             for log in self.logs:
                 log.path.unlink(missing_ok=True)
-            for name in ("summary.json", "curves.png", "plan.json"):
+            for name in ("summary.json", "curves.png", "update_plan.json"):
                 (self.path / name).unlink(missing_ok=True)
             for name in ("checkpoints", "evaluation", "trackers"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
