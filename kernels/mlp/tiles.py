@@ -839,7 +839,8 @@ def backward_pass(
         pull_norm(network, pull, groups, depth - 1, config, precision)
         pull_hidden_layers(network, pull, groups, config, precision)
         if want_inputs:
-            block_in = min(64, triton.next_power_of_2(max(config.inputs, 16)))
+            block_in = triton.next_power_of_2(max(config.inputs, 16))
+            block_in = min(block_in, 32 if precision == "ieee" else 64)  # 64 spill in float32
             pull_inputs_kernel[(tiles, triton.cdiv(config.inputs, block_in), groups)](
                 network, grads, d_inputs, rows, block_in, config, **options
             )
