@@ -2,12 +2,17 @@
 
 import contextlib
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 # cuBLAS needs it for what PyTorch calls deterministic, and reads it once.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+# A shell that starts the tests in the background lets them, and the commands they start, ignore it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     from tests.interpreter import accept_new_numpy
