@@ -298,8 +298,10 @@ class TestVerify:
         assert command.main(["verify", str(flat), str(archive)]) == 1
         whole, damaged = capsys.readouterr().out.splitlines()
         assert whole == f"{flat} is whole" and "truncated" in damaged
+        assert command.main(["verify", str(archive.parent / "missing.npz")]) == 1
+        assert "missing.npz cannot be read (No such file" in capsys.readouterr().out
         with pytest.raises(UsageError, match="is no dataset in"):
-            command.main(["verify", str(archive.parent / "missing.npz")])
+            command.main(["verify", "cube-single-play-v0", "--dataset-dir", str(archive.parent)])
 
 
 def test_list(archive, folder, capsys):

@@ -262,7 +262,7 @@ def test_ctrl_c_leaves_no_process(tmp_path):
     wait_until(lambda: list(folder.glob(".*.shards/train-*.npz")))
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert errors.strip().splitlines()[-1] == "interrupted"
     assert "Traceback" not in errors
     wait_until(lambda: group_is_gone(process), seconds=5)
