@@ -1,5 +1,5 @@
-# docker build -t trqam_fast . && docker run --rm -v "$PWD/runs:/work/runs" trqam_fast train
-# On a GPU: docker run --gpus all ... train --device cuda. Data are kept with -v "$HOME/.ogbench:/root/.ogbench".
+# docker build -t trqam_fast . && docker run --rm -v "$PWD/runs:/home/trqam/runs" trqam_fast train
+# On a GPU: docker run --gpus all ... train --device cuda. Data are kept with -v "$HOME/.ogbench:/home/trqam/.ogbench".
 FROM python:3.11-slim-bookworm AS build
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
