@@ -13,6 +13,7 @@ RUN apt-get update && apt-get install --yes --no-install-recommends libgomp1 lib
 ENV PIP_NO_CACHE_DIR=1
 COPY --from=build /wheels /wheels
 RUN wheel=$(echo /wheels/*.whl) && pip install "$wheel[triton,export,video,tensorboard]" && rm -r /wheels
-WORKDIR /work
+WORKDIR /home/trqam
+ENV HOME=/home/trqam
 ENTRYPOINT ["trqam"]
 CMD ["--help"]
