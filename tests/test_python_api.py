@@ -74,6 +74,18 @@ def test_train_takes_a_configuration_or_flags(flags, tmp_path):
         tf.train(learning_rate=1e-3)
 
 
+def test_the_same_call_goes_on_where_it_was(flags, tmp_path):
+    """By the names of the first call; a flag that does not exist is told as there."""
+    call = {**flags, "algo": "bc", "run_dir": str(tmp_path / "bc"), "resume": "auto"}
+    first = tf.train(**call)
+    steps = first.curves["bc_loss"][0][:, 0].tolist()
+    assert tf.train(**call | {"bc_steps": 12}).curves["bc_loss"][0][:, 0].tolist() == [*steps, 12]
+    with pytest.raises(UsageError, match="there is no flag --learning-rate"):
+        tf.train(**call, learning_rate=1e-3)
+    with pytest.raises(UsageError, match="cannot resume .* with --lr 0.5"):
+        tf.train(**call, lr=0.5)
+
+
 def test_a_policy_acts_as_the_evaluation_does(result):
     """The noise of an episode apart: with the same noise, the same actions."""
     policy = tf.Policy.load(str(result.run_dir), train_seed=7)
