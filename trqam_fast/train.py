@@ -162,7 +162,10 @@ def continued(before: TrainConfig, config: TrainConfig) -> TrainConfig:
         UsageError: it would be another run.
     """
     old, new = before.to_dict(), config.to_dict()
-    changed = [name for name in new if name not in RESUMABLE and new[name] != old.get(name)]
+    # The budget follows from the other flag once the data have told the width of an action.
+    follows = {"kl_budget"} if new.get("kl_budget_per_dim") is not None else set()
+    compared = new.keys() - RESUMABLE - follows
+    changed = [name for name in new if name in compared and new[name] != old.get(name)]
     if changed:
         differences = ", ".join(
             f"{flag_of(name)} {value_in_words(new[name])} (the run has "
