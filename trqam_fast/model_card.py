@@ -199,7 +199,7 @@ def setting_rows(config: TrainConfig, settings: dict[str, Any]) -> list[list[str
     sources = preset_settings(config.preset, config.env_name, config.algo)
     rows = []
     for name, value in settings.items():
-        if value is None:
+        if value is None or name in config.without_use:
             continue
         if value != plain.get(name):
             origin = "chosen for this run"

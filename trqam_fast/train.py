@@ -306,7 +306,12 @@ def run_in(folder: RunFolder, config: TrainConfig, stop: StopRequest) -> Result:
         pretrained = None
         if config.pretrained is not None and not begun:
             pretrained = load_pretrained(config, dataset, logger, ledger)
-    config = start.settle_budget(config, dataset.act_dim)
+    asked, config = config, start.settle_budget(config, dataset.act_dim)
+    if config is not asked:
+        logger.say(
+            f"--kl-budget is {config.agent.kl_budget:g}, --kl-budget-per-dim times the "
+            f"{dataset.act_dim} numbers of an action"
+        )
     plan = folder.path / "update_plan.json"
     with stop.at_once():
         kept = read_choice(plan) if begun else None
