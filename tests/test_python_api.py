@@ -47,6 +47,7 @@ for name in tf.__all__:
     assert callable(getattr(tf, name)), name
 import trqam_fast.train, trqam_fast.evaluate
 assert callable(tf.train) and callable(tf.evaluate) and callable(trqam_fast.train.main)
+assert "matplotlib.pyplot" not in sys.modules, "the caller's figures and backend are not ours"
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

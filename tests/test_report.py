@@ -194,7 +194,7 @@ def test_odd_names(tmp_path):
     shown = [text.get_text() for text in figure.legends[0].get_texts()]
     shown = [text.strip().replace(r"\$", "$") for text in shown]
     assert shown == [f"{name} (TRQAM)" for name in (*names[:4], r"caf\udce9")]
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     plt.close(figure)
     assert r"caf\udce9" in page.text and "cost$5" in page.text
     write_overview(make_run(tmp_path / "run", env_name="$a^$", algo="\udce9"), tmp_path / "a.png")
