@@ -212,9 +212,9 @@ def finish_axis(axis: Axes, panel: Panel, points: list[Point], runs: list[Run]) 
     last = max((run.last_step for run in runs), default=0)
     if last > 0:
         axis.set_xlim(-0.02 * last, 1.02 * last)
-    for end in {end for run in runs for end in run.boundaries.values()}:
+    for end in sorted({end for run in runs for end in run.boundaries.values()}):
         axis.axvline(end, color=FAINT, linewidth=1.1, linestyle=":", zorder=1)
-    spans = {span for run in runs for span in run.spans}
+    spans = sorted({span for run in runs for span in run.spans})
     for stage, begin, end in spans if len({span[0] for span in spans}) > 1 else ():
         if end - begin > 0.12 * last:  # there is no room for its name in a shorter one
             axis.annotate(
