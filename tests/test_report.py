@@ -158,6 +158,8 @@ def test_what_a_panel_draws(tmp_path):
     assert sorted(ends) == [200, 400] and axis.get_xlim()[0] < 0 < 500 < axis.get_xlim()[1]
     shown = {text.get_text() for text in axis.texts}
     assert {"pretrain", "offline", "online", "1", "0.25"} == shown
+    named = [text.get_text() for text in axis.texts if text.get_text().isalpha()]
+    assert named == sorted(named)  # and not as a set has them, which differs from time to time
     plt.close(figure)
     figure, axis = plt.subplots()
     draw_panel(axis, panels["success"], [run, run])
