@@ -122,6 +122,7 @@ def test_trains_evaluates_and_reports(flags, tmp_path, capsys):
     assert run(flags, folder, *ONLINE, "--seeds", "0", "1") == 0
     printed = capsys.readouterr().out
     assert "2 numbers an observation, 1 an action in [-10, 30], scaled to [-1, 1]" in printed
+    assert "--discount " in printed and "--sparse" not in printed
     assert "at most 12 steps" in printed and "the environment shows no MuJoCo state" in printed
     config = json.loads((folder / "config.json").read_text())
     assert config["env_name"] == REACH and config["preset"] == "default"

@@ -47,6 +47,7 @@ for name in tf.__all__:
     assert callable(getattr(tf, name)), name
 import trqam_fast.train, trqam_fast.evaluate
 assert callable(tf.train) and callable(tf.evaluate) and callable(trqam_fast.train.main)
+assert "matplotlib.pyplot" not in sys.modules, "the caller's figures and backend are not ours"
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -72,6 +73,18 @@ def test_train_takes_a_configuration_or_flags(flags, tmp_path):
     assert longer.curves["success"][0][-1, 0] == 12
     with pytest.raises(UsageError, match="there is no flag --learning-rate"):
         tf.train(learning_rate=1e-3)
+
+
+def test_the_same_call_goes_on_where_it_was(flags, tmp_path):
+    """By the names of the first call; a flag that does not exist is told as there."""
+    call = {**flags, "algo": "bc", "run_dir": str(tmp_path / "bc"), "resume": "auto"}
+    first = tf.train(**call)
+    steps = first.curves["bc_loss"][0][:, 0].tolist()
+    assert tf.train(**call | {"bc_steps": 12}).curves["bc_loss"][0][:, 0].tolist() == [*steps, 12]
+    with pytest.raises(UsageError, match="there is no flag --learning-rate"):
+        tf.train(**call, learning_rate=1e-3)
+    with pytest.raises(UsageError, match="cannot resume .* with --lr 0.5"):
+        tf.train(**call, lr=0.5)
 
 
 def test_a_policy_acts_as_the_evaluation_does(result):

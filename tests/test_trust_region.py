@@ -11,7 +11,11 @@ from tests.helpers import assert_equal64
 from trqam_fast.agents import DualController, QAMAgent, TRQAMAgent, TRQAMConfig, algorithm
 from trqam_fast.agents.critics import CRITICS
 from trqam_fast.data.batch import Batch
+from trqam_fast.errors import UsageError
 from trqam_fast.randomness import Randomness
+from trqam_fast.train import continued
+from trqam_fast.training.presets import make_config
+from trqam_fast.training.start import settle_budget
 
 
 def trqam(seeds=(0,), **settings):
@@ -221,3 +225,15 @@ def test_runs_with_an_implicit_critic_are_independent():
     train(alone, [1], 3)
     states = both.state_dict(), alone.state_dict()
     assert_equal64([states[0][name][1:] for name in states[0]], list(states[1].values()))
+
+
+def test_a_budget_for_each_number_of_an_action():
+    """It sets the budget, and the same flag goes on with the run that it was set in."""
+    asked = make_config(kl_budget_per_dim=0.3, run_dir="runs/here")
+    settled = settle_budget(asked, 7)
+    assert settled.agent.kl_budget == pytest.approx(2.1)
+    assert continued(settled, asked).resume == "yes"
+    with pytest.raises(UsageError, match=r"with --kl-budget-per-dim 0.4 \(the run has 0.3\)"):
+        continued(settled, make_config(kl_budget_per_dim=0.4, run_dir="runs/here"))
+    with pytest.raises(UsageError, match=r"with --kl-budget 0.5 \(the run has 1.0\)"):
+        continued(make_config(), make_config(kl_budget=0.5))

@@ -7,13 +7,12 @@ executed, and nothing of this machine is in it: no path, no optimiser, no data.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import tyro
 from torch import Tensor
@@ -24,10 +23,11 @@ from trqam_fast.agents.config import groups_of
 from trqam_fast.cli import run_command
 from trqam_fast.damage import reading
 from trqam_fast.errors import UsageError
-from trqam_fast.files import read_text, write_json, write_text, written_whole
+from trqam_fast.files import write_json, write_text, written_whole
 from trqam_fast.model_card import model_card
 from trqam_fast.runs import checkpoint as checkpoints
 from trqam_fast.runs.read import read_runs
+from trqam_fast.runs.values import load_json
 from trqam_fast.training.backend import check_asked, settle_backend
 from trqam_fast.training.config import (
     FolderConfig,
@@ -36,7 +36,7 @@ from trqam_fast.training.config import (
     TrainConfig,
 )
 from trqam_fast.training.interface import Sizes
-from trqam_fast.training.load_run import load_run, make_agent
+from trqam_fast.training.load_run import LoadedRun, config_here, load_run, make_agent
 
 FORMAT = 1
 MODEL, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -63,26 +63,6 @@ class ExportArgs:
     """Checkpoint; the run's newest by default."""
     license: str | None = None
     """Licence of the weights as hubs name it, e.g. mit; the card names none by default."""
-
-
-class LoadedExport(NamedTuple):
-    """An agent of an export, and where it came from.
-
-    Attributes:
-        config: Configuration of the run, of what is published.
-        agent: The policy, with critics and the controller's state.
-        stage: Stage that the weights are of.
-        step: Updates from the start of pretraining.
-        path: File of the weights.
-        sizes: What the policy takes and gives.
-    """
-
-    config: TrainConfig
-    agent: Agent
-    stage: str
-    step: int
-    path: Path
-    sizes: Sizes
 
 
 def weights(agent: Agent) -> dict[str, Tensor]:
@@ -164,7 +144,7 @@ def load_export(
     device: str = "cpu",
     backend: str = "auto",
     kind: type[Agent] | None = None,
-) -> LoadedExport:
+) -> LoadedRun:
     """Make the agent of an export; nothing in it is executed.
 
     Args:
@@ -179,7 +159,7 @@ def load_export(
     """
     safetensors, folder = load_safetensors(), Path(folder)
     with reading(folder / CONFIG, "is no config of an export", "export the run again"):
-        values = json.loads(read_text(folder / CONFIG))
+        values = load_json(folder / CONFIG)
         if values["format"] != FORMAT:
             raise ValueError(f"format {values['format']!r} is of another version")
         settings, stage = dict(values["settings"]), str(values["stage"])
@@ -191,11 +171,7 @@ def load_export(
             raise ValueError("its bounds are not those of an action")
         sizes = Sizes(obs_dim, low, high)
         check_class(str(settings["algo"]), kind)
-        if settings["precision"] == "tf32":
-            settings["precision"] = "auto"  # a GPU's alone; this may be another device
-        config = TrainConfig.from_dict(
-            settings | {"device": device, "backend": backend, "plan": "auto"}
-        )
+        config = config_here(settings, device, backend)
     check_asked(config)
     config = settle_backend(config, act_dim)
     agent = make_agent(config, stage, obs_dim, act_dim)
@@ -213,7 +189,7 @@ def load_export(
             if saved[name].shape != tensor.shape or saved[name].dtype != tensor.dtype:
                 raise ValueError(f"{name} is {saved[name].dtype} {list(saved[name].shape)}")
             tensor.copy_(saved[name])
-    return LoadedExport(config, agent, stage, step, path, sizes)
+    return LoadedRun(config, agent, stage, step, path, sizes)
 
 
 def check_class(algo: str, kind: type[Agent] | None) -> None:

@@ -11,8 +11,8 @@ from trqam_fast import __version__
 from trqam_fast.damage import reading
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.evaluation.statistics import wilson_interval
-from trqam_fast.files import read_text
 from trqam_fast.runs.read import Row, Run, success_of
+from trqam_fast.runs.values import load_json
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.load_run import LoadedRun
 from trqam_fast.training.presets import (
@@ -111,7 +111,7 @@ def read_summary(path: Path, stage: str, step: int) -> list[Row]:
         RunError: it cannot be read.
     """
     with reading(path, "is no summary of an evaluation", "evaluate again"):
-        values = json.loads(read_text(path))
+        values = load_json(path)
         if (values["stage"], values["step"]) != (stage, step):
             return []
         return [
@@ -199,7 +199,7 @@ def setting_rows(config: TrainConfig, settings: dict[str, Any]) -> list[list[str
     sources = preset_settings(config.preset, config.env_name, config.algo)
     rows = []
     for name, value in settings.items():
-        if value is None:
+        if value is None or name in config.without_use:
             continue
         if value != plain.get(name):
             origin = "chosen for this run"

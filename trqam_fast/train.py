@@ -12,7 +12,7 @@ if __name__ == "__main__":
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ from trqam_fast.training.presets import (
     describe_settings,
     flag_of,
     make_config,
+    unused_flags,
     value_in_words,
 )
 from trqam_fast.training.stopping import StopRequest
@@ -111,20 +112,34 @@ def resolve(argv: list[str]) -> TrainConfig:
             run.
     """
     chosen, _ = read_choices(argv)
-    resume = chosen.get("resume", "no")
-    if resume != "no" and chosen.get("overwrite"):
+    folder = folder_to_resume(chosen)
+    if folder is None:
+        return parse_config(argv)
+    before = read_config(folder)
+    return continued(before, dataclasses.replace(parse_config(argv, before), run_dir=folder.path))
+
+
+def folder_to_resume(flags: Mapping[str, Any]) -> RunFolder | None:
+    """Return the folder of the run that flags by name continue, None where they begin one.
+
+    Raises:
+        UsageError: there is no run to resume.
+    """
+    resume, path = flags.get("resume", "no"), flags.get("run_dir")
+    if resume == "no":
+        return None
+    if flags.get("overwrite"):
         raise UsageError("--resume and --overwrite exclude each other; pass one of them")
-    env_name, algo = chosen.get("env_name", DEFAULT_ENV), chosen.get("algo", "trqam")
-    path = chosen.get("run_dir")
-    if path is None and resume != "no":
+    if path is None:
+        env_name, algo = flags.get("env_name", DEFAULT_ENV), flags.get("algo", "trqam")
         path = RunFolder.newest(env_name, algo)
-    if path is None and resume == "yes":
-        raise UsageError(f"--resume found no run of {algo} on {env_name}; name one with --run-dir")
-    begun = path is not None and RunFolder(path).exists
-    if resume == "no" or (resume == "auto" and not begun):
-        return dataclasses.replace(parse_config(argv), run_dir=path)
-    before = read_config(RunFolder(path))
-    return continued(before, dataclasses.replace(parse_config(argv, before), run_dir=path))
+        if path is None and resume == "yes":
+            raise UsageError(
+                f"--resume found no run of {algo} on {env_name}; name one with --run-dir"
+            )
+    if path is None or (resume == "auto" and not RunFolder(Path(path)).exists):
+        return None
+    return RunFolder(Path(path))
 
 
 def read_config(folder: RunFolder) -> TrainConfig:
@@ -147,7 +162,10 @@ def continued(before: TrainConfig, config: TrainConfig) -> TrainConfig:
         UsageError: it would be another run.
     """
     old, new = before.to_dict(), config.to_dict()
-    changed = [name for name in new if name not in RESUMABLE and new[name] != old.get(name)]
+    # The budget follows from the other flag once the data have told the width of an action.
+    follows = {"kl_budget"} if new.get("kl_budget_per_dim") is not None else set()
+    compared = new.keys() - RESUMABLE - follows
+    changed = [name for name in new if name in compared and new[name] != old.get(name)]
     if changed:
         differences = ", ".join(
             f"{flag_of(name)} {value_in_words(new[name])} (the run has "
@@ -288,7 +306,12 @@ def run_in(folder: RunFolder, config: TrainConfig, stop: StopRequest) -> Result:
         pretrained = None
         if config.pretrained is not None and not begun:
             pretrained = load_pretrained(config, dataset, logger, ledger)
-    config = start.settle_budget(config, dataset.act_dim)
+    asked, config = config, start.settle_budget(config, dataset.act_dim)
+    if config is not asked:
+        logger.say(
+            f"--kl-budget is {config.agent.kl_budget:g}, --kl-budget-per-dim times the "
+            f"{dataset.act_dim} numbers of an action"
+        )
     plan = folder.path / "update_plan.json"
     with stop.at_once():
         kept = read_choice(plan) if begun else None
@@ -327,7 +350,7 @@ def train(config: TrainConfig | None = None, **flags: Any) -> Result:
         config: What to do; or else
         flags: The command's flags by name, on top of the preset and the task that they name:
             ``train(env_id="Pendulum-v1", dataset="pendulum.npz", seeds=[0, 1])``. With ``resume``
-            "yes" or "auto" and ``run_dir``, on top of the configuration of the run there.
+            "yes" or "auto", on top of the configuration of the run that is continued.
 
     Raises:
         UsageError: something in the configuration cannot work here.
@@ -337,12 +360,23 @@ def train(config: TrainConfig | None = None, **flags: Any) -> Result:
     if config is not None and flags:
         raise TypeError(f"train takes a configuration or flags, not both; drop {', '.join(flags)}")
     if config is None:
-        folder = RunFolder(Path(flags.get("run_dir", "")))
-        if flags.get("resume", "no") != "no" and "run_dir" in flags and folder.exists:
-            config = TrainConfig.from_dict(read_config(folder).to_dict() | flags)
-        else:
-            config = make_config(**flags)
+        config = config_from(flags)
     return run(config)
+
+
+def config_from(flags: dict[str, Any]) -> TrainConfig:
+    """Return the configuration of flags by name; see `train`."""
+    flags = dict(flags)
+    env_id = flags.pop("env_id", None)
+    if env_id is not None:
+        flags["env_name"] = env_id
+    folder = folder_to_resume(flags)
+    if folder is None:
+        return make_config(**flags)
+    before = read_config(folder)
+    unused_flags(flags.get("algo", before.algo), flags)
+    config = TrainConfig.from_dict(before.to_dict() | flags)
+    return continued(before, dataclasses.replace(config, run_dir=folder.path))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -173,13 +173,12 @@ class QAMAgent(Agent):
         """Critic, behaviour-cloning and adjoint-matching losses, summed."""
         path, next_actions = self.sample(batch, noise)
         critic_loss, critic_metrics = self.critic_loss(batch, next_actions, path.end)
-        cloning_loss = self.cloning_loss(batch, noise)
+        with torch.set_grad_enabled(not self.config.freeze_base):
+            cloning_loss = self.cloning_loss(batch, noise)
         adjoint, adjoint_metrics = self.adjoint(batch.observations, path)
         adjoint_loss, path_kl = self.adjoint_loss(batch.observations, path, adjoint)
 
-        # A gradient of zeros, and moments of zeros, leave the cloned field in place.
-        kept = 0.0 * cloning_loss if self.config.freeze_base else cloning_loss
-        policy_loss = kept + adjoint_loss
+        policy_loss = cloning_loss + adjoint_loss
         if self.config.critic_warmup > 0:
             policy_loss = policy_loss * self.warm
         total = (critic_loss + policy_loss).sum()

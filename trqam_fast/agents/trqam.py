@@ -89,17 +89,17 @@ class TRQAMAgent(QAMAgent):
         """a_K = -d/dX mean_e Q'_e(s, clip(X, -1, 1)), of that gradient `[S, B, D]`."""
         return -gradient
 
-    def budget_now(self, steps: Tensor) -> Tensor | None:
-        """Return the budget of the update after `steps` others, `[]`; None where it is constant."""
+    def budget_of(self, update: Tensor) -> Tensor | None:
+        """Return the budget of an update, the first being 1, `[]`; None where it is constant."""
         ramp = self.config.budget_ramp
-        return None if ramp == 0 else self.dual.budget * ((steps + 1.0) / ramp).clamp(max=1.0)
+        return None if ramp == 0 else self.dual.budget * (update / ramp).clamp(max=1.0)
 
     def adjoint_loss(
         self, observations: Tensor, path: Path, adjoint: Tensor
     ) -> tuple[Tensor, Tensor]:
         """QAM's, after lambda was set to its closed form if this is the update to do so."""
         if self.config.lambda_start == "closed-form":
-            budget = self.budget_now(self.steps)
+            budget = self.budget_of(self.steps + 1.0)
             self.dual.start_from(
                 self.matching_cost(adjoint),
                 budget=self.dual.budget if budget is None else budget,
@@ -141,11 +141,10 @@ class TRQAMAgent(QAMAgent):
 
     def after_step(self, metrics: Metrics) -> None:
         """Projected dual descent on lambda, unless the critics are still warming up."""
-        before = self.steps - 1.0
         warmup = self.config.critic_warmup
         self.dual.update(
-            metrics["path_kl"], budget=self.budget_now(before),
-            active=None if warmup == 0 else before >= warmup,
+            metrics["path_kl"], budget=self.budget_of(self.steps),
+            active=None if warmup == 0 else self.steps > warmup,
         )  # fmt: skip
         metrics["lam"], metrics["kl_ema"] = self.dual.lam.clone(), self.dual.kl_ema.clone()
 

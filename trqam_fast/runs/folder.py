@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import importlib.metadata
 import itertools
-import json
 import os
 import platform
 import shutil
@@ -19,9 +18,10 @@ import torch
 
 from trqam_fast.damage import reading
 from trqam_fast.errors import RunError, UsageError
-from trqam_fast.files import PARTIAL, read_text, write_json
+from trqam_fast.files import PARTIAL, write_json
 from trqam_fast.kernels.dispatch import load_extension
 from trqam_fast.runs.csv_log import CsvLog
+from trqam_fast.runs.values import load_json
 
 STAGES = ("pretrain", "offline", "online")
 """What a run does, in order."""
@@ -209,10 +209,7 @@ class RunFolder:
                 "without --resume"
             )
         with reading(path, "is damaged", "put its copy back, or start a new run elsewhere"):
-            config = json.loads(read_text(path))
-            if not isinstance(config, dict):
-                raise ValueError("it holds no flags")
-            return config
+            return load_json(path)
 
 
 def lock(file: IO[str], kind: int) -> bool:

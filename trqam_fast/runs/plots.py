@@ -9,11 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
@@ -216,9 +212,9 @@ def finish_axis(axis: Axes, panel: Panel, points: list[Point], runs: list[Run]) 
     last = max((run.last_step for run in runs), default=0)
     if last > 0:
         axis.set_xlim(-0.02 * last, 1.02 * last)
-    for end in {end for run in runs for end in run.boundaries.values()}:
+    for end in sorted({end for run in runs for end in run.boundaries.values()}):
         axis.axvline(end, color=FAINT, linewidth=1.1, linestyle=":", zorder=1)
-    spans = {span for run in runs for span in run.spans}
+    spans = sorted({span for run in runs for span in run.spans})
     for stage, begin, end in spans if len({span[0] for span in spans}) > 1 else ():
         if end - begin > 0.12 * last:  # there is no room for its name in a shorter one
             axis.annotate(
@@ -259,10 +255,11 @@ def label_of(name: str) -> str:
 
 def draw_picture(panel: Panel, runs: list[Run], legend: bool = True) -> Picture:
     """One panel as a picture of its own, with a legend unless there are too many runs for one."""
-    with plt.rc_context(STYLE):
+    with rc_context(STYLE):
         labels = len(runs) if legend and len(runs) <= LEGEND_LIMIT else 0
         rows = math.ceil(labels / 2) if labels > 1 else 0
-        figure, axis = plt.subplots(figsize=(4.4, 3.0 + 0.2 * rows), layout="constrained")
+        figure = Figure(figsize=(4.4, 3.0 + 0.2 * rows), layout="constrained")
+        axis = figure.subplots()
         hovers = draw_panel(axis, panel, runs)
         if rows:
             figure.legend(loc="outside lower left", ncols=2, columnspacing=1.2, handlelength=1.8)
@@ -281,8 +278,10 @@ def write_overview(folder: Path, path: Path) -> None:
     """
     run = read_run(folder)
     panels = [panel for panel in PANELS if panel.column in OVERVIEW]
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(2, 3, figsize=(14, 7), layout="constrained")
+    with rc_context(STYLE):
+        # Of no window, and not one of pyplot's, whose figures and backend are the caller's own.
+        figure = Figure(figsize=(14, 7), layout="constrained")
+        axes = figure.subplots(2, 3)
         for axis, panel in zip(axes.flat, panels, strict=True):
             draw_panel(axis, panel, [run])
             if not points_of(run, panel):
@@ -291,4 +290,3 @@ def write_overview(folder: Path, path: Path) -> None:
         title += f"{count_of(len(run.seeds), 'seed')} (dotted: a stage ends; dashed: budget)"
         figure.suptitle(literal(title))
         figure.savefig(path, dpi=OVERVIEW_DPI)
-        plt.close(figure)

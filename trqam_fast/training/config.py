@@ -111,6 +111,11 @@ class DataConfig(Group):
     sparse: bool = False
     """Use reward 0 where the task is solved and -1 elsewhere; for OGBench's tasks."""
 
+    @property
+    def without_use(self) -> set[str]:
+        """Flags of this group that say nothing of a run: those of OGBench's data, beside others."""
+        return set() if self.dataset is None else {*names_of(DataConfig)} - {"dataset"}
+
 
 @dataclass(frozen=True)
 class StageConfig(Group):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from trqam_fast.damage import reading
 from trqam_fast.data.dataset import Transitions
 from trqam_fast.data.tasks import find_task
-from trqam_fast.files import read_text, write_json
+from trqam_fast.files import write_json
+from trqam_fast.runs.values import load_json
 from trqam_fast.simulator.bounds import bounds_in_words
 from trqam_fast.simulator.environment import Interface, interface_of
 from trqam_fast.training.config import TrainConfig
@@ -96,7 +96,7 @@ def read_sizes(folder: Path, config: TrainConfig) -> Sizes:
         found = interface_of(find_task(config.env_name).env_id, **config.env_options)
         return Sizes(found.obs_dim, tuple(found.low.tolist()), tuple(found.high.tolist()))
     with reading(path, "is no description of a task", "delete it if the environment is there"):
-        values: dict[str, Any] = json.loads(read_text(path))
+        values = load_json(path)
         low, high = (tuple(map(float, values[name])) for name in ("low", "high"))
         if len(low) != len(high) or not low or values["obs_dim"] < 1:
             raise ValueError("its bounds and widths contradict each other")

@@ -19,14 +19,15 @@ from trqam_fast.training.interface import Sizes, read_sizes
 
 
 class LoadedRun(NamedTuple):
-    """A run's agent at one of its checkpoints.
+    """A run's agent at one of its checkpoints, or of its export.
 
     Attributes:
-        config: The run's configuration, with the device and backend asked for.
+        config: The run's configuration, of an export what is published of it, with the device and
+            backend asked for.
         agent: `BCAgent` in stage "pretrain", else the algorithm's; S runs, one for each seed.
-        stage: Stage that the checkpoint was written in.
+        stage: Stage that the weights are of.
         step: Updates from the start of pretraining.
-        path: The checkpoint.
+        path: File of the weights.
         sizes: What the policy takes and gives.
     """
 
@@ -63,7 +64,12 @@ def load_run(
     folder = RunFolder(path)
     if not folder.exists:
         raise UsageError(f"{path} holds no config.json; name the folder of a run")
-    config = read_config(folder, {"device": device, "backend": backend, "plan": "auto"})
+    values = folder.read_config()
+    with reading(
+        path / "config.json", "is damaged or of another version",
+        "use the version that made the run",
+    ):  # fmt: skip
+        config = config_here(values, device, backend)
     found, state = read_checkpoint(folder, None if checkpoint is None else Path(checkpoint))
     check_asked(config)
     sizes = read_sizes(path, config)
@@ -132,18 +138,15 @@ def warn(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def read_config(folder: RunFolder, overrides: dict[str, Any]) -> TrainConfig:
-    """Return the configuration of a run with some values replaced.
+def config_here(values: dict[str, Any], device: str, backend: str) -> TrainConfig:
+    """Return the configuration that a run stored, to act on another device.
 
     Raises:
-        UsageError: config.json is damaged or of another version.
-        Unreadable: the system refuses.
+        KeyError: a flag is missing, or unknown.
+        TypeError: a value has another type.
+        UsageError: one is impossible.
     """
-    values = folder.read_config()
-    with reading(
-        folder.path / "config.json", "is damaged or of another version",
-        "use the version that made the run",
-    ):  # fmt: skip
-        if values["precision"] == "tf32":
-            values["precision"] = "auto"  # a GPU's alone; this may be another device
-        return TrainConfig.from_dict(values | overrides)
+    here = {"device": device, "backend": backend, "plan": "auto"}
+    if values["precision"] == "tf32":
+        here["precision"] = "auto"  # a GPU's alone
+    return TrainConfig.from_dict(values | here)

@@ -153,7 +153,7 @@ def describe_settings(config: TrainConfig) -> str:
     values, lines = config.to_dict(), [f"settings of {config.env_name}, preset {config.preset}:"]
     settings = preset_settings(config.preset, config.env_name, config.algo)
     for name, (value, source) in settings.items():
-        if name not in values:  # one that this algorithm has no use for
+        if name not in values or name in config.without_use:  # by its algorithm, by its data
             continue
         now = values[name]
         origin = source if now == value else f"flag; {source} has {value_in_words(value)}"
