@@ -38,7 +38,7 @@ class TableArgs:
 def comparison(record: dict) -> list[str]:
     """Rows: one update of the authors' code over ours."""
     lines = [
-        "One TRQAM update against the authors' JAX code, alternating on the same cores "
+        "One TRQAM update against the authors' JAX code, alternating on the same cores",
         f"({record['machine']}; JAX {record['reference']['jax']}, "
         f"trqam_fast {record['versions']['trqam_fast']}, torch {record['versions']['torch']}):",
         "",
