@@ -38,9 +38,9 @@ class TableArgs:
 def comparison(record: dict) -> list[str]:
     """Rows: one update of the authors' code over ours."""
     lines = [
-        "One TRQAM update against the authors' JAX code, alternating on the same cores "
+        "One TRQAM update against the authors' JAX code, alternating on the same cores",
         f"({record['machine']}; JAX {record['reference']['jax']}, "
-        f"torch {record['versions']['torch']}):",
+        f"trqam_fast {record['versions']['trqam_fast']}, torch {record['versions']['torch']}):",
         "",
         "| | times as fast | quarter of the turns below / above |",
         "|---|---|---|",
@@ -65,7 +65,8 @@ def ops(record: dict) -> list[str]:
     """Rows: every op's reference over cpp, and the baselines' update."""
     groups = record["groups"]
     lines = [
-        "Times as fast as `reference` (plain PyTorch with autograd):",
+        "Times as fast as `reference` (plain PyTorch with autograd), on the same machine with "
+        f"trqam_fast {record['versions']['trqam_fast']}:",
         "",
         "| | width 128, B 64 | width 512, B 256 | width 512, bf16 |",
         "|---|---|---|---|",

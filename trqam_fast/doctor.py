@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+import textwrap
 
 from trqam_fast.cli import begin, run_command
 
@@ -47,20 +48,23 @@ class DoctorArgs:
 
 def check_ops(device: str) -> list[str]:
     """Self-test every op and backend on `device`; return the problems."""
-    problems = []
+    problems, missing = [], {}
     for name, case in CASES.items():
         has = OPS[case.op]
         passes = TRITON if has.networks else ("triton",)
         for backend in ("reference", "cpp", *(passes if has.triton else ())):
             reason = unavailable(case.op, backend, torch.device(device))
             if reason is not None:
-                print(f"  {name:24} {backend:10} {device:5} not available: {reason}")
+                missing.setdefault((backend, reason), []).append(name)
                 continue
             for precision in PRECISIONS_OF[backend] if has.networks else ("ieee",):
                 verdict, found = problem(name, backend, device, precision)
                 shown = "" if precision == "ieee" else f" ({precision})"
                 print(f"  {name:24} {backend:10} {device:5} {verdict}{shown}")
                 problems += [found] if found else []
+    for (backend, reason), names in missing.items():
+        text = f"{backend} on {device} is not available for {', '.join(names)}: {reason}"
+        print(textwrap.fill(text, 78, initial_indent="  ", subsequent_indent="    "))
     return problems
 
 

@@ -10,6 +10,7 @@ if __name__ == "__main__":
     begin()
 
 import contextlib
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -277,10 +278,13 @@ def generate(args: GenerateArgs) -> int:
     """Generate and print the path."""
     recipe = Recipe(args.name, args.transitions, args.noise, args.seed)
     path = recipe.ensure(args.dataset_dir, workers=args.workers, progress=sys.stderr.isatty())
-    print(
-        f"{path}\ntrain on it with: --generated --generated-transitions {recipe.transitions} "
+    flags = (
+        f"--generated --generated-transitions {recipe.transitions} "
         f"--generated-noise {recipe.noise:g} --generated-seed {recipe.seed}"
     )
+    if args.dataset_dir != GENERATED_DIR:
+        flags += f" --generated-dir {shlex.quote(str(args.dataset_dir))}"
+    print(f"{path}\ntrain on it with: {flags}")
     return 0
 
 

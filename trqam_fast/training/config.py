@@ -217,17 +217,15 @@ class FolderConfig(Group):
 
 @dataclass(frozen=True)
 class TrainConfig(TaskConfig, MachineConfig, DataConfig, StageConfig, LogConfig, FolderConfig):
-    """Pretrain a flow policy by behaviour cloning and fine-tune it on one OGBench task, offline
-    and then online.
+    """Pretrain a flow policy by behaviour cloning and fine-tune it on one task, offline and online.
 
     Without arguments: generates pointmaze data, pretrains, evaluates, fine-tunes offline with
     TRQAM, evaluates, and prints pretrained against fine-tuned success.
-
-    `agent` holds the hyperparameters of `algo`; `trqam_fast.training.presets.make_config` builds
-    both from flags by name.
     """
 
     agent: CloningConfig = field(default_factory=TRQAMConfig)
+    """Hyperparameters of `algo`; `trqam_fast.training.presets.make_config` builds both from flags
+    by name."""
 
     def __post_init__(self) -> None:
         """Take text for paths and lists for tuples, then check all values."""

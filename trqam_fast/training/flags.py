@@ -30,9 +30,8 @@ else:
     import tomli as tomllib
 
 PROG = "python -m trqam_fast.train"
-DESCRIPTION = f"""{TrainConfig.__doc__}
-    --config FILE.toml takes flags from a file, by name with underscores; those of the command line
-    override them."""
+CONFIG_FILE = """--config FILE.toml takes flags from a file, by name with underscores; those of the
+command line override them."""
 
 
 def read_choices(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -96,7 +95,9 @@ def parse_config(argv: list[str], base: TrainConfig | None = None) -> TrainConfi
     values = vars(base) | vars(base.agent)
     parts = {name: group(**select(group, values)) for name, group in groups.items()}
     flags = dataclasses.make_dataclass("Flags", list(groups.items()))
-    parsed = tyro.cli(flags, args=words, default=flags(**parts), prog=PROG, description=DESCRIPTION)
+    paragraphs = (*TrainConfig.__doc__.split("\n\n"), CONFIG_FILE)
+    text = "\n\n".join(map(one_line, paragraphs))
+    parsed = tyro.cli(flags, args=words, default=flags(**parts), prog=PROG, description=text)
     values = {k: v for name in groups for k, v in vars(getattr(parsed, name)).items()}
     own = {name: values[name] for name in run_flags()}
     kind = type(base.agent)
@@ -149,6 +150,11 @@ def parser_groups(config: type[Group]) -> dict[str, type]:
     return {title: group for title, group in groups.items() if dataclasses.fields(group)}
 
 
+def one_line(text: str) -> str:
+    """Return text without the line breaks of its source, for the parser to wrap."""
+    return " ".join(text.split())
+
+
 def field_help(kind: type) -> dict[str, str]:
     """Return the text that stands below each field of a class."""
     try:
@@ -158,7 +164,7 @@ def field_help(kind: type) -> dict[str, str]:
     body = ast.parse(source).body[0].body
     names = ", ".join(ALGORITHMS)
     return {
-        field.target.id: inspect.cleandoc(below.value.value).format(algorithms=names)
+        field.target.id: one_line(below.value.value).format(algorithms=names)
         for field, below in zip(body, body[1:], strict=False)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
         if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)

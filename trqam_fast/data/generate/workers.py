@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -49,7 +50,7 @@ def in_processes(
     """Make shards in worker processes, each of which gets a new shard when it has made one."""
     context = multiprocessing.get_context("spawn")  # A fork after torch's threads can hang.
     theirs, ours = context.Pipe(duplex=False)
-    with ours, theirs, ProcessPoolExecutor(workers, context, follow, (theirs,)) as pool:
+    with ours, theirs, ProcessPoolExecutor(workers, context, begin, (theirs,)) as pool:
         try:
             # Workers keep the mask: Ctrl-C is this process's alone, which ends them.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -65,6 +66,12 @@ def in_processes(
             if isinstance(error, BrokenProcessPool):
                 raise RunError(f"a worker process died; {KEPT}") from None
             raise
+
+
+def begin(parent: Connection) -> None:
+    """Prepare a worker: its simulator's warnings are not shown, and it ends with its parent."""
+    warnings.simplefilter("ignore")
+    follow(parent)
 
 
 def follow(parent: Connection) -> None:
