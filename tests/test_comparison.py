@@ -153,13 +153,16 @@ def test_the_last_column_takes_all_published_domains_or_none(tmp_path):
     sweep = Sweep(tmp_path / "sweep")
     for name, kind in envs.items():
         for task in range(1, 6):
-            sweep.job(f"{name}-{kind}-singletask-task{task}-v0", "trqam", "TRQAM", [0.5],
-                      seeds=(0,))  # fmt: skip
+            sweep.job(f"{name}-{kind}-singletask-task{task}-v0", "trqam", "TRQAM", [0.5] * 2,
+                      seeds=(0, 1))  # fmt: skip
     sweep.job(OTHER, "trqam", "TRQAM", [1.0], seeds=(0,))
     c = Comparison(collect([tmp_path / "sweep"])[0])
     assert measured_rates(c, read_published())["TRQAM"]["all"].value == pytest.approx(0.5)
     assert c.summaries["TRQAM", "all"].mean.value > 0.5
-    results = [r for r in collect([tmp_path / "sweep"])[0] if "scene" not in r.task]
+    results = [r for r in collect([tmp_path / "sweep"])[0] if r.task != OTHER]
+    c = Comparison(results)  # of the same tasks, so it is the same number with the same interval
+    assert measured_rates(c, read_published())["TRQAM"]["all"] == c.summaries["TRQAM", "all"].mean
+    results = [r for r in results if "scene" not in r.task]
     found = measured_rates(Comparison(results), read_published())["TRQAM"]
     assert "all" not in found and "scene" not in found and found["cube-double"].value == 0.5
 
