@@ -15,7 +15,7 @@ from trqam_fast.errors import Stopped, UsageError
 from trqam_fast.sweep import __main__ as command
 from trqam_fast.sweep import estimate
 from trqam_fast.sweep.execute import execute, finished
-from trqam_fast.sweep.plan import Job, make_plan, read_plan, write_plan
+from trqam_fast.sweep.plan import make_plan, read_plan, write_plan
 from trqam_fast.sweep.spec import parse_spec, read_spec
 from trqam_fast.sweep.state import StateFile, read_state, state_path
 
@@ -409,17 +409,6 @@ def test_an_address_where_nothing_answers_is_told_at_once(tmp_path, capsys):
     pytest.importorskip("ray")
     assert run("sweeps/smoke.toml", "--out", tmp_path, "--address", "127.0.0.1:9") == 2
     assert "127.0.0.1:9, where no Ray cluster answers" in capsys.readouterr().err
-
-
-def test_the_schedule_respects_order_and_places():
-    def job(name, after=None):
-        return Job(name, TASK, "bc", None, (0,), after, ())
-
-    jobs = [job("a"), job("b"), job("c", "a"), job("d", "b")]
-    seconds = {"a": 10.0, "b": 1.0, "c": 1.0, "d": 2.0}
-    assert estimate.makespan(jobs, seconds, 1) == 14
-    assert estimate.makespan(jobs, seconds, 2) == 11
-    assert estimate.makespan([jobs[0], jobs[2]], seconds, 9) == 11
 
 
 def test_plans_are_plain_json(tmp_path):
