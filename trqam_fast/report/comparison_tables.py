@@ -36,6 +36,7 @@ from trqam_fast.report.table import (
     words,
 )
 from trqam_fast.text import count_of, printable
+from trqam_fast.training.presets import flag_of, value_in_words
 
 WORDS = {
     "diverged": "diverged", "failed": "failed", "stopped": "stopped, to be continued",
@@ -468,8 +469,7 @@ def settings(c: Comparison, differing: bool) -> Table | None:
     for result in c.results:
         for name, value in settings_of(result).items():
             values = found.setdefault(name, {}).setdefault(str(result.method), {})
-            text = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-            values[printable(text, LONGEST)] = None
+            values[printable(value_in_words(value), LONGEST)] = None
     rows = {
         name: [" or ".join(values.get(method, [DASH])) for method in c.methods]
         for name, values in found.items()
@@ -480,7 +480,7 @@ def settings(c: Comparison, differing: bool) -> Table | None:
         return None
     columns = [words(method, [row[number] for row in rows.values()])
                for number, method in enumerate(c.methods)]  # fmt: skip
-    return Table([words("flag", [f"--{name.replace('_', '-')}" for name in rows]), *columns])
+    return Table([words("flag", [flag_of(name) for name in rows]), *columns])
 
 
 def problems(results: list[Result]) -> Table | None:
