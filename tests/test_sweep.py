@@ -218,9 +218,9 @@ def test_a_star_stands_for_all_tasks():
     assert CUBE not in spec.task
 
 
-@pytest.mark.parametrize("name", ["smoke", "paper", "first_table", "matched"])
-def test_the_sweeps_of_this_repository_are_valid(name, tmp_path):
-    assert make_plan(read_spec(Path(f"sweeps/{name}.toml")), tmp_path)
+@pytest.mark.parametrize("path", Path("sweeps").rglob("*.toml"), ids=str)
+def test_the_sweeps_of_this_repository_are_valid(path, tmp_path):
+    assert make_plan(read_spec(path), tmp_path)
 
 
 def test_seeds_are_packed_as_far_as_memory_allows(tmp_path):
