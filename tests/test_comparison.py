@@ -21,7 +21,7 @@ from trqam_fast.cli import run_command
 from trqam_fast.report.__main__ import main
 from trqam_fast.report.collect import domain_name
 from trqam_fast.report.comparison import COMMON, Comparison, each_once, short_task
-from trqam_fast.report.comparison_tables import measured_rates
+from trqam_fast.report.comparison_tables import headline, measured_rates
 from trqam_fast.report.find import collect
 from trqam_fast.report.published import read_published
 from trqam_fast.report.table import escape_latex
@@ -137,6 +137,17 @@ def test_the_page_and_the_files(tmp_path):
     ]  # fmt: skip
     assert (theirs["mean"], theirs["std_over_seeds"], theirs["iqm"]) == ("0.81", "0.03", "")
     assert len(rows(out / "path_kl.csv")) == 9
+
+
+def test_the_headline_has_the_best_method_first(tmp_path):
+    """Also where it is not the one that all others are compared with."""
+    sweep = Sweep(tmp_path)
+    sweep.job(ONE, "trqam", "TRQAM", [0.1, 0.2, 0.3])
+    sweep.job(ONE, "qam", "QAM", [0.8, 0.9, 1.0])
+    c = Comparison(collect([tmp_path])[0])
+    assert (c.pairs[0].first, c.pairs[0].probability.value) == ("TRQAM", 0)
+    said = "QAM 90.0, TRQAM 20.0 % on 1 task; P(QAM > TRQAM) = 1.00 [0.44, 1.00]"
+    assert headline(c) == said
 
 
 def test_published_numbers_are_a_copy():
