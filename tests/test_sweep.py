@@ -218,7 +218,7 @@ def test_a_star_stands_for_all_tasks():
     assert CUBE not in spec.task
 
 
-@pytest.mark.parametrize("path", Path("sweeps").rglob("*.toml"), ids=str)
+@pytest.mark.parametrize("path", sorted(Path("sweeps").rglob("*.toml")), ids=str)
 def test_the_sweeps_of_this_repository_are_valid(path, tmp_path):
     assert make_plan(read_spec(path), tmp_path)
 
