@@ -136,7 +136,22 @@ def test_the_page_and_the_files(tmp_path):
         if (row["kind"], row["method"], row["group"]) == ("published", "TRQAM", "cube-double")
     ]  # fmt: skip
     assert (theirs["mean"], theirs["std_over_seeds"], theirs["iqm"]) == ("0.81", "0.03", "")
-    assert len(rows(out / "path_kl.csv")) == 9
+    (trqam,) = [row for row in ours if (row["method"], row["group"]) == ("TRQAM", "all")]
+    numbers = ("runs", "runs_expected", "failed", "mean", "iqm", "mean_failed_as_0",
+               "iqm_failed_as_0")  # fmt: skip
+    assert [trqam[name] for name in numbers] == [
+        "2", "6", "1", "0.85", "0.85", "0.566667", "0.566667",
+    ]  # fmt: skip
+    assert float(trqam["mean_low"]) < 0.85 < float(trqam["mean_high"])
+    kl = rows(out / "path_kl.csv")
+    assert len(kl) == 9 and {row["budget"] for row in kl if row["method"] == "QAM"} == {""}
+    (first,) = [r for r in kl if (r["method"], r["task"], r["seed"]) == ("TRQAM", ONE, "0")]
+    assert list(first.values()) == [
+        "TRQAM", ONE, "0", "done", "offline", "0.5", "0.1", "0.4", "0.475", "0.15", "0.2", "4", "7",
+    ]  # fmt: skip
+    for lacking in ("2 of 6", "0 of 3 seeds", "failed as 0:"):
+        assert f'<span class="bad">{lacking}' in html
+    assert '<span class="bad">3 seeds' not in html
 
 
 def test_the_headline_has_the_best_method_first(tmp_path):
