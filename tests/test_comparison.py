@@ -21,10 +21,10 @@ from trqam_fast.cli import run_command
 from trqam_fast.report.__main__ import main
 from trqam_fast.report.collect import domain_name
 from trqam_fast.report.comparison import COMMON, Comparison, each_once, short_task
-from trqam_fast.report.comparison_tables import headline, measured_rates
+from trqam_fast.report.comparison_tables import headline, measured_rates, path_kl_of_methods
 from trqam_fast.report.find import collect
 from trqam_fast.report.published import read_published
-from trqam_fast.report.table import escape_latex
+from trqam_fast.report.table import DASH, escape_latex
 from trqam_fast.runs.read import read_run
 
 
@@ -90,6 +90,14 @@ def test_path_kl_is_held_against_its_budget(tmp_path):
     assert first.largest_deviation == pytest.approx(0.2)
     assert qam[0].budget is None and qam[0].drift == pytest.approx(4.0)
     assert math.isnan(qam[0].mean_deviation) and math.isnan(qam[0].lam)
+    table = {
+        name.lines[0][0].text: [one.lines[0][0].text for _, one in others]
+        for (_, name), *others in path_kl_of_methods(c).rows
+    }
+    assert table == {
+        "QAM, offline": ["3", "none", DASH, DASH, "0.1", "0.4", "4", DASH],
+        "TRQAM, offline": ["6", "0.5", "15.0 %", "20.0 %", "0.1", "0.4", "4", "7"],
+    }
 
 
 def rows(path):
