@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,13 +40,16 @@ def failing(words):
         raise NotImplementedError
     while kind == "hang":
         pass
+    if kind == "cursor":
+        print("\x1b[2J")
+        return 0
     return {"fine": 0, "handled": 2, "died": 139}[kind]
 
 
 @pytest.mark.parametrize(
     ("kind", "outcome"),
     [("fine", "accepted"), ("handled", "handled"), ("traceback", "tracebacks"),
-     ("hang", "hangs"), ("died", "tracebacks")],
+     ("hang", "hangs"), ("died", "tracebacks"), ("cursor", "tracebacks")],
 )  # fmt: skip
 def test_failures_are_seen(kind, outcome, tmp_path, monkeypatch, capfd):
     (tmp_path / "whole/data").mkdir(parents=True)
@@ -57,6 +61,29 @@ def test_failures_are_seen(kind, outcome, tmp_path, monkeypatch, capfd):
     counts, _ = campaign.run_cases(args, tmp_path / "whole", tmp_path / "cases", [-1])
     assert dict(counts) == {("a reader", outcome): 1}
     assert ("case -1" in capfd.readouterr().out) == (outcome in campaign.FAILURES)
+
+
+def failing_at_changes(words):
+    """A command that fails at anything but the whole file."""
+    path = Path(words[0])
+    if not path.is_file() or path.stat().st_size != 2:
+        raise NotImplementedError
+    return 0
+
+
+def test_a_failure_is_an_exit_status(monkeypatch, capfd):
+    def build(whole):
+        (whole / "data").mkdir()
+        (whole / "data/a.json").write_text("{}")
+
+    command = failing_at_changes
+    reader = Reader("a reader", "data", ("*.json",), command, ("{}/a.json",))
+    monkeypatch.setattr(campaign, "READERS", (reader,))
+    monkeypatch.setattr(campaign, "build", build)
+    monkeypatch.setattr(campaign, "shorten", lambda: None)
+    assert campaign.main(["--cases", "0"]) == 0
+    assert campaign.main(["--cases", "4"]) == 1
+    assert "4 cases in " in capfd.readouterr().out
 
 
 def test_every_reader_is_named_once():

@@ -21,10 +21,10 @@ from trqam_fast.cli import run_command
 from trqam_fast.report.__main__ import main
 from trqam_fast.report.collect import domain_name
 from trqam_fast.report.comparison import COMMON, Comparison, each_once, short_task
-from trqam_fast.report.comparison_tables import measured_rates
+from trqam_fast.report.comparison_tables import headline, measured_rates, path_kl_of_methods
 from trqam_fast.report.find import collect
 from trqam_fast.report.published import read_published
-from trqam_fast.report.table import escape_latex
+from trqam_fast.report.table import DASH, escape_latex
 from trqam_fast.runs.read import read_run
 
 
@@ -90,6 +90,14 @@ def test_path_kl_is_held_against_its_budget(tmp_path):
     assert first.largest_deviation == pytest.approx(0.2)
     assert qam[0].budget is None and qam[0].drift == pytest.approx(4.0)
     assert math.isnan(qam[0].mean_deviation) and math.isnan(qam[0].lam)
+    table = {
+        name.lines[0][0].text: [one.lines[0][0].text for _, one in others]
+        for (_, name), *others in path_kl_of_methods(c).rows
+    }
+    assert table == {
+        "QAM, offline": ["3", "none", DASH, DASH, "0.1", "0.4", "4", DASH],
+        "TRQAM, offline": ["6", "0.5", "15.0 %", "20.0 %", "0.1", "0.4", "4", "7"],
+    }
 
 
 def rows(path):
@@ -136,7 +144,33 @@ def test_the_page_and_the_files(tmp_path):
         if (row["kind"], row["method"], row["group"]) == ("published", "TRQAM", "cube-double")
     ]  # fmt: skip
     assert (theirs["mean"], theirs["std_over_seeds"], theirs["iqm"]) == ("0.81", "0.03", "")
-    assert len(rows(out / "path_kl.csv")) == 9
+    (trqam,) = [row for row in ours if (row["method"], row["group"]) == ("TRQAM", "all")]
+    numbers = ("runs", "runs_expected", "failed", "mean", "iqm", "mean_failed_as_0",
+               "iqm_failed_as_0")  # fmt: skip
+    assert [trqam[name] for name in numbers] == [
+        "2", "6", "1", "0.85", "0.85", "0.566667", "0.566667",
+    ]  # fmt: skip
+    assert float(trqam["mean_low"]) < 0.85 < float(trqam["mean_high"])
+    kl = rows(out / "path_kl.csv")
+    assert len(kl) == 9 and {row["budget"] for row in kl if row["method"] == "QAM"} == {""}
+    (first,) = [r for r in kl if (r["method"], r["task"], r["seed"]) == ("TRQAM", ONE, "0")]
+    assert list(first.values()) == [
+        "TRQAM", ONE, "0", "done", "offline", "0.5", "0.1", "0.4", "0.475", "0.15", "0.2", "4", "7",
+    ]  # fmt: skip
+    for lacking in ("2 of 6", "0 of 3 seeds", "failed as 0:"):
+        assert f'<span class="bad">{lacking}' in html
+    assert '<span class="bad">3 seeds' not in html
+
+
+def test_the_headline_has_the_best_method_first(tmp_path):
+    """Also where it is not the one that all others are compared with."""
+    sweep = Sweep(tmp_path)
+    sweep.job(ONE, "trqam", "TRQAM", [0.1, 0.2, 0.3])
+    sweep.job(ONE, "qam", "QAM", [0.8, 0.9, 1.0])
+    c = Comparison(collect([tmp_path])[0])
+    assert (c.pairs[0].first, c.pairs[0].probability.value) == ("TRQAM", 0)
+    said = "QAM 90.0, TRQAM 20.0 % on 1 task; P(QAM > TRQAM) = 1.00 [0.44, 1.00]"
+    assert headline(c) == said
 
 
 def test_published_numbers_are_a_copy():
@@ -153,13 +187,16 @@ def test_the_last_column_takes_all_published_domains_or_none(tmp_path):
     sweep = Sweep(tmp_path / "sweep")
     for name, kind in envs.items():
         for task in range(1, 6):
-            sweep.job(f"{name}-{kind}-singletask-task{task}-v0", "trqam", "TRQAM", [0.5],
-                      seeds=(0,))  # fmt: skip
+            sweep.job(f"{name}-{kind}-singletask-task{task}-v0", "trqam", "TRQAM", [0.5] * 2,
+                      seeds=(0, 1))  # fmt: skip
     sweep.job(OTHER, "trqam", "TRQAM", [1.0], seeds=(0,))
     c = Comparison(collect([tmp_path / "sweep"])[0])
     assert measured_rates(c, read_published())["TRQAM"]["all"].value == pytest.approx(0.5)
     assert c.summaries["TRQAM", "all"].mean.value > 0.5
-    results = [r for r in collect([tmp_path / "sweep"])[0] if "scene" not in r.task]
+    results = [r for r in collect([tmp_path / "sweep"])[0] if r.task != OTHER]
+    c = Comparison(results)  # of the same tasks, so it is the same number with the same interval
+    assert measured_rates(c, read_published())["TRQAM"]["all"] == c.summaries["TRQAM", "all"].mean
+    results = [r for r in results if "scene" not in r.task]
     found = measured_rates(Comparison(results), read_published())["TRQAM"]
     assert "all" not in found and "scene" not in found and found["cube-double"].value == 0.5
 

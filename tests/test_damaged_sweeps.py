@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_sweep import BASE, TASK, plan, run
+from tests.test_sweep import BASE, TASK, plan
+from tests.test_sweep_jobs import run
 from trqam_fast.damage import Damaged, Unreadable
 from trqam_fast.errors import UsageError
 from trqam_fast.status.__main__ import main as status

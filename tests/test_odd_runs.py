@@ -14,7 +14,7 @@ from trqam_fast.status.__main__ import main as status
 CONFIG = {
     "env_name": "pointmaze-medium-navigate-singletask-task1-v0", "algo": "trqam", "seeds": [1, 2],
     "bc_steps": 10, "offline_steps": 10, "online_steps": 0, "kl_budget": 1.0, "generated": True,
-    "generated_transitions": 3000,
+    "generated_transitions": 3000, "mine": "of no algorithm here",
 }  # fmt: skip
 SUMMARY = {
     "seconds": {"offline": 2.0, "online": 1.0, "evaluate": 1.0}, "failures": {},
@@ -196,3 +196,57 @@ def test_names_in_files_move_no_cursor(folder, capsys):
     run(report, folder, "--out", folder / "page")
     run(status, folder)
     assert "\x1b" not in capsys.readouterr().out
+
+
+TEXT = json.dumps("\x1b[31m\u202e" + 3000 * "y")
+"""Red, backwards, and longer than a page shows."""
+
+
+def shown_of(folder, capsys, *runs):
+    """All that a report of some runs says, on the terminal and in its files."""
+    capsys.readouterr()
+    assert run(report, *runs, "--out", folder / "page") == 0
+    files = [path.read_text(encoding="utf-8") for path in (folder / "page").iterdir()]
+    return "\n".join([*files, capsys.readouterr().out])
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "value"),
+    [
+        ("config.json", "env_name", TEXT), ("config.json", "algo", TEXT),
+        ("config.json", "mine", TEXT), ("config.json", "mine", f"[{TEXT}]"),
+        ("config.json", "kl_budget", TEXT), ("config.json", "dataset", TEXT),
+        ("versions.json", "torch", TEXT),
+        ("summary.json", "backend", TEXT), ("summary.json", "failures", f'{{"1": {TEXT}}}'),
+    ],
+)  # fmt: skip
+def test_texts_of_files_are_spelled_out_and_cut(file, name, value, folder, capsys):
+    odd_json(folder, file, **{name: value})
+    for runs in ((folder,), (folder / "odd",), (folder / "good", folder / "odd")):
+        shown = shown_of(folder, capsys, *runs)
+        assert "\x1b" not in shown and "\u202e" not in shown
+        assert 2000 * "y" not in shown
+
+
+@pytest.mark.parametrize("name", ["env_name", "seed", "agent_name", "kl_budget"])
+def test_texts_of_the_authors_flags_are_spelled_out_and_cut(name, folder, capsys):
+    theirs = folder / "trqam_pointmaze_s1_0123abcd"
+    theirs.mkdir()
+    flags = {"env_name": '"a task"', "seed": "1", "agent_name": '"trqam"', "kl_budget": "1"}
+    flags[name] = TEXT
+    agent = ", ".join(f'"{each}": {flags.pop(each)}' for each in ("agent_name", "kl_budget"))
+    rest = ", ".join(f'"{each}": {value}' for each, value in flags.items())
+    (theirs / "flags.json").write_text(f'{{"agent": {{{agent}}}, {rest}}}')
+    (theirs / "eval.csv").write_text("success,step\n0.5,20\n")
+    shown = shown_of(folder, capsys, folder)
+    assert "(authors' code)" in shown and "\x1b" not in shown and 2000 * "y" not in shown
+
+
+def test_names_of_folders_move_no_cursor(folder, capsys):
+    named = (folder / "odd").rename(folder / "o\x1b[31md")
+    (named / "metrics.csv").unlink()
+    for runs in ((folder,), (named,)):
+        capsys.readouterr()
+        assert run(report, *runs, "--out", folder / "page") == 0
+        said = capsys.readouterr().out
+        assert r"o\x1b[31md: metrics.csv" in said and "\x1b" not in said

@@ -11,12 +11,9 @@ import pytest
 from tests.kill_run import compare_runs, start, wait_for_line
 from tests.runs import run
 from trqam_fast import train
+from trqam_fast.__main__ import COMMANDS
 from trqam_fast.runs import checkpoint
 from trqam_fast.training.stopping import StopRequest
-
-COMMANDS = (
-    "train", "sweep", "evaluate", "status", "report", "data", "doctor", "convert", "parity",
-)  # fmt: skip
 
 
 def catches(pid, number):

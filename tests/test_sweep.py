@@ -1,23 +1,16 @@
-"""Sweeps: their file, their plan, their jobs and their command."""
+"""Sweeps: from their file to their plan."""
 
-import dataclasses
 import json
 import os
 import re
-import time
 from pathlib import Path
 
 import pytest
 
-from trqam_fast.cli import run_command
 from trqam_fast.damage import Unreadable
-from trqam_fast.errors import Stopped, UsageError
-from trqam_fast.sweep import __main__ as command
-from trqam_fast.sweep import estimate
-from trqam_fast.sweep.execute import execute, finished
-from trqam_fast.sweep.plan import Job, make_plan, read_plan, write_plan
+from trqam_fast.errors import UsageError
+from trqam_fast.sweep.plan import make_plan, read_plan, write_plan
 from trqam_fast.sweep.spec import parse_spec, read_spec
-from trqam_fast.sweep.state import StateFile, read_state, state_path
 
 TASK = "pointmaze-medium-navigate-singletask-task1-v0"
 CUBE = "cube-double-play-singletask-task2-v0"
@@ -26,21 +19,6 @@ BASE = {"tasks": [TASK], "algos": ["bc", "qam", "trqam"], "seeds": [0, 1, 2]}
 
 def plan(tmp_path, **changes):
     return make_plan(parse_spec(BASE | changes), tmp_path)
-
-
-@pytest.fixture
-def small(generated):
-    """A sweep of one seed whose runs take a second."""
-    return BASE | {
-        "seeds": [0],
-        "flags": {
-            "preset": "smoke", "generated_dir": str(generated), "generated_transitions": 3000,
-            "generated_noise": 0.5, "bc_steps": 10, "offline_steps": 10, "online_steps": 0,
-            "log_interval": 5, "eval_interval": 0, "save_interval": 5, "eval_episodes": 1,
-            "eval_envs": 1, "batch_size": 8, "actor_hidden_dims": [16, 16],
-            "value_hidden_dims": [16, 16],
-        },
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -218,9 +196,9 @@ def test_a_star_stands_for_all_tasks():
     assert CUBE not in spec.task
 
 
-@pytest.mark.parametrize("name", ["smoke", "paper", "first_table", "matched"])
-def test_the_sweeps_of_this_repository_are_valid(name, tmp_path):
-    assert make_plan(read_spec(Path(f"sweeps/{name}.toml")), tmp_path)
+@pytest.mark.parametrize("path", sorted(Path("sweeps").rglob("*.toml")), ids=str)
+def test_the_sweeps_of_this_repository_are_valid(path, tmp_path):
+    assert make_plan(read_spec(path), tmp_path)
 
 
 def test_seeds_are_packed_as_far_as_memory_allows(tmp_path):
@@ -278,148 +256,6 @@ def test_what_does_not_change_a_run_may_change(tmp_path):
     now = plan(tmp_path / "b", flags=dict(reversed(flags.items())))
     write_plan(now, tmp_path / "b")
     assert read_plan(tmp_path / "b") == now
-
-
-def test_nothing_starts_from_half_a_pretraining(tmp_path, small, monkeypatch):
-    bc, qam, _ = make_plan(parse_spec(small), tmp_path)
-
-    def crash(self, stage, agent, step):
-        raise MemoryError
-
-    with monkeypatch.context() as patch:
-        patch.setattr("trqam_fast.training.loop.Trainer.evaluate", crash)
-        assert execute(tmp_path, bc).state == "failed"
-    assert list((bc.run_dir(tmp_path) / "checkpoints").glob("*.pt"))
-    assert execute(tmp_path, qam).reason == "its pretraining has not ended"
-    assert not qam.run_dir(tmp_path).exists()
-
-
-def test_jobs_run_are_skipped_and_fail(tmp_path, small):
-    jobs = make_plan(parse_spec(small), tmp_path)
-    bc, qam, _ = jobs
-    early = execute(tmp_path, qam)
-    assert (early.state, early.reason) == ("failed", "its pretraining has not ended")
-    state = execute(tmp_path, bc)
-    assert (state.state, state.reason, state.attempt) == ("done", "", 1)
-    assert state.ended >= state.started and state.pid == os.getpid()
-    assert "data: 3000 transitions" in bc.log(tmp_path).read_text()
-    again = execute(tmp_path, bc)
-    assert dataclasses.replace(again, beat=0) == dataclasses.replace(state, beat=0)
-    late = execute(tmp_path, qam)
-    assert (late.state, late.attempt) == ("done", 1)
-    for text in (None, "", '{"state": "running"}'):
-        state_path(tmp_path, bc).unlink()
-        if text is not None:
-            state_path(tmp_path, bc).write_text(text)
-        assert (execute(tmp_path, bc).state, execute(tmp_path, bc).attempt) == ("done", 0)
-
-
-def test_a_seed_that_diverges_is_the_reason(tmp_path, small):
-    small["flags"] |= {"lr": 1e30, "clip_grad": False}
-    job = make_plan(parse_spec(small), tmp_path)[0]
-    state = execute(tmp_path, job)
-    assert state.state == "done" and "seed 0: " in state.reason and "not finite" in state.reason
-
-
-def test_a_crash_is_a_failure_with_its_reason(tmp_path, small, monkeypatch):
-    def crash(config):
-        raise ZeroDivisionError("division by zero")
-
-    monkeypatch.setattr("trqam_fast.train.run", crash)
-    job = make_plan(parse_spec(small), tmp_path)[0]
-    state = execute(tmp_path, job)
-    assert state.state == "failed"
-    assert state.reason.startswith("ZeroDivisionError: division by zero; see ")
-    assert "Traceback" in job.log(tmp_path).read_text()
-
-
-def test_a_silent_job_is_stale(tmp_path, small):
-    job = make_plan(parse_spec(small), tmp_path)[0]
-    assert read_state(tmp_path, job) is None
-    file = StateFile(tmp_path, job)
-    file.write()
-    assert not read_state(tmp_path, job).stale
-    os.utime(file.path, (0, 0))
-    assert read_state(tmp_path, job).stale
-    file.end("stopped", "by SIGUSR1")
-    os.utime(file.path, (0, 0))
-    assert not read_state(tmp_path, job).stale
-    file.path.write_text("{")
-    with pytest.raises(UsageError, match="damaged"):
-        read_state(tmp_path, job)
-
-
-def test_the_heartbeat_touches_the_file(tmp_path, small, monkeypatch):
-    monkeypatch.setattr("trqam_fast.sweep.state.HEARTBEAT_SECONDS", 0.01)
-    file = StateFile(tmp_path, make_plan(parse_spec(small), tmp_path)[0])
-    file.write()
-    with file.beating():
-        os.utime(file.path, (0, 0))
-        deadline = time.monotonic() + 5
-        while file.path.stat().st_mtime == 0:
-            assert time.monotonic() < deadline
-
-
-def run(*argv):
-    return run_command(lambda: command.main([str(word) for word in argv]))
-
-
-def test_one_job_from_the_command(tmp_path, small, capsys, monkeypatch):
-    jobs = make_plan(parse_spec(small), tmp_path)
-    write_plan(jobs, tmp_path)
-    assert run("--out", tmp_path, "--job", jobs[1].name) == 1
-    assert run("--out", tmp_path, "--job", jobs[0].name) == 0
-    assert finished(tmp_path, jobs[0])
-    assert run("--out", tmp_path, "--job", "nope") == 2
-    assert "is none of" in capsys.readouterr().err
-
-    def stop(config):
-        raise Stopped("stopped by SIGUSR1 after step 5")
-
-    monkeypatch.setattr("trqam_fast.train.run", stop)
-    assert run("--out", tmp_path, "--job", jobs[1].name) == 75
-    assert read_state(tmp_path, jobs[1]).reason == "stopped by SIGUSR1 after step 5"
-
-
-def test_the_dry_run_writes_nothing(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(estimate, "PROBE_SECONDS", 0.01)
-    out = tmp_path / "out"
-    assert run("sweeps/smoke.toml", "--out", out, "--dry-run", "--num-cpus", 2) == 0
-    shown = capsys.readouterr().out
-    assert f"{TASK}/trqam_kl-budget_0.5/seeds_0_1_2  after its pretraining" in shown
-    assert "8 jobs, 24 runs that are results" in shown
-    assert "with 2 jobs at a time" in shown
-    assert not out.exists()
-
-
-def test_no_time_is_guessed_for_gpus(tmp_path, capsys):
-    file = tmp_path / "gpu.toml"
-    file.write_text(f'tasks = ["{TASK}"]\nalgos = ["trqam"]\nseeds = [0]\nresources.gpus = 0.5\n')
-    assert run(file, "--out", tmp_path / "out", "--dry-run") == 0
-    assert "no estimate of the time" in capsys.readouterr().out
-
-
-def test_a_command_that_lacks_something(tmp_path, capsys):
-    assert run("sweeps/smoke.toml") == 2
-    assert run("--out", tmp_path) == 2
-    assert "--out is missing" in capsys.readouterr().err
-
-
-def test_an_address_where_nothing_answers_is_told_at_once(tmp_path, capsys):
-    pytest.importorskip("ray")
-    assert run("sweeps/smoke.toml", "--out", tmp_path, "--address", "127.0.0.1:9") == 2
-    assert "127.0.0.1:9, where no Ray cluster answers" in capsys.readouterr().err
-
-
-def test_the_schedule_respects_order_and_places():
-    def job(name, after=None):
-        return Job(name, TASK, "bc", None, (0,), after, ())
-
-    jobs = [job("a"), job("b"), job("c", "a"), job("d", "b")]
-    seconds = {"a": 10.0, "b": 1.0, "c": 1.0, "d": 2.0}
-    assert estimate.makespan(jobs, seconds, 1) == 14
-    assert estimate.makespan(jobs, seconds, 2) == 11
-    assert estimate.makespan([jobs[0], jobs[2]], seconds, 9) == 11
 
 
 def test_plans_are_plain_json(tmp_path):

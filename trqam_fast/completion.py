@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+
+from trqam_fast.cli import begin, run_command
+
+if __name__ == "__main__":
+    begin()
+
 import dataclasses
 import functools
 import operator
-import sys
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from trqam_fast.agents import ALGORITHMS
-from trqam_fast.cli import run_command
 from trqam_fast.convert import ConvertArgs
 from trqam_fast.data.__main__ import Command
 from trqam_fast.doctor import DoctorArgs

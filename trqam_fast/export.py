@@ -7,8 +7,14 @@ executed, and nothing of this machine is in it: no path, no optimiser, no data.
 
 from __future__ import annotations
 
-import os
 import sys
+
+from trqam_fast.cli import begin, run_command
+
+if __name__ == "__main__":
+    begin()
+
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +26,6 @@ from torch import Tensor
 from trqam_fast import __version__
 from trqam_fast.agents import ALGORITHMS, Agent
 from trqam_fast.agents.config import groups_of
-from trqam_fast.cli import run_command
 from trqam_fast.damage import reading
 from trqam_fast.errors import UsageError
 from trqam_fast.files import write_json, write_text, written_whole

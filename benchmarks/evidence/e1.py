@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.evidence import statistics
-from benchmarks.evidence.scores import Score, by_method
-from trqam_fast.report.find import collect
+from benchmarks.evidence.scores import Score, read_scores
+from trqam_fast.agents import ALGORITHMS
 from trqam_fast.sweep.__main__ import main as sweep
 
 if sys.version_info >= (3, 11):
@@ -23,7 +23,6 @@ FOLDER = Path(__file__).parents[2] / "sweeps" / "e1"
 CELLS = ("a", "b", "c", "d")
 SETTINGS = {"qam": "inv_temp", "trqam": "kl_budget", "sqam": "kl_budget"}
 """The setting that is selected, by algorithm."""
-LABELS = {"qam": "QAM", "trqam": "TRQAM", "sqam": "SQAM"}
 SEEDS = list(range(12))
 READINGS = ("tuned per cell", "leave one cell out", "one for all")
 
@@ -50,7 +49,7 @@ def to_toml(values: dict[str, Any]) -> str:
 
 def method(algo: str, value: float) -> str:
     """Return the name that a sweep gives to an algorithm with a setting."""
-    return f"{LABELS[algo]} {SETTINGS[algo].replace('_', '-')} {value}"
+    return f"{ALGORITHMS[algo].label} {SETTINGS[algo].replace('_', '-')} {value}"
 
 
 def values_of(cell: str, algo: str) -> list[float]:
@@ -74,7 +73,7 @@ def select(out: Path) -> dict[str, dict[str, dict[str, float]]]:
     """Return the setting that each reading selects, by reading, algorithm and cell."""
     table: Table = {}
     for cell in CELLS:
-        scores = by_method(collect([out / "select" / cell])[0])
+        scores = read_scores(out / "select" / cell)
         table[cell] = {
             algo: {
                 value: float(np.mean([s.score for s in scores[method(algo, value)].values()]))
@@ -133,7 +132,7 @@ def analyse(out: Path) -> dict[str, Any]:
     selection = json.loads((out / "selection.json").read_text())
     chosen = selection["chosen"]
     confirmed: dict[str, dict[str, dict[str, Score]]] = {
-        cell: by_method(collect([out / "confirm" / cell])[0]) for cell in CELLS
+        cell: read_scores(out / "confirm" / cell) for cell in CELLS
     }
     readings: dict[str, Any] = {}
     for reading in READINGS:
@@ -150,7 +149,7 @@ def analyse(out: Path) -> dict[str, Any]:
                 for algo, cells in runs.items()
             },
             "differences": {
-                f"{LABELS[first]} - {LABELS[second]}": statistics.compare(
+                f"{ALGORITHMS[first].label} - {ALGORITHMS[second].label}": statistics.compare(
                     [differences(runs[first][cell], runs[second][cell]) for cell in CELLS]
                 )._asdict()
                 for first, second in (("trqam", "qam"), ("sqam", "qam"), ("sqam", "trqam"))

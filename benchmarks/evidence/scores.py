@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from trqam_fast.report.collect import Result
+from trqam_fast.errors import UsageError
+from trqam_fast.report.collect import FAILED, Result
+from trqam_fast.report.find import collect
 
 LAST = 3
 """Evaluations that make the score."""
@@ -49,18 +49,19 @@ def score_of(result: Result) -> Score:
     )
 
 
-def by_method(results: Iterable[Result]) -> dict[str, dict[str, Score]]:
-    """Return the scores of finished runs by method and seed; pretraining is left out."""
+def read_scores(folder: Path) -> dict[str, dict[str, Score]]:
+    """Return the scores of a sweep's fine-tuning runs by method and seed.
+
+    Raises:
+        UsageError: one is not over, or there is none.
+    """
     scores: dict[str, dict[str, Score]] = {}
-    for result in results:
+    for result in collect([folder])[0]:
         if result.method is not None and result.algorithm.fine_tunes:
+            if result.status not in ("done", *FAILED):
+                raise UsageError(
+                    f"{folder}: seed {result.seed} of {result.method} is {result.status}; run the "
+                    "experiment to its end, without --read-only"
+                )
             scores.setdefault(result.method, {})[result.seed] = score_of(result)
     return scores
-
-
-def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
-    """Write rows that have the same columns."""
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)

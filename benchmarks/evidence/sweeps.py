@@ -9,8 +9,7 @@ import numpy as np
 
 from benchmarks.evidence import statistics
 from benchmarks.evidence.e1 import differences, summary
-from benchmarks.evidence.scores import Score, by_method
-from trqam_fast.report.find import collect
+from benchmarks.evidence.scores import Score, read_scores
 from trqam_fast.sweep.__main__ import main as sweep
 
 FOLDER = Path(__file__).parents[2] / "sweeps"
@@ -23,13 +22,13 @@ def run(name: str, out: Path, flags: list[str]) -> None:
 
 def analyse_e2(out: Path) -> dict[str, Any]:
     """Return means over the seeds of each method."""
-    scores = by_method(collect([out])[0])
+    scores = read_scores(out)
     return {"methods": {method: summary(list(runs.values())) for method, runs in scores.items()}}
 
 
 def analyse_e3(out: Path) -> dict[str, Any]:
     """Return means of each variant, and paired differences to the paper's start by budget."""
-    scores = by_method(collect([out])[0])
+    scores = read_scores(out)
     found: dict[str, Any] = {"methods": {}, "differences": {}}
     for method, runs in scores.items():
         found["methods"][method] = summary(list(runs.values()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from dataclasses import dataclass
 
@@ -155,11 +156,12 @@ class DatasetName:
         return found
 
 
-def kinds_of(env_head: str) -> list[str]:
+@functools.cache  # a plan of many tasks asks a million times
+def kinds_of(env_head: str) -> tuple[str, ...]:
     """Dataset kinds that are published for an environment, e.g. for ``cube-double``."""
     names = [*PUBLISHED, *(large.dataset_name for large in LARGE_SETS.values())]
     heads = [name.removesuffix("-v0").rpartition("-") for name in names]
-    return sorted({kind for head, _, kind in heads if head == env_head})
+    return tuple(sorted({kind for head, _, kind in heads if head == env_head}))
 
 
 def known_tasks() -> list[str]:

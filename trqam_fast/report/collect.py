@@ -231,7 +231,7 @@ def data_in_words(config: dict[str, Any]) -> str:
     if not config:
         return ""
     if config.get("dataset"):
-        return Path(str(config["dataset"])).name
+        return printable(Path(str(config["dataset"])).name)
     if not config.get("generated"):
         return "published"
     return f"{short_count(config.get('generated_transitions'))} generated"

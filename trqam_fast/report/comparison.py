@@ -156,9 +156,9 @@ class Comparison:
         self.zeroed = {name: self._scores(name, zeroed=True) for name in self.methods}
         self.groups = self._groups(domains)
         self.summaries = {
-            (name, group): self._summary(name, group)
+            (name, group): self.summarise(name, group, tasks)
             for name in self.methods
-            for group in self.groups
+            for group, tasks in self.groups.items()
         }
         self.pairs = self._pairs()
         declared = {str(r.method): r.algorithm.colour for r in reversed(self.results)}
@@ -210,14 +210,11 @@ class Comparison:
         """Whether a method has a score on a task."""
         return any(not math.isnan(result.success) for result in self.of(method, task))
 
-    def columns(self, group: str) -> list[int]:
-        """Indices of a group's tasks."""
-        return [self.tasks.index(task) for task in self.groups[group]]
-
-    def _summary(self, method: str, group: str) -> Summary:
-        columns = self.columns(group)
+    def summarise(self, method: str, group: str, tasks: list[str]) -> Summary:
+        """Return the aggregates of a method over some tasks, which are called `group`."""
+        columns = [self.tasks.index(task) for task in tasks]
         scores, zeroed = self.scores[method][:, columns], self.zeroed[method][:, columns]
-        cells = [result for task in self.groups[group] for result in self.of(method, task)]
+        cells = [result for task in tasks for result in self.of(method, task)]
         failed = sum(result.status in FAILED for result in cells)
         counted = [result for result in cells if not math.isnan(result.success)]
         played = {result.episodes for result in counted}

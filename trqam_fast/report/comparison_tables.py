@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from trqam_fast.report.aggregate import Estimate, counts, estimates, mean, task_means
+from trqam_fast.report.aggregate import Estimate, counts, task_means
 from trqam_fast.report.collect import FAILED, Result
 from trqam_fast.report.comparison import (
     ALL,
@@ -36,6 +36,7 @@ from trqam_fast.report.table import (
     words,
 )
 from trqam_fast.text import count_of, printable
+from trqam_fast.training.presets import flag_of, value_in_words
 
 WORDS = {
     "diverged": "diverged", "failed": "failed", "stopped": "stopped, to be continued",
@@ -339,20 +340,14 @@ def measured_rates(
     """
     found = {}
     for method in c.methods:
-        method_scores = (c.zeroed if zeroed else c.scores)[method]
-        scored = {
-            name: int((counts(method_scores[:, c.columns(name)]) > 0).sum()) for name in c.domains
-        }
-        by_domain = {name: c.summaries[method, name] for name in c.domains}
-        found[method] = {
-            name: s.mean_zeroed if zeroed else s.mean
-            for name, s in by_domain.items()
-            if scored[name]
-        }
-        whole = [name for name in published.domains if scored.get(name) == TASKS_EACH]
-        if whole == published.domains:
-            columns = [column for name in whole for column in c.columns(name)]
-            found[method][ALL] = estimates([mean], method_scores[:, columns])[0]
+        scored = counts((c.zeroed if zeroed else c.scores)[method]) > 0
+        has = dict(zip(c.tasks, scored, strict=True))
+        number = {name: sum(has[task] for task in c.groups[name]) for name in c.domains}
+        rates = {name: c.summaries[method, name] for name in c.domains if number[name]}
+        if all(number.get(name) == TASKS_EACH for name in published.domains):
+            tasks = [task for name in published.domains for task in c.groups[name]]
+            rates[ALL] = c.summarise(method, ALL, tasks)
+        found[method] = {name: s.mean_zeroed if zeroed else s.mean for name, s in rates.items()}
     return found
 
 
@@ -426,9 +421,10 @@ def latex_table(c: Comparison, published: Published) -> str:
         r"\begin{table*}[t]",
         r"\centering",
         r"\caption{Success in percent. Published: mean and standard deviation over seeds, by the "
-        r"methods' authors. Measured here: mean over tasks and seeds with its 95\,\% stratified "
-        r"bootstrap interval; runs without a result are left out and counted; where runs failed or "
-        r"diverged, the same with a success of 0 for them. The last column is "
+        r"methods' authors. Measured here: mean over tasks and seeds with its 95\,\% interval, of "
+        r"a stratified bootstrap and at least as wide as Wilson's; runs without a result are "
+        r"left out and counted; where runs failed or diverged, the same with a success of 0 for "
+        r"them. The last column is "
         rf"the mean over the {len(published.domains)} published domains.}}",
         r"\label{tab:success}",
         r"\resizebox{\textwidth}{!}{%",
@@ -473,8 +469,7 @@ def settings(c: Comparison, differing: bool) -> Table | None:
     for result in c.results:
         for name, value in settings_of(result).items():
             values = found.setdefault(name, {}).setdefault(str(result.method), {})
-            text = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-            values[printable(text, LONGEST)] = None
+            values[printable(value_in_words(value), LONGEST)] = None
     rows = {
         name: [" or ".join(values.get(method, [DASH])) for method in c.methods]
         for name, values in found.items()
@@ -485,7 +480,7 @@ def settings(c: Comparison, differing: bool) -> Table | None:
         return None
     columns = [words(method, [row[number] for row in rows.values()])
                for number, method in enumerate(c.methods)]  # fmt: skip
-    return Table([words("flag", [f"--{name.replace('_', '-')}" for name in rows]), *columns])
+    return Table([words("flag", [flag_of(name) for name in rows]), *columns])
 
 
 def problems(results: list[Result]) -> Table | None:

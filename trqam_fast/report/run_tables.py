@@ -9,18 +9,29 @@ from trqam_fast.agents import ALGORITHMS
 from trqam_fast.agents.config import groups_of, names_of
 from trqam_fast.evaluation.statistics import success_interval
 from trqam_fast.report.comparison import short_task
-from trqam_fast.report.table import LONGEST, Cell, Column, Part, Table, bad, cell, small, words
+from trqam_fast.report.table import (
+    DASH,
+    LONGEST,
+    Cell,
+    Column,
+    Part,
+    Table,
+    bad,
+    cell,
+    small,
+    words,
+)
 from trqam_fast.runs.plots import title_of
 from trqam_fast.runs.read import Run
 from trqam_fast.runs.values import is_amount, is_number, read_json
 from trqam_fast.text import count_of, exact_duration, printable
 from trqam_fast.training.config import TrainConfig
+from trqam_fast.training.presets import flag_of
 
 SEEDS_SHOWN = 8
 
 # Settings that tell runs apart but say nothing about them.
 NO_SETTINGS = {"run_dir"}
-NOTHING = "–"
 OWN = "Settings of an algorithm that is not of this package"
 
 
@@ -165,7 +176,7 @@ def text_of(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         value = " ".join(printable(item, LONGEST) for item in value)
     if value is None or value == "":
-        return NOTHING
+        return DASH
     return f"{value:g}" if isinstance(value, float) else printable(value, LONGEST)
 
 
@@ -182,7 +193,7 @@ def success(run: Run, stage: str) -> Cell:
     """Success after a stage with its interval, and the seeds it lacks."""
     found = run.success_after(stage)
     if found is None:
-        return cell(NOTHING)
+        return cell(DASH)
     (value, low, high), by_seed = found
     lines: list[Any] = [[f"{100 * value:.1f} %", small(f"[{100 * low:.1f}, {100 * high:.1f}]")]]
     if 1 < len(by_seed) <= SEEDS_SHOWN:
@@ -196,13 +207,13 @@ def success(run: Run, stage: str) -> Cell:
 def time(run: Run) -> Cell:
     """The time of all parts together."""
     spent = seconds_of(run)
-    return cell(exact_duration(sum(spent.values())) if spent else NOTHING)
+    return cell(exact_duration(sum(spent.values())) if spent else DASH)
 
 
 def parts(run: Run) -> Cell:
     """The time of every part."""
     spent = [f"{name} {exact_duration(value)}" for name, value in seconds_of(run).items()]
-    return cell(", ".join(spent) or NOTHING)
+    return cell(", ".join(spent) or DASH)
 
 
 def seconds_of(run: Run) -> dict[str, float]:
@@ -214,25 +225,20 @@ def shares(run: Run) -> Cell:
     """Shares of the online stage that went to learning, acting, waiting and simulating."""
     online, total = run.summary.get("online_seconds"), seconds_of(run).get("online", 0.0)
     if not online or total <= 0:
-        return cell(NOTHING)
+        return cell(DASH)
     return cell(", ".join(f"{name} {part / total:.0%}" for name, part in online.items()))
 
 
 def rates(run: Run) -> Cell:
     """Updates per second of each stage."""
     found = run.summary.get("updates_per_second", {})
-    return cell(", ".join(f"{stage} {rate:.1f}" for stage, rate in found.items()) or NOTHING)
+    return cell(", ".join(f"{stage} {rate:.1f}" for stage, rate in found.items()) or DASH)
 
 
 def budget(run: Run) -> Cell:
     """Path-KL budgets of the stages."""
     budgets = dict.fromkeys(run.budget(stage) for stage in run.stages)
     return cell(text_of([f"{budget:g}" for budget in budgets if budget is not None]))
-
-
-def flag_of(name: str) -> str:
-    """The flag of a setting."""
-    return f"--{name.replace('_', '-')}"
 
 
 def versions(found: list[Run]) -> Table:

@@ -22,13 +22,15 @@ from trqam_fast.simulator.environment import begin, interface_of, make_env
 from trqam_fast.sweep.plan import Job, run_bytes
 from trqam_fast.training.backend import settle_backend
 from trqam_fast.training.config import TrainConfig
-from trqam_fast.training.estimate import seconds_per_call, seconds_per_update
+from trqam_fast.training.estimate import seconds_per_call, seconds_per_update, updates_left
 
 START_SECONDS = 10.0
 """Of a process: imports, Ray's worker, reading the data."""
 
 PROBE_SECONDS = 1.0
 PROBE_ROWS = 1000
+UNLIMITED = 1000
+"""Steps that an episode is taken to have in an environment without a limit."""
 
 
 def random_data(obs_dim: int, act_dim: int, rows: int) -> Dataset:
@@ -47,10 +49,6 @@ def random_data(obs_dim: int, act_dim: int, rows: int) -> Dataset:
             "terminals": terminals,
         }
     )
-
-
-UNLIMITED = 1000
-"""Steps that an episode is taken to have in an environment without a limit."""
 
 
 @cache
@@ -138,9 +136,8 @@ def job_seconds(job: Job) -> float:
         update, act = probe_agent(job.algo, *agent)
     finally:
         torch.set_num_threads(threads)
-    updates = config.bc_steps if job.pretrains else config.offline_steps
+    updates = sum(updates_left(config).values())
     online = 0 if job.pretrains else config.online_steps
-    updates += max(0, online - config.start_training) * config.utd_ratio
     episodes = evaluations(job, config) * config.eval_episodes * len(job.seeds)
     playing = episodes * steps * (step_seconds + act / config.agent.chunk_length)
     acting = online * len(job.seeds) * (step_seconds + act * ROWS)
