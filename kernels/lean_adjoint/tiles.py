@@ -20,21 +20,17 @@ from torch import Tensor
 
 from trqam_fast.kernels.mlp.tiles import (
     STEP_REGISTERS,
-    Folded,
-    Network,
     Pull,
     config_for,
-    finish_pull,
     forward_pass,
-    gradients_of,
-    network_of,
     pull_hidden_layers,
     pull_norm,
-    pull_outputs,
     tile_options,
 )
-from trqam_fast.kernels.mlp.triton import Inputs
+from trqam_fast.kernels.mlp.tiles_forward import Folded, Network, network_of
+from trqam_fast.kernels.mlp.tiles_pullback import finish_pull, gradients_of, pull_outputs
 from trqam_fast.kernels.mlp.triton_config import operand_dtype
+from trqam_fast.kernels.mlp.triton_inputs import Inputs
 from trqam_fast.kernels.mlp.triton_tile import Gradients, group_of, zeros
 from trqam_fast.kernels.mlp.triton_weights import weight_pointers
 from trqam_fast.kernels.mlp.weights import MLPWeights

@@ -17,8 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trqam_fast.kernels.mlp.triton import Inputs, config_for, forward_pass
+from trqam_fast.kernels.mlp.triton import config_for, forward_pass
 from trqam_fast.kernels.mlp.triton_config import launch_options, operand_dtype
+from trqam_fast.kernels.mlp.triton_inputs import Inputs
 from trqam_fast.kernels.mlp.triton_tile import (
     Gradients,
     group_of,

@@ -20,16 +20,18 @@ from torch import Tensor
 
 from trqam_fast.kernels.mlp.tiles import (
     STEP_REGISTERS,
-    RowBlocks,
-    activate,
     config_for,
     empty_tape,
     hidden_layers,
     make_network,
+    tile_options,
+)
+from trqam_fast.kernels.mlp.tiles_forward import (
+    RowBlocks,
+    activate,
     network_of,
     output_product,
     rows_of,
-    tile_options,
 )
 from trqam_fast.kernels.mlp.triton import check_size
 from trqam_fast.kernels.mlp.triton_config import KernelConfig, operand_dtype
