@@ -29,7 +29,7 @@ from trqam_fast.kernels.mlp.tiles_pullback import (
     pull_norm_kernel,
     pull_output_kernel,
 )
-from trqam_fast.kernels.mlp.triton import check_size
+from trqam_fast.kernels.mlp.triton import check_size, pulled_gradients
 from trqam_fast.kernels.mlp.triton import config_for as fused_config
 from trqam_fast.kernels.mlp.triton_config import (
     KernelConfig,
@@ -170,8 +170,8 @@ def forward_pass(
     result = inputs.observations.new_empty(groups, rows, config.out)
     tape = empty_tape(config, groups, rows, result)
     tiles = triton.cdiv(rows, config.block_m)
-    options = tile_options(precision)
     with torch.cuda.device_of(result):
+        options = tile_options(precision)
         net = weight_pointers(weights, config)
         network = make_network(net, config, groups, precision, result)
         first_layer_kernel[(tiles, config.width // config.block_n, groups)](
@@ -268,29 +268,20 @@ def backward_pass(
     config = config_for(
         weights, inputs.observations, inputs.x, precision, train=want_weights, rows=rows
     )
-    width, depth, new = config.width, config.depth, cotangent.new_empty
     tiles = triton.cdiv(rows, config.block_m)
     sum_tiles = triton.cdiv(rows, norm_blocks(config)[0]) if config.norm else tiles
-    kinds = (3 if config.norm else 1) if want_weights else 0
-    store = operand_dtype(config)
-    grads = Gradients(
-        new(depth if want_weights else 2, groups, rows, width, dtype=store),
-        new(groups if config.norm else 0, rows, width),
-        new(kinds, depth, sum_tiles, groups, width),
-        groups * rows * width,
-        sum_tiles * groups * width,
-    )
-    d_inputs = new(groups if want_inputs else 0, rows, config.inputs)
-    normed = new(depth if config.norm and want_weights else 0, groups, rows, width, dtype=store)
+    grads = pulled_gradients(config, groups, rows, sum_tiles, cotangent)
+    d_inputs = cotangent.new_empty(groups if want_inputs else 0, rows, config.inputs)
+    normed = torch.empty_like(grads.pre[: config.depth if config.norm and want_weights else 0])
     pull = Pull(tape, tape_rows, 0, grads, 0, rows, rows, normed)
-    options = tile_options(precision)
     with torch.cuda.device_of(cotangent):
+        options = tile_options(precision)
         # The pullback of LayerNorm needs its scale alone, so nothing is folded.
         network = Network(weight_pointers(weights, config), Folded(*[cotangent] * 4))
-        pull_output_kernel[(tiles, width // config.block_n, groups)](
+        pull_output_kernel[(tiles, config.width // config.block_n, groups)](
             network, tape, tape_rows, groups * tape_rows, grads, cotangent, rows, config, **options
         )
-        pull_norm(network, pull, groups, depth - 1, config, precision)
+        pull_norm(network, pull, groups, config.depth - 1, config, precision)
         pull_hidden_layers(network, pull, groups, config, precision)
         if want_inputs:
             block_in = triton.next_power_of_2(max(config.inputs, 16))

@@ -16,9 +16,9 @@ import triton.language as tl
 
 from trqam_fast.kernels.mlp.tiles_forward import merge, network_of
 from trqam_fast.kernels.mlp.triton_tile import (
-    Gradients,
     gelu,
     gelu_slope,
+    gradients_of,
     group_of,
     slot,
     true_width,
@@ -53,19 +53,6 @@ def pull_outputs(cotangent, net, tile, C: tl.constexpr):
     dy = zeros(C.block_n, C.block_m)
     given = tl.trans(cotangent.to(C.operand))
     return tl.dot(w, given, dy, input_precision=C.precision)
-
-
-@triton.jit
-def gradients_of(grads, group, groups, rows, tile, C: tl.constexpr):
-    """Return one network's part of the gradients, and of the sums that of a tile of rows."""
-    wide = tl.cast(group, tl.int64)
-    return Gradients(
-        grads.pre + wide * rows * C.width,
-        grads.normed + wide * rows * C.width,
-        grads.sums + (tl.cast(tile, tl.int64) * groups + wide) * C.width,
-        tl.cast(grads.stride, tl.int64),
-        tl.cast(grads.sum_stride, tl.int64),
-    )
 
 
 @triton.jit(do_not_specialize=["tape_rows", "layer_rows", "rows"])

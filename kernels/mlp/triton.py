@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +21,7 @@ from trqam_fast.kernels.mlp.triton_tile import (
     Gradients,
     Tape,
     forward,
+    gradients_of,
     group_of,
     input_gradient,
     member_of,
@@ -77,20 +77,12 @@ def mlp_pullback_kernel(
 ):
     """Cotangent of a tile to all pre-activations, and to the inputs; grid [tiles, G]."""
     group = tl.program_id(1)
-    tile = tl.program_id(0)
-    row = tile * C.block_m + tl.arange(0, C.block_m)
+    row = tl.program_id(0) * C.block_m + tl.arange(0, C.block_m)
     mask = row < rows
     net = member_of(net, group // C.ensemble, group % C.ensemble, C)
     tape = group_of(tape, group, tape_rows, layer_rows, C)
+    grads = gradients_of(grads, group, tl.num_programs(1), rows, tl.program_id(0), C)
     wide = tl.cast(group, tl.int64)
-    groups = tl.num_programs(1)
-    grads = Gradients(
-        grads.pre + wide * rows * C.width,
-        grads.normed + wide * rows * C.width,
-        grads.sums + (tl.cast(tile, tl.int64) * groups + group) * C.width,
-        tl.cast(grads.stride, tl.int64),
-        tl.cast(grads.sum_stride, tl.int64),
-    )
     outs = tl.arange(0, C.block_out)
     at = wide * rows * C.out + row[:, None] * C.out + outs[None, :]
     given = tl.load(cotangent + at, mask=mask[:, None] & (outs < C.out)[None, :], other=0.0)
@@ -124,6 +116,21 @@ def empty_tape(config: KernelConfig, groups: int, rows: int, like: Tensor) -> Ta
         like.new_empty(out_layers, groups, rows, config.width, dtype=operand_dtype(config)),
         like.new_empty(stats, groups, rows),
         like.new_empty(stats, groups, rows),
+    )
+
+
+def pulled_gradients(
+    config: KernelConfig, groups: int, rows: int, tiles: int, like: Tensor
+) -> Gradients:
+    """Return uninitialised gradients of `rows` rows, and their sums over `tiles` tiles of rows."""
+    kinds = (3 if config.norm else 1) if config.train else 0
+    layers, new = config.depth if config.train else 2, like.new_empty
+    return Gradients(
+        new(layers, groups, rows, config.width, dtype=operand_dtype(config)),
+        new(groups if config.norm else 0, rows, config.width),
+        new(kinds, config.depth, tiles, groups, config.width),
+        groups * rows * config.width,
+        tiles * groups * config.width,
     )
 
 
@@ -190,36 +197,26 @@ def backward_pass(
         Gradients of the inputs, `[G, K * B, in]`, or of none.
     """
     groups, rows = cotangent.shape[:2]
-    config = config_for(weights, inputs.observations, inputs.x, precision, train=True)
     tape, want_weights = Tape(*tape), len(gradients) > 0
-    tape_rows = tape.pre.shape[2]
-    layer_rows = groups * tape_rows
-    width, depth = config.width, config.depth
+    tape_rows = tape.out.shape[2]
+    config = config_for(weights, inputs.observations, inputs.x, precision, train=want_weights)
     tiles = triton.cdiv(rows, config.block_m)
-    new = cotangent.new_empty
-    kinds = (3 if config.norm else 1) if want_weights else 0
-    grads = Gradients(
-        new(depth if want_weights else 2, groups, rows, width, dtype=operand_dtype(config)),
-        new(groups if config.norm else 0, rows, width),
-        new(kinds, depth, tiles, groups, width),
-        groups * rows * width,
-        tiles * groups * width,
-    )
-    d_inputs = new(groups if want_inputs else 0, rows, config.inputs)
+    grads = pulled_gradients(config, groups, rows, tiles, cotangent)
+    d_inputs = cotangent.new_empty(groups if want_inputs else 0, rows, config.inputs)
     block_in = min(64, triton.next_power_of_2(max(config.inputs, 16)))
     with torch.cuda.device_of(cotangent):
         mlp_pullback_kernel[(tiles, groups)](
             weight_pointers(weights, config),
             tape,
             tape_rows,
-            layer_rows,
+            groups * tape_rows,
             grads,
             cotangent,
             d_inputs,
             rows,
             want_inputs,
             block_in,
-            dataclasses.replace(config, train=want_weights),
+            config,
             **launch_options(precision),
         )
     if want_weights:

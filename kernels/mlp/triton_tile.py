@@ -137,6 +137,19 @@ def group_of(tape, group, rows, layer_rows, C: tl.constexpr):
 
 
 @triton.jit
+def gradients_of(grads, group, groups, rows, tile, C: tl.constexpr):
+    """Return one network's part of the gradients, and of the sums that of a tile of rows."""
+    wide = tl.cast(group, tl.int64)
+    return Gradients(
+        grads.pre + wide * rows * C.width,
+        grads.normed + wide * rows * C.width,
+        grads.sums + (tl.cast(tile, tl.int64) * groups + wide) * C.width,
+        tl.cast(grads.stride, tl.int64),
+        tl.cast(grads.sum_stride, tl.int64),
+    )
+
+
+@triton.jit
 def true_width(index, C: tl.constexpr):
     """Return the width of hidden layer `index` without padding."""
     width = C.widths[0]
