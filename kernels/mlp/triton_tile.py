@@ -15,6 +15,8 @@ applies them. Its pullback, with n = (h - mean) rstd and dn = scale * dy, is
     dh = rstd (dn - mean_w(dn) - n mean_w(dn n)),   dscale = sum_rows dy n,   dshift = sum_rows dy
 
 Columns beyond a layer's true width hold zero weights, so they add nothing to what is kept.
+
+Longer than 400 lines, as the ways forward and back agree on where a tape keeps what.
 """
 
 from __future__ import annotations
