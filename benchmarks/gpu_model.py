@@ -19,6 +19,8 @@ takes is computed from them and from the limits of a `Machine`:
 
 So it is a lower bound where work overlaps badly, and knows nothing of caches' conflicts, clocks and
 of kernels that PyTorch launches beyond one for an operation.
+
+Longer than 400 lines, as the tables that it writes are checked against it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a program of a Triton kernel does one after another, from the arguments of its launch.
 
 The loops are those of `kernels/mlp/triton_tile.py` and of the kernels that use it, and of
-`kernels/mlp/tiles.py` and the steps beside it.
+`kernels/mlp/tiles_forward.py`, `tiles_pullback.py` and the steps that use them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
 // Python bindings. A call is a Python NamedTuple whose fields are those of a struct in csrc, in its
 // order: addresses of arrays, sizes, numbers. The Python wrappers in kernels/ check devices,
 // dtypes, shapes and contiguity; names, null addresses and sizes are checked here.
+//
+// Longer than 400 lines, as no other file knows Python: what reads a call, then a function for each
+// op, which names the fields of its struct.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -47,7 +47,7 @@ def lean_adjoint(
         trajectory: X_0..X_K, `[S, K + 1, B, D]`; X_K itself is not used.
         terminal_adjoint: a_K, `[S, B, D]`.
         schedule: That of the chain; None for the flow's own. Another one runs with ``reference``.
-        backend: ``auto``, ``reference``, or for packed weights ``cpp`` or ``triton``.
+        backend: ``auto``, ``reference``, or for packed weights ``cpp``, ``triton`` or ``tiles``.
         precision: ``ieee``, ``tf32`` (Triton) or ``bf16`` (Triton or ``cpp``) operands.
 
     Returns:

@@ -20,22 +20,19 @@ from torch import Tensor
 
 from trqam_fast.kernels.mlp.tiles import (
     STEP_REGISTERS,
-    Folded,
-    Network,
     Pull,
     config_for,
-    finish_pull,
     forward_pass,
-    gradients_of,
-    network_of,
     pull_hidden_layers,
     pull_norm,
-    pull_outputs,
     tile_options,
 )
-from trqam_fast.kernels.mlp.triton import Inputs
+from trqam_fast.kernels.mlp.tiles_forward import Folded, Network, network_of
+from trqam_fast.kernels.mlp.tiles_pullback import finish_pull, pull_outputs
+from trqam_fast.kernels.mlp.triton import pulled_gradients
 from trqam_fast.kernels.mlp.triton_config import operand_dtype
-from trqam_fast.kernels.mlp.triton_tile import Gradients, group_of, zeros
+from trqam_fast.kernels.mlp.triton_inputs import Inputs
+from trqam_fast.kernels.mlp.triton_tile import gradients_of, group_of, zeros
 from trqam_fast.kernels.mlp.triton_weights import weight_pointers
 from trqam_fast.kernels.mlp.weights import MLPWeights
 
@@ -117,15 +114,9 @@ def lean_adjoint(
     inputs = Inputs(observations, trajectory, steps, 1)
     _, tape = forward_pass(base_velocity, inputs, precision, train=True)
     config = config_for(base_velocity, observations, trajectory, precision, train=False, rows=batch)
-    new, rows = trajectory.new_empty, 2 * batch
-    grads = Gradients(
-        new(2, runs, rows, config.width, dtype=operand_dtype(config)),
-        new(runs if config.norm else 0, rows, config.width),
-        new(0),
-        runs * rows * config.width,
-        0,
-    )
-    adjoints = new(runs, steps, batch, dim)
+    rows = 2 * batch
+    grads = pulled_gradients(config, runs, rows, 0, trajectory)
+    adjoints = trajectory.new_empty(runs, steps, batch, dim)
     tiles = triton.cdiv(batch, config.block_m)
     with torch.cuda.device_of(trajectory):
         # Read K times: worth a copy in the operand's type.

@@ -10,17 +10,16 @@ where J_k^T is the pullback through the activations that the batched pass stored
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from trqam_fast.kernels.mlp.triton import Inputs, config_for, forward_pass
+from trqam_fast.kernels.mlp.triton import config_for, forward_pass, pulled_gradients
 from trqam_fast.kernels.mlp.triton_config import launch_options, operand_dtype
+from trqam_fast.kernels.mlp.triton_inputs import Inputs
 from trqam_fast.kernels.mlp.triton_tile import (
-    Gradients,
+    gradients_of,
     group_of,
     input_gradient,
     member_of,
@@ -51,13 +50,7 @@ def lean_adjoint_kernel(
     mask = row < batch
     net = member_of(net, run, 0, C)
     tape = group_of(tape, run, rows, layer_rows, C)
-    grads = Gradients(
-        grads.pre + wide * batch * C.width,
-        grads.normed + wide * batch * C.width,
-        grads.sums,
-        tl.cast(grads.stride, tl.int64),
-        grads.sum_stride,
-    )
+    grads = gradients_of(grads, run, tl.num_programs(1), batch, 0, C)
     dims = tl.arange(0, C.block_out)
     narrow = dims < C.dim
     inside = mask[:, None] & narrow[None, :]
@@ -87,19 +80,11 @@ def lean_adjoint(
     """Return a_0..a_{K-1}, `[S, K, B, D]`, of contiguous data; two launches."""
     runs, points, batch, dim = trajectory.shape
     steps = points - 1
-    config = config_for(base_velocity, observations, trajectory, precision, train=True)
     inputs = Inputs(observations, trajectory, steps, 1)
     _, tape = forward_pass(base_velocity, inputs, precision, train=True)
-    sweep = dataclasses.replace(config, train=False)
-    new = trajectory.new_empty
-    grads = Gradients(
-        new(2, runs, batch, config.width, dtype=operand_dtype(config)),
-        new(runs if config.norm else 0, batch, config.width),
-        new(0),
-        runs * batch * config.width,
-        0,
-    )
-    adjoints = new(runs, steps, batch, dim)
+    config = config_for(base_velocity, observations, trajectory, precision, train=False)
+    grads = pulled_gradients(config, runs, batch, 0, trajectory)
+    adjoints = trajectory.new_empty(runs, steps, batch, dim)
     # Read K times by every program: worth a copy in the operand's type.
     network = weight_pointers(base_velocity, config, operand_dtype(config))
     with torch.cuda.device_of(trajectory):
@@ -113,7 +98,7 @@ def lean_adjoint(
             adjoints,
             batch,
             steps,
-            sweep,
+            config,
             **launch_options(precision),
         )
     return adjoints

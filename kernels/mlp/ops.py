@@ -58,7 +58,7 @@ def passes_of(backend: str) -> ModuleType:
 def _forward(tensors, inputs, backend, precision, train):
     weights, inputs = MLPWeights.from_tensors(tensors), inputs.contiguous()
     if backend in TRITON:
-        from trqam_fast.kernels.mlp.triton import Inputs
+        from trqam_fast.kernels.mlp.triton_inputs import Inputs
 
         out, tape = passes_of(backend).forward_pass(weights, Inputs(inputs), precision, train=train)
         return out, list(tape[:4])
@@ -91,7 +91,7 @@ def _backward(tensors, inputs, x, tape, cotangent, backend, precision, want_inpu
     weights, cotangent = MLPWeights.from_tensors(tensors), cotangent.contiguous()
     steps = 1 if x is None else cotangent.shape[1] // max(inputs.shape[1], 1)
     if backend in TRITON:
-        from trqam_fast.kernels.mlp.triton import Inputs
+        from trqam_fast.kernels.mlp.triton_inputs import Inputs
 
         parts = Inputs(inputs.contiguous(), x, steps)
         back = passes_of(backend).backward_pass
@@ -160,7 +160,7 @@ def pull_back(
     # C++ writes gradients of the weights' own shapes; Triton's kernels write packed ones.
     tensors, gradients = list(weights.tensors), []
     if want_weights and how.backend in TRITON:
-        from trqam_fast.kernels.mlp.triton import empty_gradients, unpack
+        from trqam_fast.kernels.mlp.triton_gradients import empty_gradients, unpack
 
         gradients = list(empty_gradients(weights, cotangent, how.precision))
     elif want_weights:

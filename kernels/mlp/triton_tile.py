@@ -15,6 +15,8 @@ applies them. Its pullback, with n = (h - mean) rstd and dn = scale * dy, is
     dh = rstd (dn - mean_w(dn) - n mean_w(dn n)),   dscale = sum_rows dy n,   dshift = sum_rows dy
 
 Columns beyond a layer's true width hold zero weights, so they add nothing to what is kept.
+
+Longer than 400 lines, as the ways forward and back agree on where a tape keeps what.
 """
 
 from __future__ import annotations
@@ -133,6 +135,19 @@ def group_of(tape, group, rows, layer_rows, C: tl.constexpr):
         tape.rstd + at,
         layer_rows * C.width,
         layer_rows,
+    )
+
+
+@triton.jit
+def gradients_of(grads, group, groups, rows, tile, C: tl.constexpr):
+    """Return one network's part of the gradients, and of the sums that of a tile of rows."""
+    wide = tl.cast(group, tl.int64)
+    return Gradients(
+        grads.pre + wide * rows * C.width,
+        grads.normed + wide * rows * C.width,
+        grads.sums + (tl.cast(tile, tl.int64) * groups + wide) * C.width,
+        tl.cast(grads.stride, tl.int64),
+        tl.cast(grads.sum_stride, tl.int64),
     )
 
 

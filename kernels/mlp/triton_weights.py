@@ -132,10 +132,23 @@ def weight_pointers(
     kernels, vectors = parts_of(weights)
     kernel_shapes, vector_shapes = packed_shapes(config)
     in_place = laid_out(kernels, kernel_shapes) and laid_out(vectors, vector_shapes)
-    if not in_place or dtype != torch.float32:
-        packed_kernels, packed_vectors = pack([weights], config, dtype)
-        kernels = split(packed_kernels[0], kernel_shapes)
-        vectors = split(packed_vectors[0], vector_shapes)
+    if in_place and dtype == torch.float32:
+        return first_parts(kernels, vectors, config)
+    return packed_pointers(*pack([weights], config, dtype), config)
+
+
+def packed_pointers(kernels: Tensor, vectors: Tensor, config: KernelConfig) -> WeightPointers:
+    """Return the first of the networks packed as kernels `[F, S, n]` and vectors `[F, S, m]`."""
+    kernel_shapes, vector_shapes = packed_shapes(config)
+    first = first_parts(split(kernels[0], kernel_shapes), split(vectors[0], vector_shapes), config)
+    # PyTorch makes up the stride of an axis of one run, from which the next network is reached.
+    return first._replace(kernel_stride=kernels.stride(1), vector_stride=vectors.stride(1))
+
+
+def first_parts(
+    kernels: Sequence[Tensor], vectors: Sequence[Tensor], config: KernelConfig
+) -> WeightPointers:
+    """Return the first tensor of each kind, for kernels and vectors in the order of the weights."""
     depth = config.depth
     return WeightPointers(
         kernels[0],

@@ -45,7 +45,7 @@ class Rollout(NamedTuple):
     tape: int | None
 
 
-def _empty(velocity: MLPWeights, inputs: RolloutInputs) -> tuple[Tensor, Tensor, Tensor]:
+def _empty(inputs: RolloutInputs) -> tuple[Tensor, Tensor, Tensor]:
     runs, batch, dim = inputs.x0.shape
     new, steps = inputs.x0.new_empty, inputs.flow_steps
     ode_x = new(runs, inputs.ode_x0.shape[1], dim)
@@ -66,7 +66,7 @@ def _rollout(
         module = _module(backend)
         *results, tape = module.sde_rollout(velocity, base, inputs, precision, train=train)
         return *results, list(tape[:4])
-    trajectory, velocities, ode_x = _empty(velocity, inputs)
+    trajectory, velocities, ode_x = _empty(inputs)
     rows = velocities.shape[1] * velocities.shape[2]
     tape = [velocities.new_empty(tape_elements(velocity, rows))] if train else []
     (numbers, _alive), (base_numbers, _base_alive) = describe(velocity), describe(base)
@@ -97,7 +97,7 @@ def _rollout_fake(
 ):
     inputs = RolloutInputs(observations, x0, noise, ode_observations, ode_x0)
     velocity = MLPWeights.from_tensors(velocity)
-    results = _empty(velocity, inputs)
+    results = _empty(inputs)
     _, steps, batch, _ = results[1].shape
     if backend in TRITON:
         return *results, list(_module(backend).rollout_tape(velocity, inputs, precision, train)[:4])

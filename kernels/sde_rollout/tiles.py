@@ -20,21 +20,23 @@ from torch import Tensor
 
 from trqam_fast.kernels.mlp.tiles import (
     STEP_REGISTERS,
-    RowBlocks,
-    activate,
     config_for,
     empty_tape,
     hidden_layers,
     make_network,
+    tile_options,
+)
+from trqam_fast.kernels.mlp.tiles_forward import (
+    RowBlocks,
+    activate,
     network_of,
     output_product,
     rows_of,
-    tile_options,
 )
 from trqam_fast.kernels.mlp.triton import check_size
 from trqam_fast.kernels.mlp.triton_config import KernelConfig, operand_dtype
 from trqam_fast.kernels.mlp.triton_tile import Tape, group_of, zeros
-from trqam_fast.kernels.mlp.triton_weights import WeightPointers, pack, packed_shapes, split
+from trqam_fast.kernels.mlp.triton_weights import pack, packed_pointers
 from trqam_fast.kernels.mlp.weights import MLPWeights
 from trqam_fast.kernels.sde_rollout.inputs import RolloutInputs
 
@@ -172,24 +174,6 @@ def rollout_tape(velocity: MLPWeights, inputs: RolloutInputs, precision: str, tr
     return empty_tape(config, runs, rows, inputs.x0)
 
 
-def packed_weights(kernels: Tensor, vectors: Tensor, config: KernelConfig) -> WeightPointers:
-    """Return the networks of packed kernels `[F, S, n]` and vectors `[F, S, m]`."""
-    kernel_shapes, vector_shapes = packed_shapes(config)
-    parts, depth = split(kernels[0], kernel_shapes), config.depth
-    small = split(vectors[0], vector_shapes)
-    return WeightPointers(
-        parts[0],
-        parts[min(1, depth - 1)],
-        parts[-1],
-        small[0],
-        small[depth],
-        small[depth + 1 if config.norm else 0],
-        small[2 * depth + 1 if config.norm else 0],
-        kernels.stride(1),
-        vectors.stride(1),
-    )
-
-
 def sde_rollout(
     velocity: MLPWeights, base: MLPWeights, inputs: RolloutInputs, precision: str, *, train: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tape]:
@@ -219,9 +203,9 @@ def sde_rollout(
         """Return where the tape has the rows of a step."""
         return (k if train else k % 2) * batch, base_start + batch + k % 2 * ode_batch
 
-    options = tile_options(precision, STEP_REGISTERS)
     with torch.cuda.device_of(x0):
-        weights = packed_weights(kernels, vectors, config)
+        options = tile_options(precision, STEP_REGISTERS)
+        weights = packed_pointers(kernels, vectors, config)
         network = make_network(weights, config, 2 * runs, precision, x0)._replace(
             kernel_step=kernels.stride(0), vector_step=vectors.stride(0), fold_step=runs
         )

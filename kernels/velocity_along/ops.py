@@ -32,7 +32,7 @@ class VelocityAlong(NamedTuple):
 def _along(velocity, observations, points, backend, precision):
     weights, observations = MLPWeights.from_tensors(velocity), observations.contiguous()
     if backend in TRITON:
-        from trqam_fast.kernels.mlp.triton import Inputs
+        from trqam_fast.kernels.mlp.triton_inputs import Inputs
 
         inputs, passes = Inputs(observations, points, points.shape[1]), passes_of(backend)
         return passes.forward_pass(weights, inputs, precision, train=False)[0].view(points.shape)

@@ -1,0 +1,209 @@
+r"""Triton kernels of one layer of a pullback: `block_m` rows and `block_n` features a program.
+
+Grid [tiles of rows, tiles of features, networks], products transposed as in the forward pass
+(`trqam_fast.kernels.mlp.tiles_forward`), GELU's derivative and column sums before the store:
+
+    dz_l^T = gelu'(z_l)^T * (W_{l+1} dz_{l+1}^T)
+
+The pullback of LayerNorm needs two sums over a row before its first element, so it is a launch of
+its own (`pull_norm_kernel`), which also writes y_l for the gradient of the next kernel.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from trqam_fast.kernels.mlp.tiles_forward import merge, network_of
+from trqam_fast.kernels.mlp.triton_tile import (
+    gelu,
+    gelu_slope,
+    gradients_of,
+    group_of,
+    slot,
+    true_width,
+    zeros,
+)
+
+
+@triton.jit
+def finish_pull(dy, tape, grads, tape_row, row, mask, sums, tile, index, C: tl.constexpr):
+    """Store dy `[block_n, rows]`, or where there is no LayerNorm dz and its column sums."""
+    features = tile * C.block_n + tl.arange(0, C.block_n)
+    at = row[None, :] * C.width + features[:, None]
+    if C.norm:
+        tl.store(grads.normed + at, dy, mask=mask[None, :])
+    else:
+        pre = tape.pre + index * tape.stride
+        z_at = tape_row[None, :] * C.width + features[:, None]
+        dz = dy * gelu_slope(tl.load(pre + z_at, mask=mask[None, :], other=0.0))
+        into = slot(grads.pre, grads.stride, index, C)
+        tl.store(into + at, dz.to(C.operand), mask=mask[None, :])
+        if C.train:
+            tl.store(sums + index * grads.sum_stride + features, tl.sum(dz, 1))
+
+
+@triton.jit
+def pull_outputs(cotangent, net, tile, C: tl.constexpr):
+    """Return dy of the last hidden layer `[block_n, rows]` for a cotangent `[rows, block_out]`."""
+    features = tile * C.block_n + tl.arange(0, C.block_n)
+    outs = tl.arange(0, C.block_out)
+    w = net.w_out + features[:, None] * C.out + outs[None, :]
+    w = tl.load(w, mask=(outs < C.out)[None, :], other=0.0).to(C.operand)
+    dy = zeros(C.block_n, C.block_m)
+    given = tl.trans(cotangent.to(C.operand))
+    return tl.dot(w, given, dy, input_precision=C.precision)
+
+
+@triton.jit(do_not_specialize=["tape_rows", "layer_rows", "rows"])
+def pull_output_kernel(
+    network,  # Network of G networks
+    tape,  # Tape of G networks
+    tape_rows,  # rows of the tape, of which the first are used
+    layer_rows,  # G * tape_rows
+    grads,  # Gradients of G networks
+    cotangent,  # [G, rows, out]
+    rows,
+    C: tl.constexpr,
+):
+    """Pull a cotangent back to the last hidden layer; grid [tiles, tiles of features, G]."""
+    group = tl.program_id(2)
+    row = tl.program_id(0) * C.block_m + tl.arange(0, C.block_m)
+    mask = row < rows
+    net = network_of(network, group, 0, C)
+    tape = group_of(tape, group, tape_rows, layer_rows, C)
+    grads = gradients_of(grads, group, tl.num_programs(2), rows, tl.program_id(0), C)
+    outs = tl.arange(0, C.block_out)
+    at = tl.cast(group, tl.int64) * rows * C.out + row[:, None] * C.out + outs[None, :]
+    given = tl.load(cotangent + at, mask=mask[:, None] & (outs < C.out)[None, :], other=0.0)
+    dy = pull_outputs(given, net, tl.program_id(1), C)
+    finish_pull(dy, tape, grads, row, row, mask, grads.sums, tl.program_id(1), C.depth - 1, C)
+
+
+@triton.jit(
+    do_not_specialize=["tape_rows", "layer_rows", "tape_start", "start", "count", "rows", "index"]
+)
+def pull_hidden_kernel(
+    network,  # Network of G networks
+    tape,  # Tape of G networks
+    tape_rows,  # rows of the tape
+    layer_rows,  # G * tape_rows
+    tape_start,  # first row of the tape
+    grads,  # Gradients of G networks
+    start,  # first row of the gradients
+    count,  # rows that are pulled back
+    rows,  # rows of the gradients
+    index,  # of the layer, depth - 2 to 0
+    C: tl.constexpr,
+):
+    """Pull dz back to the layer before; grid [tiles of rows, tiles of features, G]."""
+    tile = tl.program_id(1)
+    group = tl.program_id(2)
+    local = tl.program_id(0) * C.block_m + tl.arange(0, C.block_m)
+    mask = local < count
+    row = start + local
+    net = network_of(network, group, 0, C)
+    tape = group_of(tape, group, tape_rows, layer_rows, C)
+    grads = gradients_of(grads, group, tl.num_programs(2), rows, tl.program_id(0), C)
+    features = tile * C.block_n + tl.arange(0, C.block_n)
+    hidden = net.w_hid + tl.cast(index, tl.int64) * (C.ensemble * C.width * C.width)
+    behind = slot(grads.pre, grads.stride, index + 1, C)
+    inner = tl.arange(0, C.block_k)
+    w_at = hidden + features[:, None] * C.width + inner[None, :]
+    dz_at = behind + row[None, :] * C.width + inner[:, None]
+    dy = zeros(C.block_n, C.block_m)
+    for _ in range(0, C.width, C.block_k):
+        w = tl.load(w_at).to(C.operand)
+        dz = tl.load(dz_at, mask=mask[None, :], other=0.0)
+        dy = tl.dot(w, dz, dy, input_precision=C.precision)
+        w_at += C.block_k
+        dz_at += C.block_k
+    finish_pull(dy, tape, grads, tape_start + local, row, mask, grads.sums, tile, index, C)
+
+
+@triton.jit(
+    do_not_specialize=["tape_rows", "layer_rows", "tape_start", "start", "count", "rows", "index"]
+)
+def pull_norm_kernel(
+    network,  # Network of G networks
+    tape,  # Tape of G networks
+    tape_rows,  # rows of the tape
+    layer_rows,  # G * tape_rows
+    tape_start,  # first row of the tape
+    grads,  # Gradients of G networks
+    start,  # first row of the gradients
+    count,  # rows that are pulled back
+    rows,  # rows of the gradients
+    normed,  # [depth, G, rows, width]: y of the layers, written with `train`
+    index,  # of the layer
+    NORM_ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    C: tl.constexpr,
+):
+    """Pull dy back through LayerNorm and GELU, whole rows at once; grid [tiles of rows, G]."""
+    group = tl.program_id(1)
+    local = tl.program_id(0) * NORM_ROWS + tl.arange(0, NORM_ROWS)
+    row = start + local
+    net = network_of(network, group, 0, C)
+    tape = group_of(tape, group, tape_rows, layer_rows, C)
+    mask = local < count
+    at_row = tape_start + local
+    layer_stats = index * (C.width // C.block_n) * tape.stat_stride
+    mean, rstd = merge(
+        tape.mean + layer_stats, tape.rstd + layer_stats, tape, at_row, mask, index, C
+    )
+    width = true_width(index, C)
+    grads = gradients_of(grads, group, tl.num_programs(1), rows, tl.program_id(0), C)
+    cols = tl.arange(0, COLS)
+    inside = mask[:, None] & (cols < C.width)[None, :]
+    vector = index * (C.ensemble * C.width) + cols
+    scale = tl.load(net.scale + vector, mask=cols < C.width, other=0.0)[None, :]
+    at = row[:, None] * C.width + cols[None, :]
+    z_at = at_row[:, None] * C.width + cols[None, :]
+    dy = tl.load(grads.normed + at, mask=inside, other=0.0)
+    z = tl.load(tape.pre + index * tape.stride + z_at, mask=inside, other=0.0)
+    normal = (gelu(z) - mean[:, None]) * rstd[:, None]
+    dn = dy * scale
+    mean_dn = tl.sum(dn, 1) / width
+    mean_dnn = tl.sum(dn * normal, 1) / width
+    dh = rstd[:, None] * (dn - mean_dn[:, None] - normal * mean_dnn[:, None])
+    dz = dh * gelu_slope(z)
+    tl.store(slot(grads.pre, grads.stride, index, C) + at, dz.to(C.operand), mask=inside)
+    if C.train:
+        sums = grads.sums + index * grads.sum_stride + cols
+        real = cols < C.width
+        tl.store(sums, tl.sum(dz, 0), mask=real)
+        tl.store(sums + C.depth * grads.sum_stride, tl.sum(dy * normal, 0), mask=real)
+        tl.store(sums + 2 * C.depth * grads.sum_stride, tl.sum(dy, 0), mask=real)
+        y = normal * scale + tl.load(net.shift + vector, mask=real, other=0.0)[None, :]
+        into = normed + tl.cast(index, tl.int64) * grads.stride
+        into += tl.cast(group, tl.int64) * rows * C.width
+        tl.store(into + at, y.to(C.operand), mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def pull_inputs_kernel(
+    network,  # Network of G networks
+    grads,  # Gradients of G networks
+    d_inputs,  # [G, rows, in]
+    rows,
+    BLOCK_IN: tl.constexpr,
+    C: tl.constexpr,
+):
+    """Gradients of the inputs; grid [tiles of rows, tiles of inputs, G]."""
+    group = tl.program_id(2)
+    wide = tl.cast(group, tl.int64)
+    row = tl.program_id(0) * C.block_m + tl.arange(0, C.block_m)
+    mask = row < rows
+    net = network_of(network, group, 0, C)
+    ins = tl.program_id(1) * BLOCK_IN + tl.arange(0, BLOCK_IN)
+    first = grads.pre + wide * rows * C.width
+    acc = zeros(BLOCK_IN, C.block_m)
+    for k in range(0, C.width, C.block_k):
+        ks = k + tl.arange(0, C.block_k)
+        w = net.w_in + ins[:, None] * C.width + ks[None, :]
+        w = tl.load(w, mask=(ins < C.inputs)[:, None], other=0.0).to(C.operand)
+        dz = tl.load(first + row[None, :] * C.width + ks[:, None], mask=mask[None, :], other=0.0)
+        acc = tl.dot(w, dz, acc, input_precision=C.precision)
+    at = wide * rows * C.inputs + row[None, :] * C.inputs + ins[:, None]
+    tl.store(d_inputs + at, acc, mask=mask[None, :] & (ins < C.inputs)[:, None])

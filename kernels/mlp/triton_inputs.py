@@ -1,0 +1,73 @@
+"""Inputs of a pass as the Triton kernels read them: observations, points and times apart."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from trqam_fast.kernels.mlp.triton_tile import TileInputs
+
+
+class Inputs(NamedTuple):
+    """Inputs `[s, x, t]` of rows (k, b), k < K: three parts that are never concatenated.
+
+    Attributes:
+        observations: s, `[S, B, O]`, shared by the K steps and the members; all inputs where
+            there is no x.
+        x: x, `[S, >= K, B, D]`, or None.
+        steps: K; t_k = (k + shift) / K.
+        shift: 0 or 1.
+    """
+
+    observations: Tensor
+    x: Tensor | None = None
+    steps: int = 1
+    shift: int = 0
+
+
+class BatchInputs(NamedTuple):
+    """`Inputs` inside a kernel: pointers and sizes.
+
+    Attributes:
+        observations: `[S, B, O]`.
+        x: `[S, >= K, B, D]`.
+        x_stride: Elements between two runs of x.
+        batch: B.
+        rows: K * B.
+        steps: K.
+        shift: 0 or 1.
+    """
+
+    observations: Any
+    x: Any
+    x_stride: Any
+    batch: Any
+    rows: Any
+    steps: Any
+    shift: Any
+
+
+@triton.jit
+def tile_inputs(inputs, run, row, C: tl.constexpr):
+    """Return where the rows (k, b) of a run find their inputs."""
+    step = row // inputs.batch
+    wide = tl.cast(run, tl.int64)
+    time = tl.div_rn((step + inputs.shift).to(tl.float32), tl.cast(inputs.steps, tl.float32))
+    return TileInputs(
+        inputs.observations + wide * inputs.batch * C.obs,
+        inputs.x + wide * inputs.x_stride,
+        row % inputs.batch,
+        row,
+        time,
+        row < inputs.rows,
+    )
+
+
+def points_of(inputs: Inputs) -> tuple[Tensor, int]:
+    """Return x with dense rows, or any tensor where there is none, and the stride of its runs."""
+    x = inputs.observations if inputs.x is None else inputs.x
+    x = x if x[0].is_contiguous() else x.contiguous()
+    return x, x.stride(0)
