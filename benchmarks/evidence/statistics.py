@@ -22,7 +22,7 @@ class Difference(NamedTuple):
         p: Two-sided, of the sign-flip test on pairs.
         pairs: Number of pairs.
         detectable: Difference that these pairs would have shown in four of five cases (2.8
-            standard errors).
+            standard errors); None where a cell has a single pair.
     """
 
     mean: float
@@ -30,7 +30,7 @@ class Difference(NamedTuple):
     high: float
     p: float
     pairs: int
-    detectable: float
+    detectable: float | None
 
 
 def compare(cells: list[np.ndarray], seed: int = 0) -> Difference:
@@ -42,22 +42,24 @@ def compare(cells: list[np.ndarray], seed: int = 0) -> Difference:
     """
     rng = np.random.default_rng(seed)
     mean = float(np.mean([np.mean(cell) for cell in cells]))
-    samples = np.empty(DRAWS)
-    for draw in range(DRAWS):
-        chosen = rng.integers(len(cells), size=len(cells)) if len(cells) > 1 else [0]
-        resampled = [rng.choice(cells[index], size=len(cells[index])) for index in chosen]
-        samples[draw] = np.mean([np.mean(cell) for cell in resampled])
-    flipped = np.empty(DRAWS)
-    for draw in range(DRAWS):
-        signs = [rng.choice((-1.0, 1.0), size=len(cell)) for cell in cells]
-        flipped[draw] = np.mean([np.mean(s * c) for s, c in zip(signs, cells, strict=True)])
+    chosen = rng.integers(len(cells), size=(DRAWS, len(cells)))
+    means = np.empty(chosen.shape)
+    for index, cell in enumerate(cells):
+        drawn = rng.choice(cell, size=(np.count_nonzero(chosen == index), len(cell)))
+        means[chosen == index] = drawn.mean(axis=1)
+    samples = means.mean(axis=1)
+    signs = [rng.choice((-1.0, 1.0), size=(DRAWS, len(cell))) for cell in cells]
+    flips = [(s * cell).mean(axis=1) for s, cell in zip(signs, cells, strict=True)]
+    flipped = np.mean(flips, axis=0)
     extreme = np.count_nonzero(np.abs(flipped) >= abs(mean) - 1e-12)
     low, high = np.percentile(samples, [2.5, 97.5])
-    variance = np.mean([np.var(cell, ddof=1) / len(cell) for cell in cells]) / len(cells)
+    detectable = None
+    if min(map(len, cells)) > 1:
+        variance = np.mean([np.var(cell, ddof=1) / len(cell) for cell in cells]) / len(cells)
+        detectable = float(2.8 * np.sqrt(variance))
     return Difference(
-        mean, float(low), float(high), (extreme + 1) / (DRAWS + 1),
-        sum(map(len, cells)), float(2.8 * np.sqrt(variance)),
-    )  # fmt: skip
+        mean, float(low), float(high), (extreme + 1) / (DRAWS + 1), sum(map(len, cells)), detectable
+    )
 
 
 class Unpaired(NamedTuple):
@@ -97,7 +99,7 @@ def compare_unpaired(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Un
     if exact:
         chosen = np.array(list(combinations(range(n + m), n)))
     else:
-        chosen = np.array([rng.permutation(n + m)[:n] for _ in range(DRAWS)])
+        chosen = rng.permuted(np.tile(np.arange(n + m), (DRAWS, 1)), axis=1)[:, :n]
     sums = pooled[chosen].sum(axis=1)
     gaps = sums / n - (pooled.sum() - sums) / m
     extreme = np.count_nonzero(np.abs(gaps) >= abs(mean) - 1e-12)
