@@ -133,17 +133,19 @@ def test_e1_before_its_selection_is_over(tmp_path):
     write_cell(out / "select" / "a", "a", all_settings("a"), (100, 101))
     write_cell(out / "select" / "b", "b", {"qam": [0.1, 1.0]}, (100, 101))
     sweep = Sweep(out / "select" / "c")
-    sweep.job(ONE, "qam", e1.method("qam", 3.0), [0.5, None], seeds=(100, 101), state="running")
+    sweep.job(ONE, "qam", e1.method("qam", 3.0), [None], seeds=(100,), state="running")
+    sweep.job(ONE, "qam", e1.method("qam", 3.0), [0.5], seeds=(101,))
     with pytest.raises(RunError, match="not over in cell b, c, d; the same command goes on"):
         e1.select(out)
     found = e1.analyse(out)
     assert not found["complete"] and found["readings"] == {}
     assert found["progress"]["cell b, selection"] == "4 of 36 runs"
-    assert found["progress"]["cell c, selection"] == "0 of 36 runs"
+    assert found["progress"]["cell c, selection"] == "1 of 36 runs"
     text = "\n".join(LINES["e1"](found))
     assert "PARTIAL" in text and "its settings are selected once the selection is over" in text
     (row,) = [line.split() for line in text.splitlines() if line.startswith("  cell b  ")][:1]
     assert row == ["cell", "b", "60", "-", "10", "-", "-", "-"]
+    assert "35*" in text  # one seed of two
     assert "PARTIAL" in drawing("e1", found)
 
 

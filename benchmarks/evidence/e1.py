@@ -201,7 +201,14 @@ def analyse(out: Path) -> dict[str, Any]:
     progress = {
         f"cell {cell}, selection": (selected[cell], len(selection_runs(cell))) for cell in CELLS
     }
-    found: dict[str, Any] = {"selection": table_of(selected), "readings": {}}
+    found: dict[str, Any] = {
+        "selection": table_of(selected),
+        "selection_seeds": {
+            cell: {name: len(runs) for name, runs in scores.runs.items()}
+            for cell, scores in selected.items()
+        },
+        "readings": {},
+    }
     if chosen is not None:
         confirmed = {cell: read_scores(out / "confirm" / cell) for cell in CELLS}
         for cell in CELLS:

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from benchmarks.evidence.e1 import CELLS, SETTINGS, read_cell, values_of
@@ -16,9 +17,10 @@ from trqam_fast.agents import ALGORITHMS
 from trqam_fast.report.svg import alone, svg_of
 from trqam_fast.runs.looks import FAINT, INK, PAPER, STYLE, looks
 from trqam_fast.runs.plots import Picture
+from trqam_fast.training.domains import domain_of
 
-SHORT = 45
-"""Letters of a title that fit above a panel."""
+SHIFT = 0.1
+"""By which the points of fresh seeds are beside each other."""
 
 
 def draw_e1(found: dict[str, Any]) -> Figure:
@@ -29,12 +31,12 @@ def draw_e1(found: dict[str, Any]) -> Figure:
     """
     figure, panels = plt.subplots(2, 2, figsize=(9, 7), layout="constrained", sharey=True)
     for cell, axes in zip(CELLS, panels.flat, strict=True):
-        for algo in SETTINGS:
-            draw_curve(axes, found, cell, algo)
-        task = read_cell(cell)["tasks"][0].partition("-singletask")[0]
+        for index, algo in enumerate(SETTINGS):
+            draw_curve(axes, found, cell, algo, SHIFT * (index - 1))
+        task = domain_of(read_cell(cell)["tasks"][0])
         scale = read_cell(cell)["flags"].get("reward_scale", 1.0)
         times = f", rewards x {scale:g}" if scale != 1 else ""
-        axes.set_title(f"cell {cell}: {task}{times}"[:SHORT])
+        axes.set_title(f"cell {cell}: {task}{times}")
         axes.set_ylim(-0.03, 1.03)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         pairs = zip(values_of(cell, "qam"), values_of(cell, "trqam"), strict=True)
@@ -44,12 +46,15 @@ def draw_e1(found: dict[str, Any]) -> Figure:
         axes.set_xlabel("QAM's inv_temp above, the others' kl_budget below")
     for axes in panels[:, 0]:
         axes.set_ylabel("score")
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower left", ncols=4)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    handles.append(Line2D([], [], marker="D", color=INK, markerfacecolor=PAPER, linestyle="none"))
+    labels.append("fresh seeds, 95 %")
+    figure.legend(handles, labels, loc="outside lower left", ncols=4)
     return figure
 
 
-def draw_curve(axes: Axes, found: dict[str, Any], cell: str, algo: str) -> None:
-    """Draw one algorithm in one cell."""
+def draw_curve(axes: Axes, found: dict[str, Any], cell: str, algo: str, shift: float) -> None:
+    """Draw one algorithm in one cell, what is confirmed a little to one side."""
     values, colour = values_of(cell, algo), ALGORITHMS[algo].colour
     means = found["selection"][cell][algo]
     heights = [means.get(value, np.nan) for value in values]
@@ -61,7 +66,7 @@ def draw_curve(axes: Axes, found: dict[str, Any], cell: str, algo: str) -> None:
             setting = reading["settings"][algo][cell]
             confirmed[setting] = reading["scores"][algo][cell]["by_seed"]
     for setting, scores in confirmed.items():
-        place = values.index(setting)
+        place = values.index(setting) + shift
         error = 1.96 * np.std(scores, ddof=1) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
         axes.errorbar(place, np.mean(scores), error, marker="D", color=colour, markersize=6,
                       markerfacecolor=PAPER, capsize=2, zorder=4)  # fmt: skip
@@ -83,6 +88,7 @@ def draw_e2(found: dict[str, Any]) -> Figure:
         axes.set_title(titles[column])
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel("updates")
+    panels[1, 0].set_yscale("log")
     panels[0, 0].set_ylim(-0.03, 1.03)
     panels[0, 0].yaxis.set_major_formatter(PercentFormatter(1.0))
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower left", ncols=3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from benchmarks.evidence.e1 import CELLS, PAIRS, SETTINGS, values_of
+from benchmarks.evidence.e1 import CELLS, PAIRS, SETTINGS, method, values_of
 from trqam_fast.agents import ALGORITHMS
 from trqam_fast.text import count_of
 
@@ -70,12 +70,16 @@ def e1_lines(found: dict[str, Any]) -> list[str]:
     lines = ["E1: does one setting serve unequal problems?", *heading(found)]
     if not found["readings"]:
         lines.append("  confirmation: its settings are selected once the selection is over")
-    lines += ["", "Selection: mean score in % of each setting over the seeds that are over"]
+    lines += ["", "Selection: mean score in % of each setting (*: of one seed)"]
     for algo, name in SETTINGS.items():
         rows = [[f"{ALGORITHMS[algo].label}, {name}", *(f"{v:g}" for v in values_of("a", algo))]]
         for cell in CELLS:
             means = found["selection"][cell][algo]
-            cells = [percent(means.get(value)) for value in values_of(cell, algo)]
+            seeds = found["selection_seeds"][cell]
+            cells = [
+                percent(means.get(value)) + "*" * (seeds.get(method(algo, value)) == 1)
+                for value in values_of(cell, algo)
+            ]
             rows.append([f"  cell {cell}", *cells])
         lines += aligned(rows)
     for reading, values in found["readings"].items():
@@ -111,13 +115,13 @@ def score_in_words(values: dict[str, Any] | None, setting: float) -> str:
 def method_rows(methods: dict[str, dict[str, Any]]) -> list[list[str]]:
     """Return a table of means over seeds by method."""
     rows = [["", "seeds", *MEASURES.values()]]
-    for method, values in methods.items():
+    for name_of_method, values in methods.items():
         cells = []
         for index, name in enumerate(MEASURES):
             value = values.get(name)
             shown = percent(value) if index < 4 else "-" if value is None else f"{value:.3g}"
             cells.append(shown)
-        rows.append([method, str(len(values["by_seed"])), *cells])
+        rows.append([name_of_method, str(len(values["by_seed"])), *cells])
     return rows
 
 
