@@ -80,8 +80,7 @@ def ops(record: dict) -> list[str]:
     groups = record["groups"]
     lines = [
         "Times as fast as `reference` (plain PyTorch with autograd)",
-        f"({record['machine']}, "
-        f"trqam_fast {record['versions']['trqam_fast']}):",
+        f"({record['machine']}, trqam_fast {record['versions']['trqam_fast']}):",
         "",
         "| | width 128, B 64 | width 512, B 256 | width 512, bf16 |",
         "|---|---|---|---|",
