@@ -210,6 +210,6 @@ def test_time_is_estimated_from_one_job_of_each_kind(tmp_path, monkeypatch, caps
     lines = capsys.readouterr().out.splitlines()
     # 18 settings; of the confirmation between one and three for each algorithm, six seeds a job.
     assert lines[0] == "  18 min  cell a, selection: 19 jobs, 0 of them over"
-    assert lines[4].startswith("   6 min  cell a, confirmation of 1 settings an algorithm: 8 jobs")
+    assert lines[4].startswith("   6 min  cell a, confirmation of 1 setting an algorithm: 8 jobs")
     assert lines[-1].startswith("1.6 h to 2.4 h in all")
     assert len(measured) == 4 * 4 + 8 * 4  # bc and three algorithms in each sweep

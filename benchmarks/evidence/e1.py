@@ -16,6 +16,7 @@ from trqam_fast.errors import RunError
 from trqam_fast.files import read_text, write_json, write_text
 from trqam_fast.sweep.__main__ import main as sweep
 from trqam_fast.sweep.spec import Spec, parse_spec
+from trqam_fast.text import count_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -189,7 +190,7 @@ def plans(out: Path) -> list[tuple[str, Spec, Path, bool]]:
         for count in (1, 3):
             some = {algo: values_of(cell, algo)[:count] for algo in SETTINGS}
             spec = parse_spec(confirm_file(cell, some))
-            title = f"{name} of {count} settings an algorithm"
+            title = f"{name} of {count_of(count, 'setting')} an algorithm"
             found.append((title, spec, folder, count == 1))
     return found
 

@@ -46,10 +46,11 @@ def difference_rows(compared: dict[str, dict[str, Any]]) -> list[list[str]]:
     rows = [["", "difference", "95 % interval", "p", "pairs", "could have shown"]]
     for name, values in compared.items():
         could = values["detectable"]
+        interval = f"[{100 * values['low']:+.1f}, {100 * values['high']:+.1f}]"
         rows.append(
             [
                 f"  {name}", f"{100 * values['mean']:+.1f}",
-                f"[{100 * values['low']:+.1f}, {100 * values['high']:+.1f}]", f"{values['p']:.4f}",
+                interval if values["pairs"] > 1 else "-", f"{values['p']:.4f}",
                 str(values["pairs"]), "-" if could is None else f"{100 * could:.1f}",
             ]
         )  # fmt: skip
