@@ -126,14 +126,17 @@ def print_curves(curves: Curves, steps: list[int]) -> None:
         scores = [curve.score(steps) for curve in by_seed.values()]
         cells = "".join(f"{100 * np.mean(x):9.0f}" for x in (*values, scores))
         print(f"{name_of(*who):26}{cells}  {', '.join(f'{100 * x:.0f}' for x in scores)}")
+    spans = list(zip((0, *steps), steps, strict=False))
     for column in CURVES:
         print(f"\n{SETTLED[column]}, mean between evaluations\n{head}")
         for who, by_seed in curves.items():
-            spans = list(zip((0, *steps), steps, strict=False))
             values = [[curve.mean(column, *span) for curve in by_seed.values()] for span in spans]
-            if np.isfinite(values).any():
-                cells = "".join(f"{np.mean(x):9.4g}" for x in values)
-                print(f"{name_of(*who):26}{'':9}{cells}")
+            known = np.isfinite(values).all(axis=1)
+            cells = (
+                f"{np.mean(x):9.4g}" if is_known else f"{'-':>9}"
+                for x, is_known in zip(values, known, strict=True)
+            )
+            print(f"{name_of(*who):26}{'':9}{''.join(cells)}")
 
 
 def print_summary(found: dict[str, Any], updates: int) -> None:
@@ -142,8 +145,7 @@ def print_summary(found: dict[str, Any], updates: int) -> None:
     print(f"{'':26}" + "".join(f"{name:>25}" for name in SETTLED.values()))
     for who, values in found["settled"].items():
         cells = (values.get(name) for name in SETTLED)
-        words = ("-" if x is None else f"{x['mean']:.4g}, {x['sd'] or 0:.2g}" for x in cells)
-        print(f"{who:26}" + "".join(f"{text:>25}" for text in words))
+        print(f"{who:26}" + "".join(f"{spread_in_words(x):>25}" for x in cells))
     print(
         "\npermutation tests over seeds, two-sided, uncorrected for their number; least p: the "
         f"smallest that so many seeds can give\n{'':56}{'difference [95 % bootstrap]':>34}"
@@ -152,7 +154,16 @@ def print_summary(found: dict[str, Any], updates: int) -> None:
     for name, tests in found["tests"].items():
         for quantity, test in tests.items():
             scale, unit = (100, " points") if quantity == "success" else (1, "")
-            low, high = (f"{scale * end:.3g}" for end in (test.low, test.high))
-            difference = f"{scale * test.mean:+.3g}{unit} [{low}, {high}]"
+            difference = f"{scale * test.mean:+.3g}{unit}"
+            if min(test.sizes) > 1:  # of one seed there is nothing to resample
+                difference += f" [{scale * test.low:.3g}, {scale * test.high:.3g}]"
             label = SETTLED.get(quantity, "success, mean")
             print(f"{name:32}{label:24}{difference:>34}{test.p:8.3f}{test.least_p:9.3f}")
+
+
+def spread_in_words(values: dict[str, Any] | None) -> str:
+    """Return mean and standard deviation, the mean alone of one seed, a dash for nothing."""
+    if values is None:
+        return "-"
+    deviation = "" if values["sd"] is None else f", {values['sd']:.2g}"
+    return f"{values['mean']:.4g}{deviation}"

@@ -72,13 +72,15 @@ def test_both_sides_are_trained_and_compared(flags, tmp_path, capsys):
     assert "success, %, by update" in shown and f"TRQAM, {AUTHORS}" in shown
 
 
-def test_a_run_goes_on_where_it_was(flags, tmp_path):
+def test_a_run_goes_on_where_it_was(flags, tmp_path, capsys):
     once = ["--algos", "trqam", "--seeds", "0"]
     compare(flags, tmp_path / "two", 4, *once)
     folder = tmp_path / "two" / "runs" / "authors" / "trqam-seed_0"
     assert [path.name for path in folder.glob("*.npz")] == ["state_4.npz"]
     _, more = compare(flags, tmp_path / "two", 8, *once)
     _, whole = compare(flags, tmp_path / "one", 8, *once)
+    tests = capsys.readouterr().out.rpartition("[95 % bootstrap]")[2]
+    assert "path KL" in tests and "[" not in tests  # of one seed there is nothing to resample
     for side in (AUTHORS, OURS):
         # The batches' mean is among the rows, so it went on with the same random numbers.
         assert more["trqam", side, 0]["rows"] == whole["trqam", side, 0]["rows"]
