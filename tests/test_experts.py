@@ -223,8 +223,12 @@ def test_terminal_adjoint():
         terminal_adjoint(lambda a: a[..., :1], x)
 
 
+def chosen(name):
+    return "expert" in name or "action" in name
+
+
 def low_rank(expert, **options):
-    return LowRank(expert, 4, choose=lambda name: "expert" in name or "action" in name, **options)
+    return LowRank(expert, 4, choose=chosen, **options)
 
 
 def changed(copy):
@@ -321,7 +325,8 @@ def test_match_is_the_update_of_the_equations(algo):
 @pytest.mark.parametrize("algo", ["trqam", "sqam"])
 def test_value_rises_and_the_budget_holds(algo, trained):
     """The example's own loop: D of an unmodified copy is 0; then near the budget; base unmoved."""
-    done = action_experts.fine_tune(algo, trained.field(), trained, 300)
+    expert = action_experts.ActionExpert(trained, trained.field(), chosen)
+    done = action_experts.fine_tune(algo, expert, 300)
     assert done["first_kl"] == 0.0
     assert done["base_after"] == done["before"]
     assert done["after"] > done["before"] + 2.0
