@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import torch
@@ -64,7 +65,11 @@ def smolvla_field(model: nn.Module) -> FlowField:
         return {"prefix_pad_masks": pad_masks, "past_key_values": cache}
 
     def velocity(prefix: dict, x: Tensor, time: Tensor) -> Tensor:
-        return model.denoise_step(**prefix, x_t=x, timestep=time)
+        # denoise_step appends to the cache and crops it, which would keep this evaluation's graph
+        # in the context; the copy shares the tensors.
+        cache = copy.copy(prefix["past_key_values"])
+        cache.layers = [copy.copy(layer) for layer in cache.layers]
+        return model.denoise_step(prefix["prefix_pad_masks"], cache, x, time)
 
     shape = (model.config.chunk_size, model.config.max_action_dim)
     return FlowField(velocity, time="noise_at_1", t_min=0.001, action_shape=shape, prepare=prepare)

@@ -3,6 +3,7 @@
 `Expert` has the interface of LeRobot's SmolVLA and pi0, their time, sign and integrator.
 """
 
+import importlib
 import re
 from pathlib import Path
 
@@ -331,3 +332,26 @@ def test_value_rises_and_the_budget_holds(algo, trained):
     assert done["base_after"] == done["before"]
     assert done["after"] > done["before"] + 2.0
     assert abs(done["late_kl"] / action_experts.BUDGET - 1) < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["smolvla", "pi0"])
+def test_lerobots_own_class(name):
+    """What docs/your_own_policy.md says of both examples, where LeRobot 0.6 is installed."""
+    pytest.importorskip("lerobot.policies.pi_gemma")
+    make = getattr(importlib.import_module(f"examples.{name}"), name)
+    expert = make()
+    context = expert.field.context(action_experts.observations()).value
+    x, t = torch.randn(1, ROWS, CHUNK * WIDTH), torch.full((1, ROWS, 1), 0.3)
+    for _ in range(2):  # the first leaves nothing of its graph in the context
+        expert.field(context, x, t).sum().backward()
+
+    found = action_experts.prove(make, clone_updates=100, updates=300)
+    assert "looks as it should" in found["field"] and "looks time-reversed" in found["raw"]
+    assert found["deviation"] < 1.5e-6
+    for algo in ("trqam", "sqam"):
+        done = found[algo]
+        assert done["first_kl"] == 0.0 and done["base_after"] == done["before"]
+        assert done["after"] > done["before"] + 2.0
+        assert abs(done["late_kl"] / action_experts.BUDGET - 1) < 0.1
+        assert done["graph_bytes"] < found["rollout_bytes"] / 5
