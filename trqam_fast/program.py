@@ -8,7 +8,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +36,8 @@ class Acting(nn.Module):
         self.agent = copy.copy(agent)
         self.agent.backend = "reference"
         self.agent.options = {"backend": "reference", "precision": "ieee"}
-        # Plain attributes become constants of a program, where they are used; buffers would all be
-        # saved with it, critics that nobody asks too.
+        # Plain attributes become constants of a program where they are used. Buffers would all be
+        # saved with it, also those of critics that are never asked.
         self.networks = {
             name: network.map(lambda tensor: tensor.to("cpu", torch.float32, copy=True))
             for name, network in agent.acting_networks(run).items()
@@ -59,27 +58,27 @@ class Acting(nn.Module):
         return scaled.clamp(self.low, self.high)
 
 
-def acting_program(agent: Agent, sizes: Sizes, run: int) -> ExportedProgram:
-    """Return `Acting` as a program of any number of rows; its arguments are those of `Acting`."""
-    rows, batch = 2, Dim("batch")
-    example = (
-        torch.zeros(rows, agent.obs_dim), torch.zeros(rows, agent.candidates * agent.noise_dim),
-    )  # fmt: skip
+def traced(acting: Acting) -> ExportedProgram:
+    """Return acting as a program of any number of rows, with the same arguments."""
+    agent, rows, batch = acting.agent, 2, Dim("batch")
+    observations = torch.zeros(rows, agent.obs_dim)
+    noise = torch.zeros(rows, agent.candidates * agent.noise_dim)
     with torch.no_grad():
         return torch.export.export(
-            Acting(agent, sizes, run),
-            example,
+            acting,
+            (observations, noise),
             dynamic_shapes={"observations": {0: batch}, "noise": {0: batch}},
         )
 
 
-def write_pt2(program: ExportedProgram, path: Path) -> None:
+def write_pt2(acting: Acting, path: Path) -> None:
     """Write a program for `torch.export.load`."""
+    program = traced(acting)
     with written_whole(path) as file:
         torch.export.save(program, file)
 
 
-def write_onnx(program: ExportedProgram, path: Path) -> None:
+def write_onnx(acting: Acting, path: Path) -> None:
     """Write a program as ONNX, its output named ``actions``.
 
     Raises:
@@ -95,7 +94,11 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
     rows = {"observations": {0: "batch"}, "noise": {0: "batch"}}
     with quiet():
         model = torch.onnx.export(
-            program, dynamic_shapes=rows, output_names=["actions"], dynamo=True, verbose=False
+            traced(acting),
+            dynamic_shapes=rows,
+            output_names=["actions"],
+            dynamo=True,
+            verbose=False,
         )
     with written_whole(path) as file:
         file.write(model.model_proto.SerializeToString())
@@ -115,7 +118,7 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-WRITERS: dict[str, Callable[[ExportedProgram, Path], Any]] = {
+WRITERS: dict[str, Callable[[Acting, Path], None]] = {
     "pt2": write_pt2, "onnx": write_onnx,
 }  # fmt: skip
 """Formats of programs."""
@@ -131,5 +134,5 @@ def write_program(
             f"{path} would be of format {format!r}; name a file that ends in .pt2 or .onnx, or "
             "pass format='pt2' or 'onnx'"
         )
-    WRITERS[format](acting_program(agent, sizes, run), path)
+    WRITERS[format](Acting(agent, sizes, run), path)
     return path
