@@ -34,8 +34,8 @@ def spec(generated):
                 "preset": "smoke", "generated_dir": str(generated), "generated_transitions": 3000,
                 "generated_noise": 0.5, "bc_steps": 100, "offline_steps": 500, "online_steps": 0,
                 "log_interval": 50, "eval_interval": 0, "save_interval": 25, "eval_episodes": 1,
-                "eval_envs": 1, "batch_size": 16, "actor_hidden_dims": [32, 32],
-                "value_hidden_dims": [32, 32],
+                "eval_envs": 1, "max_episode_steps": 50, "batch_size": 16,
+                "actor_hidden_dims": [32, 32], "value_hidden_dims": [32, 32],
             },
             "resources": {"cpus": 1, "memory_gb": 0.25},
         }

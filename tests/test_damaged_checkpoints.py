@@ -26,7 +26,8 @@ def whole(generated, tmp_path_factory):
         "--preset", "smoke", "--generated-dir", str(generated), "--generated-transitions", "3000",
         "--bc-steps", "2", "--offline-steps", "2", "--online-steps", "2", "--start-training", "0",
         "--log-interval", "1", "--eval-interval", "0", "--save-interval", "1", "--keep", "9",
-        "--eval-episodes", "1", "--eval-envs", "1", "--batch-size", "8", "--seeds", "3", "5",
+        "--eval-episodes", "1", "--max-episode-steps", "50", "--eval-envs", "1",
+        "--batch-size", "8", "--seeds", "3", "5",
         "--actor-hidden-dims", "16", "16", "--value-hidden-dims", "16", "16",
     ]  # fmt: skip
     assert run(flags, folder) == 0

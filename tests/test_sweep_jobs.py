@@ -30,7 +30,7 @@ def small(generated):
             "preset": "smoke", "generated_dir": str(generated), "generated_transitions": 3000,
             "generated_noise": 0.5, "bc_steps": 10, "offline_steps": 10, "online_steps": 0,
             "log_interval": 5, "eval_interval": 0, "save_interval": 5, "eval_episodes": 1,
-            "eval_envs": 1, "batch_size": 8, "actor_hidden_dims": [16, 16],
+            "max_episode_steps": 50, "eval_envs": 1, "batch_size": 8, "actor_hidden_dims": [16, 16],
             "value_hidden_dims": [16, 16],
         },
     }  # fmt: skip

@@ -40,7 +40,7 @@ from trqam_fast.training.config import (
     MachineConfig,
     TrainConfig,
 )
-from trqam_fast.training.interface import Sizes
+from trqam_fast.training.interface import sizes_of
 from trqam_fast.training.load_run import LoadedRun, config_here, load_run, make_agent
 
 FORMAT = 1
@@ -168,18 +168,16 @@ def load_export(
         if values["format"] != FORMAT:
             raise ValueError(f"format {values['format']!r} is of another version")
         settings, stage = dict(values["settings"]), str(values["stage"])
-        step, obs_dim, act_dim = (int(values[name]) for name in ("step", "obs_dim", "act_dim"))
-        unit = (1.0,) * act_dim  # an export of a version without bounds is of OGBench's tasks
-        high = tuple(map(float, values.get("high", unit)))
-        low = tuple(map(float, values.get("low", (-1.0,) * act_dim)))
-        if not len(low) == len(high) == act_dim:
+        step, act_dim = int(values["step"]), int(values["act_dim"])
+        # An export of a version without bounds is of OGBench's tasks.
+        sizes = sizes_of({"low": (-1.0,) * act_dim, "high": (1.0,) * act_dim} | values)
+        if len(sizes.low) != act_dim:
             raise ValueError("its bounds are not those of an action")
-        sizes = Sizes(obs_dim, low, high)
         check_class(str(settings["algo"]), kind)
         config = config_here(settings, device, backend)
     check_asked(config)
     config = settle_backend(config, act_dim)
-    agent = make_agent(config, stage, obs_dim, act_dim)
+    agent = make_agent(config, stage, sizes.obs_dim, act_dim)
     path = folder / MODEL
     with reading(path, "does not hold the weights", "export the run again"):
         try:

@@ -31,8 +31,8 @@ TASK = "pointmaze-medium-navigate-singletask-task1-v0"
 AUTHORS = "trqam_pointmaze_s1_0123abcd"
 SMALL = [
     "--batch-size", "4", "--actor-hidden-dims", "8", "8", "--value-hidden-dims", "8", "8",
-    "--log-interval", "1", "--save-interval", "1", "--eval-interval", "0", "--eval-episodes", "1",
-    "--eval-envs", "1",
+    "--log-interval", "1", "--save-interval", "1", "--eval-interval", "0",
+    "--eval-episodes", "1", "--max-episode-steps", "50", "--eval-envs", "1",
 ]  # fmt: skip
 SWEEP = f"""\
 tasks = ["{TASK}"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -96,8 +96,19 @@ def read_sizes(folder: Path, config: TrainConfig) -> Sizes:
         found = interface_of(find_task(config.env_name).env_id, **config.env_options)
         return Sizes(found.obs_dim, tuple(found.low.tolist()), tuple(found.high.tolist()))
     with reading(path, "is no description of a task", "delete it if the environment is there"):
-        values = load_json(path)
-        low, high = (tuple(map(float, values[name])) for name in ("low", "high"))
-        if len(low) != len(high) or not low or values["obs_dim"] < 1:
-            raise ValueError("its bounds and widths contradict each other")
-        return Sizes(int(values["obs_dim"]), low, high)
+        return sizes_of(load_json(path))
+
+
+def sizes_of(values: dict[str, Any]) -> Sizes:
+    """Return the sizes that a file tells.
+
+    Raises:
+        KeyError, TypeError, ValueError: it does not, or they are impossible.
+    """
+    obs_dim = values["obs_dim"]
+    low, high = (tuple(map(float, values[name])) for name in ("low", "high"))
+    if not isinstance(obs_dim, int) or not 1 <= obs_dim < 2**31:
+        raise ValueError(f"observations of {obs_dim!r} numbers")
+    if len(low) != len(high) or not low:
+        raise ValueError("its bounds contradict each other")
+    return Sizes(obs_dim, low, high)
