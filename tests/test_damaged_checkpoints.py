@@ -140,6 +140,7 @@ ODD = [
     {"step": None}, {"step": "6"}, {"step": 1e30}, {"step": True}, {"step": -1},
     {"step": 10**30}, {"stage": None}, {"agent": None}, {"agent": "x"}, {"agent": [1]},
     {"lam": "x"}, {"online": HUGE}, {"online": torch.zeros(3)}, {"shapes": None},
+    {"online": torch.zeros(2, 3, device="meta")},
     {"shapes": {"actor_slow": [[1e30, "x"]]}}, {"shapes": {3: []}},
 ]  # fmt: skip
 """Values of another type, or impossible, in what every reader of a checkpoint needs."""
