@@ -156,6 +156,7 @@ def test_unusable_runs_end_with_one_sentence(trained, tmp_path, capsys):
     assert "config.json" in error(tmp_path)
     assert "is not a file" in error(folder, "--checkpoint", tmp_path / "none.pt")
     assert "use 1 or more" in error(folder, "--episodes", 0)
+    assert "use 1 to 1000000" in error(folder, "--episodes", 10**40)
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     newest = copy / "checkpoints/step_000000020.pt"

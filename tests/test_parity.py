@@ -217,6 +217,19 @@ def test_odd_arrays_are_one_sentence(name, change, tmp_path, capsys):
     assert str(path) in line and line.isprintable() and len(line) < 500
 
 
+def test_the_other_order_of_bytes(tmp_path):
+    def turn(arrays, _):
+        for name, array in arrays.items():
+            arrays[name] = array.astype(array.dtype.newbyteorder(">"))
+
+    path = rewrite("trqam_chunked", tmp_path / "a.npz", turn)
+    whole, turned = parity.Recording(DATA / "trqam_chunked.npz"), parity.Recording(path)
+    assert whole.arrays.keys() == turned.arrays.keys()
+    for name, array in whole.arrays.items():
+        assert turned.arrays[name].dtype == array.dtype
+        assert np.array_equal(turned.arrays[name], array)
+
+
 def test_a_recording_that_cannot_be_read(tmp_path, refused, capsys):
     path = rewrite("trqam_chunked", tmp_path / "a.npz", lambda a, m: None)
     with refused(path, errno.EIO):

@@ -213,6 +213,8 @@ def test_no_whole_checkpoint(flags, tmp_path, capsys):
         (["--utd-ratio", "0"], "--utd-ratio is 0; use 1 or more"),
         (["--pretrained", "nowhere.pt"], "--pretrained nowhere.pt does not exist"),
         (["--log-interval", "0"], "--log-interval is 0; use 1 or more"),
+        (["--log-interval", f"{2**63}"], f"--log-interval is {2**63}; use a number below 2^63"),
+        (["--eval-episodes", "1000001"], "--eval-episodes is 1000001; use 1 to 1000000"),
         (["--env-name", "antmaze-large-navigate-singletask-v0"], "cannot be generated"),
     ],
 )

@@ -30,6 +30,7 @@ from trqam_fast.evaluation.statistics import success_interval, wilson_interval
 from trqam_fast.evaluation.video import RENDERERS, check_encoder, find_renderer, render_options
 from trqam_fast.files import write_json, write_text
 from trqam_fast.kernels import Backend
+from trqam_fast.training.config import MAX_EPISODES
 from trqam_fast.training.load_run import LoadedRun, load_run
 from trqam_fast.training.loop import EVALUATION_SEED
 
@@ -75,6 +76,8 @@ class EvaluateArgs:
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise UsageError(f"--{name} is {value}; use {bound} or more")
+        if self.episodes is not None and self.episodes > MAX_EPISODES:
+            raise UsageError(f"--episodes is {self.episodes}; use 1 to {MAX_EPISODES}")
         check_device(self.device)
 
 

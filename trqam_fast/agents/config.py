@@ -57,9 +57,11 @@ class Group:
             raise UsageError(f"--{name.replace('_', '-')} is {shown}; {remedy}")
 
     def require_at_least(self, bound: int, *names: str) -> None:
-        """Require whole numbers of `bound` or more."""
+        """Require whole numbers of `bound` or more, and below 2^63."""
         for name in names:
-            self.require(name, getattr(self, name) >= bound, f"use {bound} or more")
+            value = getattr(self, name)
+            self.require(name, value >= bound, f"use {bound} or more")
+            self.require(name, value < 2**63, "use a number below 2^63")
 
     def require_choice(self, name: str, *choices: str) -> None:
         """Require one of some words."""

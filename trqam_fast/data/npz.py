@@ -142,7 +142,11 @@ def read_arrays(
                 raise ValueError(f"{name} has dtype {dtype}")
         file.seek(0)
         with np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            arrays = {name: archive[name] for name in archive.files}
+    return {  # torch takes this machine's order of bytes alone
+        name: array.astype(array.dtype.newbyteorder("="), copy=False)
+        for name, array in arrays.items()
+    }
 
 
 def checksum(path: Path) -> str:

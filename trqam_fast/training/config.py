@@ -23,6 +23,8 @@ PATHS = ("dataset_dir", "generated_dir", "pretrained", "run_dir")
 """Flags that are paths."""
 MOST_THREADS = 1024
 DEFAULT_ENV = "pointmaze-medium-navigate-singletask-task1-v0"
+MAX_EPISODES = 1_000_000
+"""Most episodes of an evaluation, whose outcomes are all kept."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,8 @@ class LogConfig(Group):
         self.require_at_least(0, "eval_interval", "eval_workers")
         self.require_at_least(1, "log_interval", "eval_episodes", "eval_envs", "save_interval")
         self.require_at_least(1, "keep")
+        fits = self.eval_episodes <= MAX_EPISODES
+        self.require("eval_episodes", fits, f"use 1 to {MAX_EPISODES}")
 
 
 @dataclass(frozen=True)
