@@ -25,7 +25,7 @@ def generated(tmp_path_factory):
     from trqam_fast.data.generate.recipe import Recipe  # Here: tests of kernels need no simulator.
 
     folder = tmp_path_factory.mktemp("generated")
-    Recipe("pointmaze-medium-navigate-v0", 3000, 0.5, 0).ensure(folder, progress=False)
+    Recipe("pointmaze-medium-navigate-v0", 3000, 0.5, 0, True).ensure(folder, progress=False)
     return folder
 
 

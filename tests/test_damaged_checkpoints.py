@@ -147,7 +147,8 @@ ODD = [
 
 ODD_PROGRESS = [
     {"success": None}, {"success": {"offline": "x"}}, {"evaluated": None}, {"seconds": None},
-    {"seconds": {"data": "x"}}, {"updates": {"offline": None}}, {"failures": None},
+    {"seconds": {"data": "x"}}, {"seconds": {"data": 0.0}}, {"updates": {"offline": None}},
+    {"updates": {"pretrain": 0, "offline": 0, "online": 0, "more": 1}}, {"failures": None},
     {"failures": {7: "x"}}, {"failures": {"a": "x"}}, {"ends": []}, {"history": [1]},
     {"drawn": None}, {"online": "x"}, {"data": None},
 ]  # fmt: skip

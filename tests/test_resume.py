@@ -1,5 +1,6 @@
 """Runs that are killed, stopped by a scheduler, or out of disk space."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -137,8 +138,8 @@ def test_what_is_done_cannot_be_planned_anew(flag, steps, stage, whole, tmp_path
 def test_other_data_are_refused(flags, whole, tmp_path, capsys):
     folder, other = tmp_path / "run", tmp_path / "data"
     shutil.copytree(whole, folder)
-    made = Recipe("pointmaze-medium-navigate-v0", 3000, 0.5, 1).ensure(tmp_path, progress=False)
-    recipe = Recipe("pointmaze-medium-navigate-v0", 3000, 0.5, 0)
+    recipe = Recipe("pointmaze-medium-navigate-v0", 3000, 0.5, 0, True)
+    made = dataclasses.replace(recipe, seed=1).ensure(tmp_path, progress=False)
     recipe.path(other).parent.mkdir(parents=True)
     shutil.copy(made, recipe.path(other))
     assert run([], folder, "--resume", "--generated-dir", str(other)) == 2

@@ -177,7 +177,7 @@ def build(folder: Path) -> None:
     """
     tests = Path(__file__).parents[1] / "data"
     generated = folder / "generated"
-    archive = Recipe(DATASET, 300, 0.5, 0).ensure(generated, progress=False)
+    archive = Recipe(DATASET, 300, 0.5, 0, True).ensure(generated, progress=False)
 
     def do(main: Callable[[list[str]], int], *words: object) -> None:
         said = io.StringIO()

@@ -15,6 +15,7 @@ from trqam_fast.damage import Damaged, Unreadable, reading
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.files import open_file, written_whole
 from trqam_fast.networks import MLPShape, ScalarShape
+from trqam_fast.runs.folder import STAGES
 
 FORMAT = 3
 WEIGHTS = {"stage": str, "step": int, "agent": dict, "shapes": dict}
@@ -133,6 +134,9 @@ def check_types(state: dict[str, Any]) -> None:
         raise ValueError("its count of random numbers is impossible")
     if not 0 <= state["step"] < 2**53 or state["agent"]["online"].ndim != 2:
         raise ValueError("its step or its weights are impossible")
+    known = {"seconds": {"data", *STAGES, "evaluate"}, "updates": set(STAGES)}
+    if any(name in state and set(state[name]) != stages for name, stages in known.items()):
+        raise ValueError("its times or counts are of other stages")
     runs = state["agent"]["online"].shape[0]
     if not set(state.get("failures", {})) <= set(range(runs)):
         raise ValueError("its failures name a run that it has not")

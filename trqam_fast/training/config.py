@@ -110,6 +110,8 @@ class DataConfig(Group):
     """Standard deviation of the action noise in generated data; none: as docs/data.md says."""
     generated_seed: int = 0
     """Seed of the generated data."""
+    generated_corners: bool = False
+    """Let half of the expert's goals in mazes lie in corners, where dead ends trap a policy."""
     sparse: bool = False
     """Use reward 0 where the task is solved and -1 elsewhere; for OGBench's tasks."""
 
@@ -285,7 +287,10 @@ class TrainConfig(TaskConfig, MachineConfig, DataConfig, StageConfig, LogConfig,
         if not self.generated:
             return None
         name = parse_task(self.env_name).dataset_name
-        return Recipe(name, self.generated_transitions, self.generated_noise, self.generated_seed)
+        return Recipe(
+            name, self.generated_transitions, self.generated_noise, self.generated_seed,
+            self.generated_corners,
+        )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by flag name, the agent's hyperparameters among them."""

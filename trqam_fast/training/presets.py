@@ -21,6 +21,7 @@ PAPER: dict[str, Any] = {}
 # the paper, the sizes are not. docs/default.md tells how the values were found.
 DEFAULT: dict[str, Any] = {
     "generated": True,
+    "generated_corners": True,
     "threads": 1,
     "bc_steps": 3_000,
     "offline_steps": 12_500,

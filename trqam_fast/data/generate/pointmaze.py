@@ -8,12 +8,13 @@ from trqam_fast.data.generate.expert import EPISODE_STEPS, Expert
 from trqam_fast.simulator.environment import global_seed
 
 # A goal is up to 1.3 from its cell's centre along either axis, where the point can go, and counts
-# as reached within 0.15. With the environment's own values (1.0 and 1.0) the corners of dead ends,
-# where tasks have their goals, would hold no data, and policies get stuck there. Nor do a thousand
-# uniform goals reach every corner: half of them are at least 0.9 from the centre along both axes.
+# as reached within 0.25. With the environment's own values (1.0 and 1.0) the corners of dead ends,
+# where tasks have their goals, would hold no data, and policies get stuck there. Of a thousand
+# uniform goals, too, none may lie in the corner that matters. With `corners`, half of them are at
+# least 0.9 from the centre along both axes, and all count as reached within 0.15.
 GOAL_SPREAD = 1.3
 CORNER = 0.9
-ARRIVAL_RADIUS = 0.15
+ARRIVAL_RADIUS, ARRIVAL_RADIUS_WITH_CORNERS = 0.25, 0.15
 
 
 class MazeExpert(Expert):
@@ -21,18 +22,19 @@ class MazeExpert(Expert):
 
     At each step the action is the unit vector toward the oracle's next cell (toward the goal
     itself inside the goal's cell) plus Gaussian noise, clipped to [-1, 1]. A goal that is reached
-    is replaced by a new one, so trajectories have a fixed length. Half of the goals are uniform
-    over the free space, half in the corners of its cells.
+    is replaced by a new one, uniform over the free space, so trajectories have a fixed length.
 
     Args:
         env_id: A goal-conditioned maze, e.g. ``pointmaze-medium-v0``.
         noise: Standard deviation of the action noise.
         seed: Seed of all trajectories.
+        corners: Half of the goals lie in the corners of cells instead.
     """
 
-    def __init__(self, env_id: str, noise: float, seed: int) -> None:
+    def __init__(self, env_id: str, noise: float, seed: int, corners: bool = False) -> None:
         super().__init__(env_id, seed)
-        self.noise = noise
+        self.noise, self.corners = noise, corners
+        self.radius = ARRIVAL_RADIUS_WITH_CORNERS if corners else ARRIVAL_RADIUS
         self.maze = self.env.unwrapped
         self.cells = [tuple(int(i) for i in cell) for cell in np.argwhere(self.maze.maze_map == 0)]
         self.subgoals: dict[tuple, np.ndarray] = {}
@@ -57,7 +59,7 @@ class MazeExpert(Expert):
                 rows["qpos"].append(maze.data.qpos.copy())
                 rows["qvel"].append(maze.data.qvel.copy())
                 observation, *_ = self.env.step(action)
-                if np.linalg.norm(maze.get_xy() - goal_xy) < ARRIVAL_RADIUS:
+                if np.linalg.norm(maze.get_xy() - goal_xy) < self.radius:
                     maze.set_goal(goal_xy=self.draw_goal(rng))
         return rows
 
@@ -72,6 +74,8 @@ class MazeExpert(Expert):
 
     def draw_goal(self, rng: np.random.Generator) -> np.ndarray:
         """Draw a point uniformly from the free space, or from the corners of its cells."""
-        centre = self.maze.ij_to_xy(self.cells[rng.integers(len(self.cells))])
+        centre = np.asarray(self.maze.ij_to_xy(self.cells[rng.integers(len(self.cells))]))
+        if not self.corners:
+            return centre + rng.uniform(-GOAL_SPREAD, GOAL_SPREAD, size=2)
         nearest, signs = rng.choice([0.0, CORNER]), rng.choice([-1, 1], size=2)
-        return np.asarray(centre) + signs * rng.uniform(nearest, GOAL_SPREAD, size=2)
+        return centre + signs * rng.uniform(nearest, GOAL_SPREAD, size=2)

@@ -22,7 +22,7 @@ from trqam_fast.errors import RunError, UsageError
 from trqam_fast.files import expanded, locked
 
 GENERATED_DIR = Path("~/.trqam_fast/generated")
-GENERATOR_VERSION = 3
+GENERATOR_VERSION = 2
 """Part of the folder names; a change of what is generated or how it lies raises it."""
 MAZES = tuple(f"pointmaze-{size}-navigate-v0" for size in ("medium", "large", "giant", "teleport"))
 MANIPULATION = tuple(
@@ -53,6 +53,7 @@ class Recipe:
         noise: Noise of the expert; None stands for the published value, 0.1 for manipulation and
             0.5 for pointmaze.
         seed: Seed of all random numbers.
+        corners: Whether half of the goals lie in corners; of mazes alone.
 
     Raises:
         UsageError: no expert for this dataset, or a number that makes no sense.
@@ -62,6 +63,7 @@ class Recipe:
     transitions: int
     noise: float | None
     seed: int
+    corners: bool = False
 
     def __post_init__(self) -> None:
         if not can_generate(self.dataset_name):
@@ -76,6 +78,7 @@ class Recipe:
                 "and a seed of zero or more"
             )
         object.__setattr__(self, "noise", float(noise))
+        object.__setattr__(self, "corners", self.corners and self.dataset_name in MAZES)
         object.__setattr__(self, "transitions", self.episodes * EPISODE_STEPS)
 
     def _why_not(self) -> str:
@@ -103,7 +106,7 @@ class Recipe:
         """Name that tells how the data were made."""
         return (
             f"{self.dataset_name}-generated{GENERATOR_VERSION}-{self.transitions}"
-            f"-noise{self.noise}-seed{self.seed}"
+            f"-noise{self.noise}-seed{self.seed}{'-corners' if self.corners else ''}"
         )
 
     def path(self, folder: Path) -> Path:
@@ -122,7 +125,7 @@ class Recipe:
         """Return what rolls out this recipe's trajectories."""
         if self.dataset_name in MAZES:
             env_id = self.dataset_name.replace("-navigate", "")
-            return MazeExpert(env_id, self.noise, self.seed)
+            return MazeExpert(env_id, self.noise, self.seed, self.corners)
         # The oracles need scipy, whose import would slow down every start of the trainer.
         from trqam_fast.data.generate.manipspace import ManipspaceExpert
 
