@@ -53,7 +53,7 @@ OPS = {
     "velocity_along": Implementations(("cpu",), triton=True, networks=True),
     "adjoint_matching": Implementations(("cpu", "cuda"), triton=True),
     "path_kl": Implementations(("cpu", "cuda"), triton=False),
-    "adam_step": Implementations(("cpu",), triton=False),
+    "adam_step": Implementations(("cpu",), triton=True),
     "philox": Implementations(("cpu",), triton=True),
 }
 """Every op."""

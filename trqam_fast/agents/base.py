@@ -190,7 +190,7 @@ class Agent:
             max_norm=MAX_GRAD_NORM if config.clip_grad else None,
             targets=self.target.flat if self.targets else None,
             tau=config.tau if self.targets else 0.0,
-            backend="reference" if self.backend == "reference" else "auto",
+            backend=self.backend,
         )  # fmt: skip
         self.after_step(terms.metrics)
 
