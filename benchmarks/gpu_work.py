@@ -248,6 +248,9 @@ def kernel_work(launch: Launch) -> tuple[Work, float, int]:
     """Return a Triton launch's work in its slowest program, its operations, and its programs."""
     a, C = launch.arguments, launch.arguments.get("C")
     programs = math.prod(launch.grid)
+    if launch.name == "adjoint_sizes_kernel":  # A run's adjoints, by one program.
+        loaded = 4.0 * a["size"] * (a["steps"] + 2)
+        return Work(loaded=loaded, blocks=2), 0.0, programs
     if C is None:  # No products: what the launch takes is its bytes.
         return Work(), 0.0, programs
     operand = 2 if "bf16" in str(C.operand) else 4

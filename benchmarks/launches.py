@@ -24,6 +24,7 @@ from torch.utils.flop_counter import flop_registry
 
 from trqam_fast.kernels.adam_step import ops as adam_step_ops
 from trqam_fast.kernels.adjoint_matching import ops as adjoint_matching_ops
+from trqam_fast.kernels.adjoint_sizes import ops as adjoint_sizes_ops
 from trqam_fast.kernels.lean_adjoint import ops as lean_adjoint_ops
 from trqam_fast.kernels.mlp import ops as mlp_ops
 from trqam_fast.kernels.philox import ops as philox_ops
@@ -67,6 +68,7 @@ IMPLEMENTATIONS: dict[str, Callable] = {
     "velocity_along": velocity_along_ops._along,
     "lean_adjoint": lean_adjoint_ops._sweep,
     "adjoint_matching": adjoint_matching_ops._forward,
+    "adjoint_sizes": adjoint_sizes_ops._sizes,
     "philox": philox_ops._philox,
 }
 REWRITES = {

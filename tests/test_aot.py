@@ -29,7 +29,8 @@ PRODUCTS = {
     "weight_gradient_kernel",
 }
 OPTIMISER = {"gradient_norm_kernel", "adam_step_kernel"}
-KERNELS = {*PRODUCTS, *OPTIMISER, "adjoint_matching_kernel", "philox_kernel"}
+SMALL = {"adjoint_matching_kernel", "adjoint_sizes_kernel", "philox_kernel"}
+KERNELS = {*PRODUCTS, *OPTIMISER, *SMALL}
 TILES = {
     "first_layer_kernel",
     "hidden_layer_kernel",

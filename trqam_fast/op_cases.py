@@ -14,6 +14,7 @@ from trqam_fast.kernels import (
     NoiseSchedule,
     adam_step,
     adjoint_matching,
+    adjoint_sizes,
     lean_adjoint,
     mlp,
     ode_rollout,
@@ -195,6 +196,15 @@ def _draw_adjoint_matching(draw: Draw) -> Inputs:
     }
 
 
+def _adjoint_sizes(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+    return adjoint_sizes(**inputs, **options)._asdict()
+
+
+def _draw_adjoint_sizes(draw: Draw) -> Inputs:
+    sizes = draw.sizes
+    return {"terminal": draw.rows(sizes.dim), "adjoint": draw.rows(sizes.dim, sizes.steps)}
+
+
 def _path_kl(inputs: Inputs, **options: str) -> dict[str, Tensor]:
     return {
         reduction: path_kl(**inputs, reduction=reduction, **options)
@@ -287,6 +297,7 @@ CASES = {
         ("velocity",),
         ("base_velocity", "adjoint", "lam"),
     ),
+    "adjoint_sizes": OpCase("adjoint_sizes", _draw_adjoint_sizes, _adjoint_sizes),
     "path_kl": OpCase("path_kl", _draw_path_kl, _path_kl, ("velocity", "base_velocity")),
     "adam_step": OpCase("adam_step", _draw_adam_step, _adam_step, strided=False),
     "philox": OpCase("philox", _draw_philox, _philox, rounds=False),

@@ -134,6 +134,8 @@ class Agent:
         self.config = config
         self.backend = backend
         self.options = {"backend": backend, "precision": precision}
+        # What is not worth C++ code is PyTorch's there.
+        self.small_ops = "auto" if backend == "cpp" else backend
         self.obs_dim, self.act_dim = obs_dim, act_dim
         self.dim = act_dim * config.chunk_length
         self.runs, self.dtype, self.device = len(seeds), dtype, torch.device(device)
