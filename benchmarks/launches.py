@@ -29,6 +29,7 @@ from trqam_fast.kernels.lean_adjoint import ops as lean_adjoint_ops
 from trqam_fast.kernels.mlp import ops as mlp_ops
 from trqam_fast.kernels.philox import ops as philox_ops
 from trqam_fast.kernels.sde_rollout import ops as sde_rollout_ops
+from trqam_fast.kernels.squared_error import ops as squared_error_ops
 from trqam_fast.kernels.velocity_along import ops as velocity_along_ops
 
 Span = tuple[int, int, int]
@@ -69,6 +70,7 @@ IMPLEMENTATIONS: dict[str, Callable] = {
     "lean_adjoint": lean_adjoint_ops._sweep,
     "adjoint_matching": adjoint_matching_ops._forward,
     "adjoint_sizes": adjoint_sizes_ops._sizes,
+    "squared_error": squared_error_ops._forward,
     "philox": philox_ops._philox,
 }
 REWRITES = {

@@ -16,6 +16,7 @@ from trqam_fast.kernels.noise_schedule import AffinePath, NoiseSchedule
 from trqam_fast.kernels.path_kl import path_kl
 from trqam_fast.kernels.philox import Draws, philox
 from trqam_fast.kernels.sde_rollout import Rollout, ode_rollout, sde_rollout
+from trqam_fast.kernels.squared_error import squared_error
 from trqam_fast.kernels.velocity_along import velocity_along
 
 __all__ = [
@@ -44,5 +45,6 @@ __all__ = [
     "path_kl",
     "philox",
     "sde_rollout",
+    "squared_error",
     "velocity_along",
 ]

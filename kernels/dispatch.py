@@ -54,6 +54,7 @@ OPS = {
     "adjoint_matching": Implementations(("cpu", "cuda"), triton=True),
     "path_kl": Implementations(("cpu", "cuda"), triton=False),
     "adjoint_sizes": Implementations((), triton=True),
+    "squared_error": Implementations((), triton=True),
     "adam_step": Implementations(("cpu",), triton=True),
     "philox": Implementations(("cpu",), triton=True),
 }

@@ -6,13 +6,12 @@ import math
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from trqam_fast.agents.config import ByDomain, CloningConfig
 from trqam_fast.agents.dual import DualController
 from trqam_fast.data.batch import Batch
-from trqam_fast.kernels import MLPWeights, adam_step, mlp, ode_rollout
+from trqam_fast.kernels import MLPWeights, adam_step, mlp, ode_rollout, squared_error
 from trqam_fast.networks import MLPShape, ParameterBlock, ScalarShape
 from trqam_fast.randomness import Randomness
 
@@ -229,8 +228,9 @@ class Agent:
         """
         actions, x0, t = self.policy_actions(batch), noise["bc_x0"], noise["bc_t"]
         velocity = self.network("actor_slow", batch.observations, torch.lerp(x0, actions, t), t)
-        error = F.mse_loss(velocity, actions - x0, reduction="none").mean(-1)
-        return (error * batch.valid).mean(-1)
+        return squared_error(
+            velocity.unsqueeze(1), actions - x0, batch.valid, backend=self.small_ops
+        )
 
     def policy_actions(self, batch: Batch) -> Tensor:
         """Actions in the policy's layout, `[S, B, D]`: all H of a chunk, or the first."""

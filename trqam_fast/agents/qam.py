@@ -236,7 +236,7 @@ class QAMAgent(Agent):
         target = self.critic.targets(self, batch, next_actions)
         critic = self.online.networks["critic"]
         q = self.critic_values(critic, batch.observations, self.policy_actions(batch))
-        loss = critics.temporal_difference(q, target, batch.valid)
+        loss = critics.temporal_difference(self, q, target, batch.valid)
         return loss, {"critic_loss": loss.detach()} | critics.critic_metrics(q)
 
     def adjoint(self, observations: Tensor, path: Path) -> tuple[Tensor, Metrics]:
