@@ -15,10 +15,8 @@ that are queued together, the authors' by the clock around 50 updates in a row.
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -31,10 +29,11 @@ import torch
 
 from benchmarks.graphs import Update, capture, event_seconds
 from benchmarks.records import describe, save
+from benchmarks.reference import Reference, check_checkout
 from benchmarks.sizes import PAPER, PAPER_SMALL, Size, make_agent, make_batch
 from trqam_fast.cli import run_command
 from trqam_fast.devices import check_device
-from trqam_fast.errors import RunError, UsageError
+from trqam_fast.errors import UsageError
 from trqam_fast.memory import keep_freed_memory
 from trqam_fast.randomness import Randomness
 from trqam_fast.training.updater import UPDATES_PER_REPLAY
@@ -77,49 +76,13 @@ class Case:
         return self.updates if mode == "latency" else 3
 
 
-class Reference:
-    """The authors' code in a process of its own."""
-
-    def __init__(self, args: CompareArgs) -> None:
-        worker = Path(__file__).with_name("reference_worker.py")
-        paths = [str(args.reference.resolve()), os.environ.get("PYTHONPATH", "")]
-        environment = dict(
-            os.environ, JAX_PLATFORMS=args.device, PYTHONPATH=os.pathsep.join(filter(None, paths)),
-            XLA_PYTHON_CLIENT_PREALLOCATE="false",  # else it takes most of the GPU from ours
-        )  # fmt: skip
-        self.process = subprocess.Popen(
-            [str(args.reference_python), str(worker)], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-        )  # fmt: skip
-
-    def ask(self, **request: object) -> dict:
-        """Send one request and return its answer."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        try:
-            print(json.dumps(request), file=self.process.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # It has ended; its last words say why.
-        line = self.process.stdout.readline()
-        if not line:
-            assert self.process.stderr is not None
-            words = self.process.stderr.read().strip().splitlines() or ["no message"]
-            raise RunError(
-                f"the reference stopped ({words[-1]}); check --reference and --reference-python"
-            )
-        return json.loads(line)
-
-    def time(self, case: Case, mode: Mode) -> list[float]:
-        """Return seconds of an update, the first of a block not among them."""
-        every = 1 if mode == "latency" else IN_A_ROW
-        answer = self.ask(
-            do="time", name=case.name, updates=(case.updates_in(mode) + 1) * every, every=every
-        )
-        return answer["seconds"][1:]
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.terminate()
-        self.process.wait()
+def time_reference(reference: Reference, case: Case, mode: Mode) -> list[float]:
+    """Return seconds of an update of the authors' code, the first of a block not among them."""
+    every = 1 if mode == "latency" else IN_A_ROW
+    answer = reference.ask(
+        do="time", name=case.name, updates=(case.updates_in(mode) + 1) * every, every=every
+    )
+    return answer["seconds"][1:]
 
 
 class Ours:
@@ -168,12 +131,12 @@ def spread(seconds: list[float]) -> dict[str, float]:
 
 
 def compare(case: Case, reference: Reference, ours: Ours, turns: int, mode: Mode) -> dict:
-    """Time both sides in turns; return their spreads and the ratio of the medians."""
+    """Time both sides in turns; return their spreads and the median ratio of a turn."""
     theirs_all: list[float] = []
     ours_all: list[float] = []
     per_turn = []
     for turn in range(-1, turns):
-        their_block, our_block = reference.time(case, mode), ours.time(case, mode)
+        their_block, our_block = time_reference(reference, case, mode), ours.time(case, mode)
         if turn >= 0:  # The first turn warms both up.
             theirs_all += their_block
             ours_all += our_block
@@ -185,7 +148,7 @@ def compare(case: Case, reference: Reference, ours: Ours, turns: int, mode: Mode
         "updates": len(ours_all),
         "reference": spread(theirs_all),
         "ours": spread(ours_all),
-        "ratio": statistics.median(theirs_all) / statistics.median(ours_all),
+        "ratio": statistics.median(per_turn),
         "ratio_of_each_turn": [round(ratio, 3) for ratio in per_turn],
     }
 
@@ -212,11 +175,7 @@ def main(argv: list[str] | None = None) -> int:
 
     args = tyro.cli(CompareArgs, args=argv, prog="python benchmarks/compare_reference.py")
     check_device(args.device)
-    if not (args.reference / "agents" / "trqam.py").is_file():
-        raise UsageError(
-            f"--reference is {args.reference}, which has no agents/trqam.py; give a checkout of "
-            "https://github.com/yonghdong/trqam"
-        )
+    check_checkout(args.reference)
     keep_freed_memory()
     threads = None
     if args.device == "cpu":
@@ -233,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
         Case("bf16", PAPER, "bf16", 3 * scale),
         Case("fp32_small", PAPER_SMALL, full, 30 * scale),
     ]
-    reference = Reference(args)
+    reference = Reference(args.reference, args.reference_python, args.device)
     try:
         versions = reference.ask(do="describe")
         results = compare_all(cases, reference, args.device, blocks)

@@ -32,9 +32,9 @@ def machine() -> str:
     return text
 
 
-def commit() -> str:
-    """Return the commit of the code, with + if files differ from it."""
-    git = ["git", "-C", str(ROOT)]
+def commit(root: Path = ROOT) -> str:
+    """Return the commit of the code, or of another checkout, with + if files differ from it."""
+    git = ["git", "-C", str(root)]
     try:
         head = subprocess.run(
             [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True

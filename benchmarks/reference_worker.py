@@ -1,4 +1,4 @@
-"""Times updates of the authors' JAX code; started by compare_reference.py.
+"""Runs the authors' JAX code for compare_reference.py and compare_learning.py.
 
 It runs under an interpreter that has JAX, from a checkout of `yonghdong/trqam`, without this
 project. It reads one JSON request per line and answers each with one line of JSON. Packages that
@@ -14,6 +14,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from reference_learning import Learner, default_config
 
 sys.path.append(str(Path(__file__).with_name("stubs")))  # last: installed packages come first
 
@@ -104,24 +106,41 @@ def main() -> None:
     """Answer requests until the input ends."""
     answers, sys.stdout = sys.stdout, sys.stderr
     updates = {}
+    learner = None
     for line in sys.stdin:
         request = json.loads(line)
-        if request["do"] == "describe":
-            import jax
+        answer = {}
+        match request.pop("do"):
+            case "describe":
+                import jax
 
-            device = jax.devices()[0]
-            answer = {"jax": jax.__version__, "device": f"{device.platform}: {device.device_kind}"}
-        elif request["do"] == "prepare":
-            updates[request["name"]] = make_update(request["size"])
-            answer = {}
-        elif request["do"] == "profile":
-            try:
-                answer = profile(*updates[request["name"]])
-            except (AttributeError, ValueError, RuntimeError, OSError) as error:  # other versions
-                answer = {"problem": repr(error)}
-        else:
-            seconds = time_updates(*updates[request["name"]], request["updates"], request["every"])
-            answer = {"seconds": seconds}
+                device = jax.devices()[0]
+                answer["jax"] = jax.__version__
+                answer["device"] = f"{device.platform}: {device.device_kind}"
+            case "prepare":
+                updates[request["name"]] = make_update(request["size"])
+            case "profile":
+                try:
+                    answer = profile(*updates[request["name"]])
+                except (AttributeError, ValueError, RuntimeError, OSError) as error:  # versions
+                    answer = {"problem": repr(error)}
+            case "time":
+                name = request.pop("name")
+                answer["seconds"] = time_updates(*updates[name], **request)
+            case "settings":
+                answer["names"] = list(default_config(**request).keys())
+            case "learn":
+                learner = Learner(**request)
+            case "start":
+                learner.start(**request)
+            case "train":
+                answer["means"] = learner.train(**request)
+            case "act":
+                answer["actions"] = learner.act(**request)
+            case "save":
+                learner.save(**request)
+            case "load":
+                learner.load(**request)
         print(json.dumps(answer), file=answers, flush=True)
 
 

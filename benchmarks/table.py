@@ -19,6 +19,7 @@ CASES = {
     "bf16": "paper scale, ours with bf16 operands",
     "fp32_small": "width 128 x 4, B = 64, float32",
 }
+COMPARISONS = ("compare_cpu", "compare_amd_cpu")
 SIZES = ("w128-b64-s1", "w512-b256-s1")
 OPS = (
     "path_kl with gradient", "adjoint_matching with gradient", "sde_rollout",
@@ -35,21 +36,34 @@ class TableArgs:
     """Write nothing; exit with 1 if the README is not up to date."""
 
 
-def comparison(record: dict) -> list[str]:
-    """Rows: one update of the authors' code over ours."""
+def comparison(records: list[dict]) -> list[str]:
+    """Rows: one update of the authors' code over ours, a column for each machine."""
     lines = [
-        "One TRQAM update against the authors' JAX code, alternating on the same cores",
-        f"({record['machine']}; JAX {record['reference']['jax']}, "
-        f"trqam_fast {record['versions']['trqam_fast']}, torch {record['versions']['torch']}):",
+        "One TRQAM update, times as fast as the authors' JAX code, alternating on the same cores",
+        "(the median of the turns; in brackets a quarter of them below and above):",
         "",
-        "| | times as fast | quarter of the turns below / above |",
-        "|---|---|---|",
+        "| | " + " | ".join(map(machine, records)) + " |",
+        "|---|" + "---|" * len(records),
     ]
     for name, text in CASES.items():
-        turns = sorted(record["cases"][name]["ratio_of_each_turn"])
-        low, high = turns[len(turns) // 4], turns[-1 - len(turns) // 4]
-        lines.append(f"| {text} | {record['ratios'][name]:.2f} | {low:.2f} / {high:.2f} |")
+        lines.append(f"| {text} | " + " | ".join(times(record, name) for record in records) + " |")
     return lines
+
+
+def machine(record: dict) -> str:
+    """Return where a comparison ran, with what."""
+    best, versions = record["instruction_sets"][0].upper().replace("_", "-"), record["versions"]
+    return (
+        f"{record['machine']}, {best}; JAX {record['reference']['jax']}, "
+        f"trqam_fast {versions['trqam_fast']}, torch {versions['torch']}"
+    )
+
+
+def times(record: dict, case: str) -> str:
+    """Return the ratio of a case and its quartiles."""
+    turns = sorted(record["cases"][case]["ratio_of_each_turn"])
+    low, high = turns[len(turns) // 4], turns[-1 - len(turns) // 4]
+    return f"{record['ratios'][case]:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def ratio(groups: dict, op: str, size: str, backend: str) -> str:
@@ -65,8 +79,8 @@ def ops(record: dict) -> list[str]:
     """Rows: every op's reference over cpp, and the baselines' update."""
     groups = record["groups"]
     lines = [
-        "Times as fast as `reference` (plain PyTorch with autograd), on the same machine with "
-        f"trqam_fast {record['versions']['trqam_fast']}:",
+        "Times as fast as `reference` (plain PyTorch with autograd)",
+        f"({record['machine']}, trqam_fast {record['versions']['trqam_fast']}):",
         "",
         "| | width 128, B 64 | width 512, B 256 | width 512, bf16 |",
         "|---|---|---|---|",
@@ -81,14 +95,16 @@ def ops(record: dict) -> list[str]:
     return lines
 
 
+def read(path: Path) -> dict:
+    """Return a committed result."""
+    return json.loads(path.read_text())
+
+
 def table() -> str:
     """Return the text between the markers."""
     results = ROOT / "benchmarks" / "results"
-    lines = [BEGIN]
-    for name, rows in (("compare_cpu", comparison), ("ops_cpu", ops)):
-        path: Path = results / f"{name}.json"
-        if path.exists():
-            lines += ["", *rows(json.loads(path.read_text()))]
+    lines = [BEGIN, "", *comparison([read(results / f"{name}.json") for name in COMPARISONS])]
+    lines += ["", *ops(read(results / "ops_cpu.json"))]
     return "\n".join([*lines, "", END])
 
 

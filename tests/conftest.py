@@ -36,7 +36,8 @@ def flags(generated):
         "--generated-noise", "0.5", "--bc-steps", "20", "--offline-steps", "20",
         "--online-steps", "0",
         "--log-interval", "5", "--eval-interval", "10", "--save-interval", "5",
-        "--eval-episodes", "1", "--eval-envs", "1", "--batch-size", "8",
+        "--eval-episodes", "1", "--eval-envs", "1", "--max-episode-steps", "50",
+        "--batch-size", "8",
         "--actor-hidden-dims", "16", "16", "--value-hidden-dims", "16", "16",
     ]  # fmt: skip
 

@@ -12,6 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import algorithms, compare_reference, graphs, phases, plot, scaling, table
+from benchmarks.reference import Reference
 from benchmarks.sizes import PAPER_SMALL, make_network
 from benchmarks.work import flops
 from trqam_fast.agents import ALGORITHMS, algorithm
@@ -123,8 +124,7 @@ def test_comparison_with_a_reference_that_does_nothing(tmp_path, monkeypatch):
     (tmp_path / "packages").mkdir()
     (tmp_path / "packages" / "present.py").write_text("")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"))
-    args = compare_reference.CompareArgs(tmp_path)
-    reference = compare_reference.Reference(args)
+    reference = Reference(tmp_path, Path(sys.executable), "cpu")
     try:
         assert reference.ask(do="describe")["jax"] == "0"
         case = compare_reference.Case("small", PAPER_SMALL, "ieee", 2)

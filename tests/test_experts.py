@@ -3,6 +3,7 @@
 `Expert` has the interface of LeRobot's SmolVLA and pi0, their time, sign and integrator.
 """
 
+import importlib
 import re
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from examples import smolvla
+from examples import action_experts
+from examples.action_experts import BATCH as ROWS
+from examples.action_experts import CHUNK, STEPS, WIDTH
 from tests.helpers import assert_equal64, draw
 from trqam_fast.experts import (
     FlowField,
@@ -30,8 +33,6 @@ from trqam_fast.kernels import (
     sde_rollout,
     velocity_along,
 )
-
-CHUNK, WIDTH, STEPS, ROWS = smolvla.CHUNK, smolvla.WIDTH, smolvla.STEPS, smolvla.BATCH
 
 
 class Expert(nn.Module):
@@ -96,9 +97,9 @@ def make_expert(dtype=torch.float64):
 def trained():
     """An expert that has learned the demonstrations, by flow matching in its own convention."""
     expert, generator = make_expert(torch.float32), torch.Generator().manual_seed(1)
-    optimiser, batch = torch.optim.Adam(expert.parameters(), 3e-3), smolvla.observations()
+    optimiser, batch = torch.optim.Adam(expert.parameters(), 3e-3), action_experts.observations()
     for _ in range(300):
-        actions = smolvla.demonstrations(batch, generator)
+        actions = action_experts.demonstrations(batch, generator)
         noise = torch.randn(actions.shape, generator=generator)
         time = 0.001 + 0.999 * torch.rand(ROWS, generator=generator)
         x = time[:, None, None] * noise + (1 - time[:, None, None]) * actions
@@ -112,7 +113,7 @@ def trained():
 
 def test_ode_is_the_experts_own_sampling():
     """Time, sign, shape and context: the policy's own loop, to rounding."""
-    expert, batch = make_expert(), smolvla.observations()
+    expert, batch = make_expert(), action_experts.observations()
     field, x0 = expert.field(), draw(ROWS, CHUNK, WIDTH)
     with torch.no_grad():
         own = expert.sample_actions(batch, x0)
@@ -171,7 +172,7 @@ def test_check_field_names_what_is_turned(masked):
     actions, s = 0.3 + 0.5 * draw(1, 64, CHUNK * WIDTH), draw(1, 64, 1)
     mask = None
     if masked:
-        mask = torch.arange(CHUNK * WIDTH) % WIDTH < smolvla.REAL
+        mask = torch.arange(CHUNK * WIDTH) % WIDTH < action_experts.REAL
         actions[..., ~mask] = 7.0
     for options, ok, says in (
         ({"time": "noise_at_1"}, True, "looks as it should"),
@@ -223,8 +224,12 @@ def test_terminal_adjoint():
         terminal_adjoint(lambda a: a[..., :1], x)
 
 
+def chosen(name):
+    return "expert" in name or "action" in name
+
+
 def low_rank(expert, **options):
-    return LowRank(expert, 4, choose=lambda name: "expert" in name or "action" in name, **options)
+    return LowRank(expert, 4, choose=chosen, **options)
 
 
 def changed(copy):
@@ -236,7 +241,7 @@ def changed(copy):
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_low_rank_copy_and_its_base(checkpointed):
     """One module is both fields: at first the same bits, then W + B A against W, and its sweep."""
-    expert, before, batch = make_expert(), make_expert(), smolvla.observations()
+    expert, before, batch = make_expert(), make_expert(), action_experts.observations()
     field, x0 = expert.field(), draw(1, ROWS, CHUNK * WIDTH)
     context, plain = field.context(batch), before.field()
     copy = low_rank(expert)
@@ -278,13 +283,13 @@ def test_the_page_runs_as_written():
 
 
 def critic(actions):
-    return smolvla.critic(actions)
+    return action_experts.critic(actions)
 
 
 @pytest.mark.parametrize("algo", ["trqam", "sqam"])
 def test_match_is_the_update_of_the_equations(algo):
     """Loss, path KL and gradients, from the ops put together in one graph."""
-    expert, batch = make_expert(), smolvla.observations()
+    expert, batch = make_expert(), action_experts.observations()
     field = expert.field()
     context, copy = field.context(batch), changed(low_rank(expert))
     base, dim = copy.base(field), CHUNK * WIDTH
@@ -321,8 +326,32 @@ def test_match_is_the_update_of_the_equations(algo):
 @pytest.mark.parametrize("algo", ["trqam", "sqam"])
 def test_value_rises_and_the_budget_holds(algo, trained):
     """The example's own loop: D of an unmodified copy is 0; then near the budget; base unmoved."""
-    done = smolvla.fine_tune(algo, trained.field(), trained, 300)
+    expert = action_experts.ActionExpert(trained, trained.field(), chosen)
+    done = action_experts.fine_tune(algo, expert, 300)
     assert done["first_kl"] == 0.0
     assert done["base_after"] == done["before"]
     assert done["after"] > done["before"] + 2.0
-    assert abs(done["late_kl"] / smolvla.BUDGET - 1) < 0.1
+    assert abs(done["late_kl"] / action_experts.BUDGET - 1) < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["smolvla", "pi0"])
+def test_lerobots_own_class(name):
+    """What docs/your_own_policy.md says of both examples, where LeRobot 0.6 is installed."""
+    pytest.importorskip("lerobot.policies.pi_gemma")
+    make = getattr(importlib.import_module(f"examples.{name}"), name)
+    expert = make()
+    context = expert.field.context(action_experts.observations()).value
+    x, t = torch.randn(1, ROWS, CHUNK * WIDTH), torch.full((1, ROWS, 1), 0.3)
+    for _ in range(2):  # the first leaves nothing of its graph in the context
+        expert.field(context, x, t).sum().backward()
+
+    found = action_experts.prove(make, clone_updates=100, updates=300)
+    assert "looks as it should" in found["field"] and "looks time-reversed" in found["raw"]
+    assert found["deviation"] < 1.5e-6
+    for algo in ("trqam", "sqam"):
+        done = found[algo]
+        assert done["first_kl"] == 0.0 and done["base_after"] == done["before"]
+        assert done["after"] > done["before"] + 2.0
+        assert abs(done["late_kl"] / action_experts.BUDGET - 1) < 0.1
+        assert done["graph_bytes"] < found["rollout_bytes"] / 5

@@ -33,7 +33,8 @@ def flags(generated):
         "--bc-steps", "300", "--offline-steps", "60", "--online-steps", "60",
         "--start-training", "10", "--utd-ratio", "2", "--kl-budget-online", "2",
         "--log-interval", "20", "--eval-interval", "40", "--save-interval", "15",
-        "--eval-episodes", "1", "--eval-envs", "1", "--seeds", "3", "5", "--batch-size", "16",
+        "--eval-episodes", "1", "--eval-envs", "1", "--max-episode-steps", "50",
+        "--seeds", "3", "5", "--batch-size", "16",
         "--actor-hidden-dims", "16", "16", "--value-hidden-dims", "16", "16",
     ]  # fmt: skip
 

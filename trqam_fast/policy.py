@@ -13,6 +13,7 @@ from trqam_fast.errors import UsageError
 from trqam_fast.evaluation.episodes import Request
 from trqam_fast.evaluation.policy import choose_chunks
 from trqam_fast.export import MODEL, load_export
+from trqam_fast.program import write_program
 from trqam_fast.simulator.bounds import unscaled
 from trqam_fast.training.interface import Sizes
 from trqam_fast.training.load_run import load_run
@@ -158,6 +159,28 @@ class Policy:
                 if begins:
                     queue.clear()
         return self(observation, deterministic=deterministic), None
+
+    def export(self, path: Path | str, *, format: str | None = None) -> Path:
+        """Write the policy as a function of tensors that acts without this package.
+
+        Its arguments are ``observations`` `[B, O]` and ``noise`` `[B, N W]`, standard normal, both
+        float32 and of any number of rows; it returns the chunks of actions ``actions``
+        `[B, H, A]`, float32, in the environment's own units and bounds. N is `agent.candidates`,
+        the actions that the policy chooses among, and W is `agent.noise_dim`, the noise of one: D
+        numbers that the flow starts from, for QAM-E another D of the edit. Zeros act as
+        `deterministic` does. It computes as the policy does, in float32: equal to rounding, as
+        long as no two candidates are as good.
+
+        Args:
+            path: The file; what was there is replaced.
+            format: ``pt2`` for `torch.export.load`, on the CPU, or ``onnx``; None for what the
+                file's name ends in.
+
+        Raises:
+            UsageError: there is no such format, or packages for ONNX are missing.
+            OSError: the disk refuses.
+        """
+        return write_program(self.agent, self.sizes, self.run, Path(path), format)
 
 
 def as_rows(observation: Any) -> np.ndarray:

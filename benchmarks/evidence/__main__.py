@@ -1,4 +1,4 @@
-"""Run or read an experiment: python -m benchmarks.evidence e1 --out runs/e1 (see --help)."""
+"""Run or read an experiment: python -m benchmarks.evidence e1 --out runs/evidence (see --help)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ from typing import Annotated, Literal
 import tyro
 
 from benchmarks.evidence import e1, sweeps
-from benchmarks.records import describe, save
+from benchmarks.evidence.estimate import estimate_lines
+from benchmarks.evidence.figures import drawing
+from benchmarks.evidence.tables import LINES
+from benchmarks.records import ROOT, describe, save
 from trqam_fast.cli import run_command
+from trqam_fast.files import write_text
 
 
 @dataclass(frozen=True)
 class EvidenceArgs:
-    """Run an experiment of docs/protocol.md, or go on with it, and write what it says as JSON.
+    """Run an experiment of docs/protocol.md, or go on with it, and say what it shows.
 
-    The same command goes on after an interruption; finished runs are skipped.
+    The same command goes on after an interruption; finished runs are skipped. With --read-only it
+    prints what there is so far, marked as partial until every planned run is over.
     """
 
     experiment: Annotated[Literal["e1", "e2", "e3"], tyro.conf.Positional]
@@ -27,28 +32,43 @@ class EvidenceArgs:
     """Folder of the runs; each experiment has one of its own below it."""
     num_cpus: int | None = None
     """Cores to use; all by default."""
+    estimate: bool = False
+    """Print how long what is left takes on this machine, and run nothing."""
     read_only: bool = False
     """Do not run anything; read what is there."""
     json: Path | None = None
-    """File for the result; benchmarks/results/<experiment>_cpu.json by default."""
+    """File for the result; by default benchmarks/results/<experiment>_cpu.json, or result.json in
+    the experiment's folder while that is partial."""
+    figure: Path | None = None
+    """SVG file for the figure; by default docs/plots/evidence/<experiment>.svg, or figure.svg in
+    the experiment's folder while that is partial."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run, read, write; return the exit status."""
+    """Run, read, print, draw, write; return the exit status."""
     args = tyro.cli(EvidenceArgs, args=argv, prog="python -m benchmarks.evidence")
-    out = args.out / args.experiment
+    name, out = args.experiment, args.out / args.experiment
+    if args.estimate:
+        plans = e1.plans(out) if name == "e1" else sweeps.plans(name, out)
+        print("\n".join(estimate_lines(plans, args.num_cpus)))
+        return 0
     flags = [] if args.num_cpus is None else ["--num-cpus", str(args.num_cpus)]
-    if args.experiment == "e1":
-        if not args.read_only:
-            e1.run(out, flags)
-        found = e1.analyse(out)
-    else:
-        if not args.read_only:
-            sweeps.run(args.experiment, out, flags)
-        found = (sweeps.analyse_e2 if args.experiment == "e2" else sweeps.analyse_e3)(out)
-    path = args.json or Path("benchmarks/results") / f"{args.experiment}_cpu.json"
-    save(path, describe(f"evidence {args.experiment}") | found)
-    print(f"wrote {path}")
+    if not args.read_only and name == "e1":
+        e1.run(out, flags)
+    elif not args.read_only:
+        sweeps.run(name, out, flags)
+    analyse = {"e1": e1.analyse, "e2": sweeps.analyse_e2, "e3": sweeps.analyse_e3}[name]
+    found = analyse(out)
+    print("\n".join(LINES[name](found)))
+    path, figure = out / "result.json", out / "figure.svg"
+    if found["complete"]:
+        path = ROOT / "benchmarks" / "results" / f"{name}_cpu.json"
+        figure = ROOT / "docs" / "plots" / "evidence" / f"{name}.svg"
+    path, figure = args.json or path, args.figure or figure
+    save(path, describe(f"evidence {name}") | found)
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    write_text(figure, drawing(name, found))
+    print(f"\nwrote {path} and {figure}")
     return 0
 
 

@@ -10,9 +10,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.evidence import statistics
-from benchmarks.evidence.scores import Score, read_scores
+from benchmarks.evidence.scores import Scores, differences, read_scores, summary
 from trqam_fast.agents import ALGORITHMS
+from trqam_fast.errors import RunError
+from trqam_fast.files import read_text, write_json, write_text
 from trqam_fast.sweep.__main__ import main as sweep
+from trqam_fast.sweep.spec import Spec, parse_spec
+from trqam_fast.text import count_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -23,11 +27,15 @@ FOLDER = Path(__file__).parents[2] / "sweeps" / "e1"
 CELLS = ("a", "b", "c", "d")
 SETTINGS = {"qam": "inv_temp", "trqam": "kl_budget", "sqam": "kl_budget"}
 """The setting that is selected, by algorithm."""
+PAIRS = (("trqam", "qam"), ("sqam", "qam"), ("sqam", "trqam"))
+"""What is compared, the primary comparison first."""
 SEEDS = list(range(12))
 READINGS = ("tuned per cell", "leave one cell out", "one for all")
 
 Table = dict[str, dict[str, dict[float, float]]]
 """Mean score by cell, algorithm and setting."""
+Chosen = dict[str, dict[str, dict[str, float]]]
+"""Setting by reading, algorithm and cell."""
 
 
 def read_cell(cell: str) -> dict[str, Any]:
@@ -65,23 +73,39 @@ def run_sweep(values: dict[str, Any], out: Path, flags: list[str]) -> None:
     """
     out.mkdir(parents=True, exist_ok=True)
     path = out / "spec.toml"
-    path.write_text(to_toml(values))
+    write_text(path, to_toml(values))
     sweep([str(path), "--out", str(out), *flags])
 
 
-def select(out: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Return the setting that each reading selects, by reading, algorithm and cell."""
-    table: Table = {}
-    for cell in CELLS:
-        scores = read_scores(out / "select" / cell)
-        table[cell] = {
+def table_of(selected: dict[str, Scores]) -> Table:
+    """Return the mean scores of the settings of each cell that some seed has tried."""
+    return {
+        cell: {
             algo: {
-                value: float(np.mean([s.score for s in scores[method(algo, value)].values()]))
+                value: float(np.mean([score.score for score in runs.values()]))
                 for value in values_of(cell, algo)
+                if (runs := scores.runs.get(method(algo, value)))
             }
             for algo in SETTINGS
         }
-    chosen: dict[str, dict[str, dict[str, float]]] = {reading: {} for reading in READINGS}
+        for cell, scores in selected.items()
+    }
+
+
+def select(out: Path) -> Chosen:
+    """Return the setting that each reading selects.
+
+    Raises:
+        RunError: some run of the selection is not over.
+    """
+    selected = {cell: read_scores(out / "select" / cell) for cell in CELLS}
+    left = [cell for cell in CELLS if selected[cell].over < len(selection_runs(cell))]
+    if left:
+        raise RunError(
+            f"the selection is not over in cell {', '.join(left)}; the same command goes on"
+        )
+    table = table_of(selected)
+    chosen: Chosen = {reading: {} for reading in READINGS}
     for algo in SETTINGS:
         for reading, others in (
             ("tuned per cell", lambda cell: [cell]),
@@ -91,8 +115,17 @@ def select(out: Path) -> dict[str, dict[str, dict[str, float]]]:
             chosen[reading][algo] = {
                 cell: best_setting([table[other][algo] for other in others(cell)]) for cell in CELLS
             }
-    (out / "selection.json").write_text(json.dumps({"scores": table, "chosen": chosen}, indent=1))
+    write_json(out / "selection.json", {"scores": table, "chosen": chosen})
     return chosen
+
+
+def selection_runs(cell: str) -> list[tuple[str, int]]:
+    """Return the runs of a cell's selection: method and seed."""
+    seeds = read_cell(cell)["seeds"]
+    return [
+        (method(algo, value), seed)
+        for algo in SETTINGS for value in values_of(cell, algo) for seed in seeds
+    ]  # fmt: skip
 
 
 def best_setting(scores: list[dict[float, float]]) -> float:
@@ -104,18 +137,28 @@ def best_setting(scores: list[dict[float, float]]) -> float:
     return values[order[0]]
 
 
-def confirm_file(cell: str, chosen: dict[str, dict[str, dict[str, float]]]) -> dict[str, Any]:
-    """Return the sweep that confirms a cell: fresh seeds, the selected settings alone."""
+def confirm_file(cell: str, settings: dict[str, list[float]]) -> dict[str, Any]:
+    """Return the sweep that confirms a cell: fresh seeds, and some settings by algorithm alone."""
     values = read_cell(cell)
     flags = values["flags"]
     flags["eval_interval"] = flags["offline_steps"] // 6
     flags["save_interval"] = flags["offline_steps"] // 6
     values |= {"seeds": SEEDS, "seeds_per_job": 6}
-    values["grid"] = {
-        algo: {name: sorted({chosen[reading][algo][cell] for reading in READINGS})}
-        for algo, name in SETTINGS.items()
-    }
+    values["grid"] = {algo: {SETTINGS[algo]: settings[algo]} for algo in SETTINGS}
     return values
+
+
+def chosen_in(cell: str, chosen: Chosen) -> dict[str, list[float]]:
+    """Return the settings of a cell that some reading selects, by algorithm."""
+    return {
+        algo: sorted({chosen[reading][algo][cell] for reading in READINGS}) for algo in SETTINGS
+    }
+
+
+def read_chosen(out: Path) -> Chosen | None:
+    """Return what was selected, None before."""
+    path = out / "selection.json"
+    return json.loads(read_text(path))["chosen"] if path.exists() else None
 
 
 def run(out: Path, flags: list[str]) -> None:
@@ -124,49 +167,86 @@ def run(out: Path, flags: list[str]) -> None:
         run_sweep(read_cell(cell), out / "select" / cell, flags)
     chosen = select(out)
     for cell in CELLS:
-        run_sweep(confirm_file(cell, chosen), out / "confirm" / cell, flags)
+        run_sweep(confirm_file(cell, chosen_in(cell, chosen)), out / "confirm" / cell, flags)
+
+
+def plans(out: Path) -> list[tuple[str, Spec, Path, bool]]:
+    """Return the sweeps of the experiment: name, file, folder, and whether it is the least or most.
+
+    Before the selection is over, a cell's confirmation has between one and three settings of each
+    algorithm; both ends are returned, and only there the last value differs.
+    """
+    found = []
+    chosen = read_chosen(out)
+    for cell in CELLS:
+        spec = parse_spec(read_cell(cell))
+        found.append((f"cell {cell}, selection", spec, out / "select" / cell, True))
+    for cell in CELLS:
+        folder, name = out / "confirm" / cell, f"cell {cell}, confirmation"
+        if chosen is not None:
+            spec = parse_spec(confirm_file(cell, chosen_in(cell, chosen)))
+            found.append((name, spec, folder, True))
+            continue
+        for count in (1, 3):
+            some = {algo: values_of(cell, algo)[:count] for algo in SETTINGS}
+            spec = parse_spec(confirm_file(cell, some))
+            title = f"{name} of {count_of(count, 'setting')} an algorithm"
+            found.append((title, spec, folder, count == 1))
+    return found
 
 
 def analyse(out: Path) -> dict[str, Any]:
-    """Return scores by reading, algorithm and cell, and paired differences between algorithms."""
-    selection = json.loads((out / "selection.json").read_text())
-    chosen = selection["chosen"]
-    confirmed: dict[str, dict[str, dict[str, Score]]] = {
-        cell: read_scores(out / "confirm" / cell) for cell in CELLS
+    """Return what is there: scores of the selection, and of every reading differences."""
+    selected = {cell: read_scores(out / "select" / cell) for cell in CELLS}
+    chosen = read_chosen(out)
+    progress = {
+        f"cell {cell}, selection": (selected[cell], len(selection_runs(cell))) for cell in CELLS
     }
-    readings: dict[str, Any] = {}
-    for reading in READINGS:
-        runs = {
-            algo: {
-                cell: confirmed[cell][method(algo, chosen[reading][algo][cell])] for cell in CELLS
-            }
-            for algo in SETTINGS
+    found: dict[str, Any] = {
+        "selection": table_of(selected),
+        "selection_seeds": {
+            cell: {name: len(runs) for name, runs in scores.runs.items()}
+            for cell, scores in selected.items()
+        },
+        "readings": {},
+    }
+    if chosen is not None:
+        confirmed = {cell: read_scores(out / "confirm" / cell) for cell in CELLS}
+        for cell in CELLS:
+            settings = sum(map(len, chosen_in(cell, chosen).values()))
+            progress[f"cell {cell}, confirmation"] = (confirmed[cell], settings * len(SEEDS))
+        found["readings"] = {reading: read_as(chosen[reading], confirmed) for reading in READINGS}
+    found["complete"] = chosen is not None and all(s.over == n for s, n in progress.values())
+    found["progress"] = {name: s.progress(n) for name, (s, n) in progress.items()}
+    return found
+
+
+def read_as(settings: dict[str, dict[str, float]], confirmed: dict[str, Scores]) -> dict[str, Any]:
+    """Return the scores of one reading's settings and the differences between algorithms.
+
+    Args:
+        settings: By algorithm and cell.
+        confirmed: Scores by cell.
+    """
+    runs = {
+        algo: {
+            cell: confirmed[cell].runs.get(method(algo, settings[algo][cell]), {}) for cell in CELLS
         }
-        readings[reading] = {
-            "settings": chosen[reading],
-            "scores": {
-                algo: {cell: summary(list(cells[cell].values())) for cell in CELLS}
-                for algo, cells in runs.items()
-            },
-            "differences": {
-                f"{ALGORITHMS[first].label} - {ALGORITHMS[second].label}": statistics.compare(
-                    [differences(runs[first][cell], runs[second][cell]) for cell in CELLS]
-                )._asdict()
-                for first, second in (("trqam", "qam"), ("sqam", "qam"), ("sqam", "trqam"))
-            },
-        }
-    return {"selection": selection["scores"], "readings": readings}
-
-
-def differences(first: dict[str, Score], second: dict[str, Score]) -> np.ndarray:
-    """Return the differences of scores over the seeds that both have."""
-    seeds = [seed for seed in first if seed in second]
-    return np.array([first[seed].score - second[seed].score for seed in seeds])
-
-
-def summary(scores: list[Score]) -> dict[str, Any]:
-    """Return means over the seeds, and each seed's score."""
+        for algo in SETTINGS
+    }
+    compared = {}
+    for first, second in PAIRS:
+        pairs = {cell: differences(runs[first][cell], runs[second][cell]) for cell in CELLS}
+        pairs = {cell: values for cell, values in pairs.items() if len(values)}
+        if pairs:
+            name = f"{ALGORITHMS[first].label} - {ALGORITHMS[second].label}"
+            compared[name] = statistics.compare(list(pairs.values()))._asdict()
+            compared[name]["cells"] = {cell: len(values) for cell, values in pairs.items()}
     return {
-        name: float(np.nanmean([getattr(score, name) for score in scores]))
-        for name in ("score", "final", "dip", "area", "path_kl")
-    } | {"by_seed": [score.score for score in scores]}
+        "settings": settings,
+        "scores": {
+            algo: {cell: summary(list(of.values())) for cell, of in cells.items() if of}
+            for algo, cells in runs.items()
+        },
+        "differences": compared,
+    }

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.evidence import statistics
-from benchmarks.evidence.e1 import differences, summary
-from benchmarks.evidence.scores import Score, read_scores
+from benchmarks.evidence.scores import MECHANISM, Scores, differences, read_scores, summary
 from trqam_fast.sweep.__main__ import main as sweep
+from trqam_fast.sweep.plan import make_plan
+from trqam_fast.sweep.spec import Spec, read_spec
 
 FOLDER = Path(__file__).parents[2] / "sweeps"
 
@@ -20,27 +21,55 @@ def run(name: str, out: Path, flags: list[str]) -> None:
     sweep([str(FOLDER / f"{name}.toml"), "--out", str(out), *flags])
 
 
-def analyse_e2(out: Path) -> dict[str, Any]:
-    """Return means over the seeds of each method."""
+def plans(name: str, out: Path) -> list[tuple[str, Spec, Path, bool]]:
+    """Return the one sweep of an experiment, as `e1.plans` does."""
+    return [(name, read_spec(FOLDER / f"{name}.toml"), out, True)]
+
+
+def read(name: str, out: Path) -> tuple[Scores, dict[str, Any]]:
+    """Return the scores of an experiment and how far it is."""
     scores = read_scores(out)
-    return {"methods": {method: summary(list(runs.values())) for method, runs in scores.items()}}
+    jobs = make_plan(read_spec(FOLDER / f"{name}.toml"), out)
+    planned = sum(len(job.seeds) for job in jobs if job.method is not None)
+    return scores, {
+        "complete": scores.over == planned,
+        "progress": {name: scores.progress(planned)},
+        "methods": {m: summary(list(runs.values())) for m, runs in scores.runs.items()},
+    }
+
+
+def analyse_e2(out: Path) -> dict[str, Any]:
+    """Return means over the seeds of each method, and its curves."""
+    scores, found = read("e2", out)
+    found["curves"] = {
+        method: {
+            column: mean_curve([curves.get(column, []) for curves in by_seed.values()])
+            for column in ("success", *MECHANISM)
+        }
+        for method, by_seed in scores.curves.items()
+    }
+    return found
+
+
+def mean_curve(curves: list[list[tuple[int, float]]]) -> list[tuple[int, float]]:
+    """Return the mean over seeds at each step that some seed has."""
+    points: dict[int, list[float]] = {}
+    for curve in curves:
+        for step, value in curve:
+            points.setdefault(step, []).append(value)
+    return [(step, float(np.mean(values))) for step, values in sorted(points.items())]
 
 
 def analyse_e3(out: Path) -> dict[str, Any]:
     """Return means of each variant, and paired differences to the paper's start by budget."""
-    scores = read_scores(out)
-    found: dict[str, Any] = {"methods": {}, "differences": {}}
-    for method, runs in scores.items():
-        found["methods"][method] = summary(list(runs.values()))
+    scores, found = read("e3", out)
+    found["differences"] = {}
+    for method, runs in scores.runs.items():
         variant, _, setting = method.removeprefix("TRQAM ").partition(" ")
-        paper = scores.get(f"TRQAM paper {setting}")
-        if variant != "paper" and paper is not None:
-            pairs = [differences(runs, paper)]
-            found["differences"][method] = statistics.compare(pairs)._asdict()
-            found["differences"][method]["area"] = float(np.mean(areas(runs, paper)))
+        paper = scores.runs.get(f"TRQAM paper {setting}", {})
+        pairs = differences(runs, paper)
+        if variant != "paper" and len(pairs):
+            areas = differences(runs, paper, "area")
+            found["differences"][method] = statistics.compare([pairs])._asdict()
+            found["differences"][method]["area"] = float(np.mean(areas))
     return found
-
-
-def areas(first: dict[str, Score], second: dict[str, Score]) -> np.ndarray:
-    """Return the differences of the means over all evaluations, seed by seed."""
-    return np.array([first[seed].area - second[seed].area for seed in first if seed in second])

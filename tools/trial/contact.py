@@ -221,11 +221,12 @@ def reference(trial: Trial) -> None:
         trial.emit("jax", note="not run: no checkout given with --reference")
         return
     from benchmarks import compare_reference as compare
+    from benchmarks.reference import Reference
     from benchmarks.sizes import PAPER, PAPER_SMALL
 
     name, size = ("small", PAPER_SMALL) if trial.dry else ("paper", PAPER)
     case = compare.Case(name, size, "tf32" if trial.gpu else "ieee", 2 if trial.dry else 20)
-    worker = compare.Reference(compare.CompareArgs(trial.reference, device=trial.device))
+    worker = Reference(trial.reference, Path(sys.executable), trial.device)
     try:
         versions = worker.ask(do="describe")
         results, note = attempt(

@@ -319,14 +319,22 @@ class Agent:
         Returns:
             `[S, n, D]` or `[1, n, D]` in [-1, 1]; with chunking D holds H actions in order.
         """
+        return self.choose(self.acting_networks(run), observations, noise)
+
+    def acting_networks(self, run: int | None = None) -> Networks:
+        """Return what `propose` takes, without gradients: of one run alone, or of all."""
         targets = {f"target_{name}": net for name, net in self.target.networks.items()}
         networks = self.online.networks | targets
         networks = {name: network.detach() for name, network in networks.items()}
-        if run is not None:
-            networks = {
-                name: network.map(lambda tensor: tensor[run : run + 1])
-                for name, network in networks.items()
-            }
+        if run is None:
+            return networks
+        return {
+            name: network.map(lambda tensor: tensor[run : run + 1])
+            for name, network in networks.items()
+        }
+
+    def choose(self, networks: Networks, observations: Tensor, noise: Tensor) -> Tensor:
+        """Propose candidates with `acting_networks` and keep the best; the rest is as of `act`."""
         count = noise.shape[2]
         actions = self.propose(networks, repeat_rows(observations, count), noise.flatten(1, 2))
         candidates = actions.unflatten(1, (-1, count))

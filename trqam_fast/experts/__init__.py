@@ -1,6 +1,6 @@
 """Policies that are not ours: a robot's action expert as a field of the ops.
 
-docs/your_own_policy.md shows them together, examples/smolvla.py with a SmolVLA.
+docs/your_own_policy.md shows them together, examples/smolvla.py and pi0.py with LeRobot's models.
 """
 
 from trqam_fast.experts.critic_gradient import terminal_adjoint

@@ -79,7 +79,9 @@ PANELS = (
     Panel("lam", "Dual variable λ", "λ", log=LOG_RATIO),
     Panel("adjoint_mean", "Terminal adjoint", "mean size of a component", log=LOG_RATIO),
     Panel("adjoint_max", "Terminal adjoint, largest", "largest component", log=LOG_RATIO),
+    Panel("adjoint_gain", "Adjoint gain of the sweep", "largest |a| / |a at t = 1|", log=LOG_RATIO),
     Panel("q_mean", "Q at the batch", "Q, mean", band=("q_min", "q_max")),
+    Panel("value_gap", "Value gap", "Q of the policy − Q of the data"),
     Panel("critic_loss", "Critic loss", "loss", log=LOG_RATIO),
     Panel("adjoint_loss", "Adjoint-matching loss", "loss", log=LOG_RATIO),
     Panel("bc_loss", "Behaviour-cloning loss", "loss", log=LOG_RATIO),
@@ -96,10 +98,8 @@ def panels_of(runs: list[Run]) -> list[Panel]:
     """Panels that some run has values for: the known ones, then one for each other column."""
     known = {panel.column for panel in PANELS} | SHOWN_ELSEWHERE
     others = dict.fromkeys(name for run in runs for name in run.columns if name not in known)
-    panels = [
-        *PANELS, *(Panel(n, printable(n.replace("_", " ")), printable(n)) for n in others)
-    ]  # fmt: skip
-    return [panel for panel in panels if any(points_of(run, panel) for run in runs)]
+    own = [Panel(n, printable(n.replace("_", " ").capitalize()), printable(n)) for n in others]
+    return [panel for panel in [*PANELS, *own] if any(points_of(run, panel) for run in runs)]
 
 
 def points_of(run: Run, panel: Panel) -> list[Point]:

@@ -35,7 +35,7 @@ DEFAULT: dict[str, Any] = {
     "discount": 0.99,
     "tau": 0.05,
     "horizon_length": 5,
-    "kl_budget": 1.0,
+    "kl_budget": 0.5,
 }
 
 # The default shrunk until it only shows that everything runs.

@@ -7,11 +7,13 @@ import numpy as np
 from trqam_fast.data.generate.expert import EPISODE_STEPS, Expert
 from trqam_fast.simulator.environment import global_seed
 
-# Goals are uniform over the part of a cell that the point can reach, and count as reached within
-# 0.25. With the environment's own values (1.0 and 1.0) the corners of dead ends, where tasks have
-# their goals, would hold no data, and policies get stuck there.
+# A goal is up to 1.3 from its cell's centre along either axis, where the point can go, and counts
+# as reached within 0.15. With the environment's own values (1.0 and 1.0) the corners of dead ends,
+# where tasks have their goals, would hold no data, and policies get stuck there. Nor do a thousand
+# uniform goals reach every corner: half of them are at least 0.9 from the centre along both axes.
 GOAL_SPREAD = 1.3
-ARRIVAL_RADIUS = 0.25
+CORNER = 0.9
+ARRIVAL_RADIUS = 0.15
 
 
 class MazeExpert(Expert):
@@ -19,7 +21,8 @@ class MazeExpert(Expert):
 
     At each step the action is the unit vector toward the oracle's next cell (toward the goal
     itself inside the goal's cell) plus Gaussian noise, clipped to [-1, 1]. A goal that is reached
-    is replaced by a new one, uniform over the free space, so trajectories have a fixed length.
+    is replaced by a new one, so trajectories have a fixed length. Half of the goals are uniform
+    over the free space, half in the corners of its cells.
 
     Args:
         env_id: A goal-conditioned maze, e.g. ``pointmaze-medium-v0``.
@@ -68,6 +71,7 @@ class MazeExpert(Expert):
         return self.subgoals[key]
 
     def draw_goal(self, rng: np.random.Generator) -> np.ndarray:
-        """Draw a point uniformly from the free space."""
+        """Draw a point uniformly from the free space, or from the corners of its cells."""
         centre = self.maze.ij_to_xy(self.cells[rng.integers(len(self.cells))])
-        return np.asarray(centre) + rng.uniform(-GOAL_SPREAD, GOAL_SPREAD, size=2)
+        nearest, signs = rng.choice([0.0, CORNER]), rng.choice([-1, 1], size=2)
+        return np.asarray(centre) + signs * rng.uniform(nearest, GOAL_SPREAD, size=2)

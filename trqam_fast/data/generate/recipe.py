@@ -22,7 +22,7 @@ from trqam_fast.errors import RunError, UsageError
 from trqam_fast.files import expanded, locked
 
 GENERATED_DIR = Path("~/.trqam_fast/generated")
-GENERATOR_VERSION = 2
+GENERATOR_VERSION = 3
 """Part of the folder names; a change of what is generated or how it lies raises it."""
 MAZES = tuple(f"pointmaze-{size}-navigate-v0" for size in ("medium", "large", "giant", "teleport"))
 MANIPULATION = tuple(
