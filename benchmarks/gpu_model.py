@@ -232,7 +232,6 @@ def make_updater(plan: str, size: Size, precision: str) -> Callable[[], Updater]
             case "fused" | "tiles":
                 backend = "triton" if plan == "fused" else "tiles"
                 agent = make_agent(size, "cpu", backend, precision)
-                agent.online.gradient = None  # as on a GPU
             case "layers":
                 agent = make_agent(size, "cpu", "reference", "ieee", agent_class=TogetherAgent)
         return Updater(agent, dataset, randomness, History(10), graph=False)
@@ -281,9 +280,7 @@ def floors(launches: list[Launch], machines: dict[str, Machine]) -> dict[str, An
     parameters, moments and targets and write the last three, once each.
     """
     flop = sum(cost(launch, "tf32", MACHINES["H100"]).flop for launch in launches)
-    adam = next(launch for launch in launches if launch.name == "_fused_adam_")
-    targets = max(launch.bytes for launch in launches if launch.name == "lerp_")
-    moved = adam.bytes + targets * 2 / 3  # of the targets' step, the parameters are read anyway
+    moved = next(launch.bytes for launch in launches if launch.name == "adam_step_kernel")
     found = {}
     for name, machine in machines.items():
         rate = 2.0 * machine.multiprocessors * machine.sm_clk_us

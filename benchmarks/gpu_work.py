@@ -10,6 +10,7 @@ import math
 from typing import Any, NamedTuple
 
 from benchmarks.launches import Launch
+from trqam_fast.kernels.mlp.triton_gradients import kernel_blocks
 
 
 class Work(NamedTuple):
@@ -234,6 +235,9 @@ TILED = {
 
 def kernel_bytes(launch: Launch) -> int:
     """Return the bytes that a Triton launch reads and writes, each once."""
+    if launch.name == "weight_gradient_kernel":  # Of the hidden layers' gradients it has the first.
+        C = launch.arguments["C"]
+        return launch.bytes + 4 * launch.grid[1] * max(C.depth - 2, 0) * C.width**2
     if launch.name not in TILED:
         return launch.bytes
     operand = 2 if "bf16" in str(launch.arguments["C"].operand) else 4
@@ -244,7 +248,10 @@ def kernel_work(launch: Launch) -> tuple[Work, float, int]:
     """Return a Triton launch's work in its slowest program, its operations, and its programs."""
     a, C = launch.arguments, launch.arguments.get("C")
     programs = math.prod(launch.grid)
-    if launch.name in ("adjoint_matching_kernel", "philox_kernel"):
+    if launch.name == "adjoint_sizes_kernel":  # A run's adjoints, by one program.
+        loaded = 4.0 * a["size"] * (a["steps"] + 2)
+        return Work(loaded=loaded, blocks=2), 0.0, programs
+    if C is None:  # No products: what the launch takes is its bytes.
         return Work(), 0.0, programs
     operand = 2 if "bf16" in str(C.operand) else 4
     if launch.name in TILED:
@@ -277,6 +284,7 @@ def kernel_work(launch: Launch) -> tuple[Work, float, int]:
             work = product(C.block_w, C.block_w, a["rows"], C, operand, operand)
             work = work._replace(products=1)
             flop = groups * flop_of(C, a["rows"], inputs=C.inputs)
+            programs = groups * kernel_blocks(C)  # Those of the vectors do little.
         case name:
             raise ValueError(f"the model does not know what a program of {name} does")
     return work, flop, programs

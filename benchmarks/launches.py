@@ -22,13 +22,14 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
-from trqam_fast.kernels.adam_step.reference import adam_step
-from trqam_fast.kernels.adam_step.settings import Settings
+from trqam_fast.kernels.adam_step import ops as adam_step_ops
 from trqam_fast.kernels.adjoint_matching import ops as adjoint_matching_ops
+from trqam_fast.kernels.adjoint_sizes import ops as adjoint_sizes_ops
 from trqam_fast.kernels.lean_adjoint import ops as lean_adjoint_ops
 from trqam_fast.kernels.mlp import ops as mlp_ops
 from trqam_fast.kernels.philox import ops as philox_ops
 from trqam_fast.kernels.sde_rollout import ops as sde_rollout_ops
+from trqam_fast.kernels.squared_error import ops as squared_error_ops
 from trqam_fast.kernels.velocity_along import ops as velocity_along_ops
 
 Span = tuple[int, int, int]
@@ -60,20 +61,16 @@ class Launch:
     grid: tuple[int, ...] = ()
 
 
-def adam_step_on_a_gpu(params, gradient, exp_avg, exp_avg_sq, step, targets, *settings):
-    """Take the optimiser's step in PyTorch's operations, which `auto` takes there."""
-    state = (params, gradient, exp_avg, exp_avg_sq, step, targets)
-    return adam_step(*state, Settings(*settings))
-
-
 IMPLEMENTATIONS: dict[str, Callable] = {
     "mlp_forward": mlp_ops._forward,
     "mlp_backward": mlp_ops._backward,
-    "adam_step": adam_step_on_a_gpu,
+    "adam_step": adam_step_ops._adam_step,
     "sde_rollout": sde_rollout_ops._rollout,
     "velocity_along": velocity_along_ops._along,
     "lean_adjoint": lean_adjoint_ops._sweep,
     "adjoint_matching": adjoint_matching_ops._forward,
+    "adjoint_sizes": adjoint_sizes_ops._sizes,
+    "squared_error": squared_error_ops._forward,
     "philox": philox_ops._philox,
 }
 REWRITES = {
@@ -81,8 +78,10 @@ REWRITES = {
     "rollout_step_kernel": ("tape", "trajectory", "velocity", "ode_x"),
     "pull_output_kernel": ("grads",), "pull_hidden_kernel": ("grads",),
     "pull_norm_kernel": ("grads", "normed"), "sweep_step_kernel": ("grads", "adjoints"),
+    "gradient_norm_kernel": ("step",), "weight_gradient_kernel": ("into",),
+    "adam_step_kernel": ("online", "exp_avg", "exp_avg_sq", "targets"),
 }  # fmt: skip
-"""Arguments of Triton kernels that several launches write, each another part."""
+"""Arguments of Triton kernels that are written though something has written them before."""
 
 ALLOCATES = ("empty", "new_empty", "empty_like", "empty_strided")
 OVERWRITES = ("copy_", "fill_", "zero_", "normal_", "uniform_", "random_")

@@ -7,6 +7,7 @@ and a `backend`. The reference in plain PyTorch is the specification of each.
 from trqam_fast.kernels.adam_step import adam_step
 from trqam_fast.kernels.adjoint_matching import adjoint_matching
 from trqam_fast.kernels.adjoint_matching.steps import StepLoss, adjoint_matching_steps
+from trqam_fast.kernels.adjoint_sizes import AdjointSizes, adjoint_sizes
 from trqam_fast.kernels.dispatch import BACKENDS, PRECISIONS, Backend, BackendError, Precision
 from trqam_fast.kernels.fields import Context, Velocity
 from trqam_fast.kernels.lean_adjoint import lean_adjoint
@@ -15,9 +16,11 @@ from trqam_fast.kernels.noise_schedule import AffinePath, NoiseSchedule
 from trqam_fast.kernels.path_kl import path_kl
 from trqam_fast.kernels.philox import Draws, philox
 from trqam_fast.kernels.sde_rollout import Rollout, ode_rollout, sde_rollout
+from trqam_fast.kernels.squared_error import squared_error
 from trqam_fast.kernels.velocity_along import velocity_along
 
 __all__ = [
+    "AdjointSizes",
     "AffinePath",
     "BACKENDS",
     "Backend",
@@ -35,11 +38,13 @@ __all__ = [
     "adam_step",
     "adjoint_matching",
     "adjoint_matching_steps",
+    "adjoint_sizes",
     "lean_adjoint",
     "mlp",
     "ode_rollout",
     "path_kl",
     "philox",
     "sde_rollout",
+    "squared_error",
     "velocity_along",
 ]

@@ -53,7 +53,9 @@ OPS = {
     "velocity_along": Implementations(("cpu",), triton=True, networks=True),
     "adjoint_matching": Implementations(("cpu", "cuda"), triton=True),
     "path_kl": Implementations(("cpu", "cuda"), triton=False),
-    "adam_step": Implementations(("cpu",), triton=False),
+    "adjoint_sizes": Implementations((), triton=True),
+    "squared_error": Implementations((), triton=True),
+    "adam_step": Implementations(("cpu",), triton=True),
     "philox": Implementations(("cpu",), triton=True),
 }
 """Every op."""
@@ -134,6 +136,8 @@ def _cpp_unavailable(
     precision: str,
     networks: Sequence[Any],
 ) -> str | None:
+    if not has.cpp:
+        return "it has no C++ code; use 'auto'"
     if device.type not in has.cpp:
         return f"its code runs on the {' and '.join(has.cpp)}, not on {device.type}; use 'auto'"
     if EXTENSION is None:
@@ -249,7 +253,7 @@ def choose_backend(
 
 
 def check_backend(backend: str, device: torch.device, precision: str = "ieee") -> None:
-    """Raise `BackendError` unless every op of an update can run with `backend` on `device`."""
+    """Raise `BackendError` unless every op that `backend` has can run with it on `device`."""
     for op, has in OPS.items():
-        if backend not in TRITON or has.triton:
+        if has.triton if backend in TRITON else has.cpp or backend != "cpp":
             choose_backend(op, backend, device, precision=precision if has.networks else "ieee")

@@ -13,7 +13,7 @@ from triton import knobs
 from triton.runtime.jit import JITFunction
 
 from tests.aot import ARCHITECTURES, PAPER, SHARED_LIMIT, compile_all, compiling, pretending
-from trqam_fast.kernels import PRECISIONS
+from trqam_fast.kernels import PRECISIONS, adam_step
 from trqam_fast.op_cases import CASES, Sizes, draw_inputs, evaluate
 
 pytestmark = [
@@ -28,7 +28,9 @@ PRODUCTS = {
     "mlp_pullback_kernel",
     "weight_gradient_kernel",
 }
-KERNELS = {*PRODUCTS, "adjoint_matching_kernel", "philox_kernel"}
+OPTIMISER = {"gradient_norm_kernel", "adam_step_kernel"}
+SMALL = {"adjoint_matching_kernel", "adjoint_sizes_kernel", "philox_kernel", "squared_error_kernel"}
+KERNELS = {*PRODUCTS, *OPTIMISER, *SMALL}
 TILES = {
     "first_layer_kernel",
     "hidden_layer_kernel",
@@ -116,6 +118,19 @@ def test_many_outputs(precision):
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_gpus_with_less_shared_memory(precision):
     check(89, precision, layer_norm=True)
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, 89])
+def test_the_optimiser_over_packed_parameters(architecture):
+    """Their sizes are multiples of 32 elements, so that loads and stores are of 16 bytes."""
+    params, gradient, m, v = torch.rand(4, 2, 4096)
+    with compiling(architecture) as found, pretending():
+        for targets in (None, params[:, 1024:].clone()):
+            adam_step(
+                params, gradient, m, v, torch.zeros(()), lr=1e-3, targets=targets, backend="triton"
+            )
+    assert {kernel.name for kernel in found} == OPTIMISER
+    assert all(kernel.spills == 0 and kernel.registers <= 128 for kernel in found), found
 
 
 def test_the_number_of_rows_compiles_nothing_anew(monkeypatch):

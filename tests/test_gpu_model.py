@@ -58,10 +58,12 @@ def test_a_layer_has_programs_for_the_chip(fused, tiles):
 
 
 def test_bytes_of_the_optimiser(fused):
-    """Parameters and moments read and written, the gradient read."""
-    (adam,) = (launch for launch in fused if launch.name == "_fused_adam_")
-    count = adam.shapes[0][0] * adam.shapes[0][1]
-    assert adam.bytes == pytest.approx(7 * 4 * count, rel=1e-3)
+    """Parameters, moments and targets read and written, the gradient read twice."""
+    norm, adam = (launch for launch in fused if launch.name in ("gradient_norm_kernel",
+                                                                "adam_step_kernel"))  # fmt: skip
+    count, targets = (adam.arguments[name].numel() for name in ("online", "targets"))
+    assert norm.bytes == pytest.approx(4 * count, rel=1e-3)
+    assert adam.bytes == pytest.approx(4 * (7 * count + 2 * targets), rel=1e-3)
 
 
 def test_a_rollout_has_the_programs_of_its_tiles(fused):

@@ -8,6 +8,7 @@ import torch
 from tests.helpers import draw
 from trqam_fast.agents import BCAgent, TRQAMAgent, TRQAMConfig
 from trqam_fast.data.dataset import Dataset
+from trqam_fast.data.replay import ReplayBuffer
 from trqam_fast.errors import RunError
 from trqam_fast.randomness import Randomness
 from trqam_fast.training import updater
@@ -21,16 +22,26 @@ CONFIG = TRQAMConfig(
 KINDS = [BCAgent, TRQAMAgent]
 
 
-def make(kind, device="cpu", graph=False, interval=100):
+class GrowingBuffer(ReplayBuffer):
+    """Refuses to be sampled in a replay, where it would be sampled as it was at the capture."""
+
+    def sample(self, *arguments):
+        assert not FakeGraph.replaying
+        return super().sample(*arguments)
+
+
+def make(kind, device="cpu", graph=False, interval=100, growing=False):
     arrays = {
         "observations": draw(50, 3, seed=1), "actions": draw(50, 2, seed=2).clamp(-1, 1),
         "rewards": -draw(50, seed=3).abs(), "masks": torch.ones(50), "terminals": torch.zeros(50),
         "next_observations": draw(50, 3, seed=4),
     }  # fmt: skip
-    dataset = Dataset.from_arrays(arrays, device)
+    source = Dataset.from_arrays(arrays, device)
+    if growing:
+        source = GrowingBuffer(source, 2, 50, CONFIG.horizon_length, device=device)
     agent = kind(CONFIG, 3, 2, [0, 1], device=device)
     randomness = Randomness((5, 6), device)
-    return Updater(agent, dataset, randomness, History(interval), graph=graph)
+    return Updater(agent, source, randomness, History(interval), graph=graph)
 
 
 def outcome(made):
@@ -42,6 +53,8 @@ def outcome(made):
 class FakeGraph:
     """Stands in for a captured graph: a replay runs what was captured."""
 
+    replaying = False
+
     def __init__(self):
         self.captured = []
         made.append(self)
@@ -50,8 +63,10 @@ class FakeGraph:
         return self
 
     def replay(self):
+        FakeGraph.replaying = True
         for function in self.captured:
             function()
+        FakeGraph.replaying = False
 
 
 made: list[FakeGraph] = []
@@ -91,6 +106,26 @@ def test_counts_and_order_of_replays(kind, calls, graphs_on_the_cpu):
         assert torch.equal(ours, theirs)
     assert replayed.history.values.shape[0] == sum(calls)
     assert len(made) == len(replayed.graphs) <= 2
+
+
+def add_transition(buffer, number):
+    shapes = {name: storage[:, 0].shape for name, storage in buffer.online.items()}
+    buffer.add({name: draw(*shape, seed=number).numpy() for name, shape in shapes.items()})
+
+
+@pytest.mark.parametrize("utd_ratio", [1, 12])
+def test_replays_of_a_source_that_grows(utd_ratio, graphs_on_the_cpu):
+    """As in the online stage: every replay has one update, of a batch sampled before it."""
+    eager, replayed = (make(TRQAMAgent, growing=True) for _ in range(2))
+    replayed.graph = True
+    for step in range(7):
+        for updating in (eager, replayed):
+            add_transition(updating.source, step)
+            updating.run(utd_ratio)
+    for ours, theirs in zip(outcome(replayed), outcome(eager), strict=True):
+        assert torch.equal(ours, theirs)
+    assert replayed.graphs.keys() == {1}
+    assert [len(graph.captured) for graph in made] == [1]
 
 
 def test_a_failing_capture_names_the_way_out(graphs_on_the_cpu, monkeypatch):
@@ -146,11 +181,14 @@ def test_history_keeps_every_update_in_order():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("kind", KINDS)
-def test_replay_equals_eager_on_a_gpu(kind):
-    eager, replayed = make(kind, "cuda"), make(kind, "cuda", graph=True)
-    for count in (2, 25, 1, 14):
-        eager.run(count)
-        replayed.run(count)
+@pytest.mark.parametrize("growing", [False, True])
+def test_replay_equals_eager_on_a_gpu(kind, growing):
+    eager, replayed = (make(kind, "cuda", graph=graph, growing=growing) for graph in (False, True))
+    for step, count in enumerate((2, 25, 1, 14)):
+        for updating in (eager, replayed):
+            if growing:
+                add_transition(updating.source, step)
+            updating.run(count)
     assert replayed.graphs
     for ours, theirs in zip(outcome(replayed), outcome(eager), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)

@@ -75,7 +75,7 @@ class ParameterBlock:
         networks: `MLPWeights` by name; their tensors are views of `flat`.
         scalars: Numbers by name, `[S, 1]`; views of `flat`.
         leaves: All tensors in storage order.
-        gradient: Memory for a gradient like `flat`; None unless trainable on the CPU.
+        gradient: Memory for a gradient like `flat`; None unless trainable.
     """
 
     def __init__(
@@ -97,8 +97,7 @@ class ParameterBlock:
         self.spans: dict[str, tuple[int, int]] = {}
         offset = 0
         # Zero, as the gaps between its tensors must stay.
-        on_cpu = self.flat.device.type == "cpu"
-        self.gradient = torch.zeros_like(self.flat) if trainable and on_cpu else None
+        self.gradient = torch.zeros_like(self.flat) if trainable else None
         for name, shape in self.shapes.items():
             tensors = []
             start = offset
@@ -165,13 +164,13 @@ class ParameterBlock:
         It is valid until the next call. Gradients that a backward pass has put where they belong
         are not copied.
         """
-        if self.gradient is not None:
-            for network in self.networks.values():
-                network.memory.release()
+        for network in self.networks.values():
+            network.memory.release()
+        if any(map(in_place, gradients, self._slots)):
             for gradient, slot in zip(gradients, self._slots, strict=True):
                 if gradient is None:
                     slot.zero_()
-                elif gradient.data_ptr() != slot.data_ptr():
+                elif not in_place(gradient, slot):
                     slot.copy_(gradient)
             return self.gradient
         parts = []
@@ -181,4 +180,9 @@ class ParameterBlock:
             gap = -parts[-1].shape[1] % ALIGNMENT
             if gap > 0:
                 parts.append(self._gap[:, :gap])
-        return torch.cat(parts, dim=1)
+        return torch.cat(parts, dim=1, out=self.gradient)
+
+
+def in_place(gradient: Tensor | None, slot: Tensor) -> bool:
+    """Whether a gradient has been put where it belongs."""
+    return gradient is not None and gradient.data_ptr() == slot.data_ptr()

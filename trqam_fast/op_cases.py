@@ -14,12 +14,14 @@ from trqam_fast.kernels import (
     NoiseSchedule,
     adam_step,
     adjoint_matching,
+    adjoint_sizes,
     lean_adjoint,
     mlp,
     ode_rollout,
     path_kl,
     philox,
     sde_rollout,
+    squared_error,
     velocity_along,
 )
 from trqam_fast.networks import MLPShape, ParameterBlock
@@ -195,6 +197,26 @@ def _draw_adjoint_matching(draw: Draw) -> Inputs:
     }
 
 
+def _adjoint_sizes(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+    return adjoint_sizes(**inputs, **options)._asdict()
+
+
+def _draw_adjoint_sizes(draw: Draw) -> Inputs:
+    sizes = draw.sizes
+    return {"terminal": draw.rows(sizes.dim), "adjoint": draw.rows(sizes.dim, sizes.steps)}
+
+
+def _squared_error(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+    return {"loss": squared_error(**inputs, **options)}
+
+
+def _draw_squared_error(draw: Draw) -> Inputs:
+    sizes = draw.sizes
+    prediction = draw.normal(sizes.runs, sizes.ensemble or 1, sizes.batch, sizes.dim)
+    valid = (draw.normal(sizes.runs, sizes.batch) > -1.0).double()
+    return {"prediction": prediction, "target": draw.rows(sizes.dim), "valid": valid}
+
+
 def _path_kl(inputs: Inputs, **options: str) -> dict[str, Tensor]:
     return {
         reduction: path_kl(**inputs, reduction=reduction, **options)
@@ -286,6 +308,14 @@ CASES = {
         _adjoint_matching,
         ("velocity",),
         ("base_velocity", "adjoint", "lam"),
+    ),
+    "adjoint_sizes": OpCase("adjoint_sizes", _draw_adjoint_sizes, _adjoint_sizes),
+    "squared_error": OpCase(
+        "squared_error",
+        _draw_squared_error,
+        _squared_error,
+        ("prediction",),
+        ("target", "valid"),
     ),
     "path_kl": OpCase("path_kl", _draw_path_kl, _path_kl, ("velocity", "base_velocity")),
     "adam_step": OpCase("adam_step", _draw_adam_step, _adam_step, strided=False),

@@ -26,9 +26,10 @@ from benchmarks.baselines.layers import (
 )
 from trqam_fast.agents import Noise, QAMAgent, Terms, TRQAMAgent
 from trqam_fast.agents.base import MAX_GRAD_NORM, Metrics, repeat_rows
-from trqam_fast.agents.qam import adjoint_metrics, largest_norm
+from trqam_fast.agents.qam import adjoint_metrics
 from trqam_fast.data.batch import Batch
-from trqam_fast.kernels import MLPWeights
+from trqam_fast.kernels import AdjointSizes, MLPWeights
+from trqam_fast.kernels.adjoint_sizes.reference import adjoint_sizes
 
 MIN_LAM = 1e-8
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8
@@ -273,9 +274,8 @@ class EagerUpdate:
         gradient, values = self.action_gradient(observations, path.end)
         terminal = self.terminal_adjoint(gradient)
         adjoint = self.sweep(self.base_layers, observations, path.points, terminal)
-        gain = largest_norm(adjoint) / largest_norm(terminal.unsqueeze(1))
-        more = {"adjoint_gain": gain, "policy_q": values.mean(-1)}
-        return adjoint, adjoint_metrics(terminal) | more
+        sizes = AdjointSizes(*adjoint_sizes(terminal, adjoint))
+        return adjoint, adjoint_metrics(sizes) | {"policy_q": values.mean(-1)}
 
     def adjoint_loss(
         self, observations: Tensor, path: EagerPath, adjoint: Tensor

@@ -50,8 +50,8 @@ def adam_step(
         max_norm: Largest norm of a run's gradient; None does not clip.
         targets: `[S, Q]`, Q <= P, targets of the last Q parameters; None for none.
         tau: Step of the targets.
-        backend: ``reference`` (PyTorch's fused Adam), ``cpp`` (one fused pass on the CPU) or
-            ``auto``.
+        backend: ``reference`` (PyTorch's fused Adam), ``cpp`` (one fused pass on the CPU),
+            ``triton`` (one fused pass, float32) or ``auto``.
 
     Returns:
         Norm of each run's gradient before clipping, `[S]`.
@@ -84,9 +84,10 @@ def adam_step(
         )
     settings = Settings(lr, *betas, eps, float("inf") if max_norm is None else max_norm, tau)
     state = (params, gradient, exp_avg, exp_avg_sq, step, targets)
-    if choose_backend(op, backend, params.device, dtype=params.dtype) == "reference":
+    chosen = choose_backend(op, backend, params.device, dtype=params.dtype)
+    if chosen == "reference":
         return reference.adam_step(*state, settings)
-    return ops.adam_step(*state, settings)
+    return ops.adam_step(*state, settings, chosen)
 
 
 __all__ = ["adam_step"]

@@ -1,4 +1,4 @@
-"""The step by the compiled extension, registered with torch.library.
+"""The compiled step, registered with torch.library.
 
 A first pass sums squares for the norms, a second does the rest: each of the parameters, gradient,
 moments and targets is read once more and written once.
@@ -37,7 +37,12 @@ class AdamStep(NamedTuple):
     tau: float
 
 
-def _adam_step(params, gradient, exp_avg, exp_avg_sq, step, targets, *settings):
+def _adam_step(params, gradient, exp_avg, exp_avg_sq, step, targets, backend, *settings):
+    if backend == "triton":
+        from trqam_fast.kernels.adam_step import triton
+
+        state = (params, gradient, exp_avg, exp_avg_sq, step, targets)
+        return triton.adam_step(*state, Settings(*settings))
     runs, size = params.shape
     norms = params.new_empty(runs)
     step += 1
@@ -58,14 +63,14 @@ def _adam_step(params, gradient, exp_avg, exp_avg_sq, step, targets, *settings):
     return norms
 
 
-def _adam_step_fake(params, gradient, exp_avg, exp_avg_sq, step, targets, *settings):
+def _adam_step_fake(params, gradient, exp_avg, exp_avg_sq, step, targets, backend, *settings):
     return params.new_empty(params.shape[0])
 
 
 register(
     "adam_step(Tensor(a!) params, Tensor gradient, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, "
-    "Tensor(d!) step, Tensor(e!)? targets, float lr, float beta1, float beta2, float eps, "
-    "float max_norm, float tau) -> Tensor",
+    "Tensor(d!) step, Tensor(e!)? targets, str backend, float lr, float beta1, float beta2, "
+    "float eps, float max_norm, float tau) -> Tensor",
     _adam_step,
     _adam_step_fake,
 )
@@ -79,8 +84,9 @@ def adam_step(
     step: Tensor,
     targets: Tensor | None,
     settings: Settings,
+    backend: str,
 ) -> Tensor:
     """Do the step; see the package's `adam_step`."""
     return torch.ops.trqam_fast.adam_step(
-        params, gradient, exp_avg, exp_avg_sq, step, targets, *settings
+        params, gradient, exp_avg, exp_avg_sq, step, targets, backend, *settings
     )

@@ -31,8 +31,6 @@ from trqam_fast.kernels.mlp.inputs import stack_inputs
 from trqam_fast.kernels.mlp.weights import GradientMemory, MLPWeights
 from trqam_fast.kernels.registration import register
 
-_CONTIGUOUS = torch.contiguous_format
-
 
 class Pass(NamedTuple):
     """How a network is passed through.
@@ -41,7 +39,7 @@ class Pass(NamedTuple):
         backend: ``cpp``, ``triton`` or ``tiles``.
         precision: Operands of the products.
         train: Whether the forward pass keeps a tape.
-        memory: Memory for the weights' gradients, which C++ fills; None for new tensors.
+        memory: Memory for the weights' gradients; None for new tensors.
     """
 
     backend: str
@@ -157,20 +155,13 @@ def pull_back(
         want_inputs: Whether to return gradients of the inputs, `[G, K * B, in]`, or nothing.
         want_weights: Whether to return gradients of `weights.tensors`, or nothing.
     """
-    # C++ writes gradients of the weights' own shapes; Triton's kernels write packed ones.
     tensors, gradients = list(weights.tensors), []
-    if want_weights and how.backend in TRITON:
-        from trqam_fast.kernels.mlp.triton_gradients import empty_gradients, unpack
-
-        gradients = list(empty_gradients(weights, cotangent, how.precision))
-    elif want_weights:
+    if want_weights:
         offered = how.memory.take() if how.memory is not None else None
-        gradients = offered or [torch.empty_like(t, memory_format=_CONTIGUOUS) for t in tensors]
+        gradients = offered or weights.empty_gradients()
     d_inputs = torch.ops.trqam_fast.mlp_backward(
         tensors, inputs, x, tape, cotangent, how.backend, how.precision, want_inputs, gradients
     )
-    if want_weights and how.backend in TRITON:
-        gradients = unpack(weights, gradients)
     return d_inputs, gradients
 
 

@@ -36,7 +36,7 @@ from trqam_fast.kernels.mlp.triton_config import (
     has_little_shared_memory,
     operand_dtype,
 )
-from trqam_fast.kernels.mlp.triton_gradients import PackedGradients, weight_gradients
+from trqam_fast.kernels.mlp.triton_gradients import weight_gradients
 from trqam_fast.kernels.mlp.triton_inputs import Inputs, points_of
 from trqam_fast.kernels.mlp.triton_tile import Gradients, Tape
 from trqam_fast.kernels.mlp.triton_weights import WeightPointers, weight_pointers
@@ -257,7 +257,7 @@ def backward_pass(
     want_inputs: bool,
     gradients: Sequence[Tensor],
 ) -> Tensor:
-    """Write the weights' gradients, `PackedGradients`, unless there is no place for them.
+    """Write the weights' gradients, ordered as the weights, unless there is no place for them.
 
     Returns:
         Gradients of the inputs, `[G, K * B, in]`, or of none.
@@ -292,7 +292,6 @@ def backward_pass(
     if want_weights:
         if config.norm:
             tape, tape_rows = tape._replace(out=normed), rows
-        packed = PackedGradients(*gradients)
         kept = fused_config(weights, inputs.observations, inputs.x, precision, train=True)
-        weight_gradients(kept, inputs, tape, tape_rows, grads, cotangent, packed, precision)
+        weight_gradients(kept, inputs, tape, tape_rows, grads, cotangent, gradients, precision)
     return d_inputs

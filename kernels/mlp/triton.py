@@ -15,7 +15,7 @@ from trqam_fast.kernels.mlp.triton_config import (
     make_config,
     operand_dtype,
 )
-from trqam_fast.kernels.mlp.triton_gradients import PackedGradients, weight_gradients
+from trqam_fast.kernels.mlp.triton_gradients import weight_gradients
 from trqam_fast.kernels.mlp.triton_inputs import BatchInputs, Inputs, points_of, tile_inputs
 from trqam_fast.kernels.mlp.triton_tile import (
     Gradients,
@@ -191,7 +191,7 @@ def backward_pass(
     want_inputs: bool,
     gradients: Sequence[Tensor],
 ) -> Tensor:
-    """Write the weights' gradients, `PackedGradients`, unless there is no place for them.
+    """Write the weights' gradients, ordered as the weights, unless there is no place for them.
 
     Returns:
         Gradients of the inputs, `[G, K * B, in]`, or of none.
@@ -220,6 +220,5 @@ def backward_pass(
             **launch_options(precision),
         )
     if want_weights:
-        packed = PackedGradients(*gradients)
-        weight_gradients(config, inputs, tape, tape_rows, grads, cotangent, packed, precision)
+        weight_gradients(config, inputs, tape, tape_rows, grads, cotangent, gradients, precision)
     return d_inputs

@@ -1,19 +1,35 @@
-"""Gradients of a stack of MLPs' weights in Triton: all kernels' in one launch, after a pullback."""
+"""Gradients of a stack of MLPs' weights in Triton: all of them in one launch, after a pullback."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from trqam_fast.kernels.mlp.triton_config import KernelConfig, launch_options, make_config
+from trqam_fast.kernels.mlp.triton_config import KernelConfig, launch_options
 from trqam_fast.kernels.mlp.triton_inputs import BatchInputs, Inputs, points_of, tile_inputs
-from trqam_fast.kernels.mlp.triton_tile import Gradients, Tape, group_of, load_inputs, zeros
-from trqam_fast.kernels.mlp.weights import MLPWeights
+from trqam_fast.kernels.mlp.triton_tile import (
+    Gradients,
+    Tape,
+    group_of,
+    load_inputs,
+    member_of,
+    row_zeros,
+    zeros,
+)
+from trqam_fast.kernels.mlp.triton_weights import (
+    first_parts,
+    laid_out,
+    packed_shapes,
+    parts_of,
+)
+from trqam_fast.kernels.mlp.weights import MLPWeights, split
+
+SUMMED_ROWS = tl.constexpr(128)
+"""Rows that are loaded at a time for a sum over many."""
 
 
 @triton.jit
@@ -45,9 +61,23 @@ def kernel_block(left, right, into, ins, outs, rows, OUT: tl.constexpr, C: tl.co
     tl.store(into + ins[:, None] * OUT + outs[None, :], acc, mask=narrow)
 
 
+@triton.jit
+def column_sums(values, rows, stride, into, cols, inside, C: tl.constexpr):
+    """Sums over all rows of the columns `cols`, where `inside`."""
+    acc = row_zeros(C.block_w)
+    for r in range(0, rows, SUMMED_ROWS):
+        row = r + tl.arange(0, SUMMED_ROWS)
+        at = row[:, None] * stride + cols[None, :]
+        mask = (row < rows)[:, None] & inside[None, :]
+        acc += tl.sum(tl.load(values + at, mask=mask, other=0.0), 0)
+    tl.store(into + cols, acc, mask=inside)
+
+
 @triton.jit(
-    do_not_specialize=["x_stride", "tape_rows", "layer_rows", "batch", "rows", "steps", "shift"]
-)
+    do_not_specialize=[
+        "x_stride", "tape_rows", "layer_rows", "tiles", "batch", "rows", "steps", "shift",
+    ]
+)  # fmt: skip
 def weight_gradient_kernel(
     observations,  # [S, B, O]
     x,  # [S, >= K, B, D]
@@ -56,82 +86,79 @@ def weight_gradient_kernel(
     tape_rows,  # rows of the tape, of which the first are used
     layer_rows,  # G * tape_rows
     grads,  # Gradients of G networks
+    tiles,  # of rows, whose sums there are
     cotangent,  # [G, rows, out]
-    d_in,  # [G, in, width]
-    d_hid,  # [depth - 1, G, width, width]
-    d_out,  # [G, width, out]
+    into,  # WeightPointers of the gradients
     batch,  # B
     rows,  # K * B
     steps,  # K
     shift,  # 0 or 1: t_k = (k + shift) / K
     C: tl.constexpr,
 ):
-    """Blocks of all kernels' gradients, numbered first, hidden, last; grid [blocks, G]."""
+    """Blocks of all gradients: first kernel, hidden ones, last, vectors; grid [blocks, G].
+
+    The vectors are sums over rows: of the tiles' sums for hidden biases, scales and shifts, and of
+    the cotangent for the output's bias.
+    """
     group = tl.program_id(1)
     wide = tl.cast(group, tl.int64)
     tape = group_of(tape, group, tape_rows, layer_rows, C)
+    into = member_of(into, group // C.ensemble, group % C.ensemble, C)
     pre = grads.pre + wide * rows * C.width
+    given = cotangent + wide * rows * C.out  # float32, whatever the type of dz
     across: tl.constexpr = C.width // C.block_w
     across_out: tl.constexpr = (C.out + C.block_w - 1) // C.block_w
     in_blocks: tl.constexpr = (C.inputs + C.block_w - 1) // C.block_w * across
     hidden_blocks: tl.constexpr = (C.depth - 1) * across * across
+    kernel_blocks: tl.constexpr = in_blocks + hidden_blocks + across * across_out
     inner = tl.arange(0, C.block_w)
     block = tl.program_id(0)
     if block < in_blocks:
         inputs = BatchInputs(observations, x, x_stride, batch, rows, steps, shift)
         ins = block // across * C.block_w + inner
         outs = block % across * C.block_w + inner
-        into = d_in + wide * C.inputs * C.width
-        input_kernel_block(inputs, group // C.ensemble, pre, into, ins, outs, C)
+        input_kernel_block(inputs, group // C.ensemble, pre, into.w_in, ins, outs, C)
     elif block < in_blocks + hidden_blocks:
         within = block - in_blocks
         index = tl.cast(within // (across * across), tl.int64)
         left = tape.out + index * tape.stride
         dz = pre + (index + 1) * grads.stride
-        into = d_hid + (index * tl.num_programs(1) + group) * (C.width * C.width)
+        kernel = into.w_hid + index * (C.ensemble * C.width * C.width)
         ins = within // across % across * C.block_w + inner
         outs = within % across * C.block_w + inner
-        kernel_block(left, dz, into, ins, outs, rows, C.width, C)
-    else:
+        kernel_block(left, dz, kernel, ins, outs, rows, C.width, C)
+    elif block < kernel_blocks:
         within = block - in_blocks - hidden_blocks
         left = tape.out + (C.depth - 1) * tape.stride
-        given = cotangent + wide * rows * C.out  # float32, whatever the type of dz
-        into = d_out + wide * C.width * C.out
         ins = within // across_out * C.block_w + inner
         outs = within % across_out * C.block_w + inner
-        kernel_block(left, given, into, ins, outs, rows, C.out, C)
+        kernel_block(left, given, into.w_out, ins, outs, rows, C.out, C)
+    elif block < kernel_blocks + across_out:
+        outs = (block - kernel_blocks) * C.block_w + inner
+        column_sums(given, rows, C.out, into.b_out, outs, outs < C.out, C)
+    else:
+        within = block - kernel_blocks - across_out
+        layer = within // across % C.depth
+        kind = within // (across * C.depth)
+        cols = within % across * C.block_w + inner
+        at = layer * (C.ensemble * C.width)
+        sums = grads.sums + (kind * C.depth + layer) * tl.cast(grads.sum_stride, tl.int64)
+        sums += wide * C.width
+        stride = tl.num_programs(1) * C.width
+        if kind == 0:
+            column_sums(sums, tiles, stride, into.b_hid + at, cols, cols < C.width, C)
+        elif kind == 1:
+            column_sums(sums, tiles, stride, into.scale + at, cols, cols < C.width, C)
+        else:
+            column_sums(sums, tiles, stride, into.shift + at, cols, cols < C.width, C)
 
 
-class PackedGradients(NamedTuple):
-    """Gradients of weights as the kernels write them.
-
-    Attributes:
-        first: Of the first kernels, `[G, in, width]`.
-        hidden: Of the kernels between hidden layers, `[depth - 1, G, width, width]`.
-        last: Of the last kernels, `[G, width, out]`.
-        vectors: Of hidden biases and, with LayerNorm, scales and shifts, `[1 or 3, depth, G,
-            width]`.
-        last_bias: Of the output biases, `[G, out]`.
-    """
-
-    first: Tensor
-    hidden: Tensor
-    last: Tensor
-    vectors: Tensor
-    last_bias: Tensor
-
-
-def empty_gradients(weights: MLPWeights, like: Tensor, precision: str) -> PackedGradients:
-    """Return uninitialised gradients of `weights`, of the type of `like`."""
-    config = make_config(weights, precision, obs=weights.in_features, train=True)
-    groups, depth, width, new = weights.lead.numel(), config.depth, config.width, like.new_empty
-    return PackedGradients(
-        new(groups, config.inputs, width),
-        new(depth - 1, groups, width, width),
-        new(groups, width, config.out),
-        new(3 if config.norm else 1, depth, groups, width),
-        new(groups, config.out),
+def kernel_blocks(config: KernelConfig) -> int:
+    """Return the blocks of all kernels of a network."""
+    across, ins, outs = (
+        triton.cdiv(size, config.block_w) for size in (config.width, config.inputs, config.out)
     )
+    return across * (ins + (config.depth - 1) * across + outs)
 
 
 def weight_gradients(
@@ -141,10 +168,10 @@ def weight_gradients(
     tape_rows: int,
     grads: Gradients,
     cotangent: Tensor,
-    packed: PackedGradients,
+    gradients: Sequence[Tensor],
     precision: str,
 ) -> None:
-    """Write the weights' gradients.
+    """Write the weights' gradients, in place where their memory is laid out like packed weights.
 
     Args:
         config: Of the pass.
@@ -153,14 +180,24 @@ def weight_gradients(
         tape_rows: Rows of the tape, of which the first are used.
         grads: Gradients of the pre-activations, and their column sums by tiles of rows.
         cotangent: `[G, K * B, out]`.
-        packed: Where the gradients go.
+        gradients: Where the gradients go, ordered as the weights.
         precision: Operands of the products.
     """
     groups, rows = cotangent.shape[:2]
     x, x_stride = points_of(inputs)
-    across = config.width // config.block_w
-    blocks = triton.cdiv(config.inputs, config.block_w) * across + (config.depth - 1) * across**2
-    blocks += across * triton.cdiv(config.out, config.block_w)
+    wanted = parts_of(MLPWeights.from_tensors(gradients))
+    shapes = packed_shapes(config)
+    in_place = all(map(laid_out, wanted, shapes))
+    into = wanted
+    if not in_place:
+        sizes, runs = (config.kernel_offsets[-1], config.vector_offsets[-1]), len(wanted[0][0])
+        into = [
+            split(cotangent.new_empty(runs, size), each)
+            for size, each in zip(sizes, shapes, strict=True)
+        ]
+    across, kinds = config.width // config.block_w, grads.sums.shape[0]
+    blocks = kernel_blocks(config) + triton.cdiv(config.out, config.block_w)
+    blocks += kinds * config.depth * across
     with torch.cuda.device_of(cotangent):
         weight_gradient_kernel[(blocks, groups)](
             inputs.observations,
@@ -170,10 +207,9 @@ def weight_gradients(
             tape_rows,
             groups * tape_rows,
             grads,
+            grads.sums.shape[2],
             cotangent,
-            packed.first,
-            packed.hidden,
-            packed.last,
+            first_parts(*into, config),
             inputs.observations.shape[1],
             rows,
             inputs.steps,
@@ -181,19 +217,6 @@ def weight_gradients(
             config,
             **launch_options(precision),
         )
-    torch.sum(grads.sums, 2, out=packed.vectors)
-    torch.sum(cotangent, 1, out=packed.last_bias)
-
-
-def unpack(weights: MLPWeights, gradients: Sequence[Tensor]) -> list[Tensor]:
-    """Cut padding and packing from `PackedGradients`: one for each of `weights.tensors`."""
-    packed = PackedGradients(*gradients)
-    kernels = [packed.first, *packed.hidden.unbind(0), packed.last]
-    hidden, norms = packed.vectors[0], packed.vectors[1:].flatten(0, 1)
-    vectors = [*hidden.unbind(0), packed.last_bias, *norms.unbind(0)]
-    found = []
-    for tensor, gradient in zip(weights.tensors, [*kernels, *vectors], strict=True):
-        for axis, size in enumerate(tensor.shape[len(weights.lead) :], start=1):
-            gradient = gradient.narrow(axis, 0, size)
-        found.append(gradient.unflatten(0, weights.lead))
-    return found
+    if not in_place:
+        for tensor, part in zip([*wanted[0], *wanted[1]], [*into[0], *into[1]], strict=True):
+            tensor.copy_(part[tuple(map(slice, tensor.shape))])

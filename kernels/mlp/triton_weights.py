@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trqam_fast.kernels.mlp.constants import aligned
 from trqam_fast.kernels.mlp.triton_config import KernelConfig
-from trqam_fast.kernels.mlp.weights import MLPWeights
+from trqam_fast.kernels.mlp.weights import MLPWeights, split
 
 
 class WeightPointers(NamedTuple):
@@ -53,16 +53,6 @@ def packed_shapes(config: KernelConfig) -> tuple[list[tuple[int, ...]], list[tup
     layers = [(members, width)] * config.depth
     norms = layers if config.norm else []
     return kernels, [*layers, (members, config.out), *norms, *norms]
-
-
-def split(buffer: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    """Return the parts `[S, *shape]` of packed weights `[S, n]`."""
-    parts, offset = [], 0
-    for shape in shapes:
-        size = math.prod(shape)
-        parts.append(buffer[:, offset : offset + size].view(-1, *shape))
-        offset += aligned(size)
-    return parts
 
 
 def laid_out(tensors: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> bool:

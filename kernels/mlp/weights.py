@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,6 +10,17 @@ import torch
 from torch import Tensor
 
 from trqam_fast.kernels.checks import FLOATING, check_same, check_tensor
+from trqam_fast.kernels.mlp.constants import aligned
+
+
+def split(buffer: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Return the parts `[S, *shape]` of packed weights `[S, n]`."""
+    parts, offset = [], 0
+    for shape in shapes:
+        size = math.prod(shape)
+        parts.append(buffer[:, offset : offset + size].view(-1, *shape))
+        offset += aligned(size)
+    return parts
 
 
 class GradientMemory:
@@ -43,7 +55,7 @@ class MLPWeights(NamedTuple):
         biases: One per layer, `[*lead, out]`.
         norm_scales: One per hidden layer, `[*lead, width]`, or empty.
         norm_biases: Likewise.
-        memory: Where the compiled backward pass puts the gradients; None for new tensors.
+        memory: Where a compiled backward pass puts the gradients; None for new tensors.
     """
 
     kernels: tuple[Tensor, ...]
@@ -102,6 +114,12 @@ class MLPWeights(NamedTuple):
     def map(self, function) -> MLPWeights:
         """Return weights, without gradient memory, with `function` applied to every tensor."""
         return MLPWeights(*(tuple(function(tensor) for tensor in group) for group in self[:4]))
+
+    def empty_gradients(self) -> list[Tensor]:
+        """Return uninitialised memory for gradients of `tensors`, packed like the trainer's."""
+        shapes = [tensor.shape[1:] for tensor in self.tensors]
+        size = sum(aligned(math.prod(shape)) for shape in shapes)
+        return split(self.kernels[0].new_empty(self.lead[0], size), shapes)
 
     def is_mlp(self) -> bool:
         """Whether the tensors form a stack of MLPs of one dtype and device."""

@@ -6,13 +6,12 @@ import math
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from trqam_fast.agents.config import ByDomain, CloningConfig
 from trqam_fast.agents.dual import DualController
 from trqam_fast.data.batch import Batch
-from trqam_fast.kernels import MLPWeights, adam_step, mlp, ode_rollout
+from trqam_fast.kernels import MLPWeights, adam_step, mlp, ode_rollout, squared_error
 from trqam_fast.networks import MLPShape, ParameterBlock, ScalarShape
 from trqam_fast.randomness import Randomness
 
@@ -134,6 +133,8 @@ class Agent:
         self.config = config
         self.backend = backend
         self.options = {"backend": backend, "precision": precision}
+        # What is not worth C++ code is PyTorch's there.
+        self.small_ops = "auto" if backend == "cpp" else backend
         self.obs_dim, self.act_dim = obs_dim, act_dim
         self.dim = act_dim * config.chunk_length
         self.runs, self.dtype, self.device = len(seeds), dtype, torch.device(device)
@@ -190,7 +191,7 @@ class Agent:
             max_norm=MAX_GRAD_NORM if config.clip_grad else None,
             targets=self.target.flat if self.targets else None,
             tau=config.tau if self.targets else 0.0,
-            backend="reference" if self.backend == "reference" else "auto",
+            backend=self.backend,
         )  # fmt: skip
         self.after_step(terms.metrics)
 
@@ -227,8 +228,9 @@ class Agent:
         """
         actions, x0, t = self.policy_actions(batch), noise["bc_x0"], noise["bc_t"]
         velocity = self.network("actor_slow", batch.observations, torch.lerp(x0, actions, t), t)
-        error = F.mse_loss(velocity, actions - x0, reduction="none").mean(-1)
-        return (error * batch.valid).mean(-1)
+        return squared_error(
+            velocity.unsqueeze(1), actions - x0, batch.valid, backend=self.small_ops
+        )
 
     def policy_actions(self, batch: Batch) -> Tensor:
         """Actions in the policy's layout, `[S, B, D]`: all H of a chunk, or the first."""

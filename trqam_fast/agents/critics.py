@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from trqam_fast.agents.config import Group
 from trqam_fast.data.batch import Batch
+from trqam_fast.kernels import squared_error
 from trqam_fast.networks import MLPShape
 
 if TYPE_CHECKING:
@@ -117,10 +117,9 @@ def backed_up(config: Any, batch: Batch, value: Tensor) -> Tensor:
     return rewards + config.discount**config.horizon_length * batch.masks * value
 
 
-def temporal_difference(q: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+def temporal_difference(agent: Agent, q: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     """mean_{e,b} (q - target)^2 valid, `[S]`, of q `[S, E, B]`; the rest `[S, B]`."""
-    error = F.mse_loss(q, target.unsqueeze(1).expand_as(q), reduction="none")
-    return (error * valid.unsqueeze(1)).mean((1, 2))
+    return squared_error(q.unsqueeze(-1), target.unsqueeze(-1), valid, backend=agent.small_ops)
 
 
 def critic_metrics(q: Tensor) -> Metrics:

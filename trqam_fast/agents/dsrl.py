@@ -137,7 +137,7 @@ class DSRLAgent(Agent):
         next_actions = self.act(batch.next_observations, noise["next_latent_eps"])
         target = critics.CRITICS["td"].targets(self, batch, next_actions)
         q = self.critic_values(critic, s, self.policy_actions(batch))
-        critic_loss = critics.temporal_difference(q, target, batch.valid)
+        critic_loss = critics.temporal_difference(self, q, target, batch.valid)
         cloning_loss = self.cloning_loss(batch, noise)
 
         w = noise["distill_z"]

@@ -108,7 +108,7 @@ class FQLAgent(Agent):
         next_actions = self.act(batch.next_observations, noise["next_action"])
         target = critics.CRITICS["td"].targets(self, batch, next_actions)
         q = self.critic_values(critic, batch.observations, self.policy_actions(batch))
-        critic_loss = critics.temporal_difference(q, target, batch.valid)
+        critic_loss = critics.temporal_difference(self, q, target, batch.valid)
         cloning_loss = self.cloning_loss(batch, noise)
 
         z = noise["distill_z"]

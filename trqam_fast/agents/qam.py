@@ -29,9 +29,11 @@ from trqam_fast.agents.config import (
 )
 from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import (
+    AdjointSizes,
     MLPWeights,
     NoiseSchedule,
     adjoint_matching,
+    adjoint_sizes,
     lean_adjoint,
     sde_rollout,
     velocity_along,
@@ -234,7 +236,7 @@ class QAMAgent(Agent):
         target = self.critic.targets(self, batch, next_actions)
         critic = self.online.networks["critic"]
         q = self.critic_values(critic, batch.observations, self.policy_actions(batch))
-        loss = critics.temporal_difference(q, target, batch.valid)
+        loss = critics.temporal_difference(self, q, target, batch.valid)
         return loss, {"critic_loss": loss.detach()} | critics.critic_metrics(q)
 
     def adjoint(self, observations: Tensor, path: Path) -> tuple[Tensor, Metrics]:
@@ -242,10 +244,8 @@ class QAMAgent(Agent):
         gradient, values = self.action_gradient(observations, path.end)
         terminal = self.terminal_adjoint(gradient)
         adjoint = lean_adjoint(self.base, observations, path.trajectory, terminal, **self.options)
-        start = largest_norm(terminal.unsqueeze(1)).clamp_min(torch.finfo(terminal.dtype).tiny)
-        gain = largest_norm(adjoint) / start
-        more = {"adjoint_gain": gain, "policy_q": values.mean(-1)}
-        return adjoint, adjoint_metrics(terminal) | more
+        sizes = adjoint_sizes(terminal, adjoint, backend=self.small_ops)
+        return adjoint, adjoint_metrics(sizes) | {"policy_q": values.mean(-1)}
 
     def terminal_adjoint(self, gradient: Tensor) -> Tensor:
         """a_K = -inv_temp d/dX mean_e Q'_e(s, clip(X, -1, 1)), of that gradient `[S, B, D]`."""
@@ -288,17 +288,6 @@ class QAMAgent(Agent):
         return NoiseSchedule.flow(self.config.flow_steps)
 
 
-def adjoint_metrics(terminal: Tensor) -> Metrics:
-    """Mean, deviation and largest of the sizes of terminal adjoints `[S, B, D]`."""
-    size = terminal.abs().flatten(1)
-    std, mean = torch.std_mean(size, 1, correction=0)
-    return {"adjoint_mean": mean, "adjoint_std": std, "adjoint_max": size.amax(1)}
-
-
-def largest_norm(adjoint: Tensor) -> Tensor:
-    """Return the largest over the steps of the root mean square over a batch of |a_k|, `[S]`.
-
-    Args:
-        adjoint: `[S, K, B, D]`.
-    """
-    return adjoint.square().sum(-1).mean(-1).amax(-1).sqrt()
+def adjoint_metrics(sizes: AdjointSizes) -> Metrics:
+    """Return sizes of adjoints under the names by which they are logged."""
+    return {f"adjoint_{name}": size for name, size in sizes._asdict().items() if size is not None}

@@ -21,7 +21,7 @@ from trqam_fast.agents.config import (
 from trqam_fast.agents.qam import adjoint_metrics
 from trqam_fast.agents.trqam import TRQAMAgent
 from trqam_fast.data.batch import Batch
-from trqam_fast.kernels import NoiseSchedule, mlp
+from trqam_fast.kernels import NoiseSchedule, adjoint_sizes, mlp
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,8 @@ class SQAMAgent(TRQAMAgent):
         """b_j = -tau_j G, `[S, J, B, D]`, with G the critics' gradient at the policy's action."""
         gradient, values = self.action_gradient(observations, path.end)
         adjoint = -self.taus(gradient) * gradient.unsqueeze(1)
-        return adjoint, adjoint_metrics(adjoint) | {"policy_q": values.mean(-1)}
+        sizes = adjoint_sizes(adjoint.flatten(1, 2), backend=self.small_ops)
+        return adjoint, adjoint_metrics(sizes) | {"policy_q": values.mean(-1)}
 
     def base_velocity(self, observations: Tensor, path: Bridge) -> Tensor:
         """Return v_base at the states of the bridge, `[S, J, B, D]`, without gradients."""

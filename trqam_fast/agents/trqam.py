@@ -134,7 +134,7 @@ class TRQAMAgent(QAMAgent):
         observations = torch.cat([batch.observations] * 2, dim=1)
         values = self.critic_values(self.online.networks["critic"], observations, actions)
         q, q_policy = values.chunk(2, dim=-1)
-        loss = critics.temporal_difference(q, target, batch.valid)
+        loss = critics.temporal_difference(self, q, target, batch.valid)
         gap = q_policy.mean((1, 2)) - q.mean((1, 2))
         metrics = {"critic_loss": loss.detach(), "value_gap": gap.detach()}
         return loss + weight * gap, metrics | critics.critic_metrics(q)

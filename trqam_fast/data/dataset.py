@@ -97,13 +97,13 @@ class Transitions:
         device: Where batches are.
         obs_dim: Width of an observation.
         act_dim: Width of an action.
-        on_device: Whether a batch is gathered on the device alone, as a captured graph requires.
+        capturable: Whether a captured graph may sample: on the device alone, the same every time.
     """
 
     device: torch.device
     obs_dim: int
     act_dim: int
-    on_device: bool
+    capturable: bool
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -190,7 +190,7 @@ class Dataset(Transitions):
         terminals: 1 at the end of a trajectory, `[N]`.
     """
 
-    on_device = True
+    capturable = True
 
     def __init__(
         self,

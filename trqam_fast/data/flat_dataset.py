@@ -42,7 +42,7 @@ class FlatDataset(Transitions):
         Damaged: the terminals contradict the manifest.
     """
 
-    on_device = False
+    capturable = False
 
     def __init__(
         self,

@@ -28,6 +28,9 @@ class ReplayBuffer:
         device: Where the online transitions are kept.
     """
 
+    capturable = False
+    """A captured graph would sample for ever from the transitions that there were."""
+
     def __init__(
         self,
         offline: Transitions,

@@ -162,8 +162,7 @@ class Trainer:
                 with reading(path, *start.MISFIT):
                     driver.load_state_dict(state.pop("online"))
         else:
-            graph = config.graph and self.dataset.on_device
-            driver = Updater(agent, self.dataset, randomness, history, graph=graph)
+            driver = Updater(agent, self.dataset, randomness, history, graph=config.graph)
         return Stage(
             name, agent, driver, randomness, history, Intervals.of(config, name), begin,
             config.stage_ends[name], step, updates_per_step,

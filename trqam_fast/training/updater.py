@@ -23,7 +23,13 @@ GoOn = Callable[[int], bool]
 
 
 class Source(Protocol):
-    """Where batches come from: a dataset or a replay buffer."""
+    """Where batches come from: a dataset or a replay buffer.
+
+    Attributes:
+        capturable: Whether a captured graph may sample: on the device alone, the same every time.
+    """
+
+    capturable: bool
 
     def sample(
         self, randomness: Randomness, batch_size: int, horizon: int, discount: float
@@ -35,9 +41,11 @@ class Source(Protocol):
 class Updater:
     """Samples a batch and its noise, updates the agent, records the metrics.
 
-    On a GPU the same code is captured once and replayed, `UPDATES_PER_REPLAY` updates at a time.
-    The counter of the random numbers lies on the device, so the numbers drawn, and everything else,
-    are those of eager updates. Nothing is read back to the host.
+    On a GPU the same code is captured once and replayed, `UPDATES_PER_REPLAY` updates at a time. A
+    source that cannot be captured, as it grows or lies on the host, is sampled before every replay
+    of a single update, into the memory that the graph reads. The counter of the random numbers lies
+    on the device, so the numbers drawn, and everything else, are those of eager updates. Nothing is
+    read back to the host.
     """
 
     def __init__(
@@ -53,6 +61,7 @@ class Updater:
         self.randomness, self.history = randomness, history
         self.graph = graph and agent.device.type == "cuda"
         self.stream: torch.cuda.Stream | None = None
+        self.batch: Batch | None = None
         self.done = 0
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
@@ -79,18 +88,33 @@ class Updater:
         if self.done < WARMUP:
             self.warm_up()
             return 1
-        count = UPDATES_PER_REPLAY if at_most >= UPDATES_PER_REPLAY else 1
+        together = self.source.capturable and at_most >= UPDATES_PER_REPLAY
+        count = UPDATES_PER_REPLAY if together else 1
+        if not self.source.capturable:
+            self.load_batch()
         if count not in self.graphs:
             self.graphs[count] = self.capture(count)
         self.graphs[count].replay()
         return count
 
-    def update(self) -> None:
-        """Do one update."""
+    def sample(self) -> Batch:
+        """Sample the batch of an update."""
         config = self.agent.config
-        batch = self.source.sample(
+        return self.source.sample(
             self.randomness, config.batch_size, config.horizon_length, self.agent.discount
         )
+
+    def load_batch(self) -> None:
+        """Sample the batch of the next replay to where its graph reads it."""
+        batch = self.sample()
+        if self.batch is None:
+            self.batch = Batch(*map(torch.clone, batch))
+        else:
+            torch._foreach_copy_(list(self.batch), list(batch))
+
+    def update(self) -> None:
+        """Do one update, of the batch that lies ready if there is one."""
+        batch = self.sample() if self.batch is None else self.batch
         terms = self.agent.update(batch, self.agent.draw_noise(self.randomness))
         self.history.record(terms.metrics)
 

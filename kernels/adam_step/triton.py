@@ -1,0 +1,155 @@
+"""The step in two passes over packed parameters: the gradient's norm, then everything else.
+
+The first pass reads the gradient and sums its squares in parts, the second adds a run's parts in
+their order and clips, moves the targets and takes Adam's step, so that every number is read once
+more and what changes is written once. Nothing is added in an order that could change.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from trqam_fast.kernels.adam_step.settings import Settings
+
+BLOCK = 1024
+NORM_BLOCKS, STEP_BLOCKS = 16, 4
+"""Blocks of a program of either pass. With few of them there are many parts, which every program of
+the second pass adds up; with many, fewer programs than would fill a GPU."""
+
+
+@triton.jit(do_not_specialize=["log_beta1", "log_beta2"])
+def gradient_norm_kernel(
+    gradient,  # [S, P]
+    partial,  # [S, parts], sums of squares
+    step,  # [], float32; one more afterwards
+    corrections,  # [2]: 1 / (1 - beta1^t) and 1 / sqrt(1 - beta2^t)
+    size,  # P
+    log_beta1,
+    log_beta2,
+    BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    """Sums of squares of `BLOCKS` blocks each, and the step's number; grid [parts, S]."""
+    part, run = tl.program_id(0), tl.program_id(1)
+    row = gradient + tl.cast(run, tl.int64) * size
+    squares = tl.zeros((BLOCK,), tl.float32)
+    for block in range(BLOCKS):
+        at = (part * BLOCKS + block) * BLOCK + tl.arange(0, BLOCK)
+        value = tl.load(row + at, mask=at < size, other=0.0)
+        squares += value * value
+    tl.store(partial + run * tl.num_programs(0) + part, tl.sum(squares))
+    if part + run == 0:
+        # In float64, as 1 - beta2^t cancels where t is small.
+        t = tl.load(step) + 1.0
+        tl.store(step, t)
+        first = 1.0 - tl.exp(t.to(tl.float64) * log_beta1)
+        second = 1.0 - tl.exp(t.to(tl.float64) * log_beta2)
+        tl.store(corrections, (1.0 / first).to(tl.float32))
+        tl.store(corrections + 1, (1.0 / tl.sqrt(second)).to(tl.float32))
+
+
+@triton.jit(do_not_specialize=["lr", "rest1", "rest2", "eps", "max_norm", "tau", "parts"])
+def adam_step_kernel(
+    online,  # [S, P], parameters; Triton has a `params` of its own
+    gradient,  # [S, P]
+    exp_avg,  # [S, P]
+    exp_avg_sq,  # [S, P]
+    targets,  # [S, Q], of the last Q parameters; with TARGETS
+    partial,  # [S, parts], sums of squares
+    corrections,  # [2]
+    norms,  # [S], written
+    size,  # P
+    before,  # P - Q
+    parts,
+    lr,
+    rest1,  # 1 - beta1
+    rest2,  # 1 - beta2
+    eps,
+    max_norm,
+    tau,
+    CLIP: tl.constexpr,
+    TARGETS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    """The step of `BLOCKS` blocks of a run; grid [programs, S]."""
+    program, run = tl.program_id(0), tl.program_id(1)
+    wide = tl.cast(run, tl.int64)
+    squares = tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, parts, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        squares += tl.load(partial + wide * parts + at, mask=at < parts, other=0.0)
+    norm = tl.sqrt_rn(tl.sum(squares))
+    if program == 0:
+        tl.store(norms + run, norm)
+    scale = 1.0
+    if CLIP:
+        # A norm that is no number compares as false, so that all of its run becomes none.
+        scale = tl.where(norm <= max_norm, 1.0, max_norm / norm)
+    rate = lr * tl.load(corrections)
+    correction = tl.load(corrections + 1)
+    online += wide * size
+    gradient += wide * size
+    exp_avg += wide * size
+    exp_avg_sq += wide * size
+    targets += wide * (size - before)
+    for block in range(BLOCKS):
+        at = (program * BLOCKS + block) * BLOCK + tl.arange(0, BLOCK)
+        mask = at < size
+        value = tl.load(online + at, mask=mask, other=0.0)
+        g = tl.load(gradient + at, mask=mask, other=0.0) * scale
+        m = tl.load(exp_avg + at, mask=mask, other=0.0)
+        v = tl.load(exp_avg_sq + at, mask=mask, other=0.0)
+        if TARGETS:
+            followed = mask & (at >= before)
+            target = tl.load(targets + at - before, mask=followed, other=0.0)
+            tl.store(targets + at - before, target + tau * (value - target), mask=followed)
+        m += rest1 * (g - m)
+        v += rest2 * (g * g - v)
+        tl.store(exp_avg + at, m, mask=mask)
+        tl.store(exp_avg_sq + at, v, mask=mask)
+        value -= rate * tl.div_rn(m, tl.sqrt_rn(v) * correction + eps)
+        tl.store(online + at, value, mask=mask)
+
+
+def adam_step(
+    params: Tensor,
+    gradient: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    targets: Tensor | None,
+    settings: Settings,
+) -> Tensor:
+    """Do the step; see the package's `adam_step`.
+
+    Raises:
+        ValueError: a run has 2^31 parameters or more.
+    """
+    runs, size = params.shape
+    if size >= 2**31:
+        raise ValueError(
+            f"adam_step: a run has {size} parameters; the Triton kernel addresses fewer than 2^31, "
+            "so take another backend"
+        )
+    new = params.new_empty
+    parts = triton.cdiv(size, NORM_BLOCKS * BLOCK)
+    partial, corrections, norms = new(runs, parts), new(2), new(runs)
+    with torch.cuda.device_of(params):
+        gradient_norm_kernel[(parts, runs)](
+            gradient, partial, step, corrections, size, math.log(settings.beta1),
+            math.log(settings.beta2), BLOCK, NORM_BLOCKS, num_warps=4,
+        )  # fmt: skip
+        adam_step_kernel[(triton.cdiv(size, STEP_BLOCKS * BLOCK), runs)](
+            params, gradient, exp_avg, exp_avg_sq, params if targets is None else targets, partial,
+            corrections, norms, size, size - (0 if targets is None else targets.shape[1]), parts,
+            settings.lr, 1.0 - settings.beta1, 1.0 - settings.beta2, settings.eps,
+            settings.max_norm, settings.tau, settings.max_norm < float("inf"), targets is not None,
+            BLOCK, STEP_BLOCKS, num_warps=4,
+        )  # fmt: skip
+    return norms
