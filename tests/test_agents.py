@@ -234,6 +234,7 @@ def test_qam_has_no_dual_update_and_scales_the_terminal_adjoint():
         ({"flow_steps": 1}, "--flow-steps is 1; use 2 or more"),
         ({"lambda_max": 0.001}, "--lambda-max is 0.001; use --lambda-min or more"),
         ({"actor_hidden_dims": ()}, "--actor-hidden-dims is"),
+        ({"value_hidden_dims": (8, 10**39)}, "use one or more widths from 1 to 65536"),
         ({"discount": 1.5}, "--discount is 1.5"),
         ({"lr": math.nan}, "--lr is nan"),
     ],

@@ -13,7 +13,9 @@ from trqam_fast import evaluate
 from trqam_fast.cli import run_command
 from trqam_fast.damage import Damaged, Unreadable
 from trqam_fast.errors import UsageError
+from trqam_fast.networks import MLPShape
 from trqam_fast.runs import checkpoint
+from trqam_fast.training.start import check_start
 
 NEWEST, BEFORE = "step_000000006.pt", "step_000000005.pt"
 
@@ -184,6 +186,18 @@ def test_progress_that_contradicts_the_run(odd, folder, newest, capsys):
     torch.save(state | {"step": 5} | odd, newest)
     assert run([], folder, "--resume") == 2
     assert "does not fit this run" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_sequences_of_an_unknown_flag_say_nothing(newest):
+    """As a version to come may write them."""
+    state = checkpoint.load(newest)
+    shapes = {"actor_slow": MLPShape(4 + 1, (16, 16), 2, False)}
+    own = {"horizon_length": 5}
+    for more in ({}, {"horizon_length_more": float("inf")}):
+        state["sequences"] = own | more
+        check_start(state, newest, shapes, own, 2)
+    with pytest.raises(UsageError, match="was made with --horizon-length 5, but the flags ask"):
+        check_start(state, newest, shapes, {"horizon_length": 4}, 2)
 
 
 def test_weights_that_are_not_finite_are_refused(folder, newest, tmp_path, monkeypatch, capsys):

@@ -14,6 +14,9 @@ from typing import Any, Literal, NamedTuple
 
 from trqam_fast.errors import UsageError
 
+WIDEST = 65_536
+"""Most units of a hidden layer."""
+
 
 class Setting(NamedTuple):
     """A hyperparameter's value and who published it."""
@@ -88,8 +91,8 @@ class Group:
         """Require hidden layers, one or more."""
         for name in names:
             dims = getattr(self, name)
-            fits = len(dims) >= 1 and min(dims) >= 1
-            self.require(name, fits, "use one or more positive widths")
+            fits = len(dims) >= 1 and min(dims) >= 1 and max(dims) <= WIDEST
+            self.require(name, fits, f"use one or more widths from 1 to {WIDEST}")
 
 
 def groups_of(config: type[Group]) -> dict[type[Group], list[str]]:

@@ -116,11 +116,12 @@ def check_start(
         sequences: Flags of the run that say what a sequence of actions is.
         runs: Its seeds.
     """
-    for name, value in state.get("sequences", {}).items():
-        if sequences[name] != value:
+    made_with = sequences | state.get("sequences", {})
+    for name, value in sequences.items():
+        if made_with[name] != value:
             raise UsageError(
-                f"{path} was made with --{name.replace('_', '-')} {value}, but the flags ask for "
-                f"{sequences[name]}; use the checkpoint's"
+                f"{path} was made with --{name.replace('_', '-')} {made_with[name]}, but the flags "
+                f"ask for {value}; use the checkpoint's"
             )
     found, wanted = (task_sizes(s["actor_slow"]) for s in (state["shapes"], plain_shapes(shapes)))
     if found != wanted:
