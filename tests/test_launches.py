@@ -81,7 +81,7 @@ TILES = {
 
 
 @pytest.mark.parametrize(
-    ("backend", "expected", "limit"), [("triton", FUSED, 87), ("tiles", TILES, 155)]
+    ("backend", "expected", "limit"), [("triton", FUSED, 88), ("tiles", TILES, 156)]
 )
 @pytest.mark.parametrize("runs", [1, 3])
 def test_an_update_launches_few_kernels(runs, backend, expected, limit, monkeypatch):
