@@ -235,5 +235,5 @@ def test_a_budget_for_each_number_of_an_action():
     assert continued(settled, asked).resume == "yes"
     with pytest.raises(UsageError, match=r"with --kl-budget-per-dim 0.4 \(the run has 0.3\)"):
         continued(settled, make_config(kl_budget_per_dim=0.4, run_dir="runs/here"))
-    with pytest.raises(UsageError, match=r"with --kl-budget 0.5 \(the run has 1.0\)"):
-        continued(make_config(), make_config(kl_budget=0.5))
+    with pytest.raises(UsageError, match=r"with --kl-budget 0.25 \(the run has 0.5\)"):
+        continued(make_config(), make_config(kl_budget=0.25))
