@@ -42,6 +42,16 @@ def test_pairs_stand_beside_those_with_failed_runs_as_0(tmp_path):
     assert other.failed == (0, 0) and other.zeroed == other.probability
 
 
+def test_long_names_of_a_pair_stand_in_two_lines(tmp_path):
+    sweep = Sweep(tmp_path)
+    for name, score in (("TRQAM kl-budget 0.5", 0.5), ("TRQAM kl-budget 2.0", 0.7)):
+        sweep.job(ONE, "trqam", name, [score] * 2, seeds=(0, 1))
+    picture = draw_pairs(Comparison(collect([tmp_path])[0]))
+    (label,) = picture.figure.axes[0].get_yticklabels()
+    assert set(label.get_text().split(" >\n")) == {"TRQAM kl-budget 0.5", "TRQAM kl-budget 2.0"}
+    plt.close(picture.figure)
+
+
 def test_csv_page_and_latex_have_both(tmp_path):
     diverged(tmp_path / "sweep")
     page = report(tmp_path / "sweep", out=tmp_path / "out")

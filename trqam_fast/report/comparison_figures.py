@@ -201,7 +201,8 @@ def draw_pairs(comparison: Comparison) -> Picture:
                       solid_capstyle="butt")  # fmt: skip
             axis.plot([value], [place], "|", color=colour, markersize=8 if shift else 14,
                       markeredgewidth=2, label=label if any_failed else None)  # fmt: skip
-    axis.set_yticks(range(len(pairs)), [literal(name) for name in names])
+    labels = ["\n".join(map(literal, name.split("\n"))) for name in names]
+    axis.set_yticks(range(len(pairs)), labels)
     axis.set_ylim(len(pairs) - 0.4, -0.6)
     axis.set_xlim(-0.02, 1.02)
     axis.axvline(0.5, color=FAINT, linewidth=1.2, linestyle=":")
