@@ -18,6 +18,9 @@ from trqam_fast.networks import MLPShape, ScalarShape
 from trqam_fast.runs.folder import STAGES
 
 FORMAT = 3
+TIMED = ("data", *STAGES, "evaluate")
+"""What a run's seconds are counted for."""
+
 WEIGHTS = {"stage": str, "step": int, "agent": dict, "shapes": dict}
 """What a checkpoint holds that a run can start from, and its types."""
 
@@ -134,8 +137,8 @@ def check_types(state: dict[str, Any]) -> None:
         raise ValueError("its count of random numbers is impossible")
     if not 0 <= state["step"] < 2**53 or state["agent"]["online"].ndim != 2:
         raise ValueError("its step or its weights are impossible")
-    known = {"seconds": {"data", *STAGES, "evaluate"}, "updates": set(STAGES)}
-    if any(name in state and set(state[name]) != stages for name, stages in known.items()):
+    known = {"seconds": TIMED, "updates": STAGES}
+    if any(name in state and state[name].keys() != set(known[name]) for name in known):
         raise ValueError("its times or counts are of other stages")
     runs = state["agent"]["online"].shape[0]
     if not set(state.get("failures", {})) <= set(range(runs)):

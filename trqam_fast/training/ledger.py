@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from trqam_fast.runs.checkpoint import TIMED
 from trqam_fast.runs.folder import STAGES
 
 
@@ -24,9 +25,7 @@ class Ledger:
         online_seconds: What the online stage's seconds were spent on; its driver keeps them.
     """
 
-    seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("data", *STAGES, "evaluate"), 0.0)
-    )
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TIMED, 0.0))
     updates: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
     success: dict[str, list[float]] = field(default_factory=dict)
     evaluated: int = -1
