@@ -1,3 +1,8 @@
+"""`python -m trqam_fast.status`: its table, states, columns, and how it watches.
+
+Longer than 400 lines, as all of it reads the same small folders of runs and sweeps.
+"""
+
 import json
 import os
 import re

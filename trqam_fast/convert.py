@@ -1,4 +1,8 @@
-"""Convert a checkpoint of the authors' JAX code: python -m trqam_fast.convert params.pkl out.pt."""
+"""Convert a checkpoint of the authors' JAX code: python -m trqam_fast.convert params.pkl out.pt.
+
+Longer than 400 lines, as the names in the authors' file, carrying its values over and checking the
+result against recorded outputs are one command.
+"""
 
 from __future__ import annotations
 

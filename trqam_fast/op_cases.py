@@ -1,4 +1,7 @@
-"""A call of every op on random data: one table for the self-test and for the tests of the ops."""
+"""A call of every op on random data: one table for the self-test and for the tests of the ops.
+
+Longer than 400 lines, as it grows by a case with every op.
+"""
 
 from __future__ import annotations
 
