@@ -11,6 +11,7 @@ from torch import Tensor
 from trqam_fast.agents import critics
 from trqam_fast.agents.base import (
     Agent,
+    Losses,
     Metrics,
     Noise,
     Recorded,
@@ -19,6 +20,7 @@ from trqam_fast.agents.base import (
     field_shape,
     repeat_rows,
 )
+from trqam_fast.agents.branches import MAIN
 from trqam_fast.agents.config import (
     AdjointConfig,
     AnchorConfig,
@@ -171,29 +173,41 @@ class QAMAgent(Agent):
             return self.target.networks["actor_slow"]
         return self.online.networks["actor_slow"].detach()
 
-    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Terms]:
-        """Critic, behaviour-cloning and adjoint-matching losses, summed."""
+    def loss(self, batch: Batch, noise: Noise) -> tuple[Losses, Terms]:
+        """Critic, behaviour-cloning and adjoint-matching losses, each on its branch."""
         path, next_actions = self.sample(batch, noise)
-        critic_loss, critic_metrics = self.critic_loss(batch, next_actions, path.end)
-        with torch.set_grad_enabled(not self.config.freeze_base):
+        with self.branches.on("critic", after=(MAIN,)):
+            critic_loss, critic_metrics = self.critic_loss(batch, next_actions, path.end)
+        with self.branches.on("cloning"), torch.set_grad_enabled(not self.config.freeze_base):
             cloning_loss = self.cloning_loss(batch, noise)
+        with self.branches.on("base", after=(MAIN,)):
+            base_velocity = self.base_velocity(batch.observations, path)
         adjoint, adjoint_metrics = self.adjoint(batch.observations, path)
-        adjoint_loss, path_kl = self.adjoint_loss(batch.observations, path, adjoint)
+        with self.branches.on(MAIN, after=("base",)):
+            adjoint_loss, path_kl = self.adjoint_loss(path, base_velocity, adjoint)
 
-        policy_loss = cloning_loss + adjoint_loss
-        if self.config.critic_warmup > 0:
-            policy_loss = policy_loss * self.warm
-        total = (critic_loss + policy_loss).sum()
-        losses = {
+        metrics = {
             "bc_loss": cloning_loss.detach(), "adjoint_loss": adjoint_loss.detach(),
             "path_kl": path_kl,
         }  # fmt: skip
         outputs = {"points": path.points, "end": path.end, "adjoint": adjoint}
         if next_actions is not None:
             outputs["next_actions"] = next_actions
-        metrics = losses | critic_metrics | adjoint_metrics
-        metrics.setdefault("value_gap", metrics.pop("policy_q") - metrics["q_mean"])
-        return total, Terms(metrics, outputs)
+        metrics |= critic_metrics | adjoint_metrics
+        policy_q = metrics.pop("policy_q")
+        self.branches.keep(path, base_velocity, policy_q)
+        if "value_gap" not in metrics:
+            with self.branches.on("base", after=(MAIN, "critic")):
+                metrics["value_gap"] = policy_q - metrics["q_mean"]
+        losses = {"critic": critic_loss, MAIN: self.warmed_up(adjoint_loss)}
+        if not self.config.freeze_base:
+            with self.branches.on("cloning"):
+                losses["cloning"] = self.warmed_up(cloning_loss)
+        return losses, Terms(metrics, outputs)
+
+    def warmed_up(self, loss: Tensor) -> Tensor:
+        """Return a policy's loss, which is 0 while the critics warm up."""
+        return loss * self.warm if self.config.critic_warmup > 0 else loss
 
     @property
     def warm(self) -> Tensor:
@@ -270,11 +284,11 @@ class QAMAgent(Agent):
         return torch.ones(self.runs, dtype=self.dtype, device=self.device)
 
     def adjoint_loss(
-        self, observations: Tensor, path: Path, adjoint: Tensor
+        self, path: Path, base_velocity: Tensor, adjoint: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return mean_b sum_k |2 Delta_k / sigma_k + sigma_k a_k|^2 and the path KL, `[S]` each."""
         return adjoint_matching(
-            path.velocity, self.base_velocity(observations, path), adjoint, self.temperature(),
+            path.velocity, base_velocity, adjoint, self.temperature(),
             horizon=self.config.chunk_length, schedule=self.schedule, backend=self.backend,
         )  # fmt: skip
 
