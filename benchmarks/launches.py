@@ -111,6 +111,7 @@ IMPLEMENTATIONS: dict[str, Callable] = {
     "adam_step": adam_step_ops._adam_step,
     "sde_rollout": sde_rollout_ops._rollout,
     "velocity_along": velocity_along_ops._along,
+    "sweep_tape": lean_adjoint_ops._tape,
     "lean_adjoint": lean_adjoint_ops._sweep,
     "adjoint_matching": adjoint_matching_ops._forward,
     "adjoint_sizes": adjoint_sizes_ops._sizes,

@@ -10,7 +10,7 @@ from trqam_fast.kernels.adjoint_matching.steps import StepLoss, adjoint_matching
 from trqam_fast.kernels.adjoint_sizes import AdjointSizes, adjoint_sizes
 from trqam_fast.kernels.dispatch import BACKENDS, PRECISIONS, Backend, BackendError, Precision
 from trqam_fast.kernels.fields import Context, Velocity
-from trqam_fast.kernels.lean_adjoint import lean_adjoint
+from trqam_fast.kernels.lean_adjoint import lean_adjoint, sweep_tape
 from trqam_fast.kernels.mlp import GradientMemory, MLPWeights, mlp
 from trqam_fast.kernels.noise_schedule import AffinePath, NoiseSchedule
 from trqam_fast.kernels.path_kl import path_kl
@@ -46,5 +46,6 @@ __all__ = [
     "philox",
     "sde_rollout",
     "squared_error",
+    "sweep_tape",
     "velocity_along",
 ]

@@ -269,8 +269,14 @@ class EagerUpdate:
         trajectory = torch.cat([points, end.unsqueeze(1)], dim=1)
         return EagerPath(trajectory, velocity, base_velocity), next_actions
 
+    def sweep_tape(self, observations: Tensor, path: EagerPath) -> list[Tensor]:
+        """Return nothing: the sweep evaluates the field itself."""
+        return []
+
     @torch.no_grad()
-    def adjoint(self, observations: Tensor, path: EagerPath) -> tuple[Tensor, Metrics]:
+    def adjoint(
+        self, observations: Tensor, path: EagerPath, tape: list[Tensor]
+    ) -> tuple[Tensor, Metrics]:
         """Carry the terminal adjoint back through the base field."""
         gradient, values = self.action_gradient(observations, path.end)
         terminal = self.terminal_adjoint(gradient)

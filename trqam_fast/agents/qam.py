@@ -38,6 +38,7 @@ from trqam_fast.kernels import (
     adjoint_sizes,
     lean_adjoint,
     sde_rollout,
+    sweep_tape,
     velocity_along,
 )
 
@@ -181,8 +182,9 @@ class QAMAgent(Agent):
         with self.branches.on("cloning"), torch.set_grad_enabled(not self.config.freeze_base):
             cloning_loss = self.cloning_loss(batch, noise)
         with self.branches.on("base", after=(MAIN,)):
+            tape = self.sweep_tape(batch.observations, path)
             base_velocity = self.base_velocity(batch.observations, path)
-        adjoint, adjoint_metrics = self.adjoint(batch.observations, path)
+        adjoint, adjoint_metrics = self.adjoint(batch.observations, path, tape)
         with self.branches.on(MAIN, after=("base",)):
             adjoint_loss, path_kl = self.adjoint_loss(path, base_velocity, adjoint)
 
@@ -195,7 +197,7 @@ class QAMAgent(Agent):
             outputs["next_actions"] = next_actions
         metrics |= critic_metrics | adjoint_metrics
         policy_q = metrics.pop("policy_q")
-        self.branches.keep(path, base_velocity, policy_q)
+        self.branches.keep(path, tape, base_velocity, policy_q)
         if "value_gap" not in metrics:
             with self.branches.on("base", after=(MAIN, "critic")):
                 metrics["value_gap"] = policy_q - metrics["q_mean"]
@@ -253,11 +255,20 @@ class QAMAgent(Agent):
         loss = critics.temporal_difference(self, q, target, batch.valid)
         return loss, {"critic_loss": loss.detach()} | critics.critic_metrics(q)
 
-    def adjoint(self, observations: Tensor, path: Path) -> tuple[Tensor, Metrics]:
+    def sweep_tape(self, observations: Tensor, path: Path) -> list[Tensor]:
+        """Do what the sweep needs before its terminal adjoint is known."""
+        return sweep_tape(self.base, observations, path.trajectory, **self.options)
+
+    def adjoint(
+        self, observations: Tensor, path: Path, tape: list[Tensor]
+    ) -> tuple[Tensor, Metrics]:
         """Carry the terminal adjoint back through the base field: a_0..a_{K-1} `[S, K, B, D]`."""
         gradient, values = self.action_gradient(observations, path.end)
         terminal = self.terminal_adjoint(gradient)
-        adjoint = lean_adjoint(self.base, observations, path.trajectory, terminal, **self.options)
+        with self.branches.on(MAIN, after=("base",)):
+            adjoint = lean_adjoint(
+                self.base, observations, path.trajectory, terminal, tape=tape, **self.options
+            )
         sizes = adjoint_sizes(terminal, adjoint, backend=self.small_ops)
         return adjoint, adjoint_metrics(sizes) | {"policy_q": values.mean(-1)}
 
