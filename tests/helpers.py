@@ -11,6 +11,7 @@ from collections.abc import Hashable, Iterator, Sequence
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trqam_fast.kernels import MLPWeights
 from trqam_fast.networks import MLPShape, ParameterBlock
@@ -112,6 +113,35 @@ class ErrorBudget:
             assert len(ratios) >= draws, name
             ratio = math.exp(sum(ratios) / len(ratios))
             assert ratio <= 2.0, (name, ratio)
+
+
+LOST_BITS = {"tf32": 13, "bf16": 16}
+"""Of float32's 23 explicit bits."""
+
+
+class CoarseProducts(TorchDispatchMode):
+    """Operands of matrix products lose bits, as in the matrix units of a GPU.
+
+    The units that read operands from shared memory cut the bits off; those that a conversion
+    precedes round to nearest.
+    """
+
+    def __init__(self, precision, cut):
+        super().__init__()
+        self.lost, self.cut = LOST_BITS[precision], cut
+
+    def coarse(self, operand):
+        bits = operand.contiguous().view(torch.int32)
+        if not self.cut:
+            bits = bits + (1 << (self.lost - 1)) - 1 + (bits >> self.lost & 1)
+        return (bits >> self.lost << self.lost).view(torch.float32)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        first = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}.get(func._schema.name[6:])
+        if first is not None and args[first].dtype == torch.float32:
+            operands = [self.coarse(operand) for operand in args[first : first + 2]]
+            args = (*args[:first], *operands, *args[first + 2 :])
+        return func(*args, **(kwargs or {}))
 
 
 def assert_within_budget(
