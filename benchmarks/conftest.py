@@ -16,7 +16,7 @@ from trqam_fast.memory import keep_freed_memory
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 NETWORKS = {
     "cpu": [("reference", "ieee"), ("cpp", "ieee"), ("cpp", "bf16")],
-    "cuda": [("reference", "ieee"), *(("triton", p) for p in ("ieee", "tf32", "bf16"))],
+    "cuda": [("reference", "ieee"), *(("triton", p) for p in ("ieee", "tf32", "fp16", "bf16"))],
 }
 VARIANTS = [(device, *variant) for device in DEVICES for variant in NETWORKS[device]]
 """Device, backend and precision of an op that passes through networks."""

@@ -60,9 +60,9 @@ RUNS = (1, 8, 16)
 PLANS = (
     ("fused", "tf32"), ("fused", "bf16"), ("tiles", "tf32"), ("tiles", "bf16"), ("layers", "tf32"),
 )  # fmt: skip
-MULTIPLY_ADDS = {"ieee": 128, "tf32": 1024, "bf16": 2048}
+MULTIPLY_ADDS = {"ieee": 128, "tf32": 1024, "fp16": 2048, "bf16": 2048}
 """A clock and multiprocessor: float32 units, or dense products of the matrix units."""
-BYTES = {"ieee": 4, "tf32": 4, "bf16": 2}
+BYTES = {"ieee": 4, "tf32": 4, "fp16": 2, "bf16": 2}
 
 
 @dataclass(frozen=True)

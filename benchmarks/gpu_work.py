@@ -240,7 +240,7 @@ def kernel_bytes(launch: Launch) -> int:
         return launch.bytes + 4 * launch.grid[1] * max(C.depth - 2, 0) * C.width**2
     if launch.name not in TILED:
         return launch.bytes
-    operand = 2 if "bf16" in str(launch.arguments["C"].operand) else 4
+    operand = launch.arguments["C"].operand.primitive_bitwidth // 8
     return int(TILED[launch.name](launch, operand)[2])
 
 
@@ -253,7 +253,7 @@ def kernel_work(launch: Launch) -> tuple[Work, float, int]:
         return Work(loaded=loaded, blocks=2), 0.0, programs
     if C is None:  # No products: what the launch takes is its bytes.
         return Work(), 0.0, programs
-    operand = 2 if "bf16" in str(C.operand) else 4
+    operand = C.operand.primitive_bitwidth // 8
     if launch.name in TILED:
         work, flop, _ = TILED[launch.name](launch, operand)
         return work, flop, programs

@@ -21,9 +21,9 @@ BACKENDS: tuple[str, ...] = get_args(Backend)
 TRITON = ("triton", "tiles")
 """Backends of Triton kernels: passes as one launch, or as one for each layer."""
 
-Precision = Literal["ieee", "tf32", "bf16"]
+Precision = Literal["ieee", "tf32", "fp16", "bf16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
-"""Operands of matrix products: float32, TF32 or bfloat16; sums are always float32."""
+"""Operands of matrix products: float32, TF32, float16 or bfloat16; sums are always float32."""
 
 PRECISIONS_OF = {
     "reference": ("ieee",), "cpp": ("ieee", "bf16"), "triton": PRECISIONS, "tiles": PRECISIONS,

@@ -116,7 +116,7 @@ class ErrorBudget:
 
 
 LOST_BITS = {"tf32": 13, "bf16": 16}
-"""Of float32's 23 explicit bits."""
+"""Of float32's 23 explicit bits; those of fp16, where it is not below its range, are tf32's."""
 
 
 class CoarseProducts(TorchDispatchMode):

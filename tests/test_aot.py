@@ -61,9 +61,13 @@ def check(architecture, precision, width=512, depth=4, **options):
         assert kernel.matrix == (expected if products else ""), kernel
 
 
+# The kernels with bf16 operands are those with fp16 less saturation and powers of two.
+SETTINGS = [("ieee", False), ("tf32", False), ("fp16", False), *((p, True) for p in PRECISIONS)]
+"""Precisions, and whether there is LayerNorm."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("layer_norm", [False, True])
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("precision", "layer_norm"), SETTINGS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_paper_scale(architecture, precision, layer_norm):
     check(architecture, precision, layer_norm=layer_norm)
@@ -87,35 +91,36 @@ def check_tiles(architecture, precision, registers=168, width=512, **options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layer_norm", [False, True])
-@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("precision", ["tf32", "fp16"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_launch_for_each_layer(architecture, precision, layer_norm):
     check_tiles(architecture, precision, layer_norm=layer_norm)
 
 
 @pytest.mark.slow
-def test_a_launch_for_each_layer_in_float32():
-    check_tiles(90, "ieee", registers=255, layer_norm=True)
+@pytest.mark.parametrize(("precision", "registers"), [("ieee", 255), ("bf16", 168)])
+def test_a_launch_for_each_layer_in_float32_and_bfloat16(precision, registers):
+    check_tiles(90, precision, registers=registers, layer_norm=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "width", "depth"),
-    [("tf32", 1024, 6), ("bf16", 1024, 4), ("ieee", 128, 3), ("bf16", 32, 1)],
+    [("tf32", 1024, 6), ("fp16", 1024, 4), ("ieee", 128, 3), ("fp16", 32, 1)],
 )
 def test_other_shapes(precision, width, depth):
     check(90, precision, layer_norm=True, width=width, depth=depth)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", ["ieee", "tf32", "fp16"])
 def test_many_outputs(precision):
     """Tiles of fewer rows, which wgmma does not take."""
     check(90, precision, layer_norm=True, dim=128, depth=2)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("precision", ["tf32", "fp16"])
 def test_gpus_with_less_shared_memory(precision):
     check(89, precision, layer_norm=True)
 

@@ -162,7 +162,7 @@ def test_what_is_asked_for_is_not_timed(flags, expected, gpu):
     [
         (["--device", "cpu", "--plan", "fused"], UsageError, "is of a GPU, and --device is cpu"),
         (["--plan", "fused", "--backend", "triton"], UsageError, "exclude each other"),
-        (["--plan", "layers", "--precision", "bf16"], BackendError, "has no precision 'bf16'"),
+        (["--plan", "layers", "--precision", "fp16"], BackendError, "has no precision 'fp16'"),
     ],
 )
 def test_flags_that_contradict_a_plan(flags, kind, match, gpu):

@@ -54,7 +54,7 @@ class ParityArgs:
     backend: Backend = "auto"
     """Implementation of the ops; triton needs --dtype float32."""
     precision: Precision = "ieee"
-    """Operands of matrix products; tf32 and bf16 need triton, and a larger --tolerance."""
+    """Operands of matrix products; tf32, fp16 and bf16 need Triton and a larger --tolerance."""
     device: str = "cpu"
     """Torch device."""
     dtype: Literal["float64", "float32"] = "float64"

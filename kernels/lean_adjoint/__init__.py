@@ -53,7 +53,7 @@ def lean_adjoint(
         tape: What `sweep_tape` returned for the same field, states, backend and precision; None
             computes it here.
         backend: ``auto``, ``reference``, or for packed weights ``cpp``, ``triton`` or ``tiles``.
-        precision: ``ieee``, ``tf32`` (Triton) or ``bf16`` (Triton or ``cpp``) operands.
+        precision: Operands: ``ieee``, ``tf32`` or ``fp16`` (Triton), ``bf16`` (Triton or ``cpp``).
 
     Returns:
         a_0..a_{K-1}, `[S, K, B, D]`: regression targets, constants to autograd. The weights of

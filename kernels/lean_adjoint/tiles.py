@@ -32,6 +32,7 @@ from trqam_fast.kernels.mlp.tiles_forward import Folded, Network, network_of
 from trqam_fast.kernels.mlp.tiles_pullback import finish_pull, pull_outputs
 from trqam_fast.kernels.mlp.triton import pulled_gradients
 from trqam_fast.kernels.mlp.triton_config import operand_dtype
+from trqam_fast.kernels.mlp.triton_operands import row_scaled, to_operand
 from trqam_fast.kernels.mlp.triton_tile import Tape, gradients_of, group_of, zeros
 from trqam_fast.kernels.mlp.triton_weights import weight_pointers
 from trqam_fast.kernels.mlp.weights import MLPWeights
@@ -89,16 +90,20 @@ def sweep_step_kernel(
             dz_at = (before + local)[:, None] * C.width + ks[None, :]
             dz = tl.load(grads.pre + dz_at, mask=mask[:, None], other=0.0)
             w = net.w_in + (C.obs + dims)[None, :] * C.width + ks[:, None]
-            w = tl.load(w, mask=narrow[None, :], other=0.0).to(C.operand)
+            w = to_operand(tl.load(w, mask=narrow[None, :], other=0.0), C)
             pulled = tl.dot(dz, w, pulled, input_precision=C.precision)
+        _, scale = row_scaled(adjoint, C)  # as the launch that stored dz had it
+        if C.scaled:
+            pulled *= scale[:, None]
         done = tl.cast(k + 1, tl.float32)
         size = tl.cast(steps, tl.float32)
         adjoint = adjoint * (done / (done + 1.0)) + (2.0 / size) * pulled
         tl.store(stored + element, adjoint, mask=inside & (tile == 0))
     if not LAST:
-        dy = pull_outputs(adjoint, net, tile, C)
-        at = tape_start + local
-        finish_pull(dy, tape, grads, at, start + local, mask, grads.sums, tile, C.depth - 1, C)
+        given, scale = row_scaled(adjoint, C)
+        dy = pull_outputs(given, net, tile, C)
+        at, row = tape_start + local, start + local
+        finish_pull(dy, scale, tape, grads, at, row, mask, grads.sums, tile, C.depth - 1, C)
 
 
 def lean_adjoint(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from trqam_fast.kernels.mlp.triton import config_for, pulled_gradients
 from trqam_fast.kernels.mlp.triton_config import launch_options, operand_dtype
+from trqam_fast.kernels.mlp.triton_operands import row_scaled
 from trqam_fast.kernels.mlp.triton_tile import (
     Tape,
     gradients_of,
@@ -61,9 +62,12 @@ def lean_adjoint_kernel(
     size = tl.cast(steps, tl.float32)
     for i in range(steps):
         k = steps - 1 - i
-        pullback(adjoint, net, tape, grads, k * batch + row, row, mask, C)
+        given, scale = row_scaled(adjoint, C)
+        pullback(given, scale, net, tape, grads, k * batch + row, row, mask, C)
         pulled = zeros(C.block_m, C.block_out)
         pulled = input_gradient(net, grads, row, mask, C.obs + dims, narrow, pulled, C)
+        if C.scaled:
+            pulled *= scale[:, None]
         kept = tl.cast(k, tl.float32)
         adjoint = adjoint * (kept / (kept + 1.0)) + (2.0 / size) * pulled
         at = (wide * steps + k) * batch * C.dim

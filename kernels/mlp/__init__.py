@@ -22,7 +22,7 @@ def mlp(
             ``triton`` (a launch for a pass), ``tiles`` (a launch for each layer) or ``auto``.
             Inside a `torch.func` transform, as in a callable given to `lean_adjoint`, take
             ``reference``.
-        precision: ``ieee``, ``tf32`` (Triton) or ``bf16`` (Triton or ``cpp``) operands.
+        precision: Operands: ``ieee``, ``tf32`` or ``fp16`` (Triton), ``bf16`` (Triton or ``cpp``).
 
     Returns:
         `[S, N, out]`, or `[S, E, N, out]` for an ensemble.

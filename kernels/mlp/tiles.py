@@ -43,7 +43,7 @@ from trqam_fast.kernels.mlp.triton_weights import WeightPointers, weight_pointer
 from trqam_fast.kernels.mlp.weights import MLPWeights
 
 WARPS = 4
-MAX_REGISTERS = {"ieee": 255, "tf32": 168, "bf16": 168}
+MAX_REGISTERS = {"ieee": 255, "tf32": 168, "fp16": 168, "bf16": 168}
 """Registers of a thread: three programs of 168 share a multiprocessor, as many as their 64 KiB of
 shared memory allow. With 128 the first layer, the hidden ones or their pullback spill 8 to 32
 bytes, depending on the architecture."""
@@ -52,8 +52,8 @@ STEP_REGISTERS = 255
 """The same of a step of the rollout or of the sweep, two products one after the other: with 128
 that of the rollout spills 216 bytes, with 168 that of the sweep 32 on sm_80."""
 
-STAGES = {"ieee": 2, "tf32": 4, "bf16": 4}
-ROWS = {"ieee": 32, "tf32": 64, "bf16": 64}
+STAGES = {"ieee": 2, "tf32": 4, "fp16": 4, "bf16": 4}
+ROWS = {"ieee": 32, "tf32": 64, "fp16": 64, "bf16": 64}
 WIDE_PROGRAMS = 132
 """Programs of 128 features that are worth their size: one for each multiprocessor of an H100."""
 

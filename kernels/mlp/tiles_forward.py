@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 
 from trqam_fast.kernels.mlp.triton_inputs import BatchInputs, tile_inputs
+from trqam_fast.kernels.mlp.triton_operands import to_operand
 from trqam_fast.kernels.mlp.triton_tile import (
     EPS,
     gelu,
@@ -168,7 +169,7 @@ def activate(z, tape, row, mask, tile, index, C: tl.constexpr):
     if C.train:
         tl.store(tape.pre + index * tape.stride + at, z, mask=mask[None, :])
     h = gelu(z)
-    tl.store(slot(tape.out, tape.stride, index, C) + at, h.to(C.operand), mask=mask[None, :])
+    tl.store(slot(tape.out, tape.stride, index, C) + at, to_operand(h, C), mask=mask[None, :])
     if C.norm:
         width = true_width(index, C)
         real = (features < width)[:, None]
@@ -195,7 +196,7 @@ def output_product(net, folded, group, tape, row, mask, C: tl.constexpr):
         w = tl.load(net.w_out + ks[:, None] * C.out + outs[None, :], mask=narrow, other=0.0)
         if C.norm:
             w = w.to(tl.float32) * tl.load(net.scale + last + ks)[:, None]
-        acc = tl.dot(h, w.to(C.operand), acc, input_precision=C.precision)
+        acc = tl.dot(h, to_operand(w, C), acc, input_precision=C.precision)
     if C.norm:
         mean, rstd = row_statistics(tape, row, mask, C.depth - 1, C)
         at = tl.cast(group, tl.int64) * C.out + outs
@@ -278,8 +279,8 @@ def first_layer_kernel(
     for k in range(0, C.inputs, C.block_k):
         ks = k + tl.arange(0, C.block_k)
         at = ks[None, :] * C.width + features[:, None]
-        w = tl.load(net.w_in + at, mask=(ks < C.inputs)[None, :], other=0.0).to(C.operand)
-        given = tl.trans(load_inputs(source, ks, C).to(C.operand))
+        w = to_operand(tl.load(net.w_in + at, mask=(ks < C.inputs)[None, :], other=0.0), C)
+        given = tl.trans(to_operand(load_inputs(source, ks, C), C))
         z = tl.dot(w, given, z, input_precision=C.precision)
     z += tl.load(net.b_hid + features)[:, None]
     activate(z, tape, row, source.mask, tile, 0, C)
@@ -329,7 +330,7 @@ def hidden_layer_kernel(
         if C.norm:
             scale = tl.load(net.scale + vector - C.ensemble * C.width + k + inner)
             w = w.to(tl.float32) * scale[None, :]
-        z = tl.dot(w.to(C.operand), h, z, input_precision=C.precision)
+        z = tl.dot(to_operand(w, C), h, z, input_precision=C.precision)
         w_at += C.block_k * C.width
         h_at += C.block_k
     if C.norm:

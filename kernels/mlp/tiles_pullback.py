@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from trqam_fast.kernels.mlp.tiles_forward import merge, network_of
+from trqam_fast.kernels.mlp.triton_operands import row_scaled, row_scales, to_operand
 from trqam_fast.kernels.mlp.triton_tile import (
     gelu,
     gelu_slope,
@@ -27,8 +28,11 @@ from trqam_fast.kernels.mlp.triton_tile import (
 
 
 @triton.jit
-def finish_pull(dy, tape, grads, tape_row, row, mask, sums, tile, index, C: tl.constexpr):
-    """Store dy `[block_n, rows]`, or where there is no LayerNorm dz and its column sums."""
+def finish_pull(dy, scale, tape, grads, tape_row, row, mask, sums, tile, index, C: tl.constexpr):
+    """Store dy `[block_n, rows]`, or where there is no LayerNorm dz and its column sums.
+
+    dy and dz are over the rows' powers of two, `scale`; the sums are not.
+    """
     features = tile * C.block_n + tl.arange(0, C.block_n)
     at = row[None, :] * C.width + features[:, None]
     if C.norm:
@@ -38,8 +42,10 @@ def finish_pull(dy, tape, grads, tape_row, row, mask, sums, tile, index, C: tl.c
         z_at = tape_row[None, :] * C.width + features[:, None]
         dz = dy * gelu_slope(tl.load(pre + z_at, mask=mask[None, :], other=0.0))
         into = slot(grads.pre, grads.stride, index, C)
-        tl.store(into + at, dz.to(C.operand), mask=mask[None, :])
+        tl.store(into + at, to_operand(dz, C), mask=mask[None, :])
         if C.train:
+            if C.scaled:
+                dz *= scale[None, :]
             tl.store(sums + index * grads.sum_stride + features, tl.sum(dz, 1))
 
 
@@ -49,9 +55,9 @@ def pull_outputs(cotangent, net, tile, C: tl.constexpr):
     features = tile * C.block_n + tl.arange(0, C.block_n)
     outs = tl.arange(0, C.block_out)
     w = net.w_out + features[:, None] * C.out + outs[None, :]
-    w = tl.load(w, mask=(outs < C.out)[None, :], other=0.0).to(C.operand)
+    w = to_operand(tl.load(w, mask=(outs < C.out)[None, :], other=0.0), C)
     dy = zeros(C.block_n, C.block_m)
-    given = tl.trans(cotangent.to(C.operand))
+    given = tl.trans(to_operand(cotangent, C))
     return tl.dot(w, given, dy, input_precision=C.precision)
 
 
@@ -76,8 +82,12 @@ def pull_output_kernel(
     outs = tl.arange(0, C.block_out)
     at = tl.cast(group, tl.int64) * rows * C.out + row[:, None] * C.out + outs[None, :]
     given = tl.load(cotangent + at, mask=mask[:, None] & (outs < C.out)[None, :], other=0.0)
-    dy = pull_outputs(given, net, tl.program_id(1), C)
-    finish_pull(dy, tape, grads, row, row, mask, grads.sums, tl.program_id(1), C.depth - 1, C)
+    given, scale = row_scaled(given, C)
+    tile = tl.program_id(1)
+    if C.scaled:
+        tl.store(grads.row_scale + row, scale, mask=mask & (tile == 0))
+    dy = pull_outputs(given, net, tile, C)
+    finish_pull(dy, scale, tape, grads, row, row, mask, grads.sums, tile, C.depth - 1, C)
 
 
 @triton.jit(
@@ -113,12 +123,14 @@ def pull_hidden_kernel(
     dz_at = behind + row[None, :] * C.width + inner[:, None]
     dy = zeros(C.block_n, C.block_m)
     for _ in range(0, C.width, C.block_k):
-        w = tl.load(w_at).to(C.operand)
+        w = to_operand(tl.load(w_at), C)
         dz = tl.load(dz_at, mask=mask[None, :], other=0.0)
         dy = tl.dot(w, dz, dy, input_precision=C.precision)
         w_at += C.block_k
         dz_at += C.block_k
-    finish_pull(dy, tape, grads, tape_start + local, row, mask, grads.sums, tile, index, C)
+    scale = row_scales(grads.row_scale, row, mask, C)
+    at = tape_start + local
+    finish_pull(dy, scale, tape, grads, at, row, mask, grads.sums, tile, index, C)
 
 
 @triton.jit(
@@ -168,8 +180,12 @@ def pull_norm_kernel(
     mean_dnn = tl.sum(dn * normal, 1) / width
     dh = rstd[:, None] * (dn - mean_dn[:, None] - normal * mean_dnn[:, None])
     dz = dh * gelu_slope(z)
-    tl.store(slot(grads.pre, grads.stride, index, C) + at, dz.to(C.operand), mask=inside)
+    tl.store(slot(grads.pre, grads.stride, index, C) + at, to_operand(dz, C), mask=inside)
     if C.train:
+        if C.scaled:
+            by_row = row_scales(grads.row_scale, row, mask, C)[:, None]
+            dz *= by_row
+            dy *= by_row
         sums = grads.sums + index * grads.sum_stride + cols
         real = cols < C.width
         tl.store(sums, tl.sum(dz, 0), mask=real)
@@ -178,7 +194,7 @@ def pull_norm_kernel(
         y = normal * scale + tl.load(net.shift + vector, mask=real, other=0.0)[None, :]
         into = normed + tl.cast(index, tl.int64) * grads.stride
         into += tl.cast(group, tl.int64) * rows * C.width
-        tl.store(into + at, y.to(C.operand), mask=inside)
+        tl.store(into + at, to_operand(y, C), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -202,8 +218,10 @@ def pull_inputs_kernel(
     for k in range(0, C.width, C.block_k):
         ks = k + tl.arange(0, C.block_k)
         w = net.w_in + ins[:, None] * C.width + ks[None, :]
-        w = tl.load(w, mask=(ins < C.inputs)[:, None], other=0.0).to(C.operand)
+        w = to_operand(tl.load(w, mask=(ins < C.inputs)[:, None], other=0.0), C)
         dz = tl.load(first + row[None, :] * C.width + ks[:, None], mask=mask[None, :], other=0.0)
         acc = tl.dot(w, dz, acc, input_precision=C.precision)
+    if C.scaled:
+        acc *= row_scales(grads.row_scale + wide * rows, row, mask, C)[None, :]
     at = wide * rows * C.inputs + row[None, :] * C.inputs + ins[:, None]
     tl.store(d_inputs + at, acc, mask=mask[None, :] & (ins < C.inputs)[:, None])

@@ -17,6 +17,7 @@ from trqam_fast.kernels.mlp.triton_config import (
 )
 from trqam_fast.kernels.mlp.triton_gradients import weight_gradients
 from trqam_fast.kernels.mlp.triton_inputs import BatchInputs, Inputs, points_of, tile_inputs
+from trqam_fast.kernels.mlp.triton_operands import row_scaled
 from trqam_fast.kernels.mlp.triton_tile import (
     Gradients,
     Tape,
@@ -86,12 +87,17 @@ def mlp_pullback_kernel(
     outs = tl.arange(0, C.block_out)
     at = wide * rows * C.out + row[:, None] * C.out + outs[None, :]
     given = tl.load(cotangent + at, mask=mask[:, None] & (outs < C.out)[None, :], other=0.0)
-    pullback(given, net, tape, grads, row, row, mask, C)
+    given, scale = row_scaled(given, C)
+    if C.scaled and C.train:
+        tl.store(grads.row_scale + row, scale, mask=mask)
+    pullback(given, scale, net, tape, grads, row, row, mask, C)
     if INPUTS:
         for n in range(0, C.inputs, BLOCK_IN):
             ks = n + tl.arange(0, BLOCK_IN)
             acc = zeros(C.block_m, BLOCK_IN)
             acc = input_gradient(net, grads, row, mask, ks, ks < C.inputs, acc, C)
+            if C.scaled:
+                acc *= scale[:, None]
             into = d_inputs + wide * rows * C.inputs + row[:, None] * C.inputs + ks[None, :]
             tl.store(into, acc, mask=mask[:, None] & (ks < C.inputs)[None, :])
 
@@ -129,6 +135,7 @@ def pulled_gradients(
         new(layers, groups, rows, config.width, dtype=operand_dtype(config)),
         new(groups if config.norm else 0, rows, config.width),
         new(kinds, config.depth, tiles, groups, config.width),
+        new(groups if config.scaled else 0, rows),
         groups * rows * config.width,
         tiles * groups * config.width,
     )

@@ -83,6 +83,11 @@ class KernelConfig:
         return len(self.widths)
 
     @property
+    def scaled(self) -> bool:
+        """Whether gradients are stored over powers of two, which float16's range needs."""
+        return self.operand == tl.float16
+
+    @property
     def inputs(self) -> int:
         """Input width."""
         return self.obs + self.dim + self.time
@@ -115,9 +120,10 @@ class BlockSizes:
 BLOCK_SIZES = {
     "ieee": BlockSizes(32, 32, 32, 32, stages=2, lean_stages=2),
     "tf32": BlockSizes(64, 64, 32, 64, stages=3, lean_stages=2),
+    "fp16": BlockSizes(64, 64, 32, 64, stages=4, lean_stages=3),
     "bf16": BlockSizes(64, 64, 32, 64, stages=4, lean_stages=3),
 }
-OPERANDS = {"ieee": tl.float32, "tf32": tl.float32, "bf16": tl.bfloat16}
+OPERANDS = {"ieee": tl.float32, "tf32": tl.float32, "fp16": tl.float16, "bf16": tl.bfloat16}
 STORED = {tl.float32: torch.float32, tl.bfloat16: torch.bfloat16, tl.float16: torch.float16}
 WARPS = 8
 # Left alone, ptxas stops at 128 or 168 registers and spills; 8 warps may use 255.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trqam_fast.kernels.mlp.triton_config import KernelConfig, launch_options
 from trqam_fast.kernels.mlp.triton_inputs import BatchInputs, Inputs, points_of, tile_inputs
+from trqam_fast.kernels.mlp.triton_operands import common_operand, scales_of, to_operand
 from trqam_fast.kernels.mlp.triton_tile import (
     Gradients,
     Tape,
@@ -33,31 +34,49 @@ SUMMED_ROWS = tl.constexpr(128)
 
 
 @triton.jit
-def input_kernel_block(inputs, run, right, into, ins, outs, C: tl.constexpr):
+def input_kernel_block(inputs, run, right, scales, into, ins, outs, C: tl.constexpr):
     """Block of the first kernel's gradient: inputs^T dz_0 over all rows."""
     acc = zeros(C.block_w, C.block_w)
     for r in range(0, inputs.rows, C.block_k):
         row = r + tl.arange(0, C.block_k)
         source = tile_inputs(inputs, run, row, C)
-        left = load_inputs(source, ins, C).to(C.operand)
+        left = to_operand(load_inputs(source, ins, C), C)
         at = row[:, None] * C.width + outs[None, :]
         dz = tl.load(right + at, mask=source.mask[:, None], other=0.0)
+        dz = common_operand(dz, scales, row, source.mask, True, C)
         acc = tl.dot(tl.trans(left), dz, acc, input_precision=C.precision)
+    if C.scaled:
+        acc *= scales.common
     at = ins[:, None] * C.width + outs[None, :]
     tl.store(into + at, acc, mask=(ins < C.inputs)[:, None])
 
 
 @triton.jit
-def kernel_block(left, right, into, ins, outs, rows, OUT: tl.constexpr, C: tl.constexpr):
+def kernel_block(
+    left,
+    right,
+    scales,
+    into,
+    ins,
+    outs,
+    rows,
+    STORED: tl.constexpr,
+    OUT: tl.constexpr,
+    C: tl.constexpr,
+):
     """Block of another kernel's gradient, y^T dz over all rows, for `OUT` columns of dz."""
     acc = zeros(C.block_w, C.block_w)
     narrow = (outs < OUT)[None, :]
     for r in range(0, rows, C.block_k):
         row = r + tl.arange(0, C.block_k)
-        mask = (row < rows)[:, None]
+        real = row < rows
+        mask = real[:, None]
         y = tl.load(left + row[:, None] * C.width + ins[None, :], mask=mask, other=0.0)
         dz = tl.load(right + row[:, None] * OUT + outs[None, :], mask=mask & narrow, other=0.0)
-        acc = tl.dot(tl.trans(y), dz.to(C.operand), acc, input_precision=C.precision)
+        dz = common_operand(dz, scales, row, real, STORED, C)
+        acc = tl.dot(tl.trans(y), dz, acc, input_precision=C.precision)
+    if C.scaled:
+        acc *= scales.common
     tl.store(into + ins[:, None] * OUT + outs[None, :], acc, mask=narrow)
 
 
@@ -113,11 +132,12 @@ def weight_gradient_kernel(
     kernel_blocks: tl.constexpr = in_blocks + hidden_blocks + across * across_out
     inner = tl.arange(0, C.block_w)
     block = tl.program_id(0)
+    scales = scales_of(grads.row_scale + wide * rows, rows, C)
     if block < in_blocks:
         inputs = BatchInputs(observations, x, x_stride, batch, rows, steps, shift)
         ins = block // across * C.block_w + inner
         outs = block % across * C.block_w + inner
-        input_kernel_block(inputs, group // C.ensemble, pre, into.w_in, ins, outs, C)
+        input_kernel_block(inputs, group // C.ensemble, pre, scales, into.w_in, ins, outs, C)
     elif block < in_blocks + hidden_blocks:
         within = block - in_blocks
         index = tl.cast(within // (across * across), tl.int64)
@@ -126,13 +146,13 @@ def weight_gradient_kernel(
         kernel = into.w_hid + index * (C.ensemble * C.width * C.width)
         ins = within // across % across * C.block_w + inner
         outs = within % across * C.block_w + inner
-        kernel_block(left, dz, kernel, ins, outs, rows, C.width, C)
+        kernel_block(left, dz, scales, kernel, ins, outs, rows, True, C.width, C)
     elif block < kernel_blocks:
         within = block - in_blocks - hidden_blocks
         left = tape.out + (C.depth - 1) * tape.stride
         ins = within // across_out * C.block_w + inner
         outs = within % across_out * C.block_w + inner
-        kernel_block(left, given, into.w_out, ins, outs, rows, C.out, C)
+        kernel_block(left, given, scales, into.w_out, ins, outs, rows, False, C.out, C)
     elif block < kernel_blocks + across_out:
         outs = (block - kernel_blocks) * C.block_w + inner
         column_sums(given, rows, C.out, into.b_out, outs, outs < C.out, C)

@@ -27,6 +27,7 @@ import triton
 import triton.language as tl
 
 from trqam_fast.kernels.mlp.constants import NORM_EPS
+from trqam_fast.kernels.mlp.triton_operands import to_operand
 from trqam_fast.kernels.mlp.triton_weights import WeightPointers
 
 EPS = tl.constexpr(NORM_EPS)
@@ -51,12 +52,14 @@ class Gradients(NamedTuple):
     """Pulled-back gradients: of pre-activations, `[layers, G, rows, width]`, and column sums.
 
     Without `train`, `pre` has two layers that take turns. `normed` is scratch `[G, rows, width]`;
-    `sums` is `[3, depth, tiles, G, width]`: of dz, dscale, dshift.
+    `sums` is `[3, depth, tiles, G, width]`: of dz, dscale, dshift; `row_scale` is `[G, rows]`, the
+    powers of two over which float16 gradients are stored (`triton_operands`).
     """
 
     pre: Any
     normed: Any
     sums: Any
+    row_scale: Any
     stride: Any
     sum_stride: Any
 
@@ -146,6 +149,7 @@ def gradients_of(grads, group, groups, rows, tile, C: tl.constexpr):
         grads.pre + wide * rows * C.width,
         grads.normed + wide * rows * C.width,
         grads.sums + (tl.cast(tile, tl.int64) * groups + wide) * C.width,
+        grads.row_scale + wide * rows,
         tl.cast(grads.stride, tl.int64),
         tl.cast(grads.sum_stride, tl.int64),
     )
@@ -181,9 +185,9 @@ def first_product(source, net, cols, C: tl.constexpr):
     acc = zeros(C.block_m, C.block_n)
     for k in range(0, C.inputs, C.block_k):
         ks = k + tl.arange(0, C.block_k)
-        a = load_inputs(source, ks, C).to(C.operand)
+        a = to_operand(load_inputs(source, ks, C), C)
         at = ks[:, None] * C.width + cols[None, :]
-        w = tl.load(net.w_in + at, mask=(ks < C.inputs)[:, None], other=0.0).to(C.operand)
+        w = to_operand(tl.load(net.w_in + at, mask=(ks < C.inputs)[:, None], other=0.0), C)
         acc = tl.dot(a, w, acc, input_precision=C.precision)
     return acc
 
@@ -206,7 +210,8 @@ def observation_share(source, net, C: tl.constexpr, into):
             w = tl.load(
                 net.w_in + ks[:, None] * C.width + cols[None, :], mask=inside[:, None], other=0.0
             )
-            acc = tl.dot(a.to(C.operand), w.to(C.operand), acc, input_precision=C.precision)
+            a, w = to_operand(a, C), to_operand(w, C)
+            acc = tl.dot(a, w, acc, input_precision=C.precision)
         acc += tl.load(net.b_hid + cols)[None, :]
         tl.store(into + row[:, None] * C.width + cols[None, :], acc, mask=source.mask[:, None])
 
@@ -225,7 +230,7 @@ def shared_product(source, net, cols, C: tl.constexpr):
     )
     w = net.w_in + C.obs * C.width
     w_x = tl.load(w + dims[:, None] * C.width + cols[None, :], mask=inside[:, None], other=0.0)
-    acc = tl.dot(x.to(C.operand), w_x.to(C.operand), acc, input_precision=C.precision)
+    acc = tl.dot(to_operand(x, C), to_operand(w_x, C), acc, input_precision=C.precision)
     return acc + source.time * tl.load(w + C.dim * C.width + cols).to(tl.float32)[None, :]
 
 
@@ -242,7 +247,7 @@ def product(a, row, mask, w, w_mask, w_step, acc, NARROW: tl.constexpr, C: tl.co
             right = tl.load(w, mask=w_mask, other=0.0)
         else:
             right = tl.load(w)
-        acc = tl.dot(left, right.to(C.operand), acc, input_precision=C.precision)
+        acc = tl.dot(left, to_operand(right, C), acc, input_precision=C.precision)
         a += C.block_k
         w += w_step
     return acc
@@ -295,7 +300,7 @@ def layer(
         if C.train or C.norm:
             tl.store(pre + at, z, mask=mask[:, None])
         if not C.norm:
-            tl.store(out + at, gelu(z).to(C.operand), mask=mask[:, None])
+            tl.store(out + at, to_operand(gelu(z), C), mask=mask[:, None])
     tl.debug_barrier()
     if C.norm:
         normalise(net, tape, pre, out, row, mask, index, C)
@@ -333,7 +338,7 @@ def normalise(net, tape, pre, out, row, mask, index, C: tl.constexpr):
         y = (gelu(z) - mean[:, None]) * rstd[:, None]
         y = y * tl.load(net.scale + vector + cols)[None, :]
         y += tl.load(net.shift + vector + cols)[None, :]
-        tl.store(out + at, y.to(C.operand), mask=mask[:, None])
+        tl.store(out + at, to_operand(y, C), mask=mask[:, None])
 
 
 @triton.jit
@@ -354,9 +359,22 @@ def forward(source, net, tape, row, SHARED: tl.constexpr, C: tl.constexpr):
 
 @triton.jit
 def pull_layer(
-    cotangent, net, tape, grads, tape_row, row, mask, index, LAST: tl.constexpr, C: tl.constexpr
+    cotangent,
+    scale,
+    net,
+    tape,
+    grads,
+    tape_row,
+    row,
+    mask,
+    index,
+    LAST: tl.constexpr,
+    C: tl.constexpr,
 ):
-    """Pull the gradient back through hidden layer `index`; ends with a barrier."""
+    """Pull the gradient back through hidden layer `index`; ends with a barrier.
+
+    Everything is over the rows' powers of two, `scale`, except the column sums.
+    """
     pre = tape.pre + index * tape.stride
     into = slot(grads.pre, grads.stride, index, C)
     sums = grads.sums + index * grads.sum_stride
@@ -366,8 +384,8 @@ def pull_layer(
         if LAST:
             outs = tl.arange(0, C.block_out)
             w = net.w_out + cols[None, :] * C.out + outs[:, None]
-            right = tl.load(w, mask=(outs < C.out)[:, None], other=0.0).to(C.operand)
-            dy = tl.dot(cotangent.to(C.operand), right, dy, input_precision=C.precision)
+            right = to_operand(tl.load(w, mask=(outs < C.out)[:, None], other=0.0), C)
+            dy = tl.dot(to_operand(cotangent, C), right, dy, input_precision=C.precision)
         else:
             w = net.w_hid + tl.cast(index, tl.int64) * (C.ensemble * C.width * C.width)
             w += cols[None, :] * C.width + tl.arange(0, C.block_k)[:, None]
@@ -380,17 +398,21 @@ def pull_layer(
             z_at = tape_row[:, None] * C.width + cols[None, :]
             z = tl.load(pre + z_at, mask=mask[:, None], other=0.0)
             dz = dy * gelu_slope(z)
-            tl.store(into + at, dz.to(C.operand), mask=mask[:, None])
+            tl.store(into + at, to_operand(dz, C), mask=mask[:, None])
             if C.train:
+                if C.scaled:
+                    dz *= scale[:, None]
                 tl.store(sums + cols, tl.sum(dz, 0))
     tl.debug_barrier()
     if C.norm:
-        pull_norm(net, tape, grads, pre, into, sums, tape_row, row, mask, index, C)
+        pull_norm(net, tape, grads, pre, into, sums, scale, tape_row, row, mask, index, C)
         tl.debug_barrier()
 
 
 @triton.jit
-def pull_norm(net, tape, grads, pre, into, sums, tape_row, row, mask, index, C: tl.constexpr):
+def pull_norm(
+    net, tape, grads, pre, into, sums, scale, tape_row, row, mask, index, C: tl.constexpr
+):
     """Pull dy through LayerNorm and GELU: two sweeps over the columns, the first for the means."""
     vector = index * (C.ensemble * C.width)
     mean = tl.load(tape.mean + index * tape.stat_stride + tape_row, mask=mask, other=0.0)
@@ -405,8 +427,11 @@ def pull_norm(net, tape, grads, pre, into, sums, tape_row, row, mask, index, C: 
         z = tl.load(pre + z_at, mask=mask[:, None], other=0.0)
         normal = (gelu(z) - mean[:, None]) * rstd[:, None]
         if C.train:
-            tl.store(sums + C.depth * grads.sum_stride + cols, tl.sum(dy * normal, 0))
-            tl.store(sums + 2 * C.depth * grads.sum_stride + cols, tl.sum(dy, 0))
+            given = dy
+            if C.scaled:
+                given *= scale[:, None]
+            tl.store(sums + C.depth * grads.sum_stride + cols, tl.sum(given * normal, 0))
+            tl.store(sums + 2 * C.depth * grads.sum_stride + cols, tl.sum(given, 0))
         dn = dy * tl.load(net.scale + vector + cols)[None, :]
         mean_dn += tl.sum(dn, 1)
         mean_dnn += tl.sum(dn * normal, 1)
@@ -423,23 +448,28 @@ def pull_norm(net, tape, grads, pre, into, sums, tape_row, row, mask, index, C: 
         dn = dy * tl.load(net.scale + vector + cols)[None, :]
         dh = rstd[:, None] * (dn - mean_dn[:, None] - normal * mean_dnn[:, None])
         dz = dh * gelu_slope(z)
-        tl.store(into + at, dz.to(C.operand), mask=mask[:, None])
+        tl.store(into + at, to_operand(dz, C), mask=mask[:, None])
         if C.train:
+            if C.scaled:
+                dz *= scale[:, None]
             tl.store(sums + cols, tl.sum(dz, 0))
 
 
 @triton.jit
-def pullback(cotangent, net, tape, grads, tape_row, row, mask, C: tl.constexpr):
-    """Pull `cotangent` `[block_m, block_out]` back to the tile's first pre-activation."""
-    pull_layer(cotangent, net, tape, grads, tape_row, row, mask, C.depth - 1, True, C)
+def pullback(cotangent, scale, net, tape, grads, tape_row, row, mask, C: tl.constexpr):
+    """Pull `cotangent` `[block_m, block_out]` back to the tile's first pre-activation.
+
+    Both are over the rows' powers of two, `scale` (`row_scaled`).
+    """
+    pull_layer(cotangent, scale, net, tape, grads, tape_row, row, mask, C.depth - 1, True, C)
     for i in range(1, C.depth):
         index = C.depth - 1 - i
-        pull_layer(cotangent, net, tape, grads, tape_row, row, mask, index, False, C)
+        pull_layer(cotangent, scale, net, tape, grads, tape_row, row, mask, index, False, C)
 
 
 @triton.jit
 def input_gradient(net, grads, row, mask, ks, wanted, acc, C: tl.constexpr):
-    """Acc + the gradient of the inputs `ks` (where `wanted`), `[block_m, len(ks)]`."""
+    """Acc + the gradient of the inputs `ks` (where `wanted`), `[block_m, len(ks)]`, as stored."""
     w = net.w_in + ks[None, :] * C.width + tl.arange(0, C.block_k)[:, None]
     first = slot(grads.pre, grads.stride, 0, C)
     return product(first, row, mask, w, wanted[None, :], C.block_k, acc, True, C)

@@ -112,6 +112,9 @@ def pack(
             hidden = kernels[index][:, begin:end].view(square)
             hidden.copy_(hidden.clone().transpose(-1, -2))
         fill(vectors[index], vector_parts, vector_shapes)
+    if dtype == torch.float16:
+        largest = torch.finfo(dtype).max
+        kernels.clamp_(-largest, largest)  # never infinite, as with `to_operand`
     return kernels, vectors
 
 

@@ -73,7 +73,7 @@ def sde_rollout(
         schedule: K steps of an SDE, as `AffinePath` makes them; None for the flow's own. Another
             one runs with ``reference``.
         backend: ``auto``, ``reference``, or for packed weights ``cpp``, ``triton`` or ``tiles``.
-        precision: ``ieee``, ``tf32`` (Triton) or ``bf16`` (Triton or ``cpp``) operands.
+        precision: Operands: ``ieee``, ``tf32`` or ``fp16`` (Triton), ``bf16`` (Triton or ``cpp``).
 
     Returns:
         The `Rollout`.
@@ -154,7 +154,7 @@ def ode_rollout(
         flow_steps: K >= 1.
         backend: ``auto``, ``reference``, or for packed weights ``cpp``, ``triton`` or ``tiles``,
             without gradients.
-        precision: ``ieee``, ``tf32`` (Triton) or ``bf16`` (Triton or ``cpp``) operands.
+        precision: Operands: ``ieee``, ``tf32`` or ``fp16`` (Triton), ``bf16`` (Triton or ``cpp``).
 
     Returns:
         X_K, `[S, N, D]`.

@@ -35,6 +35,7 @@ from trqam_fast.kernels.mlp.tiles_forward import (
 )
 from trqam_fast.kernels.mlp.triton import check_size
 from trqam_fast.kernels.mlp.triton_config import KernelConfig, operand_dtype
+from trqam_fast.kernels.mlp.triton_operands import to_operand
 from trqam_fast.kernels.mlp.triton_tile import Tape, group_of, zeros
 from trqam_fast.kernels.mlp.triton_weights import pack, packed_pointers
 from trqam_fast.kernels.mlp.weights import MLPWeights
@@ -145,13 +146,14 @@ def rollout_step_kernel(
                 mask=mask[None, :] & known[:, None],
                 other=0.0,
             )
-            z = tl.dot(w.to(C.operand), s.to(C.operand), z, input_precision=C.precision)
+            w, s = to_operand(w, C), to_operand(s, C)
+            z = tl.dot(w, s, z, input_precision=C.precision)
         w_x = net.w_in + C.obs * C.width + features
         moved = tl.load(
             w_x[:, None] + dims[None, :] * C.width, mask=(dims < C.dim)[None, :], other=0.0
         )
-        given = tl.trans(x.to(C.operand))
-        z = tl.dot(moved.to(C.operand), given, z, input_precision=C.precision)
+        given = tl.trans(to_operand(x, C))
+        z = tl.dot(to_operand(moved, C), given, z, input_precision=C.precision)
         time = tl.div_rn(tl.cast(k, tl.float32), size)
         z += time * tl.load(w_x + C.dim * C.width).to(tl.float32)[:, None]
         z += tl.load(net.b_hid + features)[:, None]

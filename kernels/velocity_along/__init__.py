@@ -39,7 +39,7 @@ def velocity_along(
         points: X_0..X_{K-1}, `[S, K, B, D]`.
         schedule: t_k of the K steps; None for the flow's own, k / K.
         backend: ``auto``, ``reference``, or for packed weights ``cpp``, ``triton`` or ``tiles``.
-        precision: ``ieee``, ``tf32`` (Triton) or ``bf16`` (Triton or ``cpp``) operands.
+        precision: Operands: ``ieee``, ``tf32`` or ``fp16`` (Triton), ``bf16`` (Triton or ``cpp``).
 
     Returns:
         `[S, K, B, D]`.

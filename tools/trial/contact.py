@@ -152,14 +152,14 @@ def run_tests(
 def bench_fused(trial: Trial) -> None:
     """Time the trainer's updates with this project's kernels."""
     for runs in (1,) if trial.dry else (1, 8, 2, 4, 16):
-        for precision in ("tf32", "bf16") if trial.gpu else ("ieee",):
+        for precision in ("tf32", "fp16", "bf16") if trial.gpu else ("ieee",):
             bench(trial, "fused", runs, precision)
 
 
 def bench_tiles(trial: Trial) -> None:
     """Time the same with this project's kernels of one layer to a launch."""
     for runs in (1,) if trial.dry else (1, 8, 2, 4, 16):
-        for precision in ("tf32", "bf16") if trial.gpu else ("ieee",):
+        for precision in ("tf32", "fp16", "bf16") if trial.gpu else ("ieee",):
             bench(trial, "tiles", runs, precision)
     bench(trial, "tiles", 1, "tf32" if trial.gpu else "ieee", streams=False)
 

@@ -152,7 +152,7 @@ def tune(trial: Trial) -> None:
     best: dict[str, tuple[float, str]] = {}
     began = time.monotonic()
     shapes = [(64, 64), (32, 64), (32, 128), (64, 128)]
-    grid = itertools.product(shapes, (8, 4), (3, 2, 5), ("tf32", "bf16"))
+    grid = itertools.product(shapes, (8, 4), (3, 2, 5), ("tf32", "fp16", "bf16"))
     for (rows, cols), warps, stages, precision in grid:
         if time.monotonic() - began > OUT_OF_TIME:
             break

@@ -18,7 +18,7 @@ TINY = [
 
 def default_task(trial: Trial) -> None:
     """The default preset for three seeds at once: what it learns on a CPU it must learn here."""
-    for precision in ("tf32", "bf16") if trial.gpu else ("ieee",):
+    for precision in ("tf32", "fp16", "bf16") if trial.gpu else ("ieee",):
         flags = ["--seeds", "0", "1", "2", "--eval-interval", "0", "--eval-workers", "8"]
         if trial.dry:
             flags = [*TINY, "--offline-steps", "10", "--seeds", "0", "1"]

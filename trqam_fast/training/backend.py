@@ -18,6 +18,9 @@ from trqam_fast.training.config import TrainConfig
 PLANS = {"fused": "triton", "tiles": "tiles", "layers": "reference"}
 """Backends of the plans of an update on a GPU, those without need of a self-test last."""
 
+OF_KERNELS = ("fp16", "bf16")
+"""Precisions that the plan without kernels of ours lacks."""
+
 
 def check_asked(config: TrainConfig) -> None:
     """Raise unless the backend or plan and the precision asked for can run on the device.
@@ -41,8 +44,10 @@ def check_asked(config: TrainConfig) -> None:
             f"--plan {config.plan} is of a GPU, and --device is {config.device}; drop it"
         )
     backend = PLANS[config.plan]
-    if backend == "reference" and precision == "bf16":
-        raise BackendError(f"plan {config.plan} has no precision 'bf16'; use 'tf32' or 'ieee'")
+    if backend == "reference" and precision in OF_KERNELS:
+        raise BackendError(
+            f"plan {config.plan} has no precision '{precision}'; use 'tf32' or 'ieee'"
+        )
     if backend != "reference":
         check_backend(backend, torch.device(config.device), precision)
 
@@ -97,14 +102,14 @@ def working_plans(config: TrainConfig, act_dim: int) -> Iterator[TrainConfig]:
     for name in names:
         backend = PLANS[name]
         if backend == "reference":
-            if precision == "bf16":
+            if precision in OF_KERNELS:
                 continue
         else:
             problem = find_problem(config, act_dim, backend)
             if problem is not None and config.plan != "auto":
                 raise BackendError(f"--plan {name} cannot be used: {problem}; take another one")
             if problem is not None:
-                if precision != "bf16":
+                if precision not in OF_KERNELS:
                     print(
                         f"warning: plan {name} cannot be used on {config.device}: {problem}",
                         file=sys.stderr,

@@ -77,9 +77,10 @@ class MachineConfig(Group):
     chain), tiles (Triton kernels, a launch for each layer) or layers (PyTorch's products). auto
     measures them for this run's sizes at its start and takes the fastest; a resumed run keeps its
     own."""
-    precision: Literal["auto", "ieee", "tf32", "bf16"] = "auto"
-    """Operands of matrix products: ieee (float32), tf32 (on a GPU) or bf16 (compiled passes); auto
-    is tf32 on a GPU, as in the authors' JAX code there, and ieee elsewhere."""
+    precision: Literal["auto", "ieee", "tf32", "fp16", "bf16"] = "auto"
+    """Operands of matrix products: ieee (float32), tf32 (on a GPU), fp16 (Triton kernels) or bf16
+    (compiled passes); auto is tf32 on a GPU, as in the authors' JAX code there, and ieee
+    elsewhere."""
     graph: bool = True
     """On a GPU, replay the update as a captured graph; the numbers are the same without."""
     streams: bool = True
