@@ -103,7 +103,7 @@ MEASURED = {
     "copy_bytes_us": "memory_bytes_us",
 }  # fmt: skip
 RESIDENT = {
-    "weight_gradient_kernel": 3, "adjoint_matching_kernel": 5, "rollout_step_kernel": 2,
+    "adjoint_matching_kernel": 5, "rollout_step_kernel": 2,
     **dict.fromkeys(TILED.keys() - {"rollout_step_kernel"}, 3), "pull_norm_kernel": 2,
 }  # fmt: skip
 """Programs that a multiprocessor's registers and shared memory hold; 1 for the others."""
