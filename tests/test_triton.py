@@ -44,7 +44,7 @@ DRAWS = 20
 FLOAT16_SIZES = (
     Sizes(1, 65, 6, 5, (64, 64), False, steps=2, ensemble=3),
     Sizes(3, 1, 2, 1, (8, 24), True, steps=2, ensemble=1),
-    Sizes(8, 7, 3, 2, (16, 40, 24), True, steps=2, ensemble=None),
+    Sizes(8, 7, 3, 2, (16, 8, 24), True, steps=2, ensemble=None),
     Sizes(8, 5, 3, 2, (16, 24), False, steps=2, ensemble=None),
 )
 
@@ -123,7 +123,7 @@ def pulled(name, inputs, cotangent, **options):
 
 def size_budget(name, backend, layer_norm):
     """Return the error budget of gradients of sizes from 1e-24 to 1e24."""
-    sizes = Sizes(DRAWS, len(ROW_SIZES), 3, 2, (16, 40), layer_norm, steps=3, ensemble=None)
+    sizes = Sizes(DRAWS, len(ROW_SIZES), 3, 2, (8, 24), layer_norm, steps=3, ensemble=None)
     inputs = inputs_of(name, sizes)
     if name == "lean_adjoint":  # It grows a hundredfold in a step.
         inputs["base_velocity"].kernels[-1].mul_(100)
@@ -160,6 +160,7 @@ def test_float16_gradients_of_any_size(name, backend, layer_norm, monkeypatch):
             size_budget(name, backend, layer_norm).check(DRAWS)
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")
 @pytest.mark.parametrize("backend", TRITON)
 def test_float16_ends_at_its_largest_number(backend):
     """What is beyond counts as 65504, never as infinite; NaN stays NaN."""
