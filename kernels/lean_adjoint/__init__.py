@@ -52,7 +52,7 @@ def lean_adjoint(
         schedule: That of the chain; None for the flow's own. Another one runs with ``reference``.
         tape: What `sweep_tape` returned for the same field, states, backend and precision; None
             computes it here.
-        backend: ``auto``, ``reference``, or for packed weights ``cpp``, ``triton`` or ``tiles``.
+        backend: ``auto``, ``reference``, or for packed weights ``cpp`` or ``triton``.
         precision: ``ieee``, ``tf32`` (Triton) or ``bf16`` (Triton or ``cpp``) operands.
 
     Returns:
@@ -110,7 +110,7 @@ def sweep_tape(
         base_velocity: As of `lean_adjoint`, like all that follow.
         observations: `[S, B, O]`.
         trajectory: `[S, K + 1, B, D]`.
-        backend: ``auto``, ``reference``, ``cpp``, ``triton`` or ``tiles``.
+        backend: ``auto``, ``reference``, ``cpp`` or ``triton``.
         precision: Operands of matrix products.
 
     Returns:
