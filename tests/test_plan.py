@@ -222,7 +222,6 @@ def graphs_on_the_cpu(monkeypatch):
     monkeypatch.setattr(updater.torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(updater.torch.cuda, "graph", capture)
     monkeypatch.setattr(updater.torch.cuda, "device", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(Updater, "make_stream", lambda self: None)
     monkeypatch.setattr(Updater, "warm_up", lambda self: self.update())
     monkeypatch.setattr(Updater, "__init__", with_graph)
     monkeypatch.setattr(backend, "PLANS", {"tiles": "cpp", "layers": "reference"})

@@ -185,6 +185,7 @@ class QAMAgent(Agent):
             tape = self.sweep_tape(batch.observations, path)
             base_velocity = self.base_velocity(batch.observations, path)
         adjoint, adjoint_metrics = self.adjoint(batch.observations, path, tape)
+        # Not the sweep's wait alone: SQAM has none.
         with self.branches.on(MAIN, after=("base",)):
             adjoint_loss, path_kl = self.adjoint_loss(path, base_velocity, adjoint)
 
