@@ -30,7 +30,7 @@ import json
 import math
 import os
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -340,11 +340,17 @@ def format_tables(found: dict[str, Any], machines: dict[str, Machine]) -> str:
         lines += ["| kernel | launches | programs | µs each | µs in all | measured |"]
         lines += ["|---|---|---|---|---|---|"]
         for name, row in rows.items():
-            programs, each = (", ".join(map(str, row[c])) for c in ("programs", "us"))
+            programs, each = (counted(row[column]) for column in ("programs", "us"))
             shown = f"`{name}`" if name.endswith("_kernel") else name
             cells = [shown, str(row["launches"]), programs, each, str(row["total_us"]), ""]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def counted(values: list[int]) -> str:
+    """Return values in words, each once with how often it occurs."""
+    found = Counter(values)
+    return ", ".join(f"{n} × {value}" if n > 1 else f"{value}" for value, n in found.items())
 
 
 def with_measured(path: Path) -> dict[str, Machine]:

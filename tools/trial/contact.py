@@ -205,8 +205,9 @@ def bench(trial: Trial, variant: str, runs: int, precision: str, *, streams: boo
     found, note = attempt(measure)
     seconds, told = found or (None, note)
     trial.emit(
-        "update", size=vars(size), precision=precision, variant=variant, mode="throughput",
-        streams=streams, seconds=seconds, ok=seconds is not None, note=told,
+        "update", size=vars(size), precision=precision, mode="throughput",
+        variant=variant if streams else f"{variant}, one stream",
+        seconds=seconds, ok=seconds is not None, note=told,
         predicted_us=predicted_update(trial.paper, variant, precision, runs, streams),
     )  # fmt: skip
 
