@@ -1,9 +1,9 @@
 """The launches of an update, as torch and Triton dispatch them, without doing the work.
 
-Every operation that is neither a view nor an allocation counts as one launch; a Triton kernel
-counts where the interpreter would run it. Shapes go through PyTorch's meta kernels and memory is
-never touched, so an update of any size is listed within seconds on any machine. Interpreted kernels
-must be asked for before Triton is imported: TRITON_INTERPRET=1.
+Every operation that is neither a view nor an allocation counts as one launch, a view that has to
+copy too; a Triton kernel counts where the interpreter would run it. Shapes go through PyTorch's
+meta kernels and memory is hardly touched, so an update of any size is listed within seconds on any
+machine. Interpreted kernels must be asked for before Triton is imported: TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,6 +107,11 @@ def spans(tensor: Tensor) -> list[Span]:
     return found
 
 
+def copies(func: Any, args: Sequence[Any], found: Any) -> bool:
+    """Whether what may be a view, as of `contiguous` and `reshape`, has become a copy."""
+    return func.is_view and isinstance(found, Tensor) and storage(found) != storage(args[0])
+
+
 def bytes_of(tensor: Tensor) -> int:
     """Return the bytes of a tensor, what is repeated by expansion once."""
     count = math.prod(n for n, s in zip(tensor.shape, tensor.stride(), strict=True) if s != 0)
@@ -140,8 +145,14 @@ class Recorder(TorchDispatchMode):
             self.kept.append(found)
             self.known.add(storage(found))
             return found
-        if namespace != "aten" or func.is_view or name in FREE:
+        if namespace != "aten" or name in FREE:
             return func(*args, **kwargs)
+        if func.is_view:
+            found = func(*args, **kwargs)
+            if copies(func, args, found):
+                self.kept.append(found)
+                self.add("clone", inputs, [found])
+            return found
         result, changed = self.shapes_of(func, args, kwargs)
         if name in OVERWRITES:
             inputs = [tensor for tensor in inputs if tensor is not changed[0]]

@@ -1,7 +1,8 @@
 """How many kernels one update launches, counted where torch and Triton dispatch them.
 
-Every operation that is neither a view nor an allocation counts as one launch. It is what a GPU
-launches as long as ATen needs one kernel for an operation, which a profiler must confirm.
+Every operation that is neither a view nor an allocation counts as one launch, a view that has to
+copy too. It is what a GPU launches as long as ATen needs one kernel for an operation, which a
+profiler must confirm.
 """
 
 import collections
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from benchmarks.launches import ALLOCATES, FREE, IMPLEMENTATIONS, launches_of
+from benchmarks.launches import ALLOCATES, FREE, IMPLEMENTATIONS, copies, launches_of
 from tests.helpers import draw
 from trqam_fast.agents import TRQAMAgent, TRQAMConfig
 from trqam_fast.data.dataset import FIELDS, Dataset
@@ -39,9 +40,12 @@ class Launches(TorchDispatchMode):
         if namespace == "trqam_fast":
             with self:
                 return IMPLEMENTATIONS[name](*args, **(kwargs or {}))
-        if namespace == "aten" and not func.is_view and name not in ALLOCATES + FREE:
+        found = func(*args, **(kwargs or {}))
+        if copies(func, args, found):
+            self.counts["clone"] += 1
+        elif namespace == "aten" and not func.is_view and name not in ALLOCATES + FREE:
             self.counts[name] += 1
-        return func(*args, **(kwargs or {}))
+        return found
 
 
 def updates(runs, backend="triton"):
@@ -81,11 +85,11 @@ TILES = {
 
 
 @pytest.mark.parametrize(
-    ("backend", "expected", "limit"), [("triton", FUSED, 88), ("tiles", TILES, 156)]
+    ("backend", "expected", "limit"), [("triton", FUSED, 90), ("tiles", TILES, 158)]
 )
 @pytest.mark.parametrize("runs", [1, 3])
 def test_an_update_launches_few_kernels(runs, backend, expected, limit, monkeypatch):
-    """The same number whatever the number of runs."""
+    """Three more with several runs, whose noise is copied: drawn together, it lies apart."""
     from triton.runtime.interpreter import GridExecutor
 
     updating = updates(runs, backend)()
@@ -102,7 +106,7 @@ def test_an_update_launches_few_kernels(runs, backend, expected, limit, monkeypa
         updating.run(1)
     triton = {name: n for name, n in launches.counts.items() if name.endswith("_kernel")}
     assert triton == expected
-    assert launches.counts.total() <= limit, launches.counts
+    assert launches.counts.total() <= limit + 3 * (runs > 1), launches.counts
     # Listed without doing the work, they are the same.
     assert collections.Counter(launch.name for launch in launches_of(updates(runs, backend))) == (
         launches.counts
