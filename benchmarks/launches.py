@@ -30,6 +30,7 @@ from trqam_fast.kernels.mlp import ops as mlp_ops
 from trqam_fast.kernels.philox import ops as philox_ops
 from trqam_fast.kernels.sde_rollout import ops as sde_rollout_ops
 from trqam_fast.kernels.squared_error import ops as squared_error_ops
+from trqam_fast.kernels.td_target import ops as td_target_ops
 from trqam_fast.kernels.velocity_along import ops as velocity_along_ops
 
 Span = tuple[int, int, int]
@@ -71,6 +72,7 @@ IMPLEMENTATIONS: dict[str, Callable] = {
     "adjoint_matching": adjoint_matching_ops._forward,
     "adjoint_sizes": adjoint_sizes_ops._sizes,
     "squared_error": squared_error_ops._forward,
+    "td_target": td_target_ops._target,
     "philox": philox_ops._philox,
 }
 REWRITES = {

@@ -17,6 +17,7 @@ from trqam_fast.kernels.path_kl import path_kl
 from trqam_fast.kernels.philox import Draws, philox
 from trqam_fast.kernels.sde_rollout import Rollout, ode_rollout, sde_rollout
 from trqam_fast.kernels.squared_error import squared_error
+from trqam_fast.kernels.td_target import td_target
 from trqam_fast.kernels.velocity_along import velocity_along
 
 __all__ = [
@@ -46,5 +47,6 @@ __all__ = [
     "philox",
     "sde_rollout",
     "squared_error",
+    "td_target",
     "velocity_along",
 ]

@@ -29,7 +29,13 @@ PRODUCTS = {
     "weight_gradient_kernel",
 }
 OPTIMISER = {"gradient_norm_kernel", "adam_step_kernel"}
-SMALL = {"adjoint_matching_kernel", "adjoint_sizes_kernel", "philox_kernel", "squared_error_kernel"}
+SMALL = {
+    "adjoint_matching_kernel",
+    "adjoint_sizes_kernel",
+    "philox_kernel",
+    "squared_error_kernel",
+    "td_target_kernel",
+}
 KERNELS = {*PRODUCTS, *OPTIMISER, *SMALL}
 TILES = {
     "first_layer_kernel",

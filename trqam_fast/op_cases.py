@@ -25,6 +25,7 @@ from trqam_fast.kernels import (
     philox,
     sde_rollout,
     squared_error,
+    td_target,
     velocity_along,
 )
 from trqam_fast.networks import MLPShape, ParameterBlock
@@ -220,6 +221,21 @@ def _draw_squared_error(draw: Draw) -> Inputs:
     return {"prediction": prediction, "target": draw.rows(sizes.dim), "valid": valid}
 
 
+def _td_target(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+    return {"target": td_target(**inputs, **options)}
+
+
+def _draw_td_target(draw: Draw) -> Inputs:
+    sizes = draw.sizes
+    return {
+        "values": draw.normal(sizes.runs, sizes.ensemble or 1, sizes.batch),
+        "rewards": draw.normal(sizes.runs, sizes.batch),
+        "masks": (draw.normal(sizes.runs, sizes.batch) > -1.0).double(),
+        "discount": 0.95,
+        "rho": 0.5,
+    }
+
+
 def _path_kl(inputs: Inputs, **options: str) -> dict[str, Tensor]:
     return {
         reduction: path_kl(**inputs, reduction=reduction, **options)
@@ -320,6 +336,7 @@ CASES = {
         ("prediction",),
         ("target", "valid"),
     ),
+    "td_target": OpCase("td_target", _draw_td_target, _td_target),
     "path_kl": OpCase("path_kl", _draw_path_kl, _path_kl, ("velocity", "base_velocity")),
     "adam_step": OpCase("adam_step", _draw_adam_step, _adam_step, strided=False),
     "philox": OpCase("philox", _draw_philox, _philox, rounds=False),
