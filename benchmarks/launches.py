@@ -25,6 +25,7 @@ from torch.utils.flop_counter import flop_registry
 from trqam_fast.kernels.adam_step import ops as adam_step_ops
 from trqam_fast.kernels.adjoint_matching import ops as adjoint_matching_ops
 from trqam_fast.kernels.adjoint_sizes import ops as adjoint_sizes_ops
+from trqam_fast.kernels.gather_sequences import ops as gather_sequences_ops
 from trqam_fast.kernels.lean_adjoint import ops as lean_adjoint_ops
 from trqam_fast.kernels.mlp import ops as mlp_ops
 from trqam_fast.kernels.philox import ops as philox_ops
@@ -74,6 +75,7 @@ IMPLEMENTATIONS: dict[str, Callable] = {
     "squared_error": squared_error_ops._forward,
     "td_target": td_target_ops._target,
     "philox": philox_ops._philox,
+    "gather_sequences": gather_sequences_ops._gather,
 }
 REWRITES = {
     "first_layer_kernel": ("tape",), "hidden_layer_kernel": ("tape",), "fold_kernel": ("network",),
