@@ -86,7 +86,7 @@ TILES = {
 
 
 @pytest.mark.parametrize(
-    ("backend", "expected", "limit"), [("triton", FUSED, 78), ("tiles", TILES, 146)]
+    ("backend", "expected", "limit"), [("triton", FUSED, 73), ("tiles", TILES, 141)]
 )
 @pytest.mark.parametrize("runs", [1, 3])
 def test_an_update_launches_few_kernels(runs, backend, expected, limit, monkeypatch):
