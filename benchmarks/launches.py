@@ -8,6 +8,7 @@ machine. Interpreted kernels must be asked for before Triton is imported: TRITON
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import os
@@ -22,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
+from trqam_fast.agents.branches import MAIN, Branches
 from trqam_fast.kernels.adam_step import ops as adam_step_ops
 from trqam_fast.kernels.adjoint_matching import ops as adjoint_matching_ops
 from trqam_fast.kernels.adjoint_sizes import ops as adjoint_sizes_ops
@@ -37,6 +39,46 @@ from trqam_fast.kernels.velocity_along import ops as velocity_along_ops
 Span = tuple[int, int, int]
 """A storage, and the bytes from and to which a tensor reaches in it."""
 
+Place = tuple[str, dict[str, int]]
+"""A launch's branch, and how many launches of every branch are done before it begins."""
+
+
+class Clock(Branches):
+    """Branches that keep account of what has waited for what; all is done in the code's order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = MAIN
+        self.done: dict[str, dict[str, int]] = {MAIN: {}}
+
+    def begin(self) -> None:
+        """Begin an update: what the main branch was given before is done."""
+        self.start = dict(self.done[MAIN])
+        self.done = {MAIN: self.done[MAIN]}
+
+    @contextmanager
+    def on(self, name: str, *, after: tuple[str, ...] = ()) -> Iterator[None]:
+        """Do what is inside on branch `name`, after what `after` have been given."""
+        done = self.done.setdefault(name, dict(self.start))
+        for other in after:
+            for branch, count in self.done[other].items():
+                done[branch] = max(done.get(branch, 0), count)
+        self.branch, before = name, self.branch
+        yield
+        self.branch = before
+
+    def join(self) -> None:
+        """Make the main branch wait for all others."""
+        with self.on(MAIN, after=tuple(self.done)):
+            self.kept.clear()
+
+    def launch(self) -> Place:
+        """Place a launch on the current branch."""
+        done = self.done[self.branch]
+        place = (self.branch, dict(done))
+        done[self.branch] = done.get(self.branch, 0) + 1
+        return place
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -49,6 +91,7 @@ class Launch:
         bytes: Read and written, each tensor once.
         reads: Memory that it reads.
         writes: Memory that it writes.
+        place: Where it is among the update's branches.
         arguments: Of a Triton kernel, by name; empty for PyTorch's operations.
         grid: Programs of a Triton kernel by axis.
     """
@@ -59,6 +102,7 @@ class Launch:
     bytes: int
     reads: frozenset[Span]
     writes: frozenset[Span]
+    place: Place
     arguments: dict[str, Any] = field(default_factory=dict)
     grid: tuple[int, ...] = ()
 
@@ -69,6 +113,7 @@ IMPLEMENTATIONS: dict[str, Callable] = {
     "adam_step": adam_step_ops._adam_step,
     "sde_rollout": sde_rollout_ops._rollout,
     "velocity_along": velocity_along_ops._along,
+    "sweep_tape": lean_adjoint_ops._tape,
     "lean_adjoint": lean_adjoint_ops._sweep,
     "adjoint_matching": adjoint_matching_ops._forward,
     "adjoint_sizes": adjoint_sizes_ops._sizes,
@@ -78,7 +123,8 @@ IMPLEMENTATIONS: dict[str, Callable] = {
     "gather_sequences": gather_sequences_ops._gather,
 }
 REWRITES = {
-    "first_layer_kernel": ("tape",), "hidden_layer_kernel": ("tape",), "fold_kernel": ("network",),
+    "first_layer_kernel": ("tape",), "hidden_layer_kernel": ("tape",),
+    "fold_kernel": ("network.folded",),
     "rollout_step_kernel": ("tape", "trajectory", "velocity", "ode_x"),
     "pull_output_kernel": ("grads",), "pull_hidden_kernel": ("grads",),
     "pull_norm_kernel": ("grads", "normed"), "sweep_step_kernel": ("grads", "adjoints"),
@@ -127,10 +173,12 @@ class Recorder(TorchDispatchMode):
 
     Attributes:
         launches: In the order of dispatch.
+        clock: The branches that they are on.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.clock = Clock()
         self.launches: list[Launch] = []
         self.kept: list[Tensor] = []  # alive, so that no storage takes another's place
         self.written: set[int] = set()
@@ -201,7 +249,8 @@ class Recorder(TorchDispatchMode):
         else:
             moved = sum(map(bytes_of, [*inputs, *outputs]))
         self.written |= {name for name, *_ in writes}
-        self.launches.append(Launch(name, shapes, flop, moved, reads, writes, **triton))
+        place = self.clock.launch()
+        self.launches.append(Launch(name, shapes, flop, moved, reads, writes, place, **triton))
 
     def add_kernel(self, name: str, arguments: dict[str, Any], grid: tuple[int, ...]) -> None:
         """Append a Triton kernel: memory that nobody has written yet is what it writes.
@@ -212,7 +261,10 @@ class Recorder(TorchDispatchMode):
         fresh = {storage(tensor) for tensor in tensors} & (self.known - self.written)
         inputs = [tensor for tensor in tensors if storage(tensor) not in fresh]
         outputs = [tensor for tensor in tensors if storage(tensor) in fresh]
-        again = tree_leaves([arguments[key] for key in REWRITES.get(name, ())])
+        again = []
+        for path in REWRITES.get(name, ()):
+            argument, *attributes = path.split(".")
+            again += tree_leaves(functools.reduce(getattr, attributes, arguments[argument]))
         outputs += [leaf for leaf in again if isinstance(leaf, Tensor) and leaf.numel()]
         self.add(name, inputs, outputs, arguments=arguments, grid=grid)
 
@@ -274,6 +326,7 @@ def launches_of(make_updater: Callable[[], Any]) -> list[Launch]:
     with recording() as recorder:
         updater = make_updater()
         updater.update()
+        updater.agent.branches = recorder.clock = Clock()
         recorder.launches.clear()
         updater.update()
         return list(recorder.launches)

@@ -11,7 +11,7 @@ from trqam_fast.kernels.adjoint_sizes import AdjointSizes, adjoint_sizes
 from trqam_fast.kernels.dispatch import BACKENDS, PRECISIONS, Backend, BackendError, Precision
 from trqam_fast.kernels.fields import Context, Velocity
 from trqam_fast.kernels.gather_sequences import Sequences, gather_sequences
-from trqam_fast.kernels.lean_adjoint import lean_adjoint
+from trqam_fast.kernels.lean_adjoint import lean_adjoint, sweep_tape
 from trqam_fast.kernels.mlp import GradientMemory, MLPWeights, mlp
 from trqam_fast.kernels.noise_schedule import AffinePath, NoiseSchedule
 from trqam_fast.kernels.path_kl import path_kl
@@ -50,6 +50,7 @@ __all__ = [
     "philox",
     "sde_rollout",
     "squared_error",
+    "sweep_tape",
     "td_target",
     "velocity_along",
 ]

@@ -83,7 +83,9 @@ def check_tiles(architecture, precision, registers=168, width=512, **options):
     assert {kernel.name for kernel in found} == TILES | (NORMS if sizes.layer_norm else set())
     for kernel in found:
         assert kernel.spills == 0, kernel
-        limit = 255 if "step" in kernel.name else registers
+        # Steps are two products in a row; a block of weight gradients has a multiprocessor alone.
+        alone = "step" in kernel.name or kernel.name == "weight_gradient_kernel"
+        limit = 255 if alone else registers
         assert kernel.registers <= limit, kernel
         assert kernel.shared <= SHARED_LIMIT[architecture], kernel
         if kernel.name in TILES and precision != "ieee":

@@ -209,7 +209,7 @@ def graphs_on_the_cpu(monkeypatch):
     """Both plans on the CPU, in graphs whose replays run what was captured."""
 
     @contextlib.contextmanager
-    def capture(graph, pool):
+    def capture(graph, pool, stream):
         real = Updater.update
         with monkeypatch.context() as patch:
             patch.setattr(Updater, "update", lambda self: graph.captured.append(lambda: real(self)))
@@ -218,13 +218,14 @@ def graphs_on_the_cpu(monkeypatch):
     FakeGraph.count = 0
     init = Updater.__init__
 
-    def with_graph(self, *arguments, graph):
-        init(self, *arguments, graph=graph)
+    def with_graph(self, *arguments, graph, streams):
+        init(self, *arguments, graph=graph, streams=streams)
         self.graph = graph
 
     monkeypatch.setattr(updater.torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(updater.torch.cuda, "graph", capture)
     monkeypatch.setattr(updater.torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(Updater, "make_stream", lambda self: None)
     monkeypatch.setattr(Updater, "warm_up", lambda self: self.update())
     monkeypatch.setattr(Updater, "__init__", with_graph)
     monkeypatch.setattr(backend, "PLANS", {"fused": "cpp", "layers": "reference"})

@@ -10,7 +10,14 @@ import torch
 from tests.helpers import DEVICE, INTERPRETED, NEEDS_TRITON, draw, error, poisoned_memory
 from trqam_fast.agents import TRQAMAgent, TRQAMConfig
 from trqam_fast.data.batch import Batch
-from trqam_fast.kernels import BackendError, MLPWeights, mlp, sde_rollout
+from trqam_fast.kernels import (
+    BackendError,
+    MLPWeights,
+    lean_adjoint,
+    mlp,
+    sde_rollout,
+    sweep_tape,
+)
 from trqam_fast.kernels.dispatch import TRITON
 from trqam_fast.networks import MLPShape, ParameterBlock
 from trqam_fast.op_cases import CASES, Sizes, draw_inputs, evaluate
@@ -39,6 +46,21 @@ def test_rollout_without_gradients_keeps_no_tape(backend):
     # Two compilations on a GPU, which may contract products and sums differently.
     for name, ours in bare.items():
         assert error(ours, kept[name].double()) <= (0 if INTERPRETED else 1e-5)
+
+
+@pytest.mark.parametrize("backend", TRITON)
+def test_a_sweep_takes_the_tape_that_was_made_before(backend):
+    inputs = inputs_of("lean_adjoint", UNEVEN)
+    states = [inputs[name] for name in ("base_velocity", "observations", "trajectory")]
+    tape = sweep_tape(*states, backend=backend)
+    assert torch.equal(
+        lean_adjoint(**inputs, tape=tape, backend=backend), lean_adjoint(**inputs, backend=backend)
+    )
+    tape[0].fill_(torch.nan)
+    assert lean_adjoint(**inputs, tape=tape, backend=backend).isnan().any()
+    for wrong in ([], [part[:, :, 1:] for part in tape]):
+        with pytest.raises(ValueError, match="pass what sweep_tape returned"):
+            lean_adjoint(**inputs, tape=wrong, backend=backend)
 
 
 @pytest.mark.parametrize("backend", TRITON)

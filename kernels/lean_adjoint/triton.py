@@ -10,15 +10,17 @@ where J_k^T is the pullback through the activations that the batched pass stored
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from trqam_fast.kernels.mlp.triton import config_for, forward_pass, pulled_gradients
+from trqam_fast.kernels.mlp.triton import config_for, pulled_gradients
 from trqam_fast.kernels.mlp.triton_config import launch_options, operand_dtype
-from trqam_fast.kernels.mlp.triton_inputs import Inputs
 from trqam_fast.kernels.mlp.triton_tile import (
+    Tape,
     gradients_of,
     group_of,
     input_gradient,
@@ -75,13 +77,13 @@ def lean_adjoint(
     observations: Tensor,
     trajectory: Tensor,
     terminal_adjoint: Tensor,
+    tape: Sequence[Tensor],
     precision: str,
 ) -> Tensor:
-    """Return a_0..a_{K-1}, `[S, K, B, D]`, of contiguous data; two launches."""
+    """Return a_0..a_{K-1}, `[S, K, B, D]`, of contiguous data; one launch."""
     runs, points, batch, dim = trajectory.shape
     steps = points - 1
-    inputs = Inputs(observations, trajectory, steps, 1)
-    _, tape = forward_pass(base_velocity, inputs, precision, train=True)
+    tape = Tape(*tape)
     config = config_for(base_velocity, observations, trajectory, precision, train=False)
     grads = pulled_gradients(config, runs, batch, 0, trajectory)
     adjoints = trajectory.new_empty(runs, steps, batch, dim)

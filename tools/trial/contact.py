@@ -161,6 +161,7 @@ def bench_tiles(trial: Trial) -> None:
     for runs in (1,) if trial.dry else (1, 8, 2, 4, 16):
         for precision in ("tf32", "bf16") if trial.gpu else ("ieee",):
             bench(trial, "tiles", runs, precision)
+    bench(trial, "tiles", 1, "tf32" if trial.gpu else "ieee", streams=False)
 
 
 def bench_layers(trial: Trial) -> None:
@@ -169,7 +170,7 @@ def bench_layers(trial: Trial) -> None:
         bench(trial, "layers", runs, "tf32" if trial.gpu else "ieee")
 
 
-def bench(trial: Trial, variant: str, runs: int, precision: str) -> None:
+def bench(trial: Trial, variant: str, runs: int, precision: str, *, streams: bool = True) -> None:
     """Time updates of one size, sampling and metrics included, in graphs of ten."""
     from dataclasses import replace
 
@@ -194,7 +195,9 @@ def bench(trial: Trial, variant: str, runs: int, precision: str) -> None:
         agent = make_agent(size, trial.device, backend, own, agent_class=kind)
         replays = 2 if trial.dry else 20
         interval = UPDATES_PER_REPLAY * (replays + 3)
-        updater = make_updater(agent, size, trial.device, graph=trial.gpu, interval=interval)
+        updater = make_updater(
+            agent, size, trial.device, graph=trial.gpu, interval=interval, streams=streams
+        )
         if not trial.gpu:
             return time_block(updater.update, 3), "without a graph"
         torch.cuda.reset_peak_memory_stats()
@@ -210,8 +213,8 @@ def bench(trial: Trial, variant: str, runs: int, precision: str) -> None:
     seconds, told = found or (None, note)
     trial.emit(
         "update", size=vars(size), precision=precision, variant=variant, mode="throughput",
-        seconds=seconds, ok=seconds is not None, note=told,
-        predicted_us=predicted_update(trial.paper, variant, precision, runs),
+        streams=streams, seconds=seconds, ok=seconds is not None, note=told,
+        predicted_us=predicted_update(trial.paper, variant, precision, runs, streams),
     )  # fmt: skip
 
 

@@ -184,10 +184,16 @@ def model(known: bool) -> tuple[dict[str, Any], str]:
     return found, next((m for m in found["machine"] if m in versions(True)["gpu"]), "H100")
 
 
-def predicted_update(known: bool, plan: str, precision: str, runs: int) -> float | None:
+def predicted_update(
+    known: bool, plan: str, precision: str, runs: int, streams: bool
+) -> float | None:
     """Return the model's microseconds of an update at paper scale, None where it has none."""
     found, machine = model(known)
-    return found["updates"].get(f"{plan} {precision} S={runs}", {}).get(f"{machine}_us")
+    return (
+        found["updates"]
+        .get(f"{plan} {precision} S={runs}", {})
+        .get(f"{machine}_branches_us" if streams else f"{machine}_us")
+    )
 
 
 def predicted_kernel(known: bool, name: str, runs: int) -> float | None:

@@ -82,6 +82,9 @@ class MachineConfig(Group):
     is tf32 on a GPU, as in the authors' JAX code there, and ieee elsewhere."""
     graph: bool = True
     """On a GPU, replay the update as a captured graph; the numbers are the same without."""
+    streams: bool = True
+    """On a GPU, let parts of an update that need not wait for each other run side by side; the
+    numbers are the same without."""
     threads: int = 0
     """CPU threads; 0 leaves the number to torch. Narrow networks run fastest with one."""
 
