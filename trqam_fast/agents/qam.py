@@ -284,12 +284,15 @@ class QAMAgent(Agent):
         """
         targets = getattr(self.config, "use_target_grad", True)
         critic = (self.target if targets else self.online).networks["critic"].detach()
+        clip, x = getattr(self.config, "clip_adj", True), x.detach()
         with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            actions = x.clamp(-1.0, 1.0) if getattr(self.config, "clip_adj", True) else x
-            values = self.critic_values(critic, observations, actions).mean(1)
-            (gradient,) = torch.autograd.grad(values.sum(), x)
-        return gradient, values.detach()
+            actions = (x.clamp(-1.0, 1.0) if clip else x.detach()).requires_grad_()
+            values = self.critic_values(critic, observations, actions)
+            mean = torch.full_like(values, 1.0 / values.shape[1])  # The gradient of a mean.
+            (gradient,) = torch.autograd.grad(values, actions, mean)
+        if clip:
+            gradient.masked_fill_(actions.detach() != x, 0.0)
+        return gradient, values.detach().mean(1)
 
     def temperature(self) -> Tensor:
         """lam_scale lambda, `[S]`: what sigma_k^2 = g_k^2 / (lam_scale lambda) is divided by."""
