@@ -103,5 +103,5 @@ def test_an_update_launches_few_kernels(runs, monkeypatch):
     # Listed without doing the work, they are the same.
     listed = launches_of(updates(runs))
     assert collections.Counter(launch.name for launch in listed) == launches.counts
-    assert {launch.place[0] for launch in listed} == {MAIN, "critic", "cloning", "base"}
+    assert {launch.place[0] for launch in listed} == {MAIN, "critic", "cloning", "base", "log"}
     assert races(listed) == []
