@@ -31,7 +31,6 @@ from trqam_fast.kernels import (
     sde_rollout,
     sweep_tape,
 )
-from trqam_fast.kernels.dispatch import TRITON
 from trqam_fast.networks import MLPShape, ParameterBlock
 from trqam_fast.op_cases import CASES, Sizes, convert, draw_inputs, evaluate
 from trqam_fast.randomness import Randomness
@@ -57,36 +56,34 @@ def on_device(*shape, seed=0):
     return draw(*shape, seed=seed, dtype=torch.float32).to(DEVICE)
 
 
-@pytest.mark.parametrize("backend", TRITON)
-def test_rollout_without_gradients_keeps_no_tape(backend):
+def test_rollout_without_gradients_keeps_no_tape():
     """The same numbers from two alternating layers of scratch."""
     inputs = inputs_of("sde_rollout", UNEVEN)
-    kept = evaluate(CASES["sde_rollout"], inputs, backend=backend)
+    kept = evaluate(CASES["sde_rollout"], inputs, backend="triton")
     with poisoned_memory():
-        bare = evaluate(CASES["sde_rollout"], inputs, wanted=(), backend=backend)
+        bare = evaluate(CASES["sde_rollout"], inputs, wanted=(), backend="triton")
     # Two compilations on a GPU, which may contract products and sums differently.
     for name, ours in bare.items():
         assert error(ours, kept[name].double()) <= (0 if INTERPRETED else 1e-5)
 
 
-@pytest.mark.parametrize("backend", TRITON)
-def test_a_sweep_takes_the_tape_that_was_made_before(backend):
+def test_a_sweep_takes_the_tape_that_was_made_before():
     inputs = inputs_of("lean_adjoint", UNEVEN)
     states = [inputs[name] for name in ("base_velocity", "observations", "trajectory")]
-    tape = sweep_tape(*states, backend=backend)
+    tape = sweep_tape(*states, backend="triton")
     assert torch.equal(
-        lean_adjoint(**inputs, tape=tape, backend=backend), lean_adjoint(**inputs, backend=backend)
+        lean_adjoint(**inputs, tape=tape, backend="triton"),
+        lean_adjoint(**inputs, backend="triton"),
     )
     tape[0].fill_(torch.nan)
-    assert lean_adjoint(**inputs, tape=tape, backend=backend).isnan().any()
+    assert lean_adjoint(**inputs, tape=tape, backend="triton").isnan().any()
     for wrong in ([], [part[:, :, 1:] for part in tape]):
         with pytest.raises(ValueError, match="pass what sweep_tape returned"):
-            lean_adjoint(**inputs, tape=wrong, backend=backend)
+            lean_adjoint(**inputs, tape=wrong, backend="triton")
 
 
-@pytest.mark.parametrize("backend", TRITON)
 @pytest.mark.parametrize("name", ["mlp", "sde_rollout", "lean_adjoint"])
-def test_float16_within_budget(name, backend):
+def test_float16_within_budget(name):
     """At most twice the error of plain PyTorch with operands of as many bits.
 
     bfloat16, which the interpreter gets wrong, takes the same way through the kernels.
@@ -95,7 +92,7 @@ def test_float16_within_budget(name, backend):
     for sizes in FLOAT16_SIZES:
         inputs = inputs_of(name, sizes)
         with poisoned_memory():
-            found = evaluate(CASES[name], inputs, backend=backend, precision="fp16")
+            found = evaluate(CASES[name], inputs, backend="triton", precision="fp16")
         with CoarseProducts("tf32", cut=False):
             plain = evaluate(CASES[name], inputs, backend="reference")
         exact = evaluate(CASES[name], convert(inputs, torch.Tensor.double), backend="reference")
@@ -121,7 +118,7 @@ def pulled(name, inputs, cotangent, **options):
     return by_row, dict(enumerate(by_run))
 
 
-def size_budget(name, backend, layer_norm):
+def size_budget(name, layer_norm):
     """Return the error budget of gradients of sizes from 1e-24 to 1e24."""
     sizes = Sizes(DRAWS, len(ROW_SIZES), 3, 2, (8, 24), layer_norm, steps=3, ensemble=None)
     inputs = inputs_of(name, sizes)
@@ -132,7 +129,7 @@ def size_budget(name, backend, layer_norm):
     cotangent = on_device(DRAWS, len(ROW_SIZES), 2, seed=5)
     cotangent *= by_run[:, None, None] * by_row[:, None]
     with poisoned_memory():
-        rows, runs = pulled(name, inputs, cotangent, backend=backend, precision="fp16")
+        rows, runs = pulled(name, inputs, cotangent, backend="triton", precision="fp16")
     with CoarseProducts("tf32", cut=False):
         plain = pulled(name, inputs, cotangent, backend="reference")
     double = convert(inputs, torch.Tensor.double)
@@ -147,24 +144,22 @@ def size_budget(name, backend, layer_norm):
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])
-@pytest.mark.parametrize("backend", TRITON)
 @pytest.mark.parametrize("name", ["mlp", "lean_adjoint"])
-def test_float16_gradients_of_any_size(name, backend, layer_norm, monkeypatch):
+def test_float16_gradients_of_any_size(name, layer_norm, monkeypatch):
     """Powers of two keep them within float16's range, without which they are lost."""
-    size_budget(name, backend, layer_norm).check(DRAWS)
+    size_budget(name, layer_norm).check(DRAWS)
     if INTERPRETED and not layer_norm:
         from trqam_fast.kernels.mlp.triton_config import KernelConfig
 
         monkeypatch.setattr(KernelConfig, "scaled", False)
         with pytest.raises(AssertionError):
-            size_budget(name, backend, layer_norm).check(DRAWS)
+            size_budget(name, layer_norm).check(DRAWS)
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")
-@pytest.mark.parametrize("backend", TRITON)
-def test_float16_ends_at_its_largest_number(backend):
+def test_float16_ends_at_its_largest_number():
     """What is beyond counts as 65504, never as infinite; NaN stays NaN."""
-    options = {"backend": backend, "precision": "fp16"}
+    options = {"backend": "triton", "precision": "fp16"}
     case, inputs = CASES["sde_rollout"], inputs_of("sde_rollout", replace(UNEVEN, layer_norm=False))
     results = []
     for large in (1e9, 65504.0):
@@ -244,8 +239,7 @@ def test_limits_are_named():
         mlp(field((8,), out=129), on_device(1, 2, 6), backend="triton")
 
 
-@pytest.mark.parametrize("backend", TRITON)
-def test_an_update_equals_the_reference(backend):
+def test_an_update_equals_the_reference():
     """Two updates of TRQAM with an ensemble, LayerNorm, chunks and best of two."""
     config = TRQAMConfig(
         batch_size=6, actor_hidden_dims=(32, 32), actor_layer_norm=True, value_hidden_dims=(16,),
@@ -259,7 +253,7 @@ def test_an_update_equals_the_reference(backend):
         on_device(2, 6, 3, seed=3),
     )
     agents = []
-    for implementation in (backend, "reference"):
+    for implementation in ("triton", "reference"):
         agent = TRQAMAgent(config, 3, 2, [0, 1], backend=implementation, device=DEVICE)
         randomness = Randomness(range(2), DEVICE)
         for _ in range(2):
