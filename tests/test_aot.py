@@ -32,6 +32,7 @@ OPTIMISER = {"gradient_norm_kernel", "adam_step_kernel"}
 SMALL = {
     "adjoint_matching_kernel",
     "adjoint_sizes_kernel",
+    "dual_update_kernel",
     "gather_sequences_kernel",
     "philox_kernel",
     "squared_error_kernel",
