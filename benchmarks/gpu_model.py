@@ -4,11 +4,10 @@
     python -m benchmarks.gpu_model --constants gpu_micro.json # with measured limits
     python -m benchmarks.gpu_model --write                    # docs/kernels.md, benchmarks/results
 
-A *plan* is a way of doing the update: `fused`, the trainer's Triton kernels with a pass or a chain
-to a launch; `tiles`, those with a layer to a launch; or `layers`, a library's product for each
-layer as in `benchmarks.baselines`. Its launches, with their shapes, bytes and
-programs, are those that are dispatched (`benchmarks.launches`), none is typed here. What a launch
-takes is computed from them and from the limits of a `Machine`:
+A *plan* is a way of doing the update: `tiles`, the trainer's Triton kernels, or `layers`, a
+library's product for each layer as in `benchmarks.baselines`. Its launches, with their shapes,
+bytes and programs, are those that are dispatched (`benchmarks.launches`), none is typed here. What
+a launch takes is computed from them and from the limits of a `Machine`:
 
 * every launch waits for the one before it (`node_us`, a small kernel included);
 * a program that owns a tile of rows does `iterations` of loading and multiplying, bound by the
@@ -31,7 +30,7 @@ import json
 import math
 import os
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -57,9 +56,7 @@ TABLE, RECORD = ROOT / "docs" / "kernels.md", ROOT / "benchmarks" / "results" / 
 BEGIN = "<!-- model: written by python -m benchmarks.gpu_model --write -->"
 END = "<!-- end of model -->"
 RUNS = (1, 8, 16)
-PLANS = (
-    ("fused", "tf32"), ("fused", "bf16"), ("tiles", "tf32"), ("tiles", "bf16"), ("layers", "tf32"),
-)  # fmt: skip
+PLANS = (("tiles", "tf32"), ("tiles", "bf16"), ("layers", "tf32"))
 MULTIPLY_ADDS = {"ieee": 128, "tf32": 1024, "bf16": 2048}
 """A clock and multiprocessor: float32 units, or dense products of the matrix units."""
 BYTES = {"ieee": 4, "tf32": 4, "bf16": 2}
@@ -80,7 +77,6 @@ class Machine:
         fill_clk: From the first request of a block of columns to its first product.
         epilogue_clk: From its last product to its stores.
         loop_clk: The least that an iteration takes: barrier, wait, issue.
-        norm_clk: A step of LayerNorm's sweeps, which are not pipelined.
     """
 
     multiprocessors: int = 132
@@ -93,7 +89,6 @@ class Machine:
     fill_clk: float = 800.0
     epilogue_clk: float = 400.0
     loop_clk: float = 220.0
-    norm_clk: float = 800.0
 
 
 MACHINES = {"H100": Machine(), "H200": Machine(memory_bytes_us=4.3e6, l2_bytes=60e6)}
@@ -140,7 +135,6 @@ def kernel_us(work: Work, programs: int, name: str, precision: str, machine: Mac
     loads = on_one * work.loaded / machine.sm_bytes_clk
     loop = waves * work.iterations * machine.loop_clk
     exposed = work.blocks * (machine.fill_clk + machine.epilogue_clk)
-    exposed += work.norm_steps * machine.norm_clk
     busy = max(products, loads, loop) / machine.sm_clk_us
     busy = max(busy, programs * work.loaded / machine.l2_bytes_us)
     return busy + waves * exposed / machine.sm_clk_us
@@ -245,9 +239,8 @@ def make_updater(plan: str, size: Size, precision: str) -> Callable[[], Updater]
 
     def build() -> Updater:
         match plan:
-            case "fused" | "tiles":
-                backend = "triton" if plan == "fused" else "tiles"
-                agent = make_agent(size, "cpu", backend, precision)
+            case "tiles":
+                agent = make_agent(size, "cpu", "triton", precision)
             case "layers":
                 agent = make_agent(size, "cpu", "reference", "ieee", agent_class=TogetherAgent)
         return Updater(agent, dataset, randomness, History(10), graph=False)
@@ -347,11 +340,17 @@ def format_tables(found: dict[str, Any], machines: dict[str, Machine]) -> str:
         lines += ["| kernel | launches | programs | µs each | µs in all | measured |"]
         lines += ["|---|---|---|---|---|---|"]
         for name, row in rows.items():
-            programs, each = (", ".join(map(str, row[c])) for c in ("programs", "us"))
+            programs, each = (counted(row[column]) for column in ("programs", "us"))
             shown = f"`{name}`" if name.endswith("_kernel") else name
             cells = [shown, str(row["launches"]), programs, each, str(row["total_us"]), ""]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def counted(values: list[int]) -> str:
+    """Return values in words, each once with how often it occurs."""
+    found = Counter(values)
+    return ", ".join(f"{n} × {value}" if n > 1 else f"{value}" for value, n in found.items())
 
 
 def with_measured(path: Path) -> dict[str, Machine]:

@@ -50,17 +50,27 @@ class Clock(Branches):
     def __init__(self) -> None:
         super().__init__()
         self.branch = MAIN
+        self.before: dict[str, int] = {}
         self.done: dict[str, dict[str, int]] = {MAIN: {}}
 
-    def begin(self) -> None:
-        """Begin an update: what the main branch was given before is done."""
-        self.start = dict(self.done[MAIN])
+    @contextmanager
+    def side_by_side(self) -> Iterator[None]:
+        """Let what is inside be an update; what the main branch was given before is done."""
+        self.before = dict(self.done[MAIN])
         self.done = {MAIN: self.done[MAIN]}
+        with super().side_by_side():
+            yield
+            self.end()
+
+    def end(self) -> None:
+        """Let the main branch wait for all others."""
+        with self._on(MAIN, tuple(self.done)):
+            pass
 
     @contextmanager
-    def on(self, name: str, *, after: tuple[str, ...] = ()) -> Iterator[None]:
-        """Do what is inside on branch `name`, after what `after` have been given."""
-        done = self.done.setdefault(name, dict(self.start))
+    def _on(self, name: str, after: tuple[str, ...]) -> Iterator[None]:
+        self.begun[name] = None
+        done = self.done.setdefault(name, dict(self.before))
         for other in after:
             for branch, count in self.done[other].items():
                 done[branch] = max(done.get(branch, 0), count)
@@ -68,10 +78,9 @@ class Clock(Branches):
         yield
         self.branch = before
 
-    def join(self) -> None:
-        """Make the main branch wait for all others."""
-        with self.on(MAIN, after=tuple(self.done)):
-            self.kept.clear()
+    def keep(self, *things: Any) -> None:
+        """Keep what is to live until the end, as on a GPU."""
+        self.kept += things
 
     def launch(self) -> Place:
         """Place a launch on the current branch."""

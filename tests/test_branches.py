@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.launches import ALLOCATES, FREE, Clock, Place, Span, spans, storage
 from tests.factories import SMALL, make, make_batch
+from tests.helpers import INTERPRETED
 from trqam_fast.agents import QAMAgent, TRQAMConfig, algorithm
 from trqam_fast.agents.branches import MAIN, Branches
 from trqam_fast.randomness import Randomness
@@ -109,8 +110,8 @@ class Careless(Clock):
         super().__init__()
         self.forgotten = (name, other)
 
-    def on(self, name, *, after=()):
-        return super().on(name, after=tuple(o for o in after if (name, o) != self.forgotten))
+    def _on(self, name, after):
+        return super()._on(name, tuple(o for o in after if (name, o) != self.forgotten))
 
 
 def updating(case, backend="reference"):
@@ -118,9 +119,10 @@ def updating(case, backend="reference"):
     name, settings = case
     kind = algorithm(name)
     config = TRQAMConfig(**SMALL)
-    agent = make(config, (0, 1), kind, backend=backend, **settings)
+    dtype = torch.float32 if backend == "triton" else torch.float64
+    agent = make(config, (0, 1), kind, backend=backend, dtype=dtype, **settings)
     randomness = Randomness([7, 8])
-    batch = make_batch(3, 2, agent.config)
+    batch = make_batch(3, 2, agent.config, dtype)
     agent.update(batch, agent.draw_noise(randomness))
     return agent, batch, agent.draw_noise(randomness)
 
@@ -130,15 +132,15 @@ def state_of(agent):
 
 
 def record(agent, batch, noise, clock=None, *, keep=False):
-    """Record the next update, and what was lost at its join."""
+    """Record the next update, and what was lost at its end."""
     agent.branches = clock = clock or Clock()
-    recorded, join, lost = Record(clock, keep=keep), clock.join, []
+    recorded, end, lost = Record(clock, keep=keep), clock.end, []
 
     def watched():
         lost.extend(recorded.lost())
-        join()
+        end()
 
-    clock.join = watched
+    clock.end = watched
     with recorded:
         agent.update(batch, noise)
     return recorded.operations, lost
@@ -204,11 +206,22 @@ def do(order):
             tensor.copy_(result)
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_memory_is_shared_by_operations_that_wait(case):
-    """And what crosses to another branch lives until the join."""
-    operations, lost = record(*updating(case))
-    assert len(operations) > 20
+def test_memory_is_shared_by_operations_that_wait(case, backend):
+    """And what crosses to another branch lives until the end."""
+    operations, lost = record(*updating(case, backend))
+    assert len(operations) > 5
+    assert races(operations) == []
+    assert lost == []
+
+
+@pytest.mark.interpreter
+@pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
+def test_what_triton_alone_prepares_lives_until_the_end():
+    """The tape of the sweep, which the branch of the base field makes."""
+    operations, lost = record(*updating(CASES["trqam"], "triton"))
+    assert "trqam_fast.sweep_tape.default" in {str(operation.func) for operation in operations}
     assert races(operations) == []
     assert lost == []
 
@@ -230,22 +243,28 @@ def test_every_order_gives_the_same_bits(case, backend):
         for operation in operations:
             for tensor in operation.results:
                 if tensor.is_floating_point():
-                    tensor.fill_(torch.nan)
+                    tensor.detach().fill_(torch.nan)
         do(order)
         assert all(map(torch.equal, state_of(agent), after))
 
 
-@pytest.mark.parametrize("forgotten", [("critic", MAIN), ("base", MAIN), (MAIN, "base")])
-def test_a_forgotten_wait_is_found(forgotten):
-    agent, batch, noise = updating(("trqam", {}))
+@pytest.mark.parametrize(
+    ("name", "forgotten"),
+    [
+        ("trqam", ("critic", MAIN)), ("trqam", ("base", MAIN)), ("trqam", (MAIN, "base")),
+        ("trqam", ("log", MAIN)), ("trqam", ("log", "critic")), ("fql", (MAIN, "cloning")),
+    ],
+)  # fmt: skip
+def test_a_forgotten_wait_is_found(name, forgotten):
+    agent, batch, noise = updating((name, {}))
     operations, _ = record(agent, batch, noise, Careless(*forgotten))
     assert races(operations)
 
 
-def test_a_forgotten_join_is_found():
+def test_a_forgotten_end_is_found():
     agent, batch, noise = updating(("trqam", {}))
     clock = Clock()
-    clock.join = lambda: None
+    clock.end = lambda: None
     operations, _ = record(agent, batch, noise, clock)
     assert races(operations)
 
@@ -298,12 +317,12 @@ def test_on_a_gpu_branches_are_streams_that_wait(monkeypatch):
     branches = Branches(torch.device("cuda"))
     for _ in range(2):
         calls.clear()
-        branches.begin()
-        with branches.on("critic"), branches.on("base", after=(MAIN, "critic")):
-            pass
-        with branches.on(MAIN, after=("base",)):
-            pass
-        branches.join()
+        with branches.side_by_side():
+            with branches.on("critic"), branches.on("base", after=(MAIN, "critic")):
+                branches.keep("something")
+            with branches.on(MAIN, after=("base",)):
+                assert branches.kept == ["something"]
+        assert branches.kept == []
         assert calls == [
             ("event", "caller"), ("first", "start of caller"), ("second", "start of caller"),
             ("second", "caller"), ("second", "first"), ("caller", "second"),
@@ -312,3 +331,35 @@ def test_on_a_gpu_branches_are_streams_that_wait(monkeypatch):
     with branches.on("critic"):
         pass
     assert len(calls) == 8
+    # An error inside leaves no stream behind.
+    with pytest.raises(ZeroDivisionError), branches.side_by_side(), branches.on("critic"):
+        raise ZeroDivisionError
+    assert calls[-1] == ("caller", "first") and branches.begun == {}
+
+
+def test_a_branch_that_has_not_begun_cannot_be_waited_for():
+    branches = Branches()
+    with branches.side_by_side(), branches.on("critic"):
+        with pytest.raises(ValueError, match="'base' is to wait for 'critics', which this update"):
+            branches.on("base", after=("critics",))
+        branches.on("base", after=(MAIN, "critic"))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda losses: losses[MAIN].sum(),
+        lambda losses: {MAIN: losses[MAIN].sum()},
+        lambda losses: {MAIN: losses[MAIN].detach()},
+    ],
+)
+def test_other_losses_than_those_of_runs_are_refused(spoil):
+    class Mine(QAMAgent):
+        def loss(self, batch, noise):
+            losses, terms = super().loss(batch, noise)
+            return spoil(losses), terms
+
+    agent = make(TRQAMConfig(**SMALL), (0, 1), Mine)
+    noise = agent.draw_noise(Randomness([7, 8]))
+    with pytest.raises(TypeError, match=r"Mine.loss returned other losses .* return {MAIN: loss}"):
+        agent.update(make_batch(3, 2, agent.config), noise)

@@ -302,9 +302,8 @@ class EagerUpdate:
 
     def gradients(self, batch: Batch, noise: Noise) -> tuple[Tensor, Terms]:
         """Return the unclipped gradient `[S, P]`, valid until the next call, and the terms."""
-        self.branches.begin()
-        losses, terms = self.loss(batch, noise)
-        torch._foreach_copy_(self.slots, self.differentiate(losses, self.leaves))
+        gradients, terms = self.differentiate(batch, noise, self.leaves)
+        torch._foreach_copy_(self.slots, gradients)
         return self.flat_gradient, terms
 
     @torch.no_grad()

@@ -52,7 +52,7 @@ def lean_adjoint(
         schedule: That of the chain; None for the flow's own. Another one runs with ``reference``.
         tape: What `sweep_tape` returned for the same field, states, backend and precision; None
             computes it here.
-        backend: ``auto``, ``reference``, or for packed weights ``cpp``, ``triton`` or ``tiles``.
+        backend: ``auto``, ``reference``, or for packed weights ``cpp`` or ``triton``.
         precision: ``ieee``, ``tf32`` (Triton) or ``bf16`` (Triton or ``cpp``) operands.
 
     Returns:
@@ -104,13 +104,14 @@ def sweep_tape(
     """Do what a sweep needs and what does not need its terminal adjoint, so that it can wait less.
 
     With Triton it is the base field's pass through (s, X_k, t_k + h) for all k; the other backends
-    evaluate the field step by step as they sweep, and have nothing to prepare.
+    evaluate the field step by step as they sweep, and have nothing to prepare. It is for the flow's
+    own schedule; sweeps with another one ignore it.
 
     Args:
         base_velocity: As of `lean_adjoint`, like all that follow.
         observations: `[S, B, O]`.
         trajectory: `[S, K + 1, B, D]`.
-        backend: ``auto``, ``reference``, ``cpp``, ``triton`` or ``tiles``.
+        backend: ``auto``, ``reference``, ``cpp`` or ``triton``.
         precision: Operands of matrix products.
 
     Returns:

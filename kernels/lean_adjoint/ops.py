@@ -10,7 +10,6 @@ rows, so that its activations stay in the cache.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,9 +17,8 @@ import torch
 from torch import Tensor
 
 from trqam_fast.kernels.cpp import call
-from trqam_fast.kernels.dispatch import TRITON
 from trqam_fast.kernels.mlp.cpp import describe
-from trqam_fast.kernels.mlp.ops import passes_of
+from trqam_fast.kernels.mlp.ops import triton_passes
 from trqam_fast.kernels.mlp.weights import MLPWeights
 from trqam_fast.kernels.registration import register
 
@@ -40,19 +38,19 @@ class LeanAdjoint(NamedTuple):
 
 
 def _tape(base, observations, trajectory, backend, precision):
-    if backend not in TRITON:
+    if backend != "triton":
         return []
     from trqam_fast.kernels.mlp.triton_inputs import Inputs
 
     inputs = Inputs(observations.contiguous(), trajectory.contiguous(), trajectory.shape[1] - 1, 1)
-    passes, weights = passes_of(backend), MLPWeights.from_tensors(base)
+    passes, weights = triton_passes(), MLPWeights.from_tensors(base)
     return list(passes.forward_pass(weights, inputs, precision, train=True)[1][:4])
 
 
 def _tape_fake(base, observations, trajectory, backend, precision):
-    if backend not in TRITON:
+    if backend != "triton":
         return []
-    passes, weights = passes_of(backend), MLPWeights.from_tensors(base)
+    passes, weights = triton_passes(), MLPWeights.from_tensors(base)
     runs, points, batch, _ = trajectory.shape
     rows = (points - 1) * batch
     config = passes.config_for(weights, observations, trajectory, precision, train=True, rows=rows)
@@ -64,8 +62,9 @@ def _sweep(base, observations, trajectory, terminal_adjoint, tape, backend, prec
     observations, trajectory, terminal_adjoint = (
         tensor.contiguous() for tensor in (observations, trajectory, terminal_adjoint)
     )
-    if backend in TRITON:
-        module = importlib.import_module(f"trqam_fast.kernels.lean_adjoint.{backend}")
+    if backend == "triton":
+        from trqam_fast.kernels.lean_adjoint import tiles
+
         data = (observations, trajectory, terminal_adjoint)
         runs, points, batch, _ = trajectory.shape
         if len(tape) != 4 or tape[0].shape[1:3] != (runs, (points - 1) * batch):
@@ -73,7 +72,7 @@ def _sweep(base, observations, trajectory, terminal_adjoint, tape, backend, prec
                 f"lean_adjoint: tape has shapes {[list(part.shape) for part in tape]}; pass what "
                 "sweep_tape returned for the same arguments, or None"
             )
-        return module.lean_adjoint(weights, *data, tape, precision)
+        return tiles.lean_adjoint(weights, *data, tape, precision)
     runs, points, batch, dim = trajectory.shape
     adjoints = trajectory.new_empty(runs, points - 1, batch, dim)
     numbers, _alive = describe(weights)

@@ -26,11 +26,11 @@ from trqam_fast.kernels.mlp.tiles import (
     config_for,
     pull_hidden_layers,
     pull_norm,
+    pulled_gradients,
     tile_options,
 )
 from trqam_fast.kernels.mlp.tiles_forward import Folded, Network, network_of
 from trqam_fast.kernels.mlp.tiles_pullback import finish_pull, pull_outputs
-from trqam_fast.kernels.mlp.triton import pulled_gradients
 from trqam_fast.kernels.mlp.triton_config import operand_dtype
 from trqam_fast.kernels.mlp.triton_tile import Tape, gradients_of, group_of, zeros
 from trqam_fast.kernels.mlp.triton_weights import weight_pointers

@@ -1,4 +1,4 @@
-"""Triton passes of the stacked MLP with one launch for each layer, over the whole chip.
+"""Triton passes of the stacked MLP: one launch for each layer, over the whole chip.
 
 The kernels are those of `tiles_forward` and `tiles_pullback`. The gradients of kernels are left to
 `trqam_fast.kernels.mlp.triton_gradients`, whose launch fills the chip.
@@ -29,11 +29,11 @@ from trqam_fast.kernels.mlp.tiles_pullback import (
     pull_norm_kernel,
     pull_output_kernel,
 )
-from trqam_fast.kernels.mlp.triton import check_size, pulled_gradients
-from trqam_fast.kernels.mlp.triton import config_for as fused_config
 from trqam_fast.kernels.mlp.triton_config import (
+    BLOCK_SIZES,
     KernelConfig,
     has_little_shared_memory,
+    make_config,
     operand_dtype,
 )
 from trqam_fast.kernels.mlp.triton_gradients import weight_gradients
@@ -53,28 +53,10 @@ STEP_REGISTERS = 255
 that of the rollout spills 216 bytes, with 168 that of the sweep 32 on sm_80."""
 
 STAGES = {"ieee": 2, "tf32": 4, "bf16": 4}
-ROWS = {"ieee": 32, "tf32": 64, "bf16": 64}
+WIDE = 128
+"""Features of a program where there is work for many."""
 WIDE_PROGRAMS = 132
-"""Programs of 128 features that are worth their size: one for each multiprocessor of an H100."""
-
-
-def tile_config(fused: KernelConfig, precision: str, rows: int, groups: int) -> KernelConfig:
-    """Return the config of passes of `rows` rows through `groups` networks.
-
-    A program that owns twice the features reads two thirds as much for each of them; it pays once
-    there are programs for all multiprocessors. With LayerNorm the networks alone decide, as a
-    backward pass must find the statistics as its forward pass left them.
-    """
-    divides = fused.width & -fused.width
-    tiles = groups if fused.norm else groups * triton.cdiv(rows, ROWS[precision])
-    wide = precision != "ieee" and divides >= 128
-    wide = wide and (groups >= 8 if fused.norm else tiles * (fused.width // 128) >= WIDE_PROGRAMS)
-    return dataclasses.replace(
-        fused,
-        block_m=min(ROWS[precision], max(16, ROWS[precision] * 32 // fused.block_out)),
-        block_n=min(128 if wide else 64 if precision != "ieee" else 32, divides),
-        k_major=False,
-    )
+"""Programs of `WIDE` features that are worth their size: one for each multiprocessor of an H100."""
 
 
 def tile_options(precision: str, most: int | None = None) -> dict[str, int]:
@@ -94,9 +76,30 @@ def tile_options(precision: str, most: int | None = None) -> dict[str, int]:
 def config_for(
     weights: MLPWeights, inputs: Tensor, x: Tensor | None, precision: str, *, train: bool, rows: int
 ) -> KernelConfig:
-    """Return the config of passes of `rows` rows through each of `weights`."""
-    fused = fused_config(weights, inputs, x, precision, train=train)
-    return tile_config(fused, precision, rows, weights.lead.numel())
+    """Return the config of passes of `rows` rows of inputs, or of observations with points.
+
+    A program that owns twice the features reads two thirds as much for each of them; it pays once
+    there are programs for all multiprocessors. With LayerNorm the networks alone decide, as a
+    backward pass must find the statistics as its forward pass left them.
+    """
+    dim = 0 if x is None else x.shape[-1]
+    obs = inputs.shape[-1]
+    config = make_config(weights, precision, obs=obs, dim=dim, time=int(dim > 0), train=train)
+    divides, groups = config.width & -config.width, weights.lead.numel()
+    tiles = groups * triton.cdiv(rows, BLOCK_SIZES[precision].block_m)
+    wide = precision != "ieee" and divides >= WIDE
+    wide &= groups >= 8 if config.norm else tiles * (config.width // WIDE) >= WIDE_PROGRAMS
+    return dataclasses.replace(config, block_n=WIDE) if wide else config
+
+
+def check_size(config: KernelConfig, rows: int) -> None:
+    """Raise ValueError if offsets within one network's rows would not fit in 32 bits."""
+    widest = max(config.width, config.inputs, config.block_out)
+    if rows * widest >= 2**31:
+        raise ValueError(
+            f"{rows} rows of {widest} columns exceed the 2^31 elements that a Triton program "
+            "addresses; split the batch"
+        )
 
 
 def empty_tape(config: KernelConfig, groups: int, rows: int, like: Tensor) -> Tape:
@@ -112,6 +115,21 @@ def empty_tape(config: KernelConfig, groups: int, rows: int, like: Tensor) -> Ta
         like.new_empty(layers, groups, rows, config.width, dtype=operand_dtype(config)),
         like.new_empty(stats, groups, rows),
         like.new_empty(stats, groups, rows),
+    )
+
+
+def pulled_gradients(
+    config: KernelConfig, groups: int, rows: int, tiles: int, like: Tensor
+) -> Gradients:
+    """Return uninitialised gradients of `rows` rows, and their sums over `tiles` tiles of rows."""
+    kinds = (3 if config.norm else 1) if config.train else 0
+    layers, new = config.depth if config.train else 2, like.new_empty
+    return Gradients(
+        new(layers, groups, rows, config.width, dtype=operand_dtype(config)),
+        new(groups if config.norm else 0, rows, config.width),
+        new(kinds, config.depth, tiles, groups, config.width),
+        groups * rows * config.width,
+        tiles * groups * config.width,
     )
 
 
@@ -292,6 +310,5 @@ def backward_pass(
     if want_weights:
         if config.norm:
             tape, tape_rows = tape._replace(out=normed), rows
-        kept = fused_config(weights, inputs.observations, inputs.x, precision, train=True)
-        weight_gradients(kept, inputs, tape, tape_rows, grads, cotangent, gradients, precision)
+        weight_gradients(config, inputs, tape, tape_rows, grads, cotangent, gradients, precision)
     return d_inputs

@@ -66,6 +66,20 @@ class Recorded(NamedTuple):
     one_more: tuple[str, ...] = ()
 
 
+def checked(losses: Any, name: str, runs: int) -> Losses:
+    """Return the losses of an algorithm; raise `TypeError` unless each is one number of a run."""
+    good = isinstance(losses, dict) and all(
+        isinstance(loss, Tensor) and loss.shape == (runs,) and loss.requires_grad
+        for loss in losses.values()
+    )
+    if not good:
+        raise TypeError(
+            f"{name}.loss returned other losses than differentiable tensors [{runs}], one number "
+            "for each run, by branch; return {MAIN: loss}, terms (docs/your_own_algorithm.md)"
+        )
+    return losses
+
+
 def added(*gradients: Tensor | None) -> Tensor | None:
     """Return the sum of a tensor's gradients in several losses; None if it is in none of them."""
     found = [gradient for gradient in gradients if gradient is not None]
@@ -187,27 +201,32 @@ class Agent:
     def loss(self, batch: Batch, noise: Noise) -> tuple[Losses, Terms]:
         """Return the losses, of which the sum is descended, and their terms.
 
-        All may be one loss on the branch `MAIN`; of several, one that is computed on another branch
-        is not differentiated through any other's.
+        All may be one loss on the branch `MAIN`. Of several each is differentiated on its own, so
+        they share no differentiable part; those that do are added up on one branch.
         """
         raise NotImplementedError
 
     def gradients(self, batch: Batch, noise: Noise) -> tuple[Tensor, Terms]:
         """Return the unclipped gradient of every run, `[S, P]`, and the terms of the loss."""
-        self.branches.begin()
-        losses, terms = self.loss(batch, noise)
-        gradients = self.differentiate(losses, self.online.leaves)
+        gradients, terms = self.differentiate(batch, noise, self.online.leaves)
         return self.online.flatten_gradients(gradients), terms
 
-    def differentiate(self, losses: Losses, leaves: list[Tensor]) -> tuple[Tensor | None, ...]:
-        """Return the gradients of `leaves`, None of those in no loss, and join the branches."""
+    def differentiate(
+        self, batch: Batch, noise: Noise, leaves: list[Tensor]
+    ) -> tuple[tuple[Tensor | None, ...], Terms]:
+        """Return the gradients of `leaves`, None of those in no loss, and the terms of the loss.
+
+        Raises:
+            TypeError: `loss` does not return losses of every run by branch.
+        """
         parts = []
-        for branch, loss in losses.items():
-            with self.branches.on(branch):
-                # Runs are independent: the gradient of their sum is that of each.
-                parts.append(torch.autograd.grad(loss, leaves, self.ones, allow_unused=True))
-        self.branches.join()
-        return tuple(map(added, *parts))
+        with self.branches.side_by_side():
+            losses, terms = self.loss(batch, noise)
+            for branch, loss in checked(losses, type(self).__name__, self.runs).items():
+                with self.branches.on(branch):
+                    # Runs are independent: the gradient of their sum is that of each.
+                    parts.append(torch.autograd.grad(loss, leaves, self.ones, allow_unused=True))
+        return tuple(map(added, *parts)), terms
 
     @torch.no_grad()
     def apply(self, gradient: Tensor, terms: Terms) -> None:

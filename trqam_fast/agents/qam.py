@@ -185,6 +185,7 @@ class QAMAgent(Agent):
             tape = self.sweep_tape(batch.observations, path)
             base_velocity = self.base_velocity(batch.observations, path)
         adjoint, adjoint_metrics = self.adjoint(batch.observations, path, tape)
+        # Not the sweep's wait alone: SQAM has none.
         with self.branches.on(MAIN, after=("base",)):
             adjoint_loss, path_kl = self.adjoint_loss(path, base_velocity, adjoint)
 
@@ -197,9 +198,9 @@ class QAMAgent(Agent):
             outputs["next_actions"] = next_actions
         metrics |= critic_metrics | adjoint_metrics
         policy_q = metrics.pop("policy_q")
-        self.branches.keep(path, tape, base_velocity, policy_q)
+        self.branches.keep(path, tape, base_velocity)
         if "value_gap" not in metrics:
-            with self.branches.on("base", after=(MAIN, "critic")):
+            with self.branches.on("log", after=("critic",)):
                 metrics["value_gap"] = policy_q - metrics["q_mean"]
         losses = {"critic": critic_loss, MAIN: self.warmed_up(adjoint_loss)}
         if not self.config.freeze_base:
@@ -269,8 +270,10 @@ class QAMAgent(Agent):
             adjoint = lean_adjoint(
                 self.base, observations, path.trajectory, terminal, tape=tape, **self.options
             )
-        sizes = adjoint_sizes(terminal, adjoint, backend=self.small_ops)
-        return adjoint, adjoint_metrics(sizes) | {"policy_q": values.mean(-1)}
+        self.branches.keep(terminal, values)
+        with self.branches.on("log", after=(MAIN,)):
+            sizes = adjoint_sizes(terminal, adjoint, backend=self.small_ops)
+            return adjoint, adjoint_metrics(sizes) | {"policy_q": values.mean(-1)}
 
     def terminal_adjoint(self, gradient: Tensor) -> Tensor:
         """a_K = -inv_temp d/dX mean_e Q'_e(s, clip(X, -1, 1)), of that gradient `[S, B, D]`."""

@@ -72,7 +72,8 @@ class Updater:
         on_gpu = agent.device.type == "cuda"
         self.graph = graph and on_gpu
         agent.branches = Branches(agent.device if streams and on_gpu else None)
-        self.stream: torch.cuda.Stream | None = None
+        # Its launches go before those of other branches where both have work.
+        self.stream = torch.cuda.Stream(agent.device, priority=-1) if on_gpu else None
         self.batch: Batch | None = None
         self.done = 0
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
@@ -132,17 +133,11 @@ class Updater:
 
     def warm_up(self) -> None:
         """Do one update on another stream, as capture requires of what precedes it."""
-        if self.stream is None:
-            self.stream = self.make_stream()
         current = torch.cuda.current_stream(self.agent.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
             self.update()
         current.wait_stream(self.stream)
-
-    def make_stream(self) -> torch.cuda.Stream:
-        """Return a stream that goes before those of other branches where both have work."""
-        return torch.cuda.Stream(self.agent.device, priority=-1)
 
     def capture(self, count: int) -> torch.cuda.CUDAGraph:
         """Capture `count` updates without executing them.
@@ -155,7 +150,7 @@ class Updater:
             graph = torch.cuda.CUDAGraph()
             try:
                 pool = pools[0] if pools else None
-                with torch.cuda.graph(graph, pool=pool, stream=self.make_stream()):
+                with torch.cuda.graph(graph, pool=pool, stream=self.stream):
                     for _ in range(count):
                         self.update()
             except RuntimeError as error:
