@@ -27,6 +27,7 @@ from trqam_fast.agents.branches import MAIN, Branches
 from trqam_fast.kernels.adam_step import ops as adam_step_ops
 from trqam_fast.kernels.adjoint_matching import ops as adjoint_matching_ops
 from trqam_fast.kernels.adjoint_sizes import ops as adjoint_sizes_ops
+from trqam_fast.kernels.dual_update import ops as dual_update_ops
 from trqam_fast.kernels.gather_sequences import ops as gather_sequences_ops
 from trqam_fast.kernels.lean_adjoint import ops as lean_adjoint_ops
 from trqam_fast.kernels.mlp import ops as mlp_ops
@@ -129,6 +130,7 @@ IMPLEMENTATIONS: dict[str, Callable] = {
     "squared_error": squared_error_ops._forward,
     "td_target": td_target_ops._target,
     "philox": philox_ops._philox,
+    "dual_update": dual_update_ops._dual_update,
     "gather_sequences": gather_sequences_ops._gather,
 }
 REWRITES = {
@@ -139,6 +141,7 @@ REWRITES = {
     "pull_norm_kernel": ("grads", "normed"), "sweep_step_kernel": ("grads", "adjoints"),
     "gradient_norm_kernel": ("step",), "weight_gradient_kernel": ("into",),
     "adam_step_kernel": ("online", "exp_avg", "exp_avg_sq", "targets"),
+    "dual_update_kernel": ("lam", "kl_ema"),
 }  # fmt: skip
 """Arguments of Triton kernels that are written though something has written them before."""
 

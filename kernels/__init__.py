@@ -9,6 +9,7 @@ from trqam_fast.kernels.adjoint_matching import adjoint_matching
 from trqam_fast.kernels.adjoint_matching.steps import StepLoss, adjoint_matching_steps
 from trqam_fast.kernels.adjoint_sizes import AdjointSizes, adjoint_sizes
 from trqam_fast.kernels.dispatch import BACKENDS, PRECISIONS, Backend, BackendError, Precision
+from trqam_fast.kernels.dual_update import dual_update
 from trqam_fast.kernels.fields import Context, Velocity
 from trqam_fast.kernels.gather_sequences import Sequences, gather_sequences
 from trqam_fast.kernels.lean_adjoint import lean_adjoint, sweep_tape
@@ -42,6 +43,7 @@ __all__ = [
     "adjoint_matching",
     "adjoint_matching_steps",
     "adjoint_sizes",
+    "dual_update",
     "gather_sequences",
     "lean_adjoint",
     "mlp",

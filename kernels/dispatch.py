@@ -53,6 +53,7 @@ OPS = {
     "td_target": Implementations((), triton=True),
     "adam_step": Implementations(("cpu",), triton=True),
     "philox": Implementations(("cpu",), triton=True),
+    "dual_update": Implementations((), triton=True),
     "gather_sequences": Implementations((), triton=True),
 }
 """Every op."""

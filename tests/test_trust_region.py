@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.factories import SMALL, make, make_batch, train
-from tests.helpers import assert_equal64
+from tests.helpers import DEVICE, NEEDS_TRITON, assert_equal64
 from trqam_fast.agents import DualController, QAMAgent, TRQAMAgent, TRQAMConfig, algorithm
 from trqam_fast.agents.critics import CRITICS
 from trqam_fast.data.batch import Batch
@@ -38,6 +38,22 @@ def test_a_resting_controller_keeps_everything():
     dual = DualController(2, 0.5, dtype=torch.float64)
     dual.update(torch.tensor([9.0, 0.0], dtype=torch.float64), active=torch.tensor(False))
     assert dual.lam.tolist() == [1.0, 1.0] and dual.kl_ema.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "rule", [pytest.param(rule, marks=NEEDS_TRITON) for rule in ("additive", "log")]
+)
+@pytest.mark.parametrize("active", [True, False])
+def test_a_budget_and_a_warm_up_on_the_device(rule, active):
+    """The kernel reads both where they lie; path KLs that are no number make lambda none."""
+    found = []
+    for device, backend in (("cpu", "reference"), (DEVICE, "triton")):
+        dual = DualController(3, 9.0, eta=0.3, rule=rule, device=device, backend=backend)
+        number = {"budget": torch.tensor(0.4), "active": torch.tensor(active)}
+        number = {name: tensor.to(device) for name, tensor in number.items()}
+        copies = dual.update(torch.tensor([9.0, math.nan, 0.1]).to(device), **number)
+        found.append(torch.stack([dual.lam, dual.kl_ema, *copies]).cpu())
+    torch.testing.assert_close(*found, equal_nan=True, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("algo", ["trqam", "qam"])

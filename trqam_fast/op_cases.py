@@ -18,6 +18,7 @@ from trqam_fast.kernels import (
     adam_step,
     adjoint_matching,
     adjoint_sizes,
+    dual_update,
     gather_sequences,
     lean_adjoint,
     mlp,
@@ -275,6 +276,32 @@ def _draw_adam_step(draw: Draw) -> Inputs:
     return inputs
 
 
+def _dual_update(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+    lam, kl_ema = inputs["lam"].clone(), inputs["kl_ema"].clone()
+    lam_copy, kl_ema_copy = dual_update(
+        lam,
+        kl_ema,
+        inputs["path_kl"],
+        0.5,
+        eta=0.1,
+        ema=0.3,
+        clip=2.0,
+        bracket=(0.01, 100.0),
+        rule=inputs["rule"],
+        **options,
+    )
+    return {"lam": lam, "kl_ema": kl_ema, "lam_copy": lam_copy, "kl_ema_copy": kl_ema_copy}
+
+
+def _draw_dual_update(draw: Draw) -> Inputs:
+    names = ("lam", "kl_ema", "path_kl")
+    return {name: draw.normal(draw.sizes.runs).abs() for name in names} | {"rule": "additive"}
+
+
+def _draw_dual_update_log(draw: Draw) -> Inputs:
+    return _draw_dual_update(draw) | {"rule": "log"}
+
+
 def _draw_bridge(draw: Draw) -> Inputs:
     return _draw_adjoint_matching(draw) | {"schedule": NoiseSchedule.bridge(draw.sizes.steps)}
 
@@ -362,6 +389,8 @@ CASES = {
     "td_target": OpCase("td_target", _draw_td_target, _td_target),
     "path_kl": OpCase("path_kl", _draw_path_kl, _path_kl, ("velocity", "base_velocity")),
     "adam_step": OpCase("adam_step", _draw_adam_step, _adam_step, strided=False),
+    "dual_update": OpCase("dual_update", _draw_dual_update, _dual_update),
+    "dual_update_log": OpCase("dual_update", _draw_dual_update_log, _dual_update),
     "philox": OpCase("philox", _draw_philox, _philox, rounds=False),
     "gather_sequences": OpCase(
         "gather_sequences", _draw_gather_sequences, _gather_sequences, rounds=False

@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from trqam_fast.kernels import dual_update
+
 
 class DualController:
     """Adapts lambda of S runs so that their path KL keeps to a budget.
@@ -41,6 +43,7 @@ class DualController:
         rule: ``additive`` or ``log``.
         dtype: Of the tensors.
         device: Of the tensors.
+        backend: Implementation of the step, as for `dual_update`.
     """
 
     def __init__(
@@ -57,9 +60,10 @@ class DualController:
         rule: Literal["additive", "log"] = "additive",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        backend: str = "auto",
     ) -> None:
         self.budget, self.scale, self.eta, self.ema = budget, scale, eta, ema
-        self.clip, self.bracket, self.rule = clip, bracket, rule
+        self.clip, self.bracket, self.rule, self.backend = clip, bracket, rule, backend
         self.lam = torch.full((runs,), lam, dtype=dtype, device=device)
         self.kl_ema = torch.zeros_like(self.lam)
 
@@ -68,28 +72,24 @@ class DualController:
         """lam_scale * lambda, by which sigma_k^2 is divided, `[S]`."""
         return self.scale * self.lam
 
-    @torch.no_grad()
     def update(
         self, path_kl: Tensor, *, budget: Tensor | None = None, active: Tensor | None = None
-    ) -> None:
+    ) -> tuple[Tensor, Tensor]:
         """Take one step.
 
         Args:
             path_kl: Path KL of every run, `[S]`.
             budget: Budget of this step, `[]`; `self.budget` without one.
             active: Whether anything changes at all, a bool `[]`; None is yes.
+
+        Returns:
+            Copies of (lambda, smoothed path KL), `[S]` each.
         """
-        budget = self.budget if budget is None else budget
-        before = None if active is None else (self.lam.clone(), self.kl_ema.clone())
-        self.kl_ema.lerp_(path_kl.clamp(max=self.clip * budget), self.ema)
-        if self.rule == "additive":
-            self.lam.add_(self.kl_ema - budget, alpha=self.eta)
-        else:
-            self.lam.mul_((self.eta * (self.kl_ema / budget - 1.0)).exp())
-        self.lam.clamp_(*self.bracket)
-        if before is not None:
-            for tensor, old in zip((self.lam, self.kl_ema), before, strict=True):
-                tensor.copy_(torch.where(active, tensor, old))
+        return dual_update(
+            self.lam, self.kl_ema, path_kl, self.budget if budget is None else budget,
+            eta=self.eta, ema=self.ema, clip=self.clip, bracket=self.bracket, rule=self.rule,
+            active=active, backend=self.backend,
+        )  # fmt: skip
 
     @torch.no_grad()
     def start_from(self, cost: Tensor, *, budget: Tensor | float, active: Tensor) -> None:

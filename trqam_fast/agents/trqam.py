@@ -71,7 +71,7 @@ class TRQAMAgent(QAMAgent):
             self.runs, config.kl_budget, scale=config.lam_scale, eta=config.eta_lambda,
             ema=config.kl_ema_coef, clip=config.kl_clip_coef,
             bracket=(config.lambda_min, config.lambda_max), lam=config.init_lambda,
-            rule=config.dual, dtype=self.dtype, device=self.device,
+            rule=config.dual, dtype=self.dtype, device=self.device, backend=self.small_ops,
         )  # fmt: skip
 
     @classmethod
@@ -142,11 +142,10 @@ class TRQAMAgent(QAMAgent):
     def after_step(self, metrics: Metrics) -> None:
         """Projected dual descent on lambda, unless the critics are still warming up."""
         warmup = self.config.critic_warmup
-        self.dual.update(
+        metrics["lam"], metrics["kl_ema"] = self.dual.update(
             metrics["path_kl"], budget=self.budget_of(self.steps),
             active=None if warmup == 0 else self.steps > warmup,
         )  # fmt: skip
-        metrics["lam"], metrics["kl_ema"] = self.dual.lam.clone(), self.dual.kl_ema.clone()
 
     def begin_stage(self, stage: str) -> None:
         """Take the budget of the online stage, if it has one of its own."""
