@@ -1,9 +1,9 @@
 """The launches of an update, as torch and Triton dispatch them, without doing the work.
 
-Every operation that is neither a view nor an allocation counts as one launch; a Triton kernel
-counts where the interpreter would run it. Shapes go through PyTorch's meta kernels and memory is
-never touched, so an update of any size is listed within seconds on any machine. Interpreted kernels
-must be asked for before Triton is imported: TRITON_INTERPRET=1.
+Every operation that is neither a view nor an allocation counts as one launch, a view that has to
+copy too; a Triton kernel counts where the interpreter would run it. Shapes go through PyTorch's
+meta kernels and memory is hardly touched, so an update of any size is listed within seconds on any
+machine. Interpreted kernels must be asked for before Triton is imported: TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import functools
 import inspect
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,11 +28,13 @@ from trqam_fast.kernels import dispatch
 from trqam_fast.kernels.adam_step import ops as adam_step_ops
 from trqam_fast.kernels.adjoint_matching import ops as adjoint_matching_ops
 from trqam_fast.kernels.adjoint_sizes import ops as adjoint_sizes_ops
+from trqam_fast.kernels.gather_sequences import ops as gather_sequences_ops
 from trqam_fast.kernels.lean_adjoint import ops as lean_adjoint_ops
 from trqam_fast.kernels.mlp import ops as mlp_ops
 from trqam_fast.kernels.philox import ops as philox_ops
 from trqam_fast.kernels.sde_rollout import ops as sde_rollout_ops
 from trqam_fast.kernels.squared_error import ops as squared_error_ops
+from trqam_fast.kernels.td_target import ops as td_target_ops
 from trqam_fast.kernels.velocity_along import ops as velocity_along_ops
 
 Span = tuple[int, int, int]
@@ -126,7 +128,9 @@ IMPLEMENTATIONS: dict[str, Callable] = {
     "adjoint_matching": adjoint_matching_ops._forward,
     "adjoint_sizes": adjoint_sizes_ops._sizes,
     "squared_error": squared_error_ops._forward,
+    "td_target": td_target_ops._target,
     "philox": philox_ops._philox,
+    "gather_sequences": gather_sequences_ops._gather,
 }
 REWRITES = {
     "first_layer_kernel": ("tape",), "hidden_layer_kernel": ("tape",),
@@ -161,6 +165,11 @@ def spans(tensor: Tensor) -> list[Span]:
         begin = part.storage_offset() * size
         found.append((storage(part), begin, begin + (reach + 1) * size))
     return found
+
+
+def copies(func: Any, args: Sequence[Any], found: Any) -> bool:
+    """Whether what may be a view, as of `contiguous` and `reshape`, has become a copy."""
+    return func.is_view and isinstance(found, Tensor) and storage(found) != storage(args[0])
 
 
 def bytes_of(tensor: Tensor) -> int:
@@ -198,8 +207,14 @@ class Recorder(TorchDispatchMode):
             self.kept.append(found)
             self.known.add(storage(found))
             return found
-        if namespace != "aten" or func.is_view or name in FREE:
+        if namespace != "aten" or name in FREE:
             return func(*args, **kwargs)
+        if func.is_view:
+            found = func(*args, **kwargs)
+            if copies(func, args, found):
+                self.kept.append(found)
+                self.add("clone", inputs, [found])
+            return found
         result, changed = self.shapes_of(func, args, kwargs)
         if name in OVERWRITES:
             inputs = [tensor for tensor in inputs if tensor is not changed[0]]

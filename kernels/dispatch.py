@@ -62,8 +62,10 @@ OPS = {
     "path_kl": Implementations(("cpu", "cuda"), triton=False),
     "adjoint_sizes": Implementations((), triton=True),
     "squared_error": Implementations((), triton=True),
+    "td_target": Implementations((), triton=True),
     "adam_step": Implementations(("cpu",), triton=True),
     "philox": Implementations(("cpu",), triton=True),
+    "gather_sequences": Implementations((), triton=True),
 }
 """Every op."""
 

@@ -44,7 +44,8 @@ PRODUCTS = {
 NORMS = {"fold_kernel", "pull_norm_kernel"}
 OPTIMISER = {"gradient_norm_kernel", "adam_step_kernel"}
 OTHERS = {
-    "adjoint_matching_kernel", "adjoint_sizes_kernel", "philox_kernel", "squared_error_kernel",
+    "adjoint_matching_kernel", "adjoint_sizes_kernel", "gather_sequences_kernel", "philox_kernel",
+    "squared_error_kernel", "td_target_kernel",
 }  # fmt: skip
 MATRIX = {80: "mma.sync", 89: "mma.sync", 90: "wgmma", 100: "tcgen05.mma"}
 

@@ -43,7 +43,8 @@ from trqam_fast.kernels.mlp.triton_tile import Gradients, Tape
 from trqam_fast.kernels.mlp.triton_weights import WeightPointers, weight_pointers
 from trqam_fast.kernels.mlp.weights import MLPWeights
 
-WARPS = 4
+WARPS = {"ieee": 8, "tf32": 4, "bf16": 4}
+"""Of a program; with four, a step of the rollout in float32 spills 16 bytes."""
 MAX_REGISTERS = {"ieee": 255, "tf32": 168, "bf16": 168}
 """Registers of a thread: three programs of 168 share a multiprocessor, as many as their 64 KiB of
 shared memory allow. With 128 the first layer, the hidden ones or their pullback spill 8 to 32
@@ -54,6 +55,8 @@ STEP_REGISTERS = 255
 that of the rollout spills 216 bytes, with 168 that of the sweep 32 on sm_80."""
 
 STAGES = {"ieee": 2, "tf32": 4, "bf16": 4}
+NORM_WARPS = 8
+"""Of a program of `pull_norm_kernel`, which owns whole rows."""
 WIDE = 128
 """Features of a program where there is work for many."""
 WIDE_PROGRAMS = 132
@@ -72,8 +75,12 @@ def tile_options(precision: str, config: KernelConfig, most: int | None = None) 
     if not triton.knobs.runtime.interpret:
         device = triton.runtime.driver.active.get_current_device()
         stages = min(stages, 3) if has_little_shared_memory(device) else stages
-    options = {"num_warps": WARPS, "num_stages": stages}
-    return options | {"maxnreg": most or MAX_REGISTERS[precision]} | dependent_options(config)
+    options = {
+        "num_warps": WARPS[precision],
+        "num_stages": stages,
+        "maxnreg": most or MAX_REGISTERS[precision],
+    }
+    return options | dependent_options(config)
 
 
 def config_for(
@@ -262,7 +269,7 @@ def pull_norm(
     pull_norm_kernel[(triton.cdiv(pull.count, norm_rows), groups)](
         network, pull.tape, pull.tape_rows, groups * pull.tape_rows, pull.tape_start, pull.grads,
         pull.start, pull.count, pull.rows, pull.normed, index, norm_rows, columns, config,
-        **(tile_options(precision, config, 128) | {"num_warps": 2 * WARPS}),
+        **(tile_options(precision, config, 128) | {"num_warps": NORM_WARPS}),
     )  # fmt: skip
 
 

@@ -188,14 +188,15 @@ def other_tiles(
     from trqam_fast.kernels.mlp import tiles
     from trqam_fast.kernels.mlp.triton_config import BLOCK_SIZES
 
-    block, before = BLOCK_SIZES[precision], (tiles.WIDE, tiles.WARPS, tiles.STAGES[precision])
+    block = BLOCK_SIZES[precision]
+    before = tiles.WIDE, tiles.WARPS[precision], tiles.STAGES[precision]
     BLOCK_SIZES[precision] = dataclasses.replace(block, block_m=rows, block_n=features)
-    tiles.WIDE, tiles.WARPS, tiles.STAGES[precision] = features, warps, stages
+    tiles.WIDE, tiles.WARPS[precision], tiles.STAGES[precision] = features, warps, stages
     try:
         yield
     finally:
         BLOCK_SIZES[precision] = block
-        tiles.WIDE, tiles.WARPS, tiles.STAGES[precision] = before
+        tiles.WIDE, tiles.WARPS[precision], tiles.STAGES[precision] = before
 
 
 def passes(size, precision: str) -> dict:

@@ -198,9 +198,9 @@ class QAMAgent(Agent):
             outputs["next_actions"] = next_actions
         metrics |= critic_metrics | adjoint_metrics
         policy_q = metrics.pop("policy_q")
-        self.branches.keep(path, tape, base_velocity, policy_q)
+        self.branches.keep(path, tape, base_velocity)
         if "value_gap" not in metrics:
-            with self.branches.on("base", after=(MAIN, "critic")):
+            with self.branches.on("log", after=("critic",)):
                 metrics["value_gap"] = policy_q - metrics["q_mean"]
         losses = {"critic": critic_loss, MAIN: self.warmed_up(adjoint_loss)}
         if not self.config.freeze_base:
@@ -270,8 +270,10 @@ class QAMAgent(Agent):
             adjoint = lean_adjoint(
                 self.base, observations, path.trajectory, terminal, tape=tape, **self.options
             )
-        sizes = adjoint_sizes(terminal, adjoint, backend=self.small_ops)
-        return adjoint, adjoint_metrics(sizes) | {"policy_q": values.mean(-1)}
+        self.branches.keep(terminal, values)
+        with self.branches.on("log", after=(MAIN,)):
+            sizes = adjoint_sizes(terminal, adjoint, backend=self.small_ops)
+            return adjoint, adjoint_metrics(sizes) | {"policy_q": values.mean(-1)}
 
     def terminal_adjoint(self, gradient: Tensor) -> Tensor:
         """a_K = -inv_temp d/dX mean_e Q'_e(s, clip(X, -1, 1)), of that gradient `[S, B, D]`."""
@@ -284,12 +286,15 @@ class QAMAgent(Agent):
         """
         targets = getattr(self.config, "use_target_grad", True)
         critic = (self.target if targets else self.online).networks["critic"].detach()
+        clip, x = getattr(self.config, "clip_adj", True), x.detach()
         with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            actions = x.clamp(-1.0, 1.0) if getattr(self.config, "clip_adj", True) else x
-            values = self.critic_values(critic, observations, actions).mean(1)
-            (gradient,) = torch.autograd.grad(values.sum(), x)
-        return gradient, values.detach()
+            actions = (x.clamp(-1.0, 1.0) if clip else x.detach()).requires_grad_()
+            values = self.critic_values(critic, observations, actions)
+            mean = torch.full_like(values, 1.0 / values.shape[1])  # The gradient of a mean.
+            (gradient,) = torch.autograd.grad(values, actions, mean)
+        if clip:
+            gradient.masked_fill_(actions.detach() != x, 0.0)
+        return gradient, values.detach().mean(1)
 
     def temperature(self) -> Tensor:
         """lam_scale lambda, `[S]`: what sigma_k^2 = g_k^2 / (lam_scale lambda) is divided by."""
