@@ -4,12 +4,14 @@
     python -m benchmarks.gpu_model --constants gpu_micro.json # with measured limits
     python -m benchmarks.gpu_model --write                    # docs/kernels.md, benchmarks/results
 
-A *plan* is a way of doing the update: `tiles`, the trainer's Triton kernels, or `layers`, a
-library's product for each layer as in `benchmarks.baselines`. Its launches, with their shapes,
-bytes and programs, are those that are dispatched (`benchmarks.launches`), none is typed here. What
-a launch takes is computed from them and from the limits of a `Machine`:
+A *plan* is a way of doing the update: `tiles`, the trainer's Triton kernels, `tiles-pdl`, the same
+launched dependently, or `layers`, a library's product for each layer as in `benchmarks.baselines`.
+Its launches, with their shapes, bytes and programs, are those that are dispatched
+(`benchmarks.launches`), none is typed here. What a launch takes is computed from them and from the
+limits of a `Machine`:
 
-* every launch waits for the one before it (`node_us`, a small kernel included);
+* every launch waits for the one before it (`node_us`, a small kernel included; `dependent_us`, if
+  both are dependent);
 * a program that owns a tile of rows does `iterations` of loading and multiplying, bound by the
   matrix units, by what one multiprocessor can load from L2, or by the loop itself; each block of
   columns begins with an empty pipeline and ends with an epilogue (`fill_clk`, `epilogue_clk`);
@@ -48,6 +50,7 @@ from trqam_fast.cli import run_command
 from trqam_fast.data.dataset import Dataset
 from trqam_fast.errors import UsageError
 from trqam_fast.randomness import Randomness
+from trqam_fast.training.backend import PLANS as PLAN_BACKENDS
 from trqam_fast.training.history import History
 from trqam_fast.training.updater import Updater
 
@@ -56,7 +59,10 @@ TABLE, RECORD = ROOT / "docs" / "kernels.md", ROOT / "benchmarks" / "results" / 
 BEGIN = "<!-- model: written by python -m benchmarks.gpu_model --write -->"
 END = "<!-- end of model -->"
 RUNS = (1, 8, 16)
-PLANS = (("tiles", "tf32"), ("tiles", "bf16"), ("layers", "tf32"))
+PLANS = (
+    ("tiles", "tf32"), ("tiles", "bf16"), ("tiles-pdl", "tf32"), ("tiles-pdl", "bf16"),
+    ("layers", "tf32"),
+)  # fmt: skip
 MULTIPLY_ADDS = {"ieee": 128, "tf32": 1024, "fp16": 2048, "bf16": 2048}
 """A clock and multiprocessor: float32 units, or dense products of the matrix units."""
 BYTES = {"ieee": 4, "tf32": 4, "fp16": 2, "bf16": 2}
@@ -74,6 +80,9 @@ class Machine:
         memory_bytes_us: Bytes a microsecond of memory, read or written.
         l2_bytes: What L2 keeps; half of it is taken to be there when it is needed again.
         node_us: From the start of a small kernel in a graph to that of the next one.
+        dependent_us: The same of dependent launches. Assumed: two thirds of `node_us`. The next
+            one's programs, arguments and code are in their places when the small kernel ends; what
+            is left is this kernel itself, its stores' way to L2, and the word to those who wait.
         fill_clk: From the first request of a block of columns to its first product.
         epilogue_clk: From its last product to its stores.
         loop_clk: The least that an iteration takes: barrier, wait, issue.
@@ -86,6 +95,7 @@ class Machine:
     memory_bytes_us: float = 3.0e6
     l2_bytes: float = 50e6
     node_us: float = 1.8
+    dependent_us: float = 1.2
     fill_clk: float = 800.0
     epilogue_clk: float = 400.0
     loop_clk: float = 220.0
@@ -94,7 +104,7 @@ class Machine:
 MACHINES = {"H100": Machine(), "H200": Machine(memory_bytes_us=4.3e6, l2_bytes=60e6)}
 MEASURED = {
     "multiprocessors": "multiprocessors", "sm_clk_us": "sm_clk_us", "node_us": "node_us",
-    "l2_sm_bytes_clk": "sm_bytes_clk", "l2_bytes_us": "l2_bytes_us",
+    "node_pdl_us": "dependent_us", "l2_sm_bytes_clk": "sm_bytes_clk", "l2_bytes_us": "l2_bytes_us",
     "copy_bytes_us": "memory_bytes_us",
 }  # fmt: skip
 RESIDENT = {
@@ -158,8 +168,24 @@ def library_us(launch: Launch, precision: str, machine: Machine) -> tuple[float,
     return min(found)
 
 
-def cost(launch: Launch, precision: str, machine: Machine) -> Cost:
-    """Return what a launch costs."""
+def is_dependent(launch: Launch | None) -> bool:
+    """Whether a launch may begin before the one before it has ended."""
+    return launch is not None and getattr(launch.arguments.get("C"), "dependent", False)
+
+
+def costs_of(launches: list[Launch], precision: str, machine: Machine) -> list[Cost]:
+    """Return what launches cost, each followed by the next one of its branch."""
+    found: list[Cost] = []
+    behind: dict[str, Launch] = {}
+    for launch in reversed(launches):
+        branch, _ = launch.place
+        found.append(cost(launch, precision, machine, behind.get(branch)))
+        behind[branch] = launch
+    return found[::-1]
+
+
+def cost(launch: Launch, precision: str, machine: Machine, behind: Launch | None = None) -> Cost:
+    """Return what a launch costs, with `behind` the next one of its branch."""
     moved = kernel_bytes(launch) if launch.arguments else launch.bytes
     if launch.arguments:
         work, flop, programs = kernel_work(launch)
@@ -174,7 +200,9 @@ def cost(launch: Launch, precision: str, machine: Machine) -> Cost:
             product_us, programs = library_us(launch, precision, machine)
             us = max(us, product_us)
     share = min(1.0, programs / resident) if programs else 1.0
-    return Cost(launch.name, programs, flop, moved, products, machine.node_us + us, share * us)
+    early = is_dependent(launch) and is_dependent(behind)
+    gap = machine.dependent_us if early else machine.node_us
+    return Cost(launch.name, programs, flop, moved, products, gap + us, share * us)
 
 
 def move_us(amount: int, machine: Machine) -> float:
@@ -239,10 +267,10 @@ def make_updater(plan: str, size: Size, precision: str) -> Callable[[], Updater]
 
     def build() -> Updater:
         match plan:
-            case "tiles":
-                agent = make_agent(size, "cpu", "triton", precision)
             case "layers":
                 agent = make_agent(size, "cpu", "reference", "ieee", agent_class=TogetherAgent)
+            case _:
+                agent = make_agent(size, "cpu", PLAN_BACKENDS[plan], precision)
         return Updater(agent, dataset, randomness, History(10), graph=False)
 
     return build
@@ -252,7 +280,7 @@ def summary(launches: list[Launch], precision: str, machines: dict[str, Machine]
     """Return what the table shows of an update: counts, and times by machine."""
     found: dict[str, Any] = {}
     for name, machine in machines.items():
-        costs = [cost(launch, precision, machine) for launch in launches]
+        costs = costs_of(launches, precision, machine)
         if not found:
             found = {
                 "launches": len(launches),
@@ -268,9 +296,9 @@ def summary(launches: list[Launch], precision: str, machines: dict[str, Machine]
 def kernels(launches: list[Launch], precision: str, machine: Machine) -> dict[str, Any]:
     """Return launches, programs and microseconds by the name of a kernel, the rest together."""
     found: dict[str, list[Cost]] = defaultdict(list)
-    for launch in launches:
+    for launch, each in zip(launches, costs_of(launches, precision, machine), strict=True):
         name = launch.name if launch.arguments else "PyTorch's operations"
-        found[name].append(cost(launch, precision, machine))
+        found[name].append(each)
     return {
         name: {
             "launches": len(costs),

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
 from trqam_fast.agents.branches import MAIN, Branches
+from trqam_fast.kernels import dispatch
 from trqam_fast.kernels.adam_step import ops as adam_step_ops
 from trqam_fast.kernels.adjoint_matching import ops as adjoint_matching_ops
 from trqam_fast.kernels.adjoint_sizes import ops as adjoint_sizes_ops
@@ -304,7 +305,7 @@ def with_memory(value: Any) -> Any:
 
 @contextmanager
 def recording() -> Iterator[Recorder]:
-    """List what is launched inside.
+    """List what is launched inside, dependent launches too, which no interpreter has.
 
     Raises:
         RuntimeError: Triton would compile its kernels instead of interpreting them.
@@ -313,7 +314,7 @@ def recording() -> Iterator[Recorder]:
         raise RuntimeError("set TRITON_INTERPRET=1 before the process starts")
     from triton.runtime.interpreter import GridExecutor
 
-    recorder, run = Recorder(), GridExecutor.__call__
+    recorder, run, has = Recorder(), GridExecutor.__call__, dispatch.has_dependent_launches
 
     def count(self, *arguments, **options):
         names = inspect.signature(self.fn).parameters
@@ -322,11 +323,12 @@ def recording() -> Iterator[Recorder]:
         recorder.add_kernel(self.fn.__name__, bound, tuple(self.grid))
 
     GridExecutor.__call__ = count
+    dispatch.has_dependent_launches = lambda _: True
     try:
         with recorder:
             yield recorder
     finally:
-        GridExecutor.__call__ = run
+        GridExecutor.__call__, dispatch.has_dependent_launches = run, has
 
 
 def launches_of(make_updater: Callable[[], Any]) -> list[Launch]:

@@ -15,14 +15,22 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
-Backend = Literal["auto", "reference", "cpp", "triton"]
+Backend = Literal["auto", "reference", "cpp", "triton", "triton_pdl"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
+
+DEPENDENT = "triton_pdl"
+"""The Triton kernels with programmatic dependent launch: each begins while the one before ends."""
+
+TRITON = ("triton", DEPENDENT)
+"""Backends of Triton kernels."""
 
 Precision = Literal["ieee", "tf32", "fp16", "bf16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 """Operands of matrix products: float32, TF32, float16 or bfloat16; sums are always float32."""
 
-PRECISIONS_OF = {"reference": ("ieee",), "cpp": ("ieee", "bf16"), "triton": PRECISIONS}
+PRECISIONS_OF = {
+    "reference": ("ieee",), "cpp": ("ieee", "bf16"), **dict.fromkeys(TRITON, PRECISIONS),
+}  # fmt: skip
 """Precisions of the passes through networks by backend; see also `precisions_of`."""
 
 
@@ -38,6 +46,10 @@ class Implementations(NamedTuple):
     cpp: tuple[str, ...]
     triton: bool
     networks: bool = False
+
+    def runs_by(self, backend: str) -> bool:
+        """Whether a backend of Triton kernels has some of its own for the op."""
+        return self.triton and (self.networks or backend != DEPENDENT)
 
 
 OPS = {
@@ -104,7 +116,7 @@ def unavailable(
 
     Args:
         op: One of `OPS`.
-        backend: ``reference``, ``cpp`` or ``triton``.
+        backend: ``reference``, ``cpp`` or one of `TRITON`.
         device: Device of the data.
         dtype: Type of the data.
         precision: Operands of matrix products.
@@ -121,10 +133,19 @@ def unavailable(
     match backend:
         case "cpp":
             return _cpp_unavailable(has, device, dtype, precision, networks)
-        case "triton":
+        case "triton_pdl" if not has_dependent_launches(device):
+            return "its dependent launches need a GPU of compute capability 9.0 or higher"
+        case "triton" | "triton_pdl":
             return _triton_unavailable(has, device, dtype, networks)
         case _:
             return None
+
+
+def has_dependent_launches(device: torch.device) -> bool:
+    """Whether a kernel on `device` may be launched before the one before it has ended."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def _cpp_unavailable(
@@ -236,6 +257,8 @@ def choose_backend(
         problem = unavailable(op, backend, device, **call)
         if problem is not None:
             raise BackendError(f"{op}: backend '{backend}' is not available: {problem}")
+    if chosen == DEPENDENT and not OPS[op].networks:
+        chosen = "triton"  # There is no chain of launches.
     has = precisions_of(chosen, device)
     if precision not in has:
         if backend == "auto":
@@ -251,5 +274,5 @@ def choose_backend(
 def check_backend(backend: str, device: torch.device, precision: str = "ieee") -> None:
     """Raise `BackendError` unless every op that `backend` has can run with it on `device`."""
     for op, has in OPS.items():
-        if has.triton if backend == "triton" else has.cpp or backend != "cpp":
+        if has.triton if backend in TRITON else has.cpp or backend != "cpp":
             choose_backend(op, backend, device, precision=precision if has.networks else "ieee")

@@ -76,6 +76,10 @@ class Compiled:
     shared: int
     matrix: str
     """``wgmma``, ``mma.sync``, ``tcgen05`` or empty."""
+    dependent: bool
+    """Whether it may be launched before the launch before it has ended."""
+    disorder: str
+    """What is wrong with its waiting for that one, as `disorder` says."""
 
 
 def assemble(ptx: str, architecture: int) -> tuple[int, int]:
@@ -92,12 +96,52 @@ def assemble(ptx: str, architecture: int) -> tuple[int, int]:
     return registers, spills
 
 
+WAIT, TRIGGER = "griddepcontrol.wait;", "griddepcontrol.launch_dependents;"
+OWN_MEMORY = (
+    "mov", "cvt", "and", "or", "xor", "not", "shl", "shr", "add", "sub", "mul", "mad", "min", "max",
+    "setp", "selp", "bar.sync", "ld.param", "ld.shared", "st.shared", "tcgen05.alloc",
+    "tcgen05.relinquish_alloc_permit",
+)  # fmt: skip
+"""Instructions that touch no memory but the program's own and neither jump nor return."""
+
+
+def instructions(ptx: str) -> list[str]:
+    """Return the instructions of a kernel's entry function, and labels that are jumped to."""
+    entry = ptx.partition(".entry")[2].partition("{")[2].partition("// -- End function")[0]
+    lines = (line.partition("//")[0].strip() for line in entry.splitlines())
+    return [line for line in lines if line and not re.match(r"[.}]|\$L__(tmp|func)", line)]
+
+
+def disorder(ptx: str, dependent: bool) -> str:
+    """Return what is wrong with a kernel's waiting for the launch before it; empty if nothing.
+
+    A dependent launch must wait in its first basic block, before it loads, stores or copies
+    anything, and only then let the launch behind begin; by then it must have its tensor memory,
+    which that one's programs might take while they wait. Other kernels do neither.
+    """
+    found = instructions(ptx)
+    if not dependent:
+        return next((line for line in found if "griddepcontrol" in line), "")
+    if WAIT not in found or TRIGGER not in found:
+        return "it does not wait" if WAIT not in found else "it holds the launch behind up"
+    wait, trigger = found.index(WAIT), found.index(TRIGGER)
+    for line in found[:wait]:
+        opcode = re.sub(r"^@!?%\w+\s+", "", line)
+        if not re.match(rf"({'|'.join(map(re.escape, OWN_MEMORY))})\b", opcode):
+            return f"before it waits: {line}"
+    late = [line for line in found[trigger:] if "tcgen05.alloc" in line]
+    return "it lets the launch behind begin too early" if trigger < wait or late else ""
+
+
 def describe(name: str, kernel, architecture: int) -> Compiled:
     """Read the compilers' reports of a compiled kernel."""
     ptx = kernel.asm["ptx"]
     registers, spills = assemble(ptx, architecture)
     matrix = next((word for word in ("wgmma", "tcgen05.mma", "mma.sync") if word in ptx), "")
-    return Compiled(name, registers, spills, kernel.metadata.shared, matrix)
+    dependent = kernel.metadata.launch_pdl
+    return Compiled(
+        name, registers, spills, kernel.metadata.shared, matrix, dependent, disorder(ptx, dependent)
+    )
 
 
 @contextlib.contextmanager

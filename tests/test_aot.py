@@ -1,5 +1,6 @@
 """Every Triton kernel compiled for GPUs that are not there: registers, spills, shared memory."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,15 @@ import triton.language as tl
 from triton import knobs
 from triton.runtime.jit import JITFunction
 
-from tests.aot import ARCHITECTURES, PAPER, SHARED_LIMIT, compile_all, compiling, pretending
+from tests.aot import (
+    ARCHITECTURES,
+    PAPER,
+    SHARED_LIMIT,
+    compile_all,
+    compiling,
+    inputs_of,
+    pretending,
+)
 from trqam_fast.kernels import adam_step
 from trqam_fast.op_cases import CASES, Sizes, draw_inputs, evaluate
 
@@ -48,9 +57,14 @@ def check(architecture, precision, width=512, depth=4, registers=168, **options)
     kernels = PRODUCTS | OPTIMISER | OTHERS | (NORMS if sizes.layer_norm else set())
     assert {kernel.name for kernel in found} == kernels
     # Blocks of narrow layers and of many outputs are too small for the larger instructions.
-    full = width >= 64 and sizes.dim <= 32
+    check_each(found, architecture, precision, registers, full=width >= 64 and sizes.dim <= 32)
+    assert not any(kernel.dependent for kernel in found)
+
+
+def check_each(found, architecture, precision, registers, full):
     for kernel in found:
         assert kernel.spills == 0, kernel
+        assert kernel.disorder == "", kernel
         # Steps are two products in a row; a block of weight gradients has a multiprocessor alone.
         alone = "step" in kernel.name or kernel.name == "weight_gradient_kernel"
         assert 0 < kernel.registers <= (255 if alone else registers), kernel
@@ -72,6 +86,21 @@ def check(architecture, precision, width=512, depth=4, registers=168, **options)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_paper_scale(architecture, precision, layer_norm):
     check(architecture, precision, layer_norm=layer_norm)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", [90, 100])
+def test_dependent_launches_wait_for_the_one_before(architecture):
+    """Every kernel of a chain or a pass; `check` finds that no other launch is dependent."""
+    sizes = replace(PAPER, layer_norm=True)
+    with compiling(architecture) as found, pretending():
+        for op in ("mlp", "sde_rollout", "lean_adjoint"):
+            case = CASES[op]
+            options = {"wanted": case.differentiable, "backend": "triton_pdl", "precision": "tf32"}
+            evaluate(case, inputs_of(op, sizes), **options)
+    assert {kernel.name for kernel in found} == PRODUCTS | NORMS
+    assert all(kernel.dependent for kernel in found)
+    check_each(found, architecture, "tf32", registers=168, full=True)
 
 
 @pytest.mark.slow
@@ -146,3 +175,44 @@ def test_the_check_finds_a_spill(registers, spilled):
         greedy_kernel[(1,)](data, data, 8192, num_warps=4, maxnreg=registers)
     (kernel,) = found
     assert (kernel.spills > 0) == spilled, kernel
+
+
+@triton.jit
+def hasty_kernel(source, into, WAITS: tl.constexpr):
+    """Waits for the launch before it at once, after a load, not always, or never."""
+    if WAITS == "first":
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    if WAITS == "trigger first":
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    if WAITS == "not always":
+        if tl.program_id(0) > 0:
+            tl.extra.cuda.gdc_wait()
+            tl.extra.cuda.gdc_launch_dependents()
+    value = tl.load(source)
+    if WAITS == "after a load":
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    tl.store(into, value + 1.0)
+
+
+@pytest.mark.parametrize(
+    ("waits", "dependent", "problem"),
+    [
+        ("first", True, ""),
+        ("never", True, "it does not wait"),
+        ("after a load", True, "before it waits: .*ld.global"),
+        ("not always", True, "before it waits: .*bra"),
+        ("trigger first", True, "before it waits: griddepcontrol.launch_dependents"),
+        ("never", False, ""),
+        ("first", False, "griddepcontrol.wait"),
+    ],
+)
+def test_the_check_finds_a_launch_that_does_not_wait(waits, dependent, problem):
+    data = torch.empty(16)
+    with compiling(90) as found:
+        hasty_kernel[(2,)](data, data, waits, num_warps=4, launch_pdl=dependent)
+    (kernel,) = found
+    assert kernel.dependent == dependent
+    assert re.match(problem, kernel.disorder) if problem else kernel.disorder == "", kernel

@@ -60,7 +60,8 @@ def test_a_failed_self_test_warns_once(gpu, capsys):
     config = settle()
     assert (config.plan, config.backend, config.precision) == ("layers", "reference", "tf32")
     assert capsys.readouterr().err.splitlines() == [
-        "warning: plan tiles cannot be used on cuda: mlp is off"
+        f"warning: plan {name} cannot be used on cuda: mlp is off"
+        for name in ("tiles", "tiles-pdl")
     ]
     chosen = functools.partial(choose_backend, "mlp", config.backend, precision=config.precision)
     assert chosen(torch.device("cuda")) == "reference"

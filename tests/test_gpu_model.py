@@ -1,5 +1,7 @@
 """The model of an update's time: its counts, and the tables that show it."""
 
+import collections
+import itertools
 import json
 import os
 from dataclasses import replace
@@ -16,9 +18,12 @@ from benchmarks.gpu_model import (
     Cost,
     along_branches,
     cost,
+    costs_of,
+    is_dependent,
     longest,
     make_updater,
 )
+from benchmarks.gpu_work import TILED
 from benchmarks.launches import Launch, launches_of
 from benchmarks.sizes import PAPER
 from benchmarks.work import flops
@@ -59,6 +64,21 @@ def test_a_layer_has_programs_for_the_chip(tiles):
     # What one multiprocessor loads bounds it: fewer bytes a clock, more time.
     slow = cost(hidden[0], "tf32", replace(H100, sm_bytes_clk=8.0))
     assert slow.us > 1.5 * steps[0].us
+
+
+def test_dependent_launches_follow_each_other_sooner(tiles):
+    dependent = launches_of(make_updater("tiles-pdl", PAPER, "tf32"))
+    assert [launch.name for launch in dependent] == [launch.name for launch in tiles]
+    early = [launch for launch in dependent if is_dependent(launch)]
+    assert {launch.name for launch in early} == {*TILED, "weight_gradient_kernel"}
+    assert not any(map(is_dependent, tiles))
+    branches = collections.defaultdict(list)
+    for launch in dependent:
+        branches[launch.place[0]].append(is_dependent(launch))
+    pairs = sum(sum(map(all, itertools.pairwise(each))) for each in branches.values())
+    times = [sum(each.us for each in costs_of(found, "tf32", H100)) for found in (tiles, dependent)]
+    saved = H100.node_us - H100.dependent_us
+    assert times[0] - times[1] == pytest.approx(saved * pairs) and pairs > 100
 
 
 def test_bytes_of_the_optimiser(tiles):
@@ -129,9 +149,9 @@ def test_parts_of_packed_weights_do_not_wait_for_each_other():
 
 def test_measured_limits_take_the_place_of_assumed_ones(tmp_path):
     path = tmp_path / "micro.json"
-    path.write_text(json.dumps({"node_us": 2.5, "l2_sm_bytes_clk": 48.0, "mma_clk": 1000}))
+    path.write_text(json.dumps({"node_us": 2.5, "node_pdl_us": 1.5, "l2_sm_bytes_clk": 48.0}))
     (machine,) = gpu_model.with_measured(path).values()
-    assert machine == replace(H100, node_us=2.5, sm_bytes_clk=48.0)
+    assert machine == replace(H100, node_us=2.5, dependent_us=1.5, sm_bytes_clk=48.0)
     path.write_text("{}")
     with pytest.raises(UsageError, match="has none of multiprocessors"):
         gpu_model.with_measured(path)

@@ -116,6 +116,8 @@ def test_doctor_finds_no_problem(capsys):
     said = " ".join(printed.split())
     names = ", ".join(name for name, case in CASES.items() if OPS[case.op].triton)
     assert f"triton on cpu is not available for {names}: its kernels need a GPU" in said
+    names = ", ".join(name for name, case in CASES.items() if OPS[case.op].networks)
+    assert f"triton_pdl on cpu is not available for {names}: its dependent launches" in said
     lacking = ", ".join(name for name, case in CASES.items() if not OPS[case.op].cpp)
     assert f"cpp on cpu is not available for {lacking}: it has no C++ code" in said
     for name, case in CASES.items():

@@ -1,6 +1,7 @@
 """How an update is computed on a GPU: what is timed, taken, remembered and kept."""
 
 import contextlib
+import dataclasses
 import json
 
 import pytest
@@ -22,6 +23,7 @@ from trqam_fast.training.plan import Choice, read_choice, settle_plan, write_cho
 from trqam_fast.training.updater import UPDATES_PER_REPLAY, WARMUP, Updater
 
 GPU = "Imagined GPU"
+TIMES = {"tiles": 3.0, "tiles-pdl": 3.2, "layers": 2.0}
 
 
 @pytest.fixture
@@ -66,13 +68,14 @@ def settle(times, *flags, kept=None):
 @pytest.mark.parametrize(
     ("times", "fastest", "computed_by"),
     [
-        ({"tiles": 3.0, "layers": 2.0}, "layers", "reference"),
-        ({"tiles": 1.5, "layers": 2.0}, "tiles", "triton"),
+        (TIMES, "layers", "reference"),
+        (TIMES | {"tiles": 1.5}, "tiles", "triton"),
+        (TIMES | {"tiles-pdl": 0.9}, "tiles-pdl", "triton_pdl"),
     ],
 )
 def test_the_fastest_plan_wins(times, fastest, computed_by, gpu):
     config, choice, timed = settle(times)
-    backends = {"tiles": "triton", "layers": "reference"}
+    backends = {"tiles": "triton", "tiles-pdl": "triton_pdl", "layers": "reference"}
     assert timed == [(name, each, "tf32") for name, each in backends.items()]
     assert choice == Choice(fastest, "tf32", "measured", times)
     assert (config.plan, config.backend, config.precision) == (fastest, computed_by, "tf32")
@@ -83,12 +86,11 @@ def test_the_fastest_plan_wins(times, fastest, computed_by, gpu):
 
 
 def test_times_are_remembered_for_equal_cases(gpu, monkeypatch):
-    times = {"tiles": 3.0, "layers": 2.0}
-    settle(times)
+    settle(TIMES)
     _, choice, timed = settle({})
-    assert timed == [] and choice == Choice("layers", "tf32", "remembered", times)
+    assert timed == [] and choice == Choice("layers", "tf32", "remembered", TIMES)
     assert "by an earlier run" in choice.in_words()
-    faster = {"tiles": 1.0, "layers": 2.0}
+    faster = TIMES | {"tiles": 1.0}
     for flags in (["--seeds", "0", "1"], ["--batch-size", "32"], ["--precision", "ieee"]):
         assert settle(faster, *flags)[1].plan == "tiles", flags
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "another")
@@ -101,10 +103,9 @@ def test_times_are_remembered_for_equal_cases(gpu, monkeypatch):
 
 @pytest.mark.parametrize("damage", ["{", "[1]", '{"a": 1}', '{"a": {"tiles": "x"}}'])
 def test_a_damaged_cache_is_measured_anew(damage, gpu):
-    times = {"tiles": 3.0, "layers": 2.0}
-    settle(times)
+    settle(TIMES)
     plan.cache_path().write_text(damage)
-    assert settle(times)[1].how == "measured"
+    assert settle(TIMES)[1].how == "measured"
     assert settle({})[1].how == "remembered"
 
 
@@ -112,7 +113,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(gpu, monkeypatch, tmp_pa
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     for _ in range(2):
-        assert settle({"tiles": 3.0, "layers": 2.0})[1].how == "measured"
+        assert settle(TIMES)[1].how == "measured"
 
 
 def test_a_plan_with_problems_is_not_timed(gpu, capsys):
@@ -121,7 +122,8 @@ def test_a_plan_with_problems_is_not_timed(gpu, capsys):
     assert timed == [] and choice == Choice("layers", "tf32", "alone", {})
     assert config.backend == "reference" and torch.get_float32_matmul_precision() == "high"
     warned = capsys.readouterr().err
-    assert warned.count("plan tiles cannot be used on cuda: mlp is off") == 1
+    for name in ("tiles", "tiles-pdl"):
+        assert warned.count(f"plan {name} cannot be used on cuda: mlp is off") == 1
     with pytest.raises(BackendError, match="--plan tiles cannot be used: mlp is off; take another"):
         settle({}, "--plan", "tiles")
     with pytest.raises(BackendError, match="--precision bf16 needs the Triton kernels: mlp is off"):
@@ -129,13 +131,14 @@ def test_a_plan_with_problems_is_not_timed(gpu, capsys):
 
 
 def test_a_plan_that_fails_while_it_is_timed_is_left_out(gpu, capsys):
-    times = {"tiles": RuntimeError("out of memory\nmore"), "layers": 2.0}
+    times = TIMES | {"tiles": RuntimeError("out of memory\nmore")}
     _, choice, _ = settle(times)
-    assert choice == Choice("layers", "tf32", "measured", {"layers": 2.0})
+    left = {name: ms for name, ms in times.items() if name != "tiles"}
+    assert choice == Choice("layers", "tf32", "measured", left)
     assert capsys.readouterr().err == "warning: plan tiles is left out: out of memory\n"
-    times = {"tiles": 1.0, "layers": 2.0}
+    times = TIMES | {"tiles": 1.0}
     assert settle(times)[1].plan == "tiles", "a failure is not remembered"
-    broken = {"tiles": RunError(""), "layers": RunError("lost too")}
+    broken = dict.fromkeys(TIMES, RunError("")) | {"layers": RunError("lost too")}
     with pytest.raises(RunError, match="an update runs with no plan on cuda: lost too"):
         settle(broken, "--batch-size", "32")
 
@@ -145,6 +148,7 @@ def test_a_plan_that_fails_while_it_is_timed_is_left_out(gpu, capsys):
     [
         (["--plan", "layers", "--precision", "ieee"], Choice("layers", "ieee", "asked", {})),
         (["--plan", "tiles"], Choice("tiles", "tf32", "asked", {})),
+        (["--plan", "tiles-pdl"], Choice("tiles-pdl", "tf32", "asked", {})),
         (["--backend", "triton"], None),
         (["--backend", "reference"], None),
     ],
@@ -152,6 +156,18 @@ def test_a_plan_that_fails_while_it_is_timed_is_left_out(gpu, capsys):
 def test_what_is_asked_for_is_not_timed(flags, expected, gpu):
     _, choice, timed = settle({}, *flags)
     assert timed == [] and choice == expected
+
+
+def test_dependent_launches_are_offered_where_the_gpu_has_them(gpu, monkeypatch, capsys):
+    times = TIMES | {"tiles": 1.0, "tiles-pdl": 0.9}
+    assert settle(times)[1].plan == "tiles-pdl"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    _, choice, timed = settle(times)
+    assert [name for name, *_ in timed] == ["tiles", "layers"], "a case of its own"
+    assert choice.plan == "tiles" and capsys.readouterr().err == "", "nothing is missing"
+    for flags, kept in (["--plan", "tiles-pdl"], None), ([], choice._replace(plan="tiles-pdl")):
+        with pytest.raises(BackendError, match=r"launches need a GPU of compute capability 9\.0"):
+            settle({}, *flags, kept=kept)
 
 
 @pytest.mark.parametrize(
@@ -175,6 +191,10 @@ def test_a_run_keeps_its_plan(gpu, tmp_path):
     assert timed == [] and choice == kept
     assert (config.plan, config.precision) == ("tiles", "bf16")
     assert settle({}, "--plan", "layers", kept=kept)[1].plan == "layers"
+    dependent = kept._replace(plan="tiles-pdl")
+    assert settle({}, kept=dependent)[:2] == (
+        dataclasses.replace(config, plan="tiles-pdl", backend="triton_pdl"), dependent,
+    )  # fmt: skip
     gpu.append("mlp is off")
     with pytest.raises(BackendError, match="--plan tiles cannot be used: mlp is off"):
         settle({}, kept=kept)

@@ -32,7 +32,7 @@ def test_a_wrong_kernel_is_named(wrong, monkeypatch):
     from trqam_fast.kernels.lean_adjoint import tiles
 
     right = tiles.lean_adjoint
-    monkeypatch.setattr(tiles, "lean_adjoint", lambda *arguments: wrong * right(*arguments))
+    monkeypatch.setattr(tiles, "lean_adjoint", lambda *args, **how: wrong * right(*args, **how))
     _, found = problem("lean_adjoint", "triton", DEVICE)
     assert found.startswith(f"lean_adjoint with backend triton on {DEVICE} deviates by")
     assert found.endswith("use --backend reference")

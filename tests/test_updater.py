@@ -10,6 +10,7 @@ from trqam_fast.agents import BCAgent, TRQAMAgent, TRQAMConfig
 from trqam_fast.data.dataset import Dataset
 from trqam_fast.data.replay import ReplayBuffer
 from trqam_fast.errors import RunError
+from trqam_fast.kernels.dispatch import has_dependent_launches
 from trqam_fast.randomness import Randomness
 from trqam_fast.training import updater
 from trqam_fast.training.history import History
@@ -30,7 +31,9 @@ class GrowingBuffer(ReplayBuffer):
         return super().sample(*arguments)
 
 
-def make(kind, device="cpu", graph=False, interval=100, growing=False, streams=True):
+def make(
+    kind, device="cpu", graph=False, interval=100, growing=False, streams=True, backend="auto"
+):
     arrays = {
         "observations": draw(50, 3, seed=1), "actions": draw(50, 2, seed=2).clamp(-1, 1),
         "rewards": -draw(50, seed=3).abs(), "masks": torch.ones(50), "terminals": torch.zeros(50),
@@ -39,7 +42,7 @@ def make(kind, device="cpu", graph=False, interval=100, growing=False, streams=T
     source = Dataset.from_arrays(arrays, device)
     if growing:
         source = GrowingBuffer(source, 2, 50, CONFIG.horizon_length, device=device)
-    agent = kind(CONFIG, 3, 2, [0, 1], device=device)
+    agent = kind(CONFIG, 3, 2, [0, 1], device=device, backend=backend)
     randomness = Randomness((5, 6), device)
     return Updater(agent, source, randomness, History(interval), graph=graph, streams=streams)
 
@@ -194,4 +197,20 @@ def test_replay_equals_eager_on_a_gpu(kind, growing):
             updating.run(count)
     assert replayed.graphs
     for ours, theirs in zip(outcome(replayed), outcome(eager), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or not has_dependent_launches(torch.device("cuda")),
+    reason="needs a GPU with dependent launches",
+)
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("streams", [False, True])
+def test_dependent_launches_give_the_same_bits_on_a_gpu(graph, streams):
+    """A launch that did not wait for the one before would read what is not there yet."""
+    ordinary = make(TRQAMAgent, "cuda", backend="triton", streams=False)
+    dependent = make(TRQAMAgent, "cuda", backend="triton_pdl", graph=graph, streams=streams)
+    for updating in (ordinary, dependent):
+        updating.run(42)
+    for ours, theirs in zip(outcome(dependent), outcome(ordinary), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)

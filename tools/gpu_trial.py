@@ -30,7 +30,7 @@ from tools.trial.record import LOG, RESULTS, ROOT, Trial, run_program
 PREPARE = {"build": 180}
 CALLS = {
     "contact": {
-        "environment": 60, "self_test": 180, "graph": 90, "bench_tiles": 120, "bench_layers": 90,
+        "environment": 60, "self_test": 180, "graph": 90, "bench_tiles": 180, "bench_layers": 90,
         "parity": 60, "reference": 150, "kernel_tests": 150,
     },
     "deep": {"profile": 90, "micro": 90, "counters": 120, "tune": 140, "sanitize": 300},

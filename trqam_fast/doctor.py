@@ -23,6 +23,7 @@ from trqam_fast.files import expanded
 from trqam_fast.kernels.dispatch import (
     OPS,
     PRECISIONS_OF,
+    TRITON,
     load_extension,
     unavailable,
 )
@@ -50,7 +51,7 @@ def check_ops(device: str) -> list[str]:
     problems, missing = [], {}
     for name, case in CASES.items():
         has = OPS[case.op]
-        for backend in ("reference", "cpp", "triton") if has.triton else ("reference", "cpp"):
+        for backend in ("reference", "cpp", *filter(has.runs_by, TRITON)):
             reason = unavailable(case.op, backend, torch.device(device))
             if reason is not None:
                 missing.setdefault((backend, reason), []).append(name)

@@ -52,7 +52,8 @@ def lean_adjoint(
         schedule: That of the chain; None for the flow's own. Another one runs with ``reference``.
         tape: What `sweep_tape` returned for the same field, states, backend and precision; None
             computes it here.
-        backend: ``auto``, ``reference``, or for packed weights ``cpp`` or ``triton``.
+        backend: ``auto``, ``reference``, or for packed weights ``cpp``, ``triton`` or
+            ``triton_pdl``.
         precision: Operands: ``ieee``, ``tf32`` or ``fp16`` (Triton), ``bf16`` (Triton or ``cpp``).
 
     Returns:
@@ -111,7 +112,7 @@ def sweep_tape(
         base_velocity: As of `lean_adjoint`, like all that follow.
         observations: `[S, B, O]`.
         trajectory: `[S, K + 1, B, D]`.
-        backend: ``auto``, ``reference``, ``cpp`` or ``triton``.
+        backend: ``auto``, ``reference``, ``cpp``, ``triton`` or ``triton_pdl``.
         precision: Operands of matrix products.
 
     Returns:

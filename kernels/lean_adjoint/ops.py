@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from trqam_fast.kernels.cpp import call
+from trqam_fast.kernels.dispatch import DEPENDENT, TRITON
 from trqam_fast.kernels.mlp.cpp import describe
 from trqam_fast.kernels.mlp.ops import triton_passes
 from trqam_fast.kernels.mlp.weights import MLPWeights
@@ -38,17 +39,19 @@ class LeanAdjoint(NamedTuple):
 
 
 def _tape(base, observations, trajectory, backend, precision):
-    if backend != "triton":
+    if backend not in TRITON:
         return []
     from trqam_fast.kernels.mlp.triton_inputs import Inputs
 
     inputs = Inputs(observations.contiguous(), trajectory.contiguous(), trajectory.shape[1] - 1, 1)
     passes, weights = triton_passes(), MLPWeights.from_tensors(base)
-    return list(passes.forward_pass(weights, inputs, precision, train=True)[1][:4])
+    dependent = backend == DEPENDENT
+    _, tape = passes.forward_pass(weights, inputs, precision, train=True, dependent=dependent)
+    return list(tape[:4])
 
 
 def _tape_fake(base, observations, trajectory, backend, precision):
-    if backend != "triton":
+    if backend not in TRITON:
         return []
     passes, weights = triton_passes(), MLPWeights.from_tensors(base)
     runs, points, batch, _ = trajectory.shape
@@ -62,7 +65,7 @@ def _sweep(base, observations, trajectory, terminal_adjoint, tape, backend, prec
     observations, trajectory, terminal_adjoint = (
         tensor.contiguous() for tensor in (observations, trajectory, terminal_adjoint)
     )
-    if backend == "triton":
+    if backend in TRITON:
         from trqam_fast.kernels.lean_adjoint import tiles
 
         data = (observations, trajectory, terminal_adjoint)
@@ -72,7 +75,8 @@ def _sweep(base, observations, trajectory, terminal_adjoint, tape, backend, prec
                 f"lean_adjoint: tape has shapes {[list(part.shape) for part in tape]}; pass what "
                 "sweep_tape returned for the same arguments, or None"
             )
-        return tiles.lean_adjoint(weights, *data, tape, precision)
+        dependent = backend == DEPENDENT
+        return tiles.lean_adjoint(weights, *data, tape, precision, dependent=dependent)
     runs, points, batch, dim = trajectory.shape
     adjoints = trajectory.new_empty(runs, points - 1, batch, dim)
     numbers, _alive = describe(weights)

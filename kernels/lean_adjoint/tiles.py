@@ -33,7 +33,13 @@ from trqam_fast.kernels.mlp.tiles_forward import Folded, Network, network_of
 from trqam_fast.kernels.mlp.tiles_pullback import finish_pull, pull_outputs
 from trqam_fast.kernels.mlp.triton_config import operand_dtype
 from trqam_fast.kernels.mlp.triton_operands import row_scaled, to_operand
-from trqam_fast.kernels.mlp.triton_tile import Tape, gradients_of, group_of, zeros
+from trqam_fast.kernels.mlp.triton_tile import (
+    Tape,
+    await_predecessor,
+    gradients_of,
+    group_of,
+    zeros,
+)
 from trqam_fast.kernels.mlp.triton_weights import weight_pointers
 from trqam_fast.kernels.mlp.weights import MLPWeights
 
@@ -63,6 +69,7 @@ def sweep_step_kernel(
     C: tl.constexpr,
 ):
     """a_{k+1}, and its pullback to the last hidden layer; grid [rows, features, S]."""
+    await_predecessor(C)
     tile = tl.program_id(1)
     run = tl.program_id(2)
     wide = tl.cast(run, tl.int64)
@@ -113,12 +120,17 @@ def lean_adjoint(
     terminal_adjoint: Tensor,
     tape: Sequence[Tensor],
     precision: str,
+    *,
+    dependent: bool = False,
 ) -> Tensor:
     """Return a_0..a_{K-1}, `[S, K, B, D]`, of contiguous data."""
     runs, points, batch, dim = trajectory.shape
     steps = points - 1
     tape = Tape(*tape)
-    config = config_for(base_velocity, observations, trajectory, precision, train=False, rows=batch)
+    config = config_for(
+        base_velocity, observations, trajectory, precision, train=False, rows=batch,
+        dependent=dependent,
+    )  # fmt: skip
     rows = 2 * batch
     grads = pulled_gradients(config, runs, rows, 0, trajectory)
     adjoints = trajectory.new_empty(runs, steps, batch, dim)
@@ -134,7 +146,7 @@ def lean_adjoint(
             sweep_step_kernel[(tiles, 1 if last else config.width // config.block_n, runs)](
                 network, tape, pull.tape_rows, runs * pull.tape_rows, pull.tape_start, grads, start,
                 batch - start, rows, terminal_adjoint, adjoints, batch, steps, k, first, last,
-                config, **tile_options(precision, STEP_REGISTERS),
+                config, **tile_options(precision, config, STEP_REGISTERS),
             )  # fmt: skip
             if not last:
                 pull_norm(network, pull, runs, config.depth - 1, config, precision)

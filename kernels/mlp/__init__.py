@@ -19,8 +19,8 @@ def mlp(
         weights: Packed weights with leading axes `[S]` or `[S, E]`.
         inputs: `[S, N, in]`, float32 or float64; the E members of an ensemble share it.
         backend: ``reference`` (autograd), ``cpp`` (compiled passes, CPU), ``triton`` (a launch for
-            each layer) or ``auto``. Inside a `torch.func` transform, as in a callable given to
-            `lean_adjoint`, take ``reference``.
+            each layer), ``triton_pdl`` (dependent launches) or ``auto``. Inside a `torch.func`
+            transform, as in a callable given to `lean_adjoint`, take ``reference``.
         precision: Operands: ``ieee``, ``tf32`` or ``fp16`` (Triton), ``bf16`` (Triton or ``cpp``).
 
     Returns:

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trqam_fast.kernels.cpp import call
+from trqam_fast.kernels.dispatch import DEPENDENT, TRITON
 from trqam_fast.kernels.mlp.cpp import MLPBackward, MLPForward, describe, tape_elements
 from trqam_fast.kernels.mlp.inputs import stack_inputs
 from trqam_fast.kernels.mlp.weights import GradientMemory, MLPWeights
@@ -35,7 +36,7 @@ class Pass(NamedTuple):
     """How a network is passed through.
 
     Attributes:
-        backend: ``cpp`` or ``triton``.
+        backend: ``cpp`` or one of `TRITON`.
         precision: Operands of the products.
         train: Whether the forward pass keeps a tape.
         memory: Memory for the weights' gradients; None for new tensors.
@@ -54,10 +55,11 @@ def triton_passes() -> ModuleType:
 
 def _forward(tensors, inputs, backend, precision, train):
     weights, inputs = MLPWeights.from_tensors(tensors), inputs.contiguous()
-    if backend == "triton":
+    if backend in TRITON:
         from trqam_fast.kernels.mlp.triton_inputs import Inputs
 
-        out, tape = triton_passes().forward_pass(weights, Inputs(inputs), precision, train=train)
+        forward, dependent = triton_passes().forward_pass, backend == DEPENDENT
+        out, tape = forward(weights, Inputs(inputs), precision, train=train, dependent=dependent)
         return out, list(tape[:4])
     rows = inputs.shape[1]
     out = inputs.new_empty(weights.lead.numel(), rows, weights.out_features)
@@ -77,7 +79,7 @@ def _forward(tensors, inputs, backend, precision, train):
 def _forward_fake(tensors, inputs, backend, precision, train):
     weights, rows = MLPWeights.from_tensors(tensors), inputs.shape[1]
     out = inputs.new_empty(weights.lead.numel(), rows, weights.out_features)
-    if backend == "triton":
+    if backend in TRITON:
         passes = triton_passes()
         config = passes.config_for(weights, inputs, None, precision, train=train, rows=rows)
         return out, list(passes.empty_tape(config, out.shape[0], rows, out)[:4])
@@ -87,12 +89,14 @@ def _forward_fake(tensors, inputs, backend, precision, train):
 def _backward(tensors, inputs, x, tape, cotangent, backend, precision, want_inputs, gradients):
     weights, cotangent = MLPWeights.from_tensors(tensors), cotangent.contiguous()
     steps = 1 if x is None else cotangent.shape[1] // max(inputs.shape[1], 1)
-    if backend == "triton":
+    if backend in TRITON:
         from trqam_fast.kernels.mlp.triton_inputs import Inputs
 
         parts = Inputs(inputs.contiguous(), x, steps)
-        back = triton_passes().backward_pass
-        return back(weights, parts, tape, cotangent, precision, want_inputs, gradients)
+        return triton_passes().backward_pass(
+            weights, parts, tape, cotangent, precision, want_inputs, gradients,
+            dependent=backend == DEPENDENT,
+        )  # fmt: skip
     if x is not None:
         inputs = torch.cat(stack_inputs(inputs, x[:, :steps]), dim=-1)
     inputs, (stack, rows) = inputs.contiguous(), cotangent.shape[:2]

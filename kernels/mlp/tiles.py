@@ -32,6 +32,7 @@ from trqam_fast.kernels.mlp.tiles_pullback import (
 from trqam_fast.kernels.mlp.triton_config import (
     BLOCK_SIZES,
     KernelConfig,
+    dependent_options,
     has_little_shared_memory,
     make_config,
     operand_dtype,
@@ -62,26 +63,35 @@ WIDE_PROGRAMS = 132
 """Programs of `WIDE` features that are worth their size: one for each multiprocessor of an H100."""
 
 
-def tile_options(precision: str, most: int | None = None) -> dict[str, int]:
+def tile_options(precision: str, config: KernelConfig, most: int | None = None) -> dict[str, int]:
     """Return Triton's options for a launch on the current device.
 
     Args:
         precision: Operands of the products.
+        config: What the kernel is compiled for.
         most: Registers of a thread, where other than `MAX_REGISTERS`.
     """
     stages = STAGES[precision]
     if not triton.knobs.runtime.interpret:
         device = triton.runtime.driver.active.get_current_device()
         stages = min(stages, 3) if has_little_shared_memory(device) else stages
-    return {
+    options = {
         "num_warps": WARPS[precision],
         "num_stages": stages,
         "maxnreg": most or MAX_REGISTERS[precision],
     }
+    return options | dependent_options(config)
 
 
 def config_for(
-    weights: MLPWeights, inputs: Tensor, x: Tensor | None, precision: str, *, train: bool, rows: int
+    weights: MLPWeights,
+    inputs: Tensor,
+    x: Tensor | None,
+    precision: str,
+    *,
+    train: bool,
+    rows: int,
+    dependent: bool = False,
 ) -> KernelConfig:
     """Return the config of passes of `rows` rows of inputs, or of observations with points.
 
@@ -92,6 +102,7 @@ def config_for(
     dim = 0 if x is None else x.shape[-1]
     obs = inputs.shape[-1]
     config = make_config(weights, precision, obs=obs, dim=dim, time=int(dim > 0), train=train)
+    config = dataclasses.replace(config, dependent=dependent)
     divides, groups = config.width & -config.width, weights.lead.numel()
     tiles = groups * triton.cdiv(rows, BLOCK_SIZES[precision].block_m)
     wide = precision != "ieee" and divides >= WIDE
@@ -158,7 +169,7 @@ def make_network(
         columns = max(config.width, config.out)
         with torch.cuda.device_of(like):
             fold_kernel[(triton.cdiv(columns, config.block_n), config.depth, groups)](
-                network, groups * config.width, config, **tile_options(precision)
+                network, groups * config.width, config, **tile_options(precision, config)
             )
     return network
 
@@ -179,17 +190,20 @@ def hidden_layers(
     for index in range(1, config.depth):
         hidden_layer_kernel[grid](
             network, tape, rows, groups * rows, index, width_groups, *blocks, config,
-            **tile_options(precision),
+            **tile_options(precision, config),
         )  # fmt: skip
 
 
 def forward_pass(
-    weights: MLPWeights, inputs: Inputs, precision: str, *, train: bool
+    weights: MLPWeights, inputs: Inputs, precision: str, *, train: bool, dependent: bool = False
 ) -> tuple[Tensor, Tape]:
     """Return the outputs `[G, K * B, out]` and the tape; `depth + 1` launches."""
     runs, batch, _ = inputs.observations.shape
     rows = inputs.steps * batch
-    config = config_for(weights, inputs.observations, inputs.x, precision, train=train, rows=rows)
+    config = config_for(
+        weights, inputs.observations, inputs.x, precision, train=train, rows=rows,
+        dependent=dependent,
+    )  # fmt: skip
     x, x_stride = points_of(inputs)
     groups = runs * config.ensemble
     check_size(config, rows)
@@ -197,7 +211,7 @@ def forward_pass(
     tape = empty_tape(config, groups, rows, result)
     tiles = triton.cdiv(rows, config.block_m)
     with torch.cuda.device_of(result):
-        options = tile_options(precision)
+        options = tile_options(precision, config)
         net = weight_pointers(weights, config)
         network = make_network(net, config, groups, precision, result)
         first_layer_kernel[(tiles, config.width // config.block_n, groups)](
@@ -256,7 +270,7 @@ def pull_norm(
     pull_norm_kernel[(triton.cdiv(pull.count, norm_rows), groups)](
         network, pull.tape, pull.tape_rows, groups * pull.tape_rows, pull.tape_start, pull.grads,
         pull.start, pull.count, pull.rows, pull.normed, index, norm_rows, columns, config,
-        **(tile_options(precision, 128) | {"num_warps": NORM_WARPS}),
+        **(tile_options(precision, config, 128) | {"num_warps": NORM_WARPS}),
     )  # fmt: skip
 
 
@@ -269,7 +283,7 @@ def pull_hidden_layers(
         pull_hidden_kernel[(tiles, config.width // config.block_n, groups)](
             network, pull.tape, pull.tape_rows, groups * pull.tape_rows, pull.tape_start,
             pull.grads, pull.start, pull.count, pull.rows, index, config,
-            **tile_options(precision),
+            **tile_options(precision, config),
         )  # fmt: skip
         pull_norm(network, pull, groups, index, config, precision)
 
@@ -282,6 +296,8 @@ def backward_pass(
     precision: str,
     want_inputs: bool,
     gradients: Sequence[Tensor],
+    *,
+    dependent: bool = False,
 ) -> Tensor:
     """Write the weights' gradients, ordered as the weights, unless there is no place for them.
 
@@ -292,8 +308,9 @@ def backward_pass(
     tape, want_weights = Tape(*tape), len(gradients) > 0
     tape_rows = tape.out.shape[2]
     config = config_for(
-        weights, inputs.observations, inputs.x, precision, train=want_weights, rows=rows
-    )
+        weights, inputs.observations, inputs.x, precision, train=want_weights, rows=rows,
+        dependent=dependent,
+    )  # fmt: skip
     tiles = triton.cdiv(rows, config.block_m)
     sum_tiles = triton.cdiv(rows, norm_blocks(config)[0]) if config.norm else tiles
     grads = pulled_gradients(config, groups, rows, sum_tiles, cotangent)
@@ -301,7 +318,7 @@ def backward_pass(
     normed = torch.empty_like(grads.pre[: config.depth if config.norm and want_weights else 0])
     pull = Pull(tape, tape_rows, 0, grads, 0, rows, rows, normed)
     with torch.cuda.device_of(cotangent):
-        options = tile_options(precision)
+        options = tile_options(precision, config)
         # The pullback of LayerNorm needs its scale alone, so nothing is folded.
         network = Network(weight_pointers(weights, config), Folded(*[cotangent] * 4))
         pull_output_kernel[(tiles, config.width // config.block_n, groups)](

@@ -27,6 +27,7 @@ from trqam_fast.kernels.mlp.triton_inputs import BatchInputs, tile_inputs
 from trqam_fast.kernels.mlp.triton_operands import to_operand
 from trqam_fast.kernels.mlp.triton_tile import (
     EPS,
+    await_predecessor,
     gelu,
     group_of,
     load_inputs,
@@ -216,6 +217,7 @@ def fold_kernel(
 
     Layer `depth` is the output layer; its programs beyond the outputs have nothing to do.
     """
+    await_predecessor(C)
     tile = tl.program_id(0)
     index = tl.program_id(1) + 1
     group = tl.program_id(2)
@@ -267,6 +269,7 @@ def first_layer_kernel(
     C: tl.constexpr,
 ):
     """The first layer of rows (k, b); grid [tiles of rows, tiles of features, G]."""
+    await_predecessor(C)
     tile = tl.program_id(1)
     group = tl.program_id(2)
     row = tl.program_id(0) * C.block_m + tl.arange(0, C.block_m)
@@ -309,6 +312,7 @@ def hidden_layer_kernel(
     C: tl.constexpr,
 ):
     """A hidden layer from the one before; grid [tiles of rows, tiles of features, G]."""
+    await_predecessor(C)
     tile = tl.program_id(1)
     group = tl.program_id(2)
     blocks = RowBlocks(tiles, ode_tiles, start, ode_start, base_start, batch, ode_batch)
@@ -355,6 +359,7 @@ def output_kernel(
     C: tl.constexpr,
 ):
     """The output layer; grid [tiles of rows, G]."""
+    await_predecessor(C)
     group = tl.program_id(1)
     row = tl.program_id(0) * C.block_m + tl.arange(0, C.block_m)
     mask = row < rows

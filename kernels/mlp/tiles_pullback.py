@@ -17,6 +17,7 @@ import triton.language as tl
 from trqam_fast.kernels.mlp.tiles_forward import merge, network_of
 from trqam_fast.kernels.mlp.triton_operands import row_scaled, row_scales, to_operand
 from trqam_fast.kernels.mlp.triton_tile import (
+    await_predecessor,
     gelu,
     gelu_slope,
     gradients_of,
@@ -73,6 +74,7 @@ def pull_output_kernel(
     C: tl.constexpr,
 ):
     """Pull a cotangent back to the last hidden layer; grid [tiles, tiles of features, G]."""
+    await_predecessor(C)
     group = tl.program_id(2)
     row = tl.program_id(0) * C.block_m + tl.arange(0, C.block_m)
     mask = row < rows
@@ -107,6 +109,7 @@ def pull_hidden_kernel(
     C: tl.constexpr,
 ):
     """Pull dz back to the layer before; grid [tiles of rows, tiles of features, G]."""
+    await_predecessor(C)
     tile = tl.program_id(1)
     group = tl.program_id(2)
     local = tl.program_id(0) * C.block_m + tl.arange(0, C.block_m)
@@ -153,6 +156,7 @@ def pull_norm_kernel(
     C: tl.constexpr,
 ):
     """Pull dy back through LayerNorm and GELU, whole rows at once; grid [tiles of rows, G]."""
+    await_predecessor(C)
     group = tl.program_id(1)
     local = tl.program_id(0) * NORM_ROWS + tl.arange(0, NORM_ROWS)
     row = start + local
@@ -207,6 +211,7 @@ def pull_inputs_kernel(
     C: tl.constexpr,
 ):
     """Gradients of the inputs; grid [tiles of rows, tiles of inputs, G]."""
+    await_predecessor(C)
     group = tl.program_id(2)
     wide = tl.cast(group, tl.int64)
     row = tl.program_id(0) * C.block_m + tl.arange(0, C.block_m)

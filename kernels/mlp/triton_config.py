@@ -39,6 +39,8 @@ class KernelConfig:
         precision: ``ieee`` or ``tf32`` for float32 operands.
         alignment: Elements to which parts of packed weights are aligned; a field because compiled
             kernels are stored under the config's values.
+        dependent: The launch is dependent: it may begin before the one before it has ended, and
+            the kernel waits for it (`trqam_fast.kernels.mlp.triton_tile.await_predecessor`).
     """
 
     obs: int
@@ -58,6 +60,7 @@ class KernelConfig:
     operand: Any
     precision: str
     alignment: int = ALIGNMENT
+    dependent: bool = False
 
     @property
     def kernel_offsets(self) -> tuple[int, int, int]:
@@ -137,6 +140,14 @@ def launch_options(precision: str) -> dict[str, int]:
         "num_stages": tile.lean_stages if lean else tile.stages,
         "maxnreg": MAX_REGISTERS,
     }
+
+
+def dependent_options(config: KernelConfig) -> dict[str, bool]:
+    """Return Triton's option for a dependent launch of a kernel compiled for `config`.
+
+    Nothing else asks for one, and the same field of the config compiles the kernel's wait.
+    """
+    return {"launch_pdl": True} if config.dependent else {}
 
 
 @functools.cache

@@ -9,12 +9,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trqam_fast.kernels.mlp.triton_config import KernelConfig, launch_options
+from trqam_fast.kernels.mlp.triton_config import KernelConfig, dependent_options, launch_options
 from trqam_fast.kernels.mlp.triton_inputs import BatchInputs, Inputs, points_of, tile_inputs
 from trqam_fast.kernels.mlp.triton_operands import common_operand, scales_of, to_operand
 from trqam_fast.kernels.mlp.triton_tile import (
     Gradients,
     Tape,
+    await_predecessor,
     group_of,
     load_inputs,
     member_of,
@@ -119,6 +120,7 @@ def weight_gradient_kernel(
     The vectors are sums over rows: of the tiles' sums for hidden biases, scales and shifts, and of
     the cotangent for the output's bias.
     """
+    await_predecessor(C)
     group = tl.program_id(1)
     wide = tl.cast(group, tl.int64)
     tape = group_of(tape, group, tape_rows, layer_rows, C)
@@ -236,6 +238,7 @@ def weight_gradients(
             inputs.shift,
             config,
             **launch_options(precision),
+            **dependent_options(config),
         )
     if not in_place:
         for tensor, part in zip([*wanted[0], *wanted[1]], [*into[0], *into[1]], strict=True):

@@ -94,6 +94,18 @@ def gelu_slope(z):
 
 
 @triton.jit
+def await_predecessor(C: tl.constexpr):
+    """Wait in a dependent launch until the one before has ended; a kernel's first statement.
+
+    The launch behind may begin afterwards, as soon as every program of this one has come here: so
+    none of its programs takes the place of one of this launch, and one launch waits at a time.
+    """
+    if C.dependent:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
 def member_of(net, run, member, C: tl.constexpr):
     """Return the network of one member of one run."""
     kernels = tl.cast(run, tl.int64) * net.kernel_stride

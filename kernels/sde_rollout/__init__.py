@@ -72,7 +72,8 @@ def sde_rollout(
         ode_x0: `[S, N, D]`, with `ode_observations`.
         schedule: K steps of an SDE, as `AffinePath` makes them; None for the flow's own. Another
             one runs with ``reference``.
-        backend: ``auto``, ``reference``, or for packed weights ``cpp`` or ``triton``.
+        backend: ``auto``, ``reference``, or for packed weights ``cpp``, ``triton`` or
+            ``triton_pdl``.
         precision: Operands: ``ieee``, ``tf32`` or ``fp16`` (Triton), ``bf16`` (Triton or ``cpp``).
 
     Returns:
@@ -152,8 +153,8 @@ def ode_rollout(
         observations: `[S, N, O]`, float32 or float64; for a callable also a `Context`.
         x0: `[S, N, D]`, standard normal.
         flow_steps: K >= 1.
-        backend: ``auto``, ``reference``, or for packed weights ``cpp`` or ``triton``,
-            without gradients.
+        backend: ``auto``, ``reference``, or for packed weights ``cpp``, ``triton`` or
+            ``triton_pdl``, without gradients.
         precision: Operands: ``ieee``, ``tf32`` or ``fp16`` (Triton), ``bf16`` (Triton or ``cpp``).
 
     Returns:

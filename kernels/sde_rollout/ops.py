@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from trqam_fast.kernels.checks import refuse_gradient
 from trqam_fast.kernels.cpp import call
+from trqam_fast.kernels.dispatch import DEPENDENT, TRITON
 from trqam_fast.kernels.mlp.cpp import describe, tape_elements
 from trqam_fast.kernels.mlp.ops import Pass, pull_back
 from trqam_fast.kernels.mlp.weights import MLPWeights
@@ -55,10 +56,12 @@ def _rollout(
     tensors = (observations, x0, noise, ode_observations, ode_x0)
     inputs = RolloutInputs(*(tensor.contiguous() for tensor in tensors))
     velocity, base = MLPWeights.from_tensors(velocity), MLPWeights.from_tensors(base)
-    if backend == "triton":
+    if backend in TRITON:
         from trqam_fast.kernels.sde_rollout import tiles
 
-        *results, tape = tiles.sde_rollout(velocity, base, inputs, precision, train=train)
+        *results, tape = tiles.sde_rollout(
+            velocity, base, inputs, precision, train=train, dependent=backend == DEPENDENT
+        )
         return *results, list(tape[:4])
     trajectory, velocities, ode_x = _empty(inputs)
     rows = velocities.shape[1] * velocities.shape[2]
@@ -93,7 +96,7 @@ def _rollout_fake(
     velocity = MLPWeights.from_tensors(velocity)
     results = _empty(inputs)
     _, steps, batch, _ = results[1].shape
-    if backend == "triton":
+    if backend in TRITON:
         from trqam_fast.kernels.sde_rollout.tiles import rollout_tape
 
         return *results, list(rollout_tape(velocity, inputs, precision, train)[:4])

@@ -36,7 +36,7 @@ from trqam_fast.kernels.mlp.tiles_forward import (
 )
 from trqam_fast.kernels.mlp.triton_config import KernelConfig, operand_dtype
 from trqam_fast.kernels.mlp.triton_operands import to_operand
-from trqam_fast.kernels.mlp.triton_tile import Tape, group_of, zeros
+from trqam_fast.kernels.mlp.triton_tile import Tape, await_predecessor, group_of, zeros
 from trqam_fast.kernels.mlp.triton_weights import pack, packed_pointers
 from trqam_fast.kernels.mlp.weights import MLPWeights
 from trqam_fast.kernels.sde_rollout.inputs import RolloutInputs
@@ -77,6 +77,7 @@ def rollout_step_kernel(
     C: tl.constexpr,
 ):
     """X_k, and the first layer at it unless it is the last; grid [rows, features, S]."""
+    await_predecessor(C)
     tile = tl.program_id(1)
     run = tl.program_id(2)
     wide = tl.cast(run, tl.int64)
@@ -161,23 +162,32 @@ def rollout_step_kernel(
 
 
 def rollout_config(
-    velocity: MLPWeights, inputs: RolloutInputs, precision: str, train: bool
+    velocity: MLPWeights, inputs: RolloutInputs, precision: str, train: bool, dependent: bool
 ) -> KernelConfig:
     """Return the config of a rollout."""
     rows = inputs.x0.shape[1] + inputs.ode_x0.shape[1]
-    return config_for(velocity, inputs.observations, inputs.x0, precision, train=train, rows=rows)
+    return config_for(
+        velocity, inputs.observations, inputs.x0, precision, train=train, rows=rows,
+        dependent=dependent,
+    )  # fmt: skip
 
 
 def rollout_tape(velocity: MLPWeights, inputs: RolloutInputs, precision: str, train: bool) -> Tape:
     """Return the uninitialised tape, of the SDE's rows, the base field's, two of the ODE's."""
-    config = rollout_config(velocity, inputs, precision, train)
+    config = rollout_config(velocity, inputs, precision, train, dependent=False)
     runs, batch, _ = inputs.x0.shape
     rows = ((inputs.flow_steps if train else 2) + 1) * batch + 2 * inputs.ode_x0.shape[1]
     return empty_tape(config, runs, rows, inputs.x0)
 
 
 def sde_rollout(
-    velocity: MLPWeights, base: MLPWeights, inputs: RolloutInputs, precision: str, *, train: bool
+    velocity: MLPWeights,
+    base: MLPWeights,
+    inputs: RolloutInputs,
+    precision: str,
+    *,
+    train: bool,
+    dependent: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tape]:
     """Launch the steps on contiguous data; either kind may have no rows.
 
@@ -188,7 +198,7 @@ def sde_rollout(
     x0, steps = inputs.x0, inputs.flow_steps
     runs, batch, dim = x0.shape
     ode_batch = inputs.ode_x0.shape[1]
-    config = rollout_config(velocity, inputs, precision, train)
+    config = rollout_config(velocity, inputs, precision, train, dependent)
     tape = rollout_tape(velocity, inputs, precision, train)
     rows = tape.out.shape[2]
     check_size(config, rows)
@@ -206,7 +216,7 @@ def sde_rollout(
         return (k if train else k % 2) * batch, base_start + batch + k % 2 * ode_batch
 
     with torch.cuda.device_of(x0):
-        options = tile_options(precision, STEP_REGISTERS)
+        options = tile_options(precision, config, STEP_REGISTERS)
         weights = packed_pointers(kernels, vectors, config)
         network = make_network(weights, config, 2 * runs, precision, x0)._replace(
             kernel_step=kernels.stride(0), vector_step=vectors.stride(0), fold_step=runs

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trqam_fast.kernels.cpp import call
+from trqam_fast.kernels.dispatch import DEPENDENT, TRITON
 from trqam_fast.kernels.mlp.cpp import describe
 from trqam_fast.kernels.mlp.ops import triton_passes
 from trqam_fast.kernels.mlp.weights import MLPWeights
@@ -30,11 +31,13 @@ class VelocityAlong(NamedTuple):
 
 def _along(velocity, observations, points, backend, precision):
     weights, observations = MLPWeights.from_tensors(velocity), observations.contiguous()
-    if backend == "triton":
+    if backend in TRITON:
         from trqam_fast.kernels.mlp.triton_inputs import Inputs
 
         inputs, passes = Inputs(observations, points, points.shape[1]), triton_passes()
-        return passes.forward_pass(weights, inputs, precision, train=False)[0].view(points.shape)
+        dependent = backend == DEPENDENT
+        out, _ = passes.forward_pass(weights, inputs, precision, train=False, dependent=dependent)
+        return out.view(points.shape)
     # The points of a trajectory: runs may lie further apart than they fill.
     points = points if points[0].is_contiguous() else points.contiguous()
     velocities = points.new_empty(points.shape)

@@ -81,17 +81,17 @@ def extension_state() -> str:
 
 def self_test(trial: Trial) -> None:
     """Every op, precision and size against float64; on a GPU each call ten times over."""
-    from trqam_fast.kernels.dispatch import OPS, PRECISIONS_OF
+    from trqam_fast.kernels.dispatch import OPS, PRECISIONS_OF, TRITON
     from trqam_fast.op_cases import CASES
     from trqam_fast.self_test import SMALL, TOLERANCE, WIDE, deviation
+    from trqam_fast.training.backend import PLANS
 
     sizes = [("small", SMALL)] if trial.dry else [("small", SMALL), *zip("ab", WIDE, strict=True)]
-    backends = ["triton", "cpp"] if trial.gpu else ["cpp"]
+    backends = [PLANS[plan] for plan in plans_of(trial)] + ["cpp"] if trial.gpu else ["cpp"]
     for backend in backends:
         for name, case in CASES.items():
             has = OPS[case.op]
-            can = {"triton": has.triton, "cpp": "cuda" in has.cpp}
-            if not can[backend]:
+            if not (has.runs_by(backend) if backend in TRITON else "cuda" in has.cpp):
                 continue
             for precision in PRECISIONS_OF[backend] if has.networks else ("ieee",):
                 for label, size in sizes:
@@ -104,6 +104,16 @@ def self_test(trial: Trial) -> None:
                         error=found, ok=found is not None and found <= TOLERANCE[precision],
                         note=note,
                     )  # fmt: skip
+
+
+def plans_of(trial: Trial) -> list[str]:
+    """Return the plans of this project's kernels that the device has."""
+    import torch
+
+    from trqam_fast.kernels.dispatch import has_dependent_launches
+
+    dependent = has_dependent_launches(torch.device(trial.device))
+    return ["tiles", "tiles-pdl"] if dependent else ["tiles"]
 
 
 def parity(trial: Trial) -> None:
@@ -150,10 +160,11 @@ def run_tests(
 
 
 def bench_tiles(trial: Trial) -> None:
-    """Time the trainer's updates with this project's kernels."""
+    """Time the trainer's updates with this project's kernels, dependent launches in turn."""
     for runs in (1,) if trial.dry else (1, 8, 2, 4, 16):
         for precision in ("tf32", "fp16", "bf16") if trial.gpu else ("ieee",):
-            bench(trial, "tiles", runs, precision)
+            for plan in plans_of(trial):
+                bench(trial, plan, runs, precision)
     bench(trial, "tiles", 1, "tf32" if trial.gpu else "ieee", streams=False)
 
 
@@ -175,10 +186,11 @@ def bench(trial: Trial, variant: str, runs: int, precision: str, *, streams: boo
     from benchmarks.sizes import PAPER, PAPER_SMALL, make_agent
     from benchmarks.test_update import make_updater
     from trqam_fast.agents import TRQAMAgent
+    from trqam_fast.training.backend import PLANS
     from trqam_fast.training.updater import UPDATES_PER_REPLAY
 
     size = replace(PAPER_SMALL if trial.dry else PAPER, runs=runs)
-    backend = {"tiles": "triton", "layers": "reference"}[variant]
+    backend = PLANS[variant]
     kind = EagerAgent if variant == "layers" else TRQAMAgent
     backend = backend if trial.gpu or variant == "layers" else "cpp"
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")

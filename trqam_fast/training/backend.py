@@ -10,12 +10,19 @@ import torch
 
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.kernels import BackendError
-from trqam_fast.kernels.dispatch import check_backend, load_extension, unavailable
+from trqam_fast.kernels.dispatch import (
+    DEPENDENT,
+    TRITON,
+    check_backend,
+    has_dependent_launches,
+    load_extension,
+    unavailable,
+)
 from trqam_fast.networks import MLPShape
 from trqam_fast.self_test import triton_problems
 from trqam_fast.training.config import TrainConfig
 
-PLANS = {"tiles": "triton", "layers": "reference"}
+PLANS = {"tiles": "triton", "tiles-pdl": DEPENDENT, "layers": "reference"}
 """Backends of the plans of an update on a GPU, those without need of a self-test last."""
 
 OF_KERNELS = ("fp16", "bf16")
@@ -82,15 +89,16 @@ def settle_backend(config: TrainConfig, act_dim: int) -> TrainConfig:
         allow_tf32(settled)
         return settled
     if precision == "auto":
-        precision = "tf32" if backend == "triton" else "ieee"
+        precision = "tf32" if backend in TRITON else "ieee"
     return dataclasses.replace(config, backend=backend, precision=precision)
 
 
 def working_plans(config: TrainConfig, act_dim: int) -> Iterator[TrainConfig]:
     """Yield the configuration settled on each plan that works here, in the order of `PLANS`.
 
-    A plan that does not is left out with a warning. All multiply in TF32 unless a precision is
-    asked for, as the authors' JAX code does on a GPU.
+    A plan that does not is left out with a warning, that of dependent launches on a GPU without
+    them in silence. All multiply in TF32 unless a precision is asked for, as the authors' JAX code
+    does on a GPU.
 
     Raises:
         BackendError: the plan asked for does not work, or none has the precision asked for.
@@ -98,6 +106,8 @@ def working_plans(config: TrainConfig, act_dim: int) -> Iterator[TrainConfig]:
     """
     precision = "tf32" if config.precision == "auto" else config.precision
     names = list(PLANS) if config.plan == "auto" else [config.plan]
+    if config.plan == "auto" and not has_dependent_launches(torch.device(config.device)):
+        names = [name for name in names if PLANS[name] != DEPENDENT]
     found, problem = False, "no plan has it"
     for name in names:
         backend = PLANS[name]
@@ -105,7 +115,7 @@ def working_plans(config: TrainConfig, act_dim: int) -> Iterator[TrainConfig]:
             if precision in OF_KERNELS:
                 continue
         else:
-            problem = find_problem(config, act_dim)
+            problem = find_problem(config, act_dim, backend)
             if problem is not None and config.plan != "auto":
                 raise BackendError(f"--plan {name} cannot be used: {problem}; take another one")
             if problem is not None:
@@ -135,16 +145,16 @@ def running_backend(config: TrainConfig) -> str:
     return "cpp" if problem is None else "reference"
 
 
-def find_problem(config: TrainConfig, act_dim: int) -> str | None:
-    """Return why the Triton kernels must not train this run, or None."""
+def find_problem(config: TrainConfig, act_dim: int, backend: str) -> str | None:
+    """Return why the Triton kernels of a backend must not train this run, or None."""
     agent, device = config.agent, torch.device(config.device)
     for dims in (agent.actor_hidden_dims, agent.value_hidden_dims):
         shape = MLPShape(1, dims, agent.chunk_length * act_dim)
-        problem = unavailable("mlp", "triton", device, networks=[shape])
+        problem = unavailable("mlp", backend, device, networks=[shape])
         if problem is not None:
             return problem
     precision = "tf32" if config.precision == "auto" else config.precision
-    problems = triton_problems(config.device, precision)
+    problems = triton_problems(config.device, precision, backend)
     try:
         torch.cuda.synchronize(device)
     except RuntimeError as error:

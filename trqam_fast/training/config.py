@@ -72,10 +72,11 @@ class MachineConfig(Group):
     """Torch device, e.g. cpu or cuda."""
     backend: Backend = "auto"
     """Implementation of the ops; auto takes the fastest one that works."""
-    plan: Literal["auto", "tiles", "layers"] = "auto"
-    """On a GPU, how an update is computed: tiles (Triton kernels) or layers (PyTorch's products).
-    auto measures them for this run's sizes at its start and takes the fastest; a resumed run keeps
-    its own."""
+    plan: Literal["auto", "tiles", "tiles-pdl", "layers"] = "auto"
+    """On a GPU, how an update is computed: tiles (Triton kernels), tiles-pdl (the same, each
+    launched while the one before it ends; compute capability 9.0 or higher) or layers (PyTorch's
+    products). auto measures them for this run's sizes at its start and takes the fastest; a resumed
+    run keeps its own."""
     precision: Literal["auto", "ieee", "tf32", "fp16", "bf16"] = "auto"
     """Operands of matrix products: ieee (float32), tf32 (on a GPU), fp16 (Triton kernels) or bf16
     (compiled passes); auto is tf32 on a GPU, as in the authors' JAX code there, and ieee
