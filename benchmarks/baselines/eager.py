@@ -333,10 +333,13 @@ class CompiledAgent(EagerAgent):
     batched products, gained nothing.
     """
 
+    compiler = "inductor"
+
     def __init__(self, *args, **options) -> None:
         super().__init__(*args, **options)
         # fullgraph: a break, or one recompilation too many, is an error and no slow result.
-        self.loss = torch.compile(self.loss, fullgraph=True, dynamic=False)
+        options = {"backend": self.compiler, "fullgraph": True, "dynamic": False}
+        self.loss = torch.compile(self.loss, **options)
 
 
 class GraphedAgent(EagerAgent):
