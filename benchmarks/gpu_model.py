@@ -4,18 +4,19 @@
     python -m benchmarks.gpu_model --constants gpu_micro.json # with measured limits
     python -m benchmarks.gpu_model --write                    # docs/kernels.md, benchmarks/results
 
-A *plan* is a way of doing the update: `fused`, the trainer's Triton kernels with a pass or a chain
-to a launch; `tiles`, those with a layer to a launch; or `layers`, a library's product for each
-layer as in `benchmarks.baselines`. Its launches, with their shapes, bytes and
-programs, are those that are dispatched (`benchmarks.launches`), none is typed here. What a launch
-takes is computed from them and from the limits of a `Machine`:
+A *plan* is a way of doing the update: `tiles`, the trainer's Triton kernels, or `layers`, a
+library's product for each layer as in `benchmarks.baselines`. Its launches, with their shapes,
+bytes and programs, are those that are dispatched (`benchmarks.launches`), none is typed here. What
+a launch takes is computed from them and from the limits of a `Machine`:
 
 * every launch waits for the one before it (`node_us`, a small kernel included);
 * a program that owns a tile of rows does `iterations` of loading and multiplying, bound by the
   matrix units, by what one multiprocessor can load from L2, or by the loop itself; each block of
   columns begins with an empty pipeline and ends with an epilogue (`fill_clk`, `epilogue_clk`);
 * programs share multiprocessors and L2 between them; those that find no place wait for a wave;
-* what is not a product moves its bytes, in L2 if they fit there, else in memory.
+* what is not a product moves its bytes, in L2 if they fit there, else in memory;
+* the branches of an update (`trqam_fast.agents.branches`) run side by side, each launch with the
+  time that it takes alone, but all of them no sooner than the whole chip could do their work.
 
 So it is a lower bound where work overlaps badly, and knows nothing of caches' conflicts, clocks and
 of kernels that PyTorch launches beyond one for an operation.
@@ -29,7 +30,7 @@ import json
 import math
 import os
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -55,9 +56,7 @@ TABLE, RECORD = ROOT / "docs" / "kernels.md", ROOT / "benchmarks" / "results" / 
 BEGIN = "<!-- model: written by python -m benchmarks.gpu_model --write -->"
 END = "<!-- end of model -->"
 RUNS = (1, 8, 16)
-PLANS = (
-    ("fused", "tf32"), ("fused", "bf16"), ("tiles", "tf32"), ("tiles", "bf16"), ("layers", "tf32"),
-)  # fmt: skip
+PLANS = (("tiles", "tf32"), ("tiles", "bf16"), ("layers", "tf32"))
 MULTIPLY_ADDS = {"ieee": 128, "tf32": 1024, "bf16": 2048}
 """A clock and multiprocessor: float32 units, or dense products of the matrix units."""
 BYTES = {"ieee": 4, "tf32": 4, "bf16": 2}
@@ -78,7 +77,6 @@ class Machine:
         fill_clk: From the first request of a block of columns to its first product.
         epilogue_clk: From its last product to its stores.
         loop_clk: The least that an iteration takes: barrier, wait, issue.
-        norm_clk: A step of LayerNorm's sweeps, which are not pipelined.
     """
 
     multiprocessors: int = 132
@@ -91,7 +89,6 @@ class Machine:
     fill_clk: float = 800.0
     epilogue_clk: float = 400.0
     loop_clk: float = 220.0
-    norm_clk: float = 800.0
 
 
 MACHINES = {"H100": Machine(), "H200": Machine(memory_bytes_us=4.3e6, l2_bytes=60e6)}
@@ -101,7 +98,7 @@ MEASURED = {
     "copy_bytes_us": "memory_bytes_us",
 }  # fmt: skip
 RESIDENT = {
-    "weight_gradient_kernel": 3, "adjoint_matching_kernel": 5, "rollout_step_kernel": 2,
+    "adjoint_matching_kernel": 5, "rollout_step_kernel": 2,
     **dict.fromkeys(TILED.keys() - {"rollout_step_kernel"}, 3), "pull_norm_kernel": 2,
 }  # fmt: skip
 """Programs that a multiprocessor's registers and shared memory hold; 1 for the others."""
@@ -117,6 +114,7 @@ class Cost(NamedTuple):
         bytes: Read and written, each tensor once.
         products: Matrix products in sequence inside the launch.
         us: Microseconds on a machine, from its start to that of a launch that waits for it.
+        chip_us: Microseconds that its work would take of the whole chip.
     """
 
     name: str
@@ -125,6 +123,7 @@ class Cost(NamedTuple):
     bytes: int
     products: int
     us: float
+    chip_us: float
 
 
 def kernel_us(work: Work, programs: int, name: str, precision: str, machine: Machine) -> float:
@@ -136,7 +135,6 @@ def kernel_us(work: Work, programs: int, name: str, precision: str, machine: Mac
     loads = on_one * work.loaded / machine.sm_bytes_clk
     loop = waves * work.iterations * machine.loop_clk
     exposed = work.blocks * (machine.fill_clk + machine.epilogue_clk)
-    exposed += work.norm_steps * machine.norm_clk
     busy = max(products, loads, loop) / machine.sm_clk_us
     busy = max(busy, programs * work.loaded / machine.l2_bytes_us)
     return busy + waves * exposed / machine.sm_clk_us
@@ -168,13 +166,15 @@ def cost(launch: Launch, precision: str, machine: Machine) -> Cost:
         us = kernel_us(work, programs, launch.name, precision, machine)
         us = max(us, move_us(moved, machine))
         products = work.products
+        resident = machine.multiprocessors * RESIDENT.get(launch.name, 1)
     else:
         flop, products, programs = launch.flop, int(launch.flop > 0), 0
-        us = move_us(launch.bytes, machine)
+        us, resident = move_us(launch.bytes, machine), machine.multiprocessors
         if flop:
             product_us, programs = library_us(launch, precision, machine)
             us = max(us, product_us)
-    return Cost(launch.name, programs, flop, moved, products, machine.node_us + us)
+    share = min(1.0, programs / resident) if programs else 1.0
+    return Cost(launch.name, programs, flop, moved, products, machine.node_us + us, share * us)
 
 
 def move_us(amount: int, machine: Machine) -> float:
@@ -209,6 +209,16 @@ def longest(launches: list[Launch], weights: list[float]) -> float:
     return best
 
 
+def along_branches(launches: list[Launch], costs: list[Cost]) -> float:
+    """Return the microseconds until the last of the branches' launches is done."""
+    ends: dict[str, list[float]] = defaultdict(list)
+    for launch, price in zip(launches, costs, strict=True):
+        branch, done = launch.place
+        ready = max((ends[other][count - 1] for other, count in done.items() if count), default=0.0)
+        ends[branch].append(ready + price.us)
+    return max(max(max(times) for times in ends.values()), sum(price.chip_us for price in costs))
+
+
 class TogetherAgent(EagerAgent):
     """The per-layer update as a GPU gets it."""
 
@@ -229,9 +239,8 @@ def make_updater(plan: str, size: Size, precision: str) -> Callable[[], Updater]
 
     def build() -> Updater:
         match plan:
-            case "fused" | "tiles":
-                backend = "triton" if plan == "fused" else "tiles"
-                agent = make_agent(size, "cpu", backend, precision)
+            case "tiles":
+                agent = make_agent(size, "cpu", "triton", precision)
             case "layers":
                 agent = make_agent(size, "cpu", "reference", "ieee", agent_class=TogetherAgent)
         return Updater(agent, dataset, randomness, History(10), graph=False)
@@ -252,7 +261,7 @@ def summary(launches: list[Launch], precision: str, machines: dict[str, Machine]
                 "gb": round(1e-9 * sum(c.bytes for c in costs), 2),
             }
         found[f"{name}_us"] = round(sum(c.us for c in costs))
-        found[f"{name}_overlapped_us"] = round(longest(launches, [c.us for c in costs]))
+        found[f"{name}_branches_us"] = round(along_branches(launches, costs))
     return found
 
 
@@ -310,7 +319,7 @@ def predictions(machines: dict[str, Machine]) -> dict[str, Any]:
 
 def format_tables(found: dict[str, Any], machines: dict[str, Machine]) -> str:
     """Return the tables in Markdown, columns for measurements left empty."""
-    heads = " | ".join(f"{m}, ms a run | overlapped | measured" for m in machines)
+    heads = " | ".join(f"{m}, ms a run | branches | measured" for m in machines)
     lines = [
         f"| plan, operands, runs | launches | products in sequence | GFLOP | GB | {heads} |",
         "|---" * (5 + 3 * len(machines)) + "|",
@@ -320,7 +329,7 @@ def format_tables(found: dict[str, Any], machines: dict[str, Machine]) -> str:
         count = int(runs.removeprefix("S="))
         cells = [f"{row[c]}" for c in ("launches", "in_sequence", "gflop", "gb")]
         for machine in machines:
-            for column in (f"{machine}_us", f"{machine}_overlapped_us"):
+            for column in (f"{machine}_us", f"{machine}_branches_us"):
                 cells.append(f"{1e-3 * row[column] / count:.2f}")
             cells.append("")
         lines.append(f"| {plan}, {precision}, {runs} | {' | '.join(cells)} |")
@@ -331,11 +340,17 @@ def format_tables(found: dict[str, Any], machines: dict[str, Machine]) -> str:
         lines += ["| kernel | launches | programs | µs each | µs in all | measured |"]
         lines += ["|---|---|---|---|---|---|"]
         for name, row in rows.items():
-            programs, each = (", ".join(map(str, row[c])) for c in ("programs", "us"))
+            programs, each = (counted(row[column]) for column in ("programs", "us"))
             shown = f"`{name}`" if name.endswith("_kernel") else name
             cells = [shown, str(row["launches"]), programs, each, str(row["total_us"]), ""]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def counted(values: list[int]) -> str:
+    """Return values in words, each once with how often it occurs."""
+    found = Counter(values)
+    return ", ".join(f"{n} × {value}" if n > 1 else f"{value}" for value, n in found.items())
 
 
 def with_measured(path: Path) -> dict[str, Machine]:

@@ -1,17 +1,18 @@
 """The launches of an update, as torch and Triton dispatch them, without doing the work.
 
-Every operation that is neither a view nor an allocation counts as one launch; a Triton kernel
-counts where the interpreter would run it. Shapes go through PyTorch's meta kernels and memory is
-never touched, so an update of any size is listed within seconds on any machine. Interpreted kernels
-must be asked for before Triton is imported: TRITON_INTERPRET=1.
+Every operation that is neither a view nor an allocation counts as one launch, a view that has to
+copy too; a Triton kernel counts where the interpreter would run it. Shapes go through PyTorch's
+meta kernels and memory is hardly touched, so an update of any size is listed within seconds on any
+machine. Interpreted kernels must be asked for before Triton is imported: TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,18 +23,70 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
+from trqam_fast.agents.branches import MAIN, Branches
 from trqam_fast.kernels.adam_step import ops as adam_step_ops
 from trqam_fast.kernels.adjoint_matching import ops as adjoint_matching_ops
 from trqam_fast.kernels.adjoint_sizes import ops as adjoint_sizes_ops
+from trqam_fast.kernels.gather_sequences import ops as gather_sequences_ops
 from trqam_fast.kernels.lean_adjoint import ops as lean_adjoint_ops
 from trqam_fast.kernels.mlp import ops as mlp_ops
 from trqam_fast.kernels.philox import ops as philox_ops
 from trqam_fast.kernels.sde_rollout import ops as sde_rollout_ops
 from trqam_fast.kernels.squared_error import ops as squared_error_ops
+from trqam_fast.kernels.td_target import ops as td_target_ops
 from trqam_fast.kernels.velocity_along import ops as velocity_along_ops
 
 Span = tuple[int, int, int]
 """A storage, and the bytes from and to which a tensor reaches in it."""
+
+Place = tuple[str, dict[str, int]]
+"""A launch's branch, and how many launches of every branch are done before it begins."""
+
+
+class Clock(Branches):
+    """Branches that keep account of what has waited for what; all is done in the code's order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = MAIN
+        self.before: dict[str, int] = {}
+        self.done: dict[str, dict[str, int]] = {MAIN: {}}
+
+    @contextmanager
+    def side_by_side(self) -> Iterator[None]:
+        """Let what is inside be an update; what the main branch was given before is done."""
+        self.before = dict(self.done[MAIN])
+        self.done = {MAIN: self.done[MAIN]}
+        with super().side_by_side():
+            yield
+            self.end()
+
+    def end(self) -> None:
+        """Let the main branch wait for all others."""
+        with self._on(MAIN, tuple(self.done)):
+            pass
+
+    @contextmanager
+    def _on(self, name: str, after: tuple[str, ...]) -> Iterator[None]:
+        self.begun[name] = None
+        done = self.done.setdefault(name, dict(self.before))
+        for other in after:
+            for branch, count in self.done[other].items():
+                done[branch] = max(done.get(branch, 0), count)
+        self.branch, before = name, self.branch
+        yield
+        self.branch = before
+
+    def keep(self, *things: Any) -> None:
+        """Keep what is to live until the end, as on a GPU."""
+        self.kept += things
+
+    def launch(self) -> Place:
+        """Place a launch on the current branch."""
+        done = self.done[self.branch]
+        place = (self.branch, dict(done))
+        done[self.branch] = done.get(self.branch, 0) + 1
+        return place
 
 
 @dataclass(frozen=True)
@@ -47,6 +100,7 @@ class Launch:
         bytes: Read and written, each tensor once.
         reads: Memory that it reads.
         writes: Memory that it writes.
+        place: Where it is among the update's branches.
         arguments: Of a Triton kernel, by name; empty for PyTorch's operations.
         grid: Programs of a Triton kernel by axis.
     """
@@ -57,6 +111,7 @@ class Launch:
     bytes: int
     reads: frozenset[Span]
     writes: frozenset[Span]
+    place: Place
     arguments: dict[str, Any] = field(default_factory=dict)
     grid: tuple[int, ...] = ()
 
@@ -67,14 +122,18 @@ IMPLEMENTATIONS: dict[str, Callable] = {
     "adam_step": adam_step_ops._adam_step,
     "sde_rollout": sde_rollout_ops._rollout,
     "velocity_along": velocity_along_ops._along,
+    "sweep_tape": lean_adjoint_ops._tape,
     "lean_adjoint": lean_adjoint_ops._sweep,
     "adjoint_matching": adjoint_matching_ops._forward,
     "adjoint_sizes": adjoint_sizes_ops._sizes,
     "squared_error": squared_error_ops._forward,
+    "td_target": td_target_ops._target,
     "philox": philox_ops._philox,
+    "gather_sequences": gather_sequences_ops._gather,
 }
 REWRITES = {
-    "first_layer_kernel": ("tape",), "hidden_layer_kernel": ("tape",), "fold_kernel": ("network",),
+    "first_layer_kernel": ("tape",), "hidden_layer_kernel": ("tape",),
+    "fold_kernel": ("network.folded",),
     "rollout_step_kernel": ("tape", "trajectory", "velocity", "ode_x"),
     "pull_output_kernel": ("grads",), "pull_hidden_kernel": ("grads",),
     "pull_norm_kernel": ("grads", "normed"), "sweep_step_kernel": ("grads", "adjoints"),
@@ -107,6 +166,11 @@ def spans(tensor: Tensor) -> list[Span]:
     return found
 
 
+def copies(func: Any, args: Sequence[Any], found: Any) -> bool:
+    """Whether what may be a view, as of `contiguous` and `reshape`, has become a copy."""
+    return func.is_view and isinstance(found, Tensor) and storage(found) != storage(args[0])
+
+
 def bytes_of(tensor: Tensor) -> int:
     """Return the bytes of a tensor, what is repeated by expansion once."""
     count = math.prod(n for n, s in zip(tensor.shape, tensor.stride(), strict=True) if s != 0)
@@ -118,10 +182,12 @@ class Recorder(TorchDispatchMode):
 
     Attributes:
         launches: In the order of dispatch.
+        clock: The branches that they are on.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.clock = Clock()
         self.launches: list[Launch] = []
         self.kept: list[Tensor] = []  # alive, so that no storage takes another's place
         self.written: set[int] = set()
@@ -140,8 +206,14 @@ class Recorder(TorchDispatchMode):
             self.kept.append(found)
             self.known.add(storage(found))
             return found
-        if namespace != "aten" or func.is_view or name in FREE:
+        if namespace != "aten" or name in FREE:
             return func(*args, **kwargs)
+        if func.is_view:
+            found = func(*args, **kwargs)
+            if copies(func, args, found):
+                self.kept.append(found)
+                self.add("clone", inputs, [found])
+            return found
         result, changed = self.shapes_of(func, args, kwargs)
         if name in OVERWRITES:
             inputs = [tensor for tensor in inputs if tensor is not changed[0]]
@@ -186,7 +258,8 @@ class Recorder(TorchDispatchMode):
         else:
             moved = sum(map(bytes_of, [*inputs, *outputs]))
         self.written |= {name for name, *_ in writes}
-        self.launches.append(Launch(name, shapes, flop, moved, reads, writes, **triton))
+        place = self.clock.launch()
+        self.launches.append(Launch(name, shapes, flop, moved, reads, writes, place, **triton))
 
     def add_kernel(self, name: str, arguments: dict[str, Any], grid: tuple[int, ...]) -> None:
         """Append a Triton kernel: memory that nobody has written yet is what it writes.
@@ -197,7 +270,10 @@ class Recorder(TorchDispatchMode):
         fresh = {storage(tensor) for tensor in tensors} & (self.known - self.written)
         inputs = [tensor for tensor in tensors if storage(tensor) not in fresh]
         outputs = [tensor for tensor in tensors if storage(tensor) in fresh]
-        again = tree_leaves([arguments[key] for key in REWRITES.get(name, ())])
+        again = []
+        for path in REWRITES.get(name, ()):
+            argument, *attributes = path.split(".")
+            again += tree_leaves(functools.reduce(getattr, attributes, arguments[argument]))
         outputs += [leaf for leaf in again if isinstance(leaf, Tensor) and leaf.numel()]
         self.add(name, inputs, outputs, arguments=arguments, grid=grid)
 
@@ -259,6 +335,7 @@ def launches_of(make_updater: Callable[[], Any]) -> list[Launch]:
     with recording() as recorder:
         updater = make_updater()
         updater.update()
+        updater.agent.branches = recorder.clock = Clock()
         recorder.launches.clear()
         updater.update()
         return list(recorder.launches)

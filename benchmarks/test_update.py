@@ -55,7 +55,7 @@ def test_update_of_the_compiled_baseline(measure, size, variant):
     measure_baseline(measure, size, variant, CompiledAgent)
 
 
-def make_updater(agent, size, device, graph, interval=UPDATES_PER_REPLAY):
+def make_updater(agent, size, device, graph, interval=UPDATES_PER_REPLAY, streams=True):
     """Return the trainer's loop body on random data, warmed up; `interval` of its history."""
     count = 10_000
     arrays = {
@@ -69,7 +69,7 @@ def make_updater(agent, size, device, graph, interval=UPDATES_PER_REPLAY):
     dataset = Dataset.from_arrays(arrays, device)
     randomness = Randomness(range(size.runs), device)
     history = History(interval)
-    updater = Updater(agent, dataset, randomness, history, graph=graph)
+    updater = Updater(agent, dataset, randomness, history, graph=graph, streams=streams)
     updater.run(WARMUP)
     history.collect()
     return updater

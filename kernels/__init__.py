@@ -1,4 +1,4 @@
-"""Ops of TRQAM: networks, rollout, lean adjoint, losses, the optimiser's step, random numbers.
+"""Ops of TRQAM: networks, rollout, lean adjoint, losses, optimiser, random numbers, batches.
 
 Every op takes data with a leading axis of independent runs, `[S, B, D]`, its noise as an argument,
 and a `backend`. The reference in plain PyTorch is the specification of each.
@@ -10,13 +10,15 @@ from trqam_fast.kernels.adjoint_matching.steps import StepLoss, adjoint_matching
 from trqam_fast.kernels.adjoint_sizes import AdjointSizes, adjoint_sizes
 from trqam_fast.kernels.dispatch import BACKENDS, PRECISIONS, Backend, BackendError, Precision
 from trqam_fast.kernels.fields import Context, Velocity
-from trqam_fast.kernels.lean_adjoint import lean_adjoint
+from trqam_fast.kernels.gather_sequences import Sequences, gather_sequences
+from trqam_fast.kernels.lean_adjoint import lean_adjoint, sweep_tape
 from trqam_fast.kernels.mlp import GradientMemory, MLPWeights, mlp
 from trqam_fast.kernels.noise_schedule import AffinePath, NoiseSchedule
 from trqam_fast.kernels.path_kl import path_kl
 from trqam_fast.kernels.philox import Draws, philox
 from trqam_fast.kernels.sde_rollout import Rollout, ode_rollout, sde_rollout
 from trqam_fast.kernels.squared_error import squared_error
+from trqam_fast.kernels.td_target import td_target
 from trqam_fast.kernels.velocity_along import velocity_along
 
 __all__ = [
@@ -33,12 +35,14 @@ __all__ = [
     "PRECISIONS",
     "Precision",
     "Rollout",
+    "Sequences",
     "StepLoss",
     "Velocity",
     "adam_step",
     "adjoint_matching",
     "adjoint_matching_steps",
     "adjoint_sizes",
+    "gather_sequences",
     "lean_adjoint",
     "mlp",
     "ode_rollout",
@@ -46,5 +50,7 @@ __all__ = [
     "philox",
     "sde_rollout",
     "squared_error",
+    "sweep_tape",
+    "td_target",
     "velocity_along",
 ]

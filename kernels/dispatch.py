@@ -15,19 +15,14 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
-Backend = Literal["auto", "reference", "cpp", "triton", "tiles"]
+Backend = Literal["auto", "reference", "cpp", "triton"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
-
-TRITON = ("triton", "tiles")
-"""Backends of Triton kernels: passes as one launch, or as one for each layer."""
 
 Precision = Literal["ieee", "tf32", "bf16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 """Operands of matrix products: float32, TF32 or bfloat16; sums are always float32."""
 
-PRECISIONS_OF = {
-    "reference": ("ieee",), "cpp": ("ieee", "bf16"), "triton": PRECISIONS, "tiles": PRECISIONS,
-}  # fmt: skip
+PRECISIONS_OF = {"reference": ("ieee",), "cpp": ("ieee", "bf16"), "triton": PRECISIONS}
 """Precisions of the passes through networks by backend; see also `precisions_of`."""
 
 
@@ -55,8 +50,10 @@ OPS = {
     "path_kl": Implementations(("cpu", "cuda"), triton=False),
     "adjoint_sizes": Implementations((), triton=True),
     "squared_error": Implementations((), triton=True),
+    "td_target": Implementations((), triton=True),
     "adam_step": Implementations(("cpu",), triton=True),
     "philox": Implementations(("cpu",), triton=True),
+    "gather_sequences": Implementations((), triton=True),
 }
 """Every op."""
 
@@ -106,7 +103,7 @@ def unavailable(
 
     Args:
         op: One of `OPS`.
-        backend: ``reference``, ``cpp``, ``triton`` or ``tiles``.
+        backend: ``reference``, ``cpp`` or ``triton``.
         device: Device of the data.
         dtype: Type of the data.
         precision: Operands of matrix products.
@@ -123,7 +120,7 @@ def unavailable(
     match backend:
         case "cpp":
             return _cpp_unavailable(has, device, dtype, precision, networks)
-        case "triton" | "tiles":
+        case "triton":
             return _triton_unavailable(has, device, dtype, networks)
         case _:
             return None
@@ -238,8 +235,6 @@ def choose_backend(
         problem = unavailable(op, backend, device, **call)
         if problem is not None:
             raise BackendError(f"{op}: backend '{backend}' is not available: {problem}")
-    if chosen == "tiles" and not OPS[op].networks:
-        chosen = "triton"  # There are no layers to launch.
     has = precisions_of(chosen, device)
     if precision not in has:
         if backend == "auto":
@@ -255,5 +250,5 @@ def choose_backend(
 def check_backend(backend: str, device: torch.device, precision: str = "ieee") -> None:
     """Raise `BackendError` unless every op that `backend` has can run with it on `device`."""
     for op, has in OPS.items():
-        if has.triton if backend in TRITON else has.cpp or backend != "cpp":
+        if has.triton if backend == "triton" else has.cpp or backend != "cpp":
             choose_backend(op, backend, device, precision=precision if has.networks else "ieee")

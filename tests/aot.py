@@ -151,16 +151,14 @@ def inputs_of(op: str, sizes: Sizes) -> Inputs:
     return draw_inputs(CASES[op], sizes, dtype=torch.float32)
 
 
-def compile_all(
-    architecture: int, precision: str, sizes: Sizes, backend: str = "triton"
-) -> list[Compiled]:
-    """Compile every kernel of a backend as the ops launch it, for each input with a gradient."""
+def compile_all(architecture: int, precision: str, sizes: Sizes) -> list[Compiled]:
+    """Compile every kernel as the ops launch it, for each input with a gradient."""
     with compiling(architecture) as found, pretending():
         for op, has in OPS.items():
-            if not has.triton or (backend == "tiles" and not has.networks):
+            if not has.triton:
                 continue
             case = CASES[op]
-            options = {"backend": backend} | ({"precision": precision} if has.networks else {})
+            options = {"backend": "triton"} | ({"precision": precision} if has.networks else {})
             for wanted in case.differentiable or [None]:
                 only = [] if wanted is None else [wanted]
                 evaluate(case, inputs_of(op, sizes), wanted=only, **options)

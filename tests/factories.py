@@ -48,4 +48,4 @@ def make(config, seeds, kind=TRQAMAgent, **options):
     """An agent with those values of a configuration that it has, and `options` of its own."""
     own = {name: options.pop(name) for name in list(options) if hasattr(kind.Config, name)}
     config = kind.Config(**select(kind.Config, vars(config)) | own)
-    return kind(config, OBS, ACT, list(seeds), dtype=torch.float64, **options)
+    return kind(config, OBS, ACT, list(seeds), **({"dtype": torch.float64} | options))

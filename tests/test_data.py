@@ -8,6 +8,7 @@ import ogbench
 import pytest
 import torch
 
+from tests.helpers import DEVICE, NEEDS_TRITON, poisoned_memory
 from trqam_fast.data import dataset as dataset_module
 from trqam_fast.data import flat_dataset as flat_dataset_module
 from trqam_fast.data.dataset import FIELDS, Dataset
@@ -76,22 +77,28 @@ def recorded():
         return {key: archive[key] for key in archive.files}
 
 
+@pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=NEEDS_TRITON)])
 @pytest.mark.parametrize("horizon", [1, 2, 5, 10])
 @pytest.mark.parametrize("part", [7, 1_000_000])
-def test_recorded_sequences(recorded, horizon, part, monkeypatch):
+def test_recorded_sequences(recorded, horizon, part, backend, monkeypatch):
     """A batch is what the authors' sampler has at its last step; parts do not change it."""
     monkeypatch.setattr(dataset_module, "ROWS_AT_A_TIME", part)
     arrays = {k.removeprefix("data/"): v for k, v in recorded.items() if k.startswith("data/")}
-    dataset = Dataset.from_arrays(arrays)
+    dataset = Dataset.from_arrays(arrays, DEVICE if backend == "triton" else "cpu")
     starts = torch.from_numpy(recorded[f"h{horizon}/indices"])
-    found = dataset.gather(starts, horizon, float(recorded["discount"]))
+    with poisoned_memory():
+        found = dataset.gather(
+            starts.to(dataset.device), horizon, float(recorded["discount"]), backend
+        )
     for name, value in found._asdict().items():
         expected = torch.from_numpy(recorded[f"h{horizon}/{name}"])
         if name not in ("observations", "actions"):
             expected = expected.select(starts.dim(), horizon - 1)
         assert value.shape == expected.shape, name
         tolerance = 1e-6 if name == "rewards" else 0
-        torch.testing.assert_close(value.double(), expected.double(), atol=tolerance, rtol=1e-6)
+        torch.testing.assert_close(
+            value.double().cpu(), expected.double(), atol=tolerance, rtol=1e-6
+        )
 
 
 def test_a_sequence_crosses_the_end_of_a_trajectory():

@@ -10,7 +10,15 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)
 
 from benchmarks import gpu_model
-from benchmarks.gpu_model import MACHINES, PLANS, cost, longest, make_updater
+from benchmarks.gpu_model import (
+    MACHINES,
+    PLANS,
+    Cost,
+    along_branches,
+    cost,
+    longest,
+    make_updater,
+)
 from benchmarks.launches import Launch, launches_of
 from benchmarks.sizes import PAPER
 from benchmarks.work import flops
@@ -18,11 +26,7 @@ from trqam_fast.errors import UsageError
 
 pytestmark = pytest.mark.interpreter
 H100 = MACHINES["H100"]
-
-
-@pytest.fixture(scope="module")
-def fused():
-    return launches_of(make_updater("fused", PAPER, "tf32"))
+MAIN_FIRST = ("main", {})
 
 
 def test_tables_are_up_to_date():
@@ -34,15 +38,13 @@ def tiles():
     return launches_of(make_updater("tiles", PAPER, "tf32"))
 
 
-@pytest.mark.parametrize("plan", ["fused", "tiles"])
-def test_operations_are_those_of_an_update(plan, request):
+def test_operations_are_those_of_an_update(tiles):
     """Kernels' operations come from their launches, `flops` from the sizes."""
-    launches = request.getfixturevalue(plan)
-    found = sum(cost(launch, "tf32", H100).flop for launch in launches)
+    found = sum(cost(launch, "tf32", H100).flop for launch in tiles)
     assert found == pytest.approx(flops(PAPER)["update"], rel=0.01)
 
 
-def test_a_layer_has_programs_for_the_chip(fused, tiles):
+def test_a_layer_has_programs_for_the_chip(tiles):
     """Rows by features; launches of a chain wait for each other, though they share a tape."""
     hidden = [launch for launch in tiles if launch.name == "hidden_layer_kernel"]
     assert max(launch.grid for launch in hidden[:27]) == (8, 8, 1)
@@ -52,28 +54,37 @@ def test_a_layer_has_programs_for_the_chip(fused, tiles):
     assert steps[0].bytes == 512 * 512 * 4 + 512 * 512 * (4 + 4 + 4)
     chain = [launch for launch in tiles if launch.name.startswith(("hidden", "rollout"))]
     assert longest(chain[:12], [1.0] * 12) == 12.0
-    both = [longest(found, [1.0 * cost(each, "tf32", H100).products for each in found])
-            for found in (fused, tiles)]  # fmt: skip
-    assert both[0] == both[1] == 120
+    products = [1.0 * cost(each, "tf32", H100).products for each in tiles]
+    assert longest(tiles, products) == 115
+    # What one multiprocessor loads bounds it: fewer bytes a clock, more time.
+    slow = cost(hidden[0], "tf32", replace(H100, sm_bytes_clk=8.0))
+    assert slow.us > 1.5 * steps[0].us
 
 
-def test_bytes_of_the_optimiser(fused):
+def test_bytes_of_the_optimiser(tiles):
     """Parameters, moments and targets read and written, the gradient read twice."""
-    norm, adam = (launch for launch in fused if launch.name in ("gradient_norm_kernel",
+    norm, adam = (launch for launch in tiles if launch.name in ("gradient_norm_kernel",
                                                                 "adam_step_kernel"))  # fmt: skip
     count, targets = (adam.arguments[name].numel() for name in ("online", "targets"))
     assert norm.bytes == pytest.approx(4 * count, rel=1e-3)
     assert adam.bytes == pytest.approx(4 * (7 * count + 2 * targets), rel=1e-3)
 
 
-def test_a_rollout_has_the_programs_of_its_tiles(fused):
-    (rollout,) = (launch for launch in fused if launch.name == "sde_rollout_kernel")
-    assert rollout.grid == (8, 1)
-    found = cost(rollout, "tf32", H100)
-    assert (found.programs, found.products) == (8, 55)
-    # What one multiprocessor loads bounds it: fewer bytes a clock, more time.
-    slow = cost(rollout, "tf32", replace(H100, sm_bytes_clk=32.0))
-    assert slow.us > 1.5 * found.us
+def test_branches_run_side_by_side():
+    """A launch waits for what its branch has waited for; the chip does no more than all of it."""
+
+    def at(branch, us, chip_us=0.0, **done):
+        place = (branch, done)
+        return Launch("op", [], 0.0, 8, frozenset(), frozenset(), place), Cost(
+            "op", 1, 0.0, 8, 0, us, chip_us
+        )
+
+    found = [at("main", 1.0), at("critic", 5.0), at("main", 2.0, main=1),
+             at("main", 1.0, main=2, critic=1)]  # fmt: skip
+    assert along_branches(*zip(*found, strict=True)) == 6.0
+    assert along_branches(*zip(*found[:3], strict=True)) == 5.0
+    busy = [*found, at("base", 1.0, chip_us=9.0)]
+    assert along_branches(*zip(*busy, strict=True)) == 9.0
 
 
 @pytest.mark.parametrize("plan", sorted({plan for plan, _ in PLANS}))
@@ -89,7 +100,7 @@ def launch(reads, writes):
     def spans(names):
         return frozenset((ord(name), 0, 4) for name in names)
 
-    return Launch("op", [], 0.0, 8, spans(reads), spans(writes))
+    return Launch("op", [], 0.0, 8, spans(reads), spans(writes), MAIN_FIRST)
 
 
 @pytest.mark.parametrize(
@@ -109,9 +120,9 @@ def test_the_longest_chain(launches, expected):
 
 def test_parts_of_packed_weights_do_not_wait_for_each_other():
     one, other, both = ((0, 0, 4), (0, 4, 8), (0, 2, 6))
-    first = Launch("op", [], 0.0, 4, frozenset(), frozenset([one]))
-    second = Launch("op", [], 0.0, 4, frozenset([other]), frozenset())
-    third = Launch("op", [], 0.0, 4, frozenset([both]), frozenset())
+    first = Launch("op", [], 0.0, 4, frozenset(), frozenset([one]), MAIN_FIRST)
+    second = Launch("op", [], 0.0, 4, frozenset([other]), frozenset(), MAIN_FIRST)
+    third = Launch("op", [], 0.0, 4, frozenset([both]), frozenset(), MAIN_FIRST)
     assert longest([first, second], [1.0, 1.0]) == 1.0
     assert longest([first, third], [1.0, 1.0]) == 2.0
 
@@ -126,7 +137,7 @@ def test_measured_limits_take_the_place_of_assumed_ones(tmp_path):
         gpu_model.with_measured(path)
 
 
-def test_an_unknown_kernel_is_refused(fused):
-    (rollout,) = (launch for launch in fused if launch.name == "sde_rollout_kernel")
+def test_an_unknown_kernel_is_refused(tiles):
+    rollout = next(launch for launch in tiles if launch.name == "rollout_step_kernel")
     with pytest.raises(ValueError, match="other_kernel"):
         cost(replace(rollout, name="other_kernel"), "tf32", H100)

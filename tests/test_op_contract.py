@@ -33,7 +33,7 @@ from trqam_fast.kernels import (
     sde_rollout,
     velocity_along,
 )
-from trqam_fast.kernels.dispatch import OPS, TRITON, extension
+from trqam_fast.kernels.dispatch import OPS, extension
 from trqam_fast.op_cases import CASES, Sizes, convert, draw_inputs, evaluate, tensors_of
 
 SETS = [name for name in extension().instruction_sets() if name != "avx512_bf16"]
@@ -83,12 +83,11 @@ def implementations(cases, *, sets=False, precisions=False):
         for setting in (SETS if sets else SETS[:1]) if name in WITH_CPP else ():
             chosen.append(pytest.param(name, "cpp", setting, id=f"{name}-cpp-{setting}"))
         for setting in ("ieee", "tf32") if precisions and name in PASSES else ("ieee",):
-            for backend in TRITON:
-                if name in (WITH_TRITON if backend == "triton" else PASSES):
-                    identity = f"{name}-{backend}-{setting}"
-                    chosen.append(
-                        pytest.param(name, backend, setting, id=identity, marks=NEEDS_TRITON)
-                    )
+            if name in WITH_TRITON:
+                identity = f"{name}-triton-{setting}"
+                chosen.append(
+                    pytest.param(name, "triton", setting, id=identity, marks=NEEDS_TRITON)
+                )
     return pytest.mark.parametrize(("name", "backend", "setting"), chosen)
 
 
@@ -101,7 +100,7 @@ def on_the_cpu(cases):
 @pytest.fixture
 def options(name, backend, setting, monkeypatch):
     """Options of a call by an implementation."""
-    if backend in TRITON:
+    if backend == "triton":
         return {"backend": backend} | ({"precision": setting} if name in PASSES else {})
     module = sys.modules["trqam_fast.kernels.cpp"]
     monkeypatch.setattr(module, "instruction_set", setting)
@@ -110,7 +109,7 @@ def options(name, backend, setting, monkeypatch):
 
 def draw(name, sizes, backend, seed=0):
     """Inputs where an implementation takes them: float32 for Triton, else float64."""
-    if backend in TRITON:
+    if backend == "triton":
         return draw_inputs(CASES[name], sizes, seed, dtype=torch.float32, device=DEVICE)
     return draw_inputs(CASES[name], sizes, seed)
 
@@ -321,15 +320,13 @@ def test_opcheck(name, backend, options):
     assert recorder.calls
     # What pads the C++ passes' tapes is never written, so outputs cannot be compared there.
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
-    if name not in PASSES or backend in TRITON:
+    if name not in PASSES or backend == "triton":
         tests += ("test_aot_dispatch_dynamic",)
     for op, arguments, keywords in recorder.calls:
         torch.library.opcheck(op, arguments, keywords, test_utils=tests)
 
 
-@pytest.mark.parametrize(
-    "backend", ["cpp", *(pytest.param(name, marks=NEEDS_TRITON) for name in TRITON)]
-)
+@pytest.mark.parametrize("backend", ["cpp", pytest.param("triton", marks=NEEDS_TRITON)])
 def test_compiles_without_graph_breaks(backend):
     """The ops of an update one after another."""
     fields, matching = (draw(name, SMALL, backend) for name in ("sde_rollout", "adjoint_matching"))
@@ -352,7 +349,7 @@ def test_compiles_without_graph_breaks(backend):
     for function in (torch.compile(loss, fullgraph=True, backend="aot_eager"), loss):
         value, kl = function(s, x)
         results.append([value, kl, *torch.autograd.grad(value.sum(), fine.tensors)])
-    if backend in TRITON:
+    if backend == "triton":
         assert all(torch.equal(ours, eager) for ours, eager in zip(*results, strict=True))
     else:
         assert_equal64(*results)

@@ -66,32 +66,31 @@ def settle(times, *flags, kept=None):
 @pytest.mark.parametrize(
     ("times", "fastest", "computed_by"),
     [
-        ({"fused": 3.5, "tiles": 3.0, "layers": 2.0}, "layers", "reference"),
-        ({"fused": 1.5, "tiles": 3.0, "layers": 2.0}, "fused", "triton"),
-        ({"fused": 1.5, "tiles": 1.0, "layers": 2.0}, "tiles", "tiles"),
+        ({"tiles": 3.0, "layers": 2.0}, "layers", "reference"),
+        ({"tiles": 1.5, "layers": 2.0}, "tiles", "triton"),
     ],
 )
 def test_the_fastest_plan_wins(times, fastest, computed_by, gpu):
     config, choice, timed = settle(times)
-    backends = {"fused": "triton", "tiles": "tiles", "layers": "reference"}
+    backends = {"tiles": "triton", "layers": "reference"}
     assert timed == [(name, each, "tf32") for name, each in backends.items()]
     assert choice == Choice(fastest, "tf32", "measured", times)
     assert (config.plan, config.backend, config.precision) == (fastest, computed_by, "tf32")
     in_tf32 = torch.get_float32_matmul_precision() == "high"
     assert in_tf32 == (fastest == "layers")
     shown = choice.in_words()
-    assert shown.startswith(f"plan: {fastest}, tf32 (fused {times['fused']:.3f} ms, ")
+    assert shown.startswith(f"plan: {fastest}, tf32 (tiles {times['tiles']:.3f} ms, ")
 
 
 def test_times_are_remembered_for_equal_cases(gpu, monkeypatch):
-    times = {"fused": 3.5, "tiles": 3.0, "layers": 2.0}
+    times = {"tiles": 3.0, "layers": 2.0}
     settle(times)
     _, choice, timed = settle({})
     assert timed == [] and choice == Choice("layers", "tf32", "remembered", times)
     assert "by an earlier run" in choice.in_words()
-    faster = {"fused": 1.0, "tiles": 3.0, "layers": 2.0}
+    faster = {"tiles": 1.0, "layers": 2.0}
     for flags in (["--seeds", "0", "1"], ["--batch-size", "32"], ["--precision", "ieee"]):
-        assert settle(faster, *flags)[1].plan == "fused", flags
+        assert settle(faster, *flags)[1].plan == "tiles", flags
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "another")
     assert settle(faster)[1].how == "measured"
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: GPU)
@@ -100,9 +99,9 @@ def test_times_are_remembered_for_equal_cases(gpu, monkeypatch):
     assert settle(faster)[1].how == "measured"
 
 
-@pytest.mark.parametrize("damage", ["{", "[1]", '{"a": 1}', '{"a": {"fused": "x"}}'])
+@pytest.mark.parametrize("damage", ["{", "[1]", '{"a": 1}', '{"a": {"tiles": "x"}}'])
 def test_a_damaged_cache_is_measured_anew(damage, gpu):
-    times = {"fused": 3.5, "tiles": 3.0, "layers": 2.0}
+    times = {"tiles": 3.0, "layers": 2.0}
     settle(times)
     plan.cache_path().write_text(damage)
     assert settle(times)[1].how == "measured"
@@ -113,7 +112,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(gpu, monkeypatch, tmp_pa
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     for _ in range(2):
-        assert settle({"fused": 3.5, "tiles": 3.0, "layers": 2.0})[1].how == "measured"
+        assert settle({"tiles": 3.0, "layers": 2.0})[1].how == "measured"
 
 
 def test_a_plan_with_problems_is_not_timed(gpu, capsys):
@@ -122,22 +121,21 @@ def test_a_plan_with_problems_is_not_timed(gpu, capsys):
     assert timed == [] and choice == Choice("layers", "tf32", "alone", {})
     assert config.backend == "reference" and torch.get_float32_matmul_precision() == "high"
     warned = capsys.readouterr().err
-    for name in ("fused", "tiles"):
-        assert warned.count(f"plan {name} cannot be used on cuda: mlp is off") == 1
-    with pytest.raises(BackendError, match="--plan fused cannot be used: mlp is off; take another"):
-        settle({}, "--plan", "fused")
+    assert warned.count("plan tiles cannot be used on cuda: mlp is off") == 1
+    with pytest.raises(BackendError, match="--plan tiles cannot be used: mlp is off; take another"):
+        settle({}, "--plan", "tiles")
     with pytest.raises(BackendError, match="--precision bf16 needs the Triton kernels: mlp is off"):
         settle({}, "--precision", "bf16")
 
 
 def test_a_plan_that_fails_while_it_is_timed_is_left_out(gpu, capsys):
-    times = {"fused": RuntimeError("out of memory\nmore"), "tiles": 3.0, "layers": 2.0}
+    times = {"tiles": RuntimeError("out of memory\nmore"), "layers": 2.0}
     _, choice, _ = settle(times)
-    assert choice == Choice("layers", "tf32", "measured", {"tiles": 3.0, "layers": 2.0})
-    assert capsys.readouterr().err == "warning: plan fused is left out: out of memory\n"
-    times = {"fused": 1.0, "tiles": 3.0, "layers": 2.0}
-    assert settle(times)[1].plan == "fused", "a failure is not remembered"
-    broken = {"fused": RunError("lost"), "tiles": RunError(""), "layers": RunError("lost too")}
+    assert choice == Choice("layers", "tf32", "measured", {"layers": 2.0})
+    assert capsys.readouterr().err == "warning: plan tiles is left out: out of memory\n"
+    times = {"tiles": 1.0, "layers": 2.0}
+    assert settle(times)[1].plan == "tiles", "a failure is not remembered"
+    broken = {"tiles": RunError(""), "layers": RunError("lost too")}
     with pytest.raises(RunError, match="an update runs with no plan on cuda: lost too"):
         settle(broken, "--batch-size", "32")
 
@@ -145,7 +143,6 @@ def test_a_plan_that_fails_while_it_is_timed_is_left_out(gpu, capsys):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--plan", "fused"], Choice("fused", "tf32", "asked", {})),
         (["--plan", "layers", "--precision", "ieee"], Choice("layers", "ieee", "asked", {})),
         (["--plan", "tiles"], Choice("tiles", "tf32", "asked", {})),
         (["--backend", "triton"], None),
@@ -160,8 +157,8 @@ def test_what_is_asked_for_is_not_timed(flags, expected, gpu):
 @pytest.mark.parametrize(
     ("flags", "kind", "match"),
     [
-        (["--device", "cpu", "--plan", "fused"], UsageError, "is of a GPU, and --device is cpu"),
-        (["--plan", "fused", "--backend", "triton"], UsageError, "exclude each other"),
+        (["--device", "cpu", "--plan", "tiles"], UsageError, "is of a GPU, and --device is cpu"),
+        (["--plan", "tiles", "--backend", "triton"], UsageError, "exclude each other"),
         (["--plan", "layers", "--precision", "bf16"], BackendError, "has no precision 'bf16'"),
     ],
 )
@@ -171,15 +168,15 @@ def test_flags_that_contradict_a_plan(flags, kind, match, gpu):
 
 
 def test_a_run_keeps_its_plan(gpu, tmp_path):
-    path, kept = tmp_path / "update_plan.json", Choice("fused", "bf16", "measured", {"fused": 1.0})
+    path, kept = tmp_path / "update_plan.json", Choice("tiles", "bf16", "measured", {"tiles": 1.0})
     write_choice(path, kept)
     assert read_choice(path) == kept
     config, choice, timed = settle({}, kept=kept)
     assert timed == [] and choice == kept
-    assert (config.plan, config.precision) == ("fused", "bf16")
+    assert (config.plan, config.precision) == ("tiles", "bf16")
     assert settle({}, "--plan", "layers", kept=kept)[1].plan == "layers"
     gpu.append("mlp is off")
-    with pytest.raises(BackendError, match="--plan fused cannot be used: mlp is off"):
+    with pytest.raises(BackendError, match="--plan tiles cannot be used: mlp is off"):
         settle({}, kept=kept)
     for damage in ("{", '{"plan": "other"}', "[]"):
         path.write_text(damage)
@@ -209,7 +206,7 @@ def graphs_on_the_cpu(monkeypatch):
     """Both plans on the CPU, in graphs whose replays run what was captured."""
 
     @contextlib.contextmanager
-    def capture(graph, pool):
+    def capture(graph, pool, stream):
         real = Updater.update
         with monkeypatch.context() as patch:
             patch.setattr(Updater, "update", lambda self: graph.captured.append(lambda: real(self)))
@@ -218,8 +215,8 @@ def graphs_on_the_cpu(monkeypatch):
     FakeGraph.count = 0
     init = Updater.__init__
 
-    def with_graph(self, *arguments, graph):
-        init(self, *arguments, graph=graph)
+    def with_graph(self, *arguments, graph, streams):
+        init(self, *arguments, graph=graph, streams=streams)
         self.graph = graph
 
     monkeypatch.setattr(updater.torch.cuda, "CUDAGraph", FakeGraph)
@@ -227,7 +224,7 @@ def graphs_on_the_cpu(monkeypatch):
     monkeypatch.setattr(updater.torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(Updater, "warm_up", lambda self: self.update())
     monkeypatch.setattr(Updater, "__init__", with_graph)
-    monkeypatch.setattr(backend, "PLANS", {"fused": "cpp", "layers": "reference"})
+    monkeypatch.setattr(backend, "PLANS", {"tiles": "cpp", "layers": "reference"})
     for module in (backend, plan):
         monkeypatch.setattr(module, "takes_plan", lambda config: config.backend == "auto")
     monkeypatch.setattr(backend, "find_problem", lambda *_: None)
@@ -251,11 +248,11 @@ def test_a_run_stores_its_plan_and_continues_with_it(
 ):
     """The other plan, the fastest by the time it goes on, would give other bits."""
     flags = [*flags, "--precision", "ieee", "--algo", "bc", "--eval-interval", "0"]
-    times = {"fused": 2.0, "layers": 1.0}
+    times = {"tiles": 2.0, "layers": 1.0}
     monkeypatch.setattr(plan, "measure", lambda settled, dataset: times[settled.plan])
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     assert run(flags, whole) == 0
-    assert "plan: layers, ieee (fused 2.000 ms, layers 1.000 ms an update)" in (
+    assert "plan: layers, ieee (tiles 2.000 ms, layers 1.000 ms an update)" in (
         capsys.readouterr().out
     )
     stored = json.loads((whole / "update_plan.json").read_text())

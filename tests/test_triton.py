@@ -10,8 +10,14 @@ import torch
 from tests.helpers import DEVICE, INTERPRETED, NEEDS_TRITON, draw, error, poisoned_memory
 from trqam_fast.agents import TRQAMAgent, TRQAMConfig
 from trqam_fast.data.batch import Batch
-from trqam_fast.kernels import BackendError, MLPWeights, mlp, sde_rollout
-from trqam_fast.kernels.dispatch import TRITON
+from trqam_fast.kernels import (
+    BackendError,
+    MLPWeights,
+    lean_adjoint,
+    mlp,
+    sde_rollout,
+    sweep_tape,
+)
 from trqam_fast.networks import MLPShape, ParameterBlock
 from trqam_fast.op_cases import CASES, Sizes, draw_inputs, evaluate
 from trqam_fast.randomness import Randomness
@@ -29,21 +35,34 @@ def on_device(*shape, seed=0):
     return draw(*shape, seed=seed, dtype=torch.float32).to(DEVICE)
 
 
-@pytest.mark.parametrize("backend", TRITON)
-def test_rollout_without_gradients_keeps_no_tape(backend):
+def test_rollout_without_gradients_keeps_no_tape():
     """The same numbers from two alternating layers of scratch."""
     inputs = inputs_of("sde_rollout", UNEVEN)
-    kept = evaluate(CASES["sde_rollout"], inputs, backend=backend)
+    kept = evaluate(CASES["sde_rollout"], inputs, backend="triton")
     with poisoned_memory():
-        bare = evaluate(CASES["sde_rollout"], inputs, wanted=(), backend=backend)
+        bare = evaluate(CASES["sde_rollout"], inputs, wanted=(), backend="triton")
     # Two compilations on a GPU, which may contract products and sums differently.
     for name, ours in bare.items():
         assert error(ours, kept[name].double()) <= (0 if INTERPRETED else 1e-5)
 
 
-@pytest.mark.parametrize("backend", TRITON)
+def test_a_sweep_takes_the_tape_that_was_made_before():
+    inputs = inputs_of("lean_adjoint", UNEVEN)
+    states = [inputs[name] for name in ("base_velocity", "observations", "trajectory")]
+    tape = sweep_tape(*states, backend="triton")
+    assert torch.equal(
+        lean_adjoint(**inputs, tape=tape, backend="triton"),
+        lean_adjoint(**inputs, backend="triton"),
+    )
+    tape[0].fill_(torch.nan)
+    assert lean_adjoint(**inputs, tape=tape, backend="triton").isnan().any()
+    for wrong in ([], [part[:, :, 1:] for part in tape]):
+        with pytest.raises(ValueError, match="pass what sweep_tape returned"):
+            lean_adjoint(**inputs, tape=wrong, backend="triton")
+
+
 @pytest.mark.parametrize("name", ["sde_rollout", "lean_adjoint"])
-def test_half_precision_operands(name, backend, monkeypatch):
+def test_half_precision_operands(name, monkeypatch):
     """float16 takes bfloat16's way through the kernels, which the interpreter gets wrong."""
     import triton.language as tl
 
@@ -53,7 +72,7 @@ def test_half_precision_operands(name, backend, monkeypatch):
         monkeypatch.setitem(triton_config.OPERANDS, "bf16", tl.float16)
     coarse = 1 if INTERPRETED else 8
     inputs = inputs_of(name, UNEVEN)
-    half = evaluate(CASES[name], inputs, backend=backend, precision="bf16")
+    half = evaluate(CASES[name], inputs, backend="triton", precision="bf16")
     exact = evaluate(CASES[name], inputs, backend="reference")
     errors = {key: error(half[key], value.double()) for key, value in exact.items()}
     assert 1e-6 < max(errors.values()) < 6e-3 * coarse, errors
@@ -103,8 +122,7 @@ def test_limits_are_named():
         mlp(field((8,), out=129), on_device(1, 2, 6), backend="triton")
 
 
-@pytest.mark.parametrize("backend", TRITON)
-def test_an_update_equals_the_reference(backend):
+def test_an_update_equals_the_reference():
     """Two updates of TRQAM with an ensemble, LayerNorm, chunks and best of two."""
     config = TRQAMConfig(
         batch_size=6, actor_hidden_dims=(32, 32), actor_layer_norm=True, value_hidden_dims=(16,),
@@ -118,7 +136,7 @@ def test_an_update_equals_the_reference(backend):
         on_device(2, 6, 3, seed=3),
     )
     agents = []
-    for implementation in (backend, "reference"):
+    for implementation in ("triton", "reference"):
         agent = TRQAMAgent(config, 3, 2, [0, 1], backend=implementation, device=DEVICE)
         randomness = Randomness(range(2), DEVICE)
         for _ in range(2):

@@ -30,7 +30,7 @@ class GrowingBuffer(ReplayBuffer):
         return super().sample(*arguments)
 
 
-def make(kind, device="cpu", graph=False, interval=100, growing=False):
+def make(kind, device="cpu", graph=False, interval=100, growing=False, streams=True):
     arrays = {
         "observations": draw(50, 3, seed=1), "actions": draw(50, 2, seed=2).clamp(-1, 1),
         "rewards": -draw(50, seed=3).abs(), "masks": torch.ones(50), "terminals": torch.zeros(50),
@@ -41,7 +41,7 @@ def make(kind, device="cpu", graph=False, interval=100, growing=False):
         source = GrowingBuffer(source, 2, 50, CONFIG.horizon_length, device=device)
     agent = kind(CONFIG, 3, 2, [0, 1], device=device)
     randomness = Randomness((5, 6), device)
-    return Updater(agent, source, randomness, History(interval), graph=graph)
+    return Updater(agent, source, randomness, History(interval), graph=graph, streams=streams)
 
 
 def outcome(made):
@@ -78,7 +78,7 @@ def graphs_on_the_cpu(monkeypatch):
     made.clear()
 
     @contextlib.contextmanager
-    def capture(graph, pool):
+    def capture(graph, pool, stream):
         assert pool is (None if len(made) == 1 else made[0])
         real = Updater.update
         monkeypatch.setattr(
@@ -130,7 +130,7 @@ def test_replays_of_a_source_that_grows(utd_ratio, graphs_on_the_cpu):
 
 def test_a_failing_capture_names_the_way_out(graphs_on_the_cpu, monkeypatch):
     @contextlib.contextmanager
-    def refuse(graph, pool):
+    def refuse(graph, pool, stream):
         yield
         raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
 
@@ -183,7 +183,10 @@ def test_history_keeps_every_update_in_order():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("growing", [False, True])
 def test_replay_equals_eager_on_a_gpu(kind, growing):
-    eager, replayed = (make(kind, "cuda", graph=graph, growing=growing) for graph in (False, True))
+    """With the branches side by side, and one after another."""
+    eager, replayed = (
+        make(kind, "cuda", graph=graph, growing=growing, streams=graph) for graph in (False, True)
+    )
     for step, count in enumerate((2, 25, 1, 14)):
         for updating in (eager, replayed):
             if growing:

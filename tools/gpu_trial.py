@@ -31,7 +31,7 @@ PREPARE = {"build": 180}
 CALLS = {
     "contact": {
         "environment": 60, "self_test": 180, "graph": 90, "bench_tiles": 120, "bench_layers": 90,
-        "bench_fused": 120, "parity": 60, "reference": 150, "kernel_tests": 150,
+        "parity": 60, "reference": 150, "kernel_tests": 150,
     },
     "deep": {"profile": 90, "micro": 90, "counters": 120, "tune": 140, "sanitize": 300},
     "train": {"default_task": 240, "paper_task": 240, "resume": 120},

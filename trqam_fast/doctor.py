@@ -23,7 +23,6 @@ from trqam_fast.files import expanded
 from trqam_fast.kernels.dispatch import (
     OPS,
     PRECISIONS_OF,
-    TRITON,
     load_extension,
     unavailable,
 )
@@ -51,8 +50,7 @@ def check_ops(device: str) -> list[str]:
     problems, missing = [], {}
     for name, case in CASES.items():
         has = OPS[case.op]
-        passes = TRITON if has.networks else ("triton",)
-        for backend in ("reference", "cpp", *(passes if has.triton else ())):
+        for backend in ("reference", "cpp", "triton") if has.triton else ("reference", "cpp"):
             reason = unavailable(case.op, backend, torch.device(device))
             if reason is not None:
                 missing.setdefault((backend, reason), []).append(name)

@@ -18,6 +18,7 @@ from trqam_fast.kernels import (
     adam_step,
     adjoint_matching,
     adjoint_sizes,
+    gather_sequences,
     lean_adjoint,
     mlp,
     ode_rollout,
@@ -25,6 +26,7 @@ from trqam_fast.kernels import (
     philox,
     sde_rollout,
     squared_error,
+    td_target,
     velocity_along,
 )
 from trqam_fast.networks import MLPShape, ParameterBlock
@@ -102,7 +104,8 @@ class OpCase:
         differentiable: Inputs with gradients.
         refused: Inputs whose gradient is refused.
         strided: Whether the inputs may have any strides.
-        rounds: Whether float32 gives the numbers of float64, rounded; random ones are others.
+        rounds: Whether it computes with what it is given, so that float32 gives the numbers of
+            float64, rounded; else they are others, or the very same.
     """
 
     op: str
@@ -220,6 +223,21 @@ def _draw_squared_error(draw: Draw) -> Inputs:
     return {"prediction": prediction, "target": draw.rows(sizes.dim), "valid": valid}
 
 
+def _td_target(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+    return {"target": td_target(**inputs, **options)}
+
+
+def _draw_td_target(draw: Draw) -> Inputs:
+    sizes = draw.sizes
+    return {
+        "values": draw.normal(sizes.runs, sizes.ensemble or 1, sizes.batch),
+        "rewards": draw.normal(sizes.runs, sizes.batch),
+        "masks": (draw.normal(sizes.runs, sizes.batch) > -1.0).double(),
+        "discount": 0.95,
+        "rho": 0.5,
+    }
+
+
 def _path_kl(inputs: Inputs, **options: str) -> dict[str, Tensor]:
     return {
         reduction: path_kl(**inputs, reduction=reduction, **options)
@@ -281,6 +299,27 @@ def _draw_philox(draw: Draw) -> Inputs:
     }
 
 
+def _gather_sequences(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+    return gather_sequences(**inputs, **options)._asdict()
+
+
+def _draw_gather_sequences(draw: Draw) -> Inputs:
+    sizes, count, horizon = draw.sizes, 50, 5
+    starts = count - horizon + 1
+
+    def rows(high: int, *shape: int) -> Tensor:
+        return torch.randint(high, shape, generator=draw.generator)
+
+    return {
+        "starts": rows(starts, sizes.runs, sizes.batch),
+        "pool": draw.normal(count + 7, sizes.obs),
+        "actions": draw.normal(count, sizes.dim),
+        "outcomes": draw.normal(starts, 3),
+        "next_rows": rows(count + 7, starts),
+        "horizon": horizon,
+    }
+
+
 CASES = {
     "mlp": OpCase("mlp", _draw_mlp, _mlp, ("weights", "inputs")),
     "sde_rollout": OpCase(
@@ -320,9 +359,13 @@ CASES = {
         ("prediction",),
         ("target", "valid"),
     ),
+    "td_target": OpCase("td_target", _draw_td_target, _td_target),
     "path_kl": OpCase("path_kl", _draw_path_kl, _path_kl, ("velocity", "base_velocity")),
     "adam_step": OpCase("adam_step", _draw_adam_step, _adam_step, strided=False),
     "philox": OpCase("philox", _draw_philox, _philox, rounds=False),
+    "gather_sequences": OpCase(
+        "gather_sequences", _draw_gather_sequences, _gather_sequences, rounds=False
+    ),
 }
 """Every op by the name of its case."""
 

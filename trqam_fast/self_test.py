@@ -7,7 +7,7 @@ import subprocess
 
 import torch
 
-from trqam_fast.kernels.dispatch import OPS, TRITON
+from trqam_fast.kernels.dispatch import OPS
 from trqam_fast.op_cases import CASES, Sizes, draw_inputs, evaluate
 
 TOLERANCE = {"ieee": 1e-4, "tf32": 1e-2, "bf16": 1e-1}
@@ -45,7 +45,7 @@ def deviation(
         scale = reference.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
         difference = (found[name].cpu().double() - reference).abs() / scale
         worst = max(worst, float(difference.nan_to_num(nan=torch.inf).max()))
-    if backend in TRITON and torch.device(device).type == "cuda":
+    if backend == "triton" and torch.device(device).type == "cuda":
         for _ in range(REPEATS):
             again = evaluate(case, inputs, **options)
             if not all(torch.equal(found[name], again[name]) for name in found):
@@ -72,7 +72,7 @@ def problem(op: str, backend: str, device: str, precision: str = "ieee") -> tupl
     if precision != "ieee" and OPS[CASES[op].op].networks:
         name += f" in {precision}"
     sizes = [SMALL]
-    if backend in TRITON and torch.device(device).type == "cuda":
+    if backend == "triton" and torch.device(device).type == "cuda":
         sizes += WIDE
     try:
         found = max(deviation(op, backend, device, precision, size) for size in sizes)
@@ -88,8 +88,8 @@ def problem(op: str, backend: str, device: str, precision: str = "ieee") -> tupl
     )
 
 
-def triton_problems(device: str, precision: str, backend: str = "triton") -> list[str]:
-    """Return what is wrong with the Triton kernels of a backend on `device`."""
+def triton_problems(device: str, precision: str) -> list[str]:
+    """Return what is wrong with the Triton kernels on `device`."""
     with_triton = [name for name, case in CASES.items() if OPS[case.op].triton]
-    found = (problem(name, backend, device, precision)[1] for name in with_triton)
+    found = (problem(name, "triton", device, precision)[1] for name in with_triton)
     return [text for text in found if text]

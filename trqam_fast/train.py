@@ -56,8 +56,8 @@ from trqam_fast.training.trackers import check_packages
 
 # What may differ between a run and its continuation without changing its mathematics.
 RESUMABLE = {
-    "preset", "backend", "plan", "precision", "graph", "threads", "dataset", "dataset_dir",
-    "generated_dir",
+    "preset", "backend", "plan", "precision", "graph", "streams", "threads", "dataset",
+    "dataset_dir", "generated_dir",
     "bc_steps", "offline_steps", "online_steps", "log_interval", "eval_interval",
     "eval_episodes", "eval_envs", "eval_workers", "save_interval", "keep",
     "tensorboard", "wandb", "wandb_project", "wandb_group", "wandb_name", "wandb_tags", "run_dir",

@@ -25,7 +25,8 @@ from benchmarks.baselines.layers import (
     split,
 )
 from trqam_fast.agents import Noise, QAMAgent, Terms, TRQAMAgent
-from trqam_fast.agents.base import MAX_GRAD_NORM, Metrics, repeat_rows
+from trqam_fast.agents.base import MAX_GRAD_NORM, Losses, Metrics, repeat_rows
+from trqam_fast.agents.branches import MAIN
 from trqam_fast.agents.qam import adjoint_metrics
 from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import AdjointSizes, MLPWeights
@@ -268,8 +269,14 @@ class EagerUpdate:
         trajectory = torch.cat([points, end.unsqueeze(1)], dim=1)
         return EagerPath(trajectory, velocity, base_velocity), next_actions
 
+    def sweep_tape(self, observations: Tensor, path: EagerPath) -> list[Tensor]:
+        """Return nothing: the sweep evaluates the field itself."""
+        return []
+
     @torch.no_grad()
-    def adjoint(self, observations: Tensor, path: EagerPath) -> tuple[Tensor, Metrics]:
+    def adjoint(
+        self, observations: Tensor, path: EagerPath, tape: list[Tensor]
+    ) -> tuple[Tensor, Metrics]:
         """Carry the terminal adjoint back through the base field."""
         gradient, values = self.action_gradient(observations, path.end)
         terminal = self.terminal_adjoint(gradient)
@@ -277,12 +284,16 @@ class EagerUpdate:
         sizes = AdjointSizes(*adjoint_sizes(terminal, adjoint))
         return adjoint, adjoint_metrics(sizes) | {"policy_q": values.mean(-1)}
 
+    def base_velocity(self, observations: Tensor, path: EagerPath) -> Tensor:
+        """Return v_base at the points of the path, which the rollout has computed."""
+        return path.base_velocity
+
     def adjoint_loss(
-        self, observations: Tensor, path: EagerPath, adjoint: Tensor
+        self, path: EagerPath, base_velocity: Tensor, adjoint: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the adjoint-matching loss and the path KL of each run, `[S]`."""
         lam = self.temperature().clamp(min=MIN_LAM).view(-1, 1, 1, 1)
-        delta = path.velocity - path.base_velocity
+        delta = path.velocity - base_velocity
         sigma = torch.sqrt(self.g_squared / lam)
         residual = torch.addcmul(sigma * adjoint, delta, 2.0 / sigma)
         loss = residual.square().sum((1, 3)).mean(-1)
@@ -291,8 +302,8 @@ class EagerUpdate:
 
     def gradients(self, batch: Batch, noise: Noise) -> tuple[Tensor, Terms]:
         """Return the unclipped gradient `[S, P]`, valid until the next call, and the terms."""
-        total, terms = self.loss(batch, noise)
-        torch._foreach_copy_(self.slots, torch.autograd.grad(total, self.leaves))
+        gradients, terms = self.differentiate(batch, noise, self.leaves)
+        torch._foreach_copy_(self.slots, gradients)
         return self.flat_gradient, terms
 
     @torch.no_grad()
@@ -339,7 +350,12 @@ class CompiledAgent(EagerAgent):
         super().__init__(*args, **options)
         # fullgraph: a break, or one recompilation too many, is an error and no slow result.
         options = {"backend": self.compiler, "fullgraph": True, "dynamic": False}
-        self.loss = torch.compile(self.loss, **options)
+        self.loss = torch.compile(self.summed, **options)
+
+    def summed(self, batch: Batch, noise: Noise) -> tuple[Losses, Terms]:
+        """Return the sum of all losses, as one graph has one backward pass, and their terms."""
+        losses, terms = super().loss(batch, noise)
+        return {MAIN: sum(losses.values())}, terms
 
 
 class GraphedAgent(EagerAgent):

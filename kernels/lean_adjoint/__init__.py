@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,7 @@ def lean_adjoint(
     terminal_adjoint: Tensor,
     *,
     schedule: NoiseSchedule | None = None,
+    tape: Sequence[Tensor] | None = None,
     backend: str = "auto",
     precision: str = "ieee",
 ) -> Tensor:
@@ -47,7 +50,9 @@ def lean_adjoint(
         trajectory: X_0..X_K, `[S, K + 1, B, D]`; X_K itself is not used.
         terminal_adjoint: a_K, `[S, B, D]`.
         schedule: That of the chain; None for the flow's own. Another one runs with ``reference``.
-        backend: ``auto``, ``reference``, or for packed weights ``cpp``, ``triton`` or ``tiles``.
+        tape: What `sweep_tape` returned for the same field, states, backend and precision; None
+            computes it here.
+        backend: ``auto``, ``reference``, or for packed weights ``cpp`` or ``triton``.
         precision: ``ieee``, ``tf32`` (Triton) or ``bf16`` (Triton or ``cpp``) operands.
 
     Returns:
@@ -62,19 +67,13 @@ def lean_adjoint(
             callable uses reentrant gradient checkpointing.
     """
     op = "lean_adjoint"
-    runs, batch = check_observations(
-        op, observations, trajectory, "trajectory", base_velocity=base_velocity
-    )
-    check_tensor(op, "terminal_adjoint", terminal_adjoint, (runs, batch, None))
-    dim = terminal_adjoint.shape[-1]
-    check_tensor(op, "trajectory", trajectory, (runs, None, batch, dim))
-    if trajectory.shape[1] < 2:
-        raise ValueError(f"{op}: trajectory has {trajectory.shape[1]} points; K + 1 must be >= 2")
+    check_states(op, base_velocity, observations, trajectory)
+    runs, _, batch, dim = trajectory.shape
+    check_tensor(op, "terminal_adjoint", terminal_adjoint, (runs, batch, dim))
     given = tensors_of(observations)
     given |= {"trajectory": trajectory, "terminal_adjoint": terminal_adjoint}
     check_same(op, **given)
     schedule = sde_schedule(op, schedule, trajectory.shape[1] - 1)
-    check_velocity(op, "base_velocity", base_velocity, observations, dim)
     refuse_gradient(op, **{name: tensor.requires_grad for name, tensor in given.items()})
     chosen = choose_backend(
         op,
@@ -85,11 +84,68 @@ def lean_adjoint(
         networks=[base_velocity],
         own_schedule=is_own(schedule),
     )
-    data = (base_velocity, observations, trajectory, terminal_adjoint)
+    data = (base_velocity, observations, trajectory)
     with torch.no_grad():
         if chosen == "reference":
-            return reference.lean_adjoint(*data, schedule)
-        return ops.lean_adjoint(*data, chosen, precision)
+            return reference.lean_adjoint(*data, terminal_adjoint, schedule)
+        if tape is None:
+            tape = ops.sweep_tape(*data, chosen, precision)
+        return ops.lean_adjoint(*data, terminal_adjoint, tape, chosen, precision)
 
 
-__all__ = ["lean_adjoint"]
+def sweep_tape(
+    base_velocity: Velocity,
+    observations: Tensor | Context,
+    trajectory: Tensor,
+    *,
+    backend: str = "auto",
+    precision: str = "ieee",
+) -> list[Tensor]:
+    """Do what a sweep needs and what does not need its terminal adjoint, so that it can wait less.
+
+    With Triton it is the base field's pass through (s, X_k, t_k + h) for all k; the other backends
+    evaluate the field step by step as they sweep, and have nothing to prepare. It is for the flow's
+    own schedule; sweeps with another one ignore it.
+
+    Args:
+        base_velocity: As of `lean_adjoint`, like all that follow.
+        observations: `[S, B, O]`.
+        trajectory: `[S, K + 1, B, D]`.
+        backend: ``auto``, ``reference``, ``cpp`` or ``triton``.
+        precision: Operands of matrix products.
+
+    Returns:
+        What `lean_adjoint` takes as its `tape`; empty where there is nothing to prepare.
+
+    Raises:
+        TypeError: an argument is no tensor, or of an unsupported dtype.
+        ValueError: shapes, dtypes or devices do not fit.
+        BackendError: the backend asked for cannot run.
+    """
+    op = "lean_adjoint"
+    check_states(op, base_velocity, observations, trajectory)
+    chosen = choose_backend(
+        op, backend, trajectory.device, dtype=trajectory.dtype, precision=precision,
+        networks=[base_velocity],
+    )  # fmt: skip
+    if chosen == "reference":
+        return []
+    with torch.no_grad():
+        return ops.sweep_tape(base_velocity, observations, trajectory, chosen, precision)
+
+
+def check_states(
+    op: str, base_velocity: Velocity, observations: Tensor | Context, trajectory: Tensor
+) -> None:
+    """Raise unless the field fits the observations and states, of which there are two or more."""
+    runs, batch = check_observations(
+        op, observations, trajectory, "trajectory", base_velocity=base_velocity
+    )
+    check_tensor(op, "trajectory", trajectory, (runs, None, batch, None))
+    if trajectory.shape[1] < 2:
+        raise ValueError(f"{op}: trajectory has {trajectory.shape[1]} points; K + 1 must be >= 2")
+    check_same(op, **tensors_of(observations), trajectory=trajectory)
+    check_velocity(op, "base_velocity", base_velocity, observations, trajectory.shape[-1])
+
+
+__all__ = ["lean_adjoint", "sweep_tape"]

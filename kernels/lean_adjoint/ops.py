@@ -10,15 +10,15 @@ rows, so that its activations stay in the cache.
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from trqam_fast.kernels.cpp import call
-from trqam_fast.kernels.dispatch import TRITON
 from trqam_fast.kernels.mlp.cpp import describe
+from trqam_fast.kernels.mlp.ops import triton_passes
 from trqam_fast.kernels.mlp.weights import MLPWeights
 from trqam_fast.kernels.registration import register
 
@@ -37,14 +37,42 @@ class LeanAdjoint(NamedTuple):
     adjoints: int
 
 
-def _sweep(base, observations, trajectory, terminal_adjoint, backend, precision):
+def _tape(base, observations, trajectory, backend, precision):
+    if backend != "triton":
+        return []
+    from trqam_fast.kernels.mlp.triton_inputs import Inputs
+
+    inputs = Inputs(observations.contiguous(), trajectory.contiguous(), trajectory.shape[1] - 1, 1)
+    passes, weights = triton_passes(), MLPWeights.from_tensors(base)
+    return list(passes.forward_pass(weights, inputs, precision, train=True)[1][:4])
+
+
+def _tape_fake(base, observations, trajectory, backend, precision):
+    if backend != "triton":
+        return []
+    passes, weights = triton_passes(), MLPWeights.from_tensors(base)
+    runs, points, batch, _ = trajectory.shape
+    rows = (points - 1) * batch
+    config = passes.config_for(weights, observations, trajectory, precision, train=True, rows=rows)
+    return list(passes.empty_tape(config, runs, rows, trajectory)[:4])
+
+
+def _sweep(base, observations, trajectory, terminal_adjoint, tape, backend, precision):
     weights = MLPWeights.from_tensors(base)
     observations, trajectory, terminal_adjoint = (
         tensor.contiguous() for tensor in (observations, trajectory, terminal_adjoint)
     )
-    if backend in TRITON:
-        module = importlib.import_module(f"trqam_fast.kernels.lean_adjoint.{backend}")
-        return module.lean_adjoint(weights, observations, trajectory, terminal_adjoint, precision)
+    if backend == "triton":
+        from trqam_fast.kernels.lean_adjoint import tiles
+
+        data = (observations, trajectory, terminal_adjoint)
+        runs, points, batch, _ = trajectory.shape
+        if len(tape) != 4 or tape[0].shape[1:3] != (runs, (points - 1) * batch):
+            raise ValueError(
+                f"lean_adjoint: tape has shapes {[list(part.shape) for part in tape]}; pass what "
+                "sweep_tape returned for the same arguments, or None"
+            )
+        return tiles.lean_adjoint(weights, *data, tape, precision)
     runs, points, batch, dim = trajectory.shape
     adjoints = trajectory.new_empty(runs, points - 1, batch, dim)
     numbers, _alive = describe(weights)
@@ -63,17 +91,36 @@ def _sweep(base, observations, trajectory, terminal_adjoint, backend, precision)
     return adjoints
 
 
-def _sweep_fake(base, observations, trajectory, terminal_adjoint, backend, precision):
+def _sweep_fake(base, observations, trajectory, terminal_adjoint, tape, backend, precision):
     runs, points, batch, dim = trajectory.shape
     return trajectory.new_empty(runs, points - 1, batch, dim)
 
 
 register(
+    "sweep_tape(Tensor[] base, Tensor observations, Tensor trajectory, str backend, "
+    "str precision) -> Tensor[]",
+    _tape,
+    _tape_fake,
+)
+register(
     "lean_adjoint(Tensor[] base, Tensor observations, Tensor trajectory, "
-    "Tensor terminal_adjoint, str backend, str precision) -> Tensor",
+    "Tensor terminal_adjoint, Tensor[] tape, str backend, str precision) -> Tensor",
     _sweep,
     _sweep_fake,
 )
+
+
+def sweep_tape(
+    base_velocity: MLPWeights,
+    observations: Tensor,
+    trajectory: Tensor,
+    backend: str,
+    precision: str,
+) -> list[Tensor]:
+    """Return the tape of a sweep; see the package's `sweep_tape`."""
+    return torch.ops.trqam_fast.sweep_tape(
+        list(base_velocity.tensors), observations, trajectory, backend, precision
+    )
 
 
 def lean_adjoint(
@@ -81,6 +128,7 @@ def lean_adjoint(
     observations: Tensor,
     trajectory: Tensor,
     terminal_adjoint: Tensor,
+    tape: Sequence[Tensor],
     backend: str,
     precision: str,
 ) -> Tensor:
@@ -90,6 +138,7 @@ def lean_adjoint(
         observations,
         trajectory,
         terminal_adjoint,
+        list(tape),
         backend,
         precision,
     )

@@ -13,6 +13,8 @@ of rows: what a launch reads, none beside it writes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -22,17 +24,15 @@ from trqam_fast.kernels.mlp.tiles import (
     STEP_REGISTERS,
     Pull,
     config_for,
-    forward_pass,
     pull_hidden_layers,
     pull_norm,
+    pulled_gradients,
     tile_options,
 )
 from trqam_fast.kernels.mlp.tiles_forward import Folded, Network, network_of
 from trqam_fast.kernels.mlp.tiles_pullback import finish_pull, pull_outputs
-from trqam_fast.kernels.mlp.triton import pulled_gradients
 from trqam_fast.kernels.mlp.triton_config import operand_dtype
-from trqam_fast.kernels.mlp.triton_inputs import Inputs
-from trqam_fast.kernels.mlp.triton_tile import gradients_of, group_of, zeros
+from trqam_fast.kernels.mlp.triton_tile import Tape, gradients_of, group_of, zeros
 from trqam_fast.kernels.mlp.triton_weights import weight_pointers
 from trqam_fast.kernels.mlp.weights import MLPWeights
 
@@ -106,13 +106,13 @@ def lean_adjoint(
     observations: Tensor,
     trajectory: Tensor,
     terminal_adjoint: Tensor,
+    tape: Sequence[Tensor],
     precision: str,
 ) -> Tensor:
     """Return a_0..a_{K-1}, `[S, K, B, D]`, of contiguous data."""
     runs, points, batch, dim = trajectory.shape
     steps = points - 1
-    inputs = Inputs(observations, trajectory, steps, 1)
-    _, tape = forward_pass(base_velocity, inputs, precision, train=True)
+    tape = Tape(*tape)
     config = config_for(base_velocity, observations, trajectory, precision, train=False, rows=batch)
     rows = 2 * batch
     grads = pulled_gradients(config, runs, rows, 0, trajectory)

@@ -18,10 +18,9 @@ def mlp(
     Args:
         weights: Packed weights with leading axes `[S]` or `[S, E]`.
         inputs: `[S, N, in]`, float32 or float64; the E members of an ensemble share it.
-        backend: ``reference`` (autograd), ``cpp`` (compiled passes, CPU),
-            ``triton`` (a launch for a pass), ``tiles`` (a launch for each layer) or ``auto``.
-            Inside a `torch.func` transform, as in a callable given to `lean_adjoint`, take
-            ``reference``.
+        backend: ``reference`` (autograd), ``cpp`` (compiled passes, CPU), ``triton`` (a launch for
+            each layer) or ``auto``. Inside a `torch.func` transform, as in a callable given to
+            `lean_adjoint`, take ``reference``.
         precision: ``ieee``, ``tf32`` (Triton) or ``bf16`` (Triton or ``cpp``) operands.
 
     Returns:

@@ -25,7 +25,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trqam_fast.kernels.cpp import call
-from trqam_fast.kernels.dispatch import TRITON
 from trqam_fast.kernels.mlp.cpp import MLPBackward, MLPForward, describe, tape_elements
 from trqam_fast.kernels.mlp.inputs import stack_inputs
 from trqam_fast.kernels.mlp.weights import GradientMemory, MLPWeights
@@ -36,7 +35,7 @@ class Pass(NamedTuple):
     """How a network is passed through.
 
     Attributes:
-        backend: ``cpp``, ``triton`` or ``tiles``.
+        backend: ``cpp`` or ``triton``.
         precision: Operands of the products.
         train: Whether the forward pass keeps a tape.
         memory: Memory for the weights' gradients; None for new tensors.
@@ -48,17 +47,17 @@ class Pass(NamedTuple):
     memory: GradientMemory | None
 
 
-def passes_of(backend: str) -> ModuleType:
-    """Return the module with the Triton passes of a backend."""
-    return importlib.import_module(f"trqam_fast.kernels.mlp.{backend}")
+def triton_passes() -> ModuleType:
+    """Return the module with the Triton passes; Triton need not be installed for the others."""
+    return importlib.import_module("trqam_fast.kernels.mlp.tiles")
 
 
 def _forward(tensors, inputs, backend, precision, train):
     weights, inputs = MLPWeights.from_tensors(tensors), inputs.contiguous()
-    if backend in TRITON:
+    if backend == "triton":
         from trqam_fast.kernels.mlp.triton_inputs import Inputs
 
-        out, tape = passes_of(backend).forward_pass(weights, Inputs(inputs), precision, train=train)
+        out, tape = triton_passes().forward_pass(weights, Inputs(inputs), precision, train=train)
         return out, list(tape[:4])
     rows = inputs.shape[1]
     out = inputs.new_empty(weights.lead.numel(), rows, weights.out_features)
@@ -78,8 +77,8 @@ def _forward(tensors, inputs, backend, precision, train):
 def _forward_fake(tensors, inputs, backend, precision, train):
     weights, rows = MLPWeights.from_tensors(tensors), inputs.shape[1]
     out = inputs.new_empty(weights.lead.numel(), rows, weights.out_features)
-    if backend in TRITON:
-        passes = passes_of(backend)
+    if backend == "triton":
+        passes = triton_passes()
         config = passes.config_for(weights, inputs, None, precision, train=train, rows=rows)
         return out, list(passes.empty_tape(config, out.shape[0], rows, out)[:4])
     return out, [inputs.new_empty(tape_elements(weights, rows))] if train else []
@@ -88,11 +87,11 @@ def _forward_fake(tensors, inputs, backend, precision, train):
 def _backward(tensors, inputs, x, tape, cotangent, backend, precision, want_inputs, gradients):
     weights, cotangent = MLPWeights.from_tensors(tensors), cotangent.contiguous()
     steps = 1 if x is None else cotangent.shape[1] // max(inputs.shape[1], 1)
-    if backend in TRITON:
+    if backend == "triton":
         from trqam_fast.kernels.mlp.triton_inputs import Inputs
 
         parts = Inputs(inputs.contiguous(), x, steps)
-        back = passes_of(backend).backward_pass
+        back = triton_passes().backward_pass
         return back(weights, parts, tape, cotangent, precision, want_inputs, gradients)
     if x is not None:
         inputs = torch.cat(stack_inputs(inputs, x[:, :steps]), dim=-1)

@@ -1,4 +1,4 @@
-"""Triton passes of the stacked MLP with one launch for each layer, over the whole chip.
+"""Triton passes of the stacked MLP: one launch for each layer, over the whole chip.
 
 The kernels are those of `tiles_forward` and `tiles_pullback`. The gradients of kernels are left to
 `trqam_fast.kernels.mlp.triton_gradients`, whose launch fills the chip.
@@ -29,11 +29,11 @@ from trqam_fast.kernels.mlp.tiles_pullback import (
     pull_norm_kernel,
     pull_output_kernel,
 )
-from trqam_fast.kernels.mlp.triton import check_size, pulled_gradients
-from trqam_fast.kernels.mlp.triton import config_for as fused_config
 from trqam_fast.kernels.mlp.triton_config import (
+    BLOCK_SIZES,
     KernelConfig,
     has_little_shared_memory,
+    make_config,
     operand_dtype,
 )
 from trqam_fast.kernels.mlp.triton_gradients import weight_gradients
@@ -42,7 +42,8 @@ from trqam_fast.kernels.mlp.triton_tile import Gradients, Tape
 from trqam_fast.kernels.mlp.triton_weights import WeightPointers, weight_pointers
 from trqam_fast.kernels.mlp.weights import MLPWeights
 
-WARPS = 4
+WARPS = {"ieee": 8, "tf32": 4, "bf16": 4}
+"""Of a program; with four, a step of the rollout in float32 spills 16 bytes."""
 MAX_REGISTERS = {"ieee": 255, "tf32": 168, "bf16": 168}
 """Registers of a thread: three programs of 168 share a multiprocessor, as many as their 64 KiB of
 shared memory allow. With 128 the first layer, the hidden ones or their pullback spill 8 to 32
@@ -53,28 +54,12 @@ STEP_REGISTERS = 255
 that of the rollout spills 216 bytes, with 168 that of the sweep 32 on sm_80."""
 
 STAGES = {"ieee": 2, "tf32": 4, "bf16": 4}
-ROWS = {"ieee": 32, "tf32": 64, "bf16": 64}
+NORM_WARPS = 8
+"""Of a program of `pull_norm_kernel`, which owns whole rows."""
+WIDE = 128
+"""Features of a program where there is work for many."""
 WIDE_PROGRAMS = 132
-"""Programs of 128 features that are worth their size: one for each multiprocessor of an H100."""
-
-
-def tile_config(fused: KernelConfig, precision: str, rows: int, groups: int) -> KernelConfig:
-    """Return the config of passes of `rows` rows through `groups` networks.
-
-    A program that owns twice the features reads two thirds as much for each of them; it pays once
-    there are programs for all multiprocessors. With LayerNorm the networks alone decide, as a
-    backward pass must find the statistics as its forward pass left them.
-    """
-    divides = fused.width & -fused.width
-    tiles = groups if fused.norm else groups * triton.cdiv(rows, ROWS[precision])
-    wide = precision != "ieee" and divides >= 128
-    wide = wide and (groups >= 8 if fused.norm else tiles * (fused.width // 128) >= WIDE_PROGRAMS)
-    return dataclasses.replace(
-        fused,
-        block_m=min(ROWS[precision], max(16, ROWS[precision] * 32 // fused.block_out)),
-        block_n=min(128 if wide else 64 if precision != "ieee" else 32, divides),
-        k_major=False,
-    )
+"""Programs of `WIDE` features that are worth their size: one for each multiprocessor of an H100."""
 
 
 def tile_options(precision: str, most: int | None = None) -> dict[str, int]:
@@ -88,15 +73,40 @@ def tile_options(precision: str, most: int | None = None) -> dict[str, int]:
     if not triton.knobs.runtime.interpret:
         device = triton.runtime.driver.active.get_current_device()
         stages = min(stages, 3) if has_little_shared_memory(device) else stages
-    return {"num_warps": WARPS, "num_stages": stages, "maxnreg": most or MAX_REGISTERS[precision]}
+    return {
+        "num_warps": WARPS[precision],
+        "num_stages": stages,
+        "maxnreg": most or MAX_REGISTERS[precision],
+    }
 
 
 def config_for(
     weights: MLPWeights, inputs: Tensor, x: Tensor | None, precision: str, *, train: bool, rows: int
 ) -> KernelConfig:
-    """Return the config of passes of `rows` rows through each of `weights`."""
-    fused = fused_config(weights, inputs, x, precision, train=train)
-    return tile_config(fused, precision, rows, weights.lead.numel())
+    """Return the config of passes of `rows` rows of inputs, or of observations with points.
+
+    A program that owns twice the features reads two thirds as much for each of them; it pays once
+    there are programs for all multiprocessors. With LayerNorm the networks alone decide, as a
+    backward pass must find the statistics as its forward pass left them.
+    """
+    dim = 0 if x is None else x.shape[-1]
+    obs = inputs.shape[-1]
+    config = make_config(weights, precision, obs=obs, dim=dim, time=int(dim > 0), train=train)
+    divides, groups = config.width & -config.width, weights.lead.numel()
+    tiles = groups * triton.cdiv(rows, BLOCK_SIZES[precision].block_m)
+    wide = precision != "ieee" and divides >= WIDE
+    wide &= groups >= 8 if config.norm else tiles * (config.width // WIDE) >= WIDE_PROGRAMS
+    return dataclasses.replace(config, block_n=WIDE) if wide else config
+
+
+def check_size(config: KernelConfig, rows: int) -> None:
+    """Raise ValueError if offsets within one network's rows would not fit in 32 bits."""
+    widest = max(config.width, config.inputs, config.block_out)
+    if rows * widest >= 2**31:
+        raise ValueError(
+            f"{rows} rows of {widest} columns exceed the 2^31 elements that a Triton program "
+            "addresses; split the batch"
+        )
 
 
 def empty_tape(config: KernelConfig, groups: int, rows: int, like: Tensor) -> Tape:
@@ -112,6 +122,21 @@ def empty_tape(config: KernelConfig, groups: int, rows: int, like: Tensor) -> Ta
         like.new_empty(layers, groups, rows, config.width, dtype=operand_dtype(config)),
         like.new_empty(stats, groups, rows),
         like.new_empty(stats, groups, rows),
+    )
+
+
+def pulled_gradients(
+    config: KernelConfig, groups: int, rows: int, tiles: int, like: Tensor
+) -> Gradients:
+    """Return uninitialised gradients of `rows` rows, and their sums over `tiles` tiles of rows."""
+    kinds = (3 if config.norm else 1) if config.train else 0
+    layers, new = config.depth if config.train else 2, like.new_empty
+    return Gradients(
+        new(layers, groups, rows, config.width, dtype=operand_dtype(config)),
+        new(groups if config.norm else 0, rows, config.width),
+        new(kinds, config.depth, tiles, groups, config.width),
+        groups * rows * config.width,
+        tiles * groups * config.width,
     )
 
 
@@ -230,7 +255,7 @@ def pull_norm(
     pull_norm_kernel[(triton.cdiv(pull.count, norm_rows), groups)](
         network, pull.tape, pull.tape_rows, groups * pull.tape_rows, pull.tape_start, pull.grads,
         pull.start, pull.count, pull.rows, pull.normed, index, norm_rows, columns, config,
-        **(tile_options(precision, 128) | {"num_warps": 2 * WARPS}),
+        **(tile_options(precision, 128) | {"num_warps": NORM_WARPS}),
     )  # fmt: skip
 
 
@@ -292,6 +317,5 @@ def backward_pass(
     if want_weights:
         if config.norm:
             tape, tape_rows = tape._replace(out=normed), rows
-        kept = fused_config(weights, inputs.observations, inputs.x, precision, train=True)
-        weight_gradients(kept, inputs, tape, tape_rows, grads, cotangent, gradients, precision)
+        weight_gradients(config, inputs, tape, tape_rows, grads, cotangent, gradients, precision)
     return d_inputs

@@ -30,10 +30,8 @@ class KernelConfig:
         ensemble: Members that share their inputs, E.
         train: Keep what a later pass needs: forward, the tape; pullback, the gradients of all
             pre-activations and the column sums.
-        k_major: The hidden kernels of a forward pass are packed transposed, `[out, in]`, as the
-            matrix units want tf32 operands; for weights that every program reads many times.
         block_m: Rows of a tile.
-        block_n: Columns computed at a time.
+        block_n: Features of a program.
         block_k: Depth of a product's step.
         block_w: Rows and columns of a block of a weight gradient.
         block_out: Power of two that holds the output, at least 16.
@@ -52,7 +50,6 @@ class KernelConfig:
     norm: bool
     ensemble: int
     train: bool
-    k_major: bool
     block_m: int
     block_n: int
     block_k: int
@@ -94,10 +91,10 @@ class BlockSizes:
 
     Attributes:
         block_m: Rows of a program.
-        block_n: Columns computed at a time.
+        block_n: Features of a program.
         block_k: Depth of a product's step.
         block_w: Rows and columns of a block of a weight gradient.
-        stages: Stages of the pipelines that load operands.
+        stages: Stages of the pipelines that load a weight gradient's operands.
         lean_stages: The same on GPUs with less than 160 KiB of shared memory.
     """
 
@@ -109,13 +106,12 @@ class BlockSizes:
     lean_stages: int
 
 
-# The largest blocks that compile without spills for every architecture, depth and LayerNorm
-# setting of tests/test_aot.py: with 64 x 128 the rollout spills 80 to 144 bytes (tf32) and 100
-# (bf16), with a depth of 64 up to 256. 64 rows are what wgmma needs.
+# Features are the side of 64 that wgmma needs. Weight gradients are bound by what they load: with
+# 128 x 128 there are a quarter as many blocks as with 64 x 64, which load half in all.
 BLOCK_SIZES = {
     "ieee": BlockSizes(32, 32, 32, 32, stages=2, lean_stages=2),
-    "tf32": BlockSizes(64, 64, 32, 64, stages=3, lean_stages=2),
-    "bf16": BlockSizes(64, 64, 32, 64, stages=4, lean_stages=3),
+    "tf32": BlockSizes(64, 64, 32, 128, stages=3, lean_stages=2),
+    "bf16": BlockSizes(64, 64, 32, 128, stages=4, lean_stages=3),
 }
 OPERANDS = {"ieee": tl.float32, "tf32": tl.float32, "bf16": tl.bfloat16}
 STORED = {tl.float32: torch.float32, tl.bfloat16: torch.bfloat16, tl.float16: torch.float16}
@@ -158,7 +154,6 @@ def make_config(
     dim: int = 0,
     time: int = 0,
     train: bool,
-    k_major: bool = False,
 ) -> KernelConfig:
     """Return the config for `weights` on inputs of `obs`, `dim` and `time` columns."""
     widths = tuple(kernel.shape[-1] for kernel in weights.kernels[:-1])
@@ -181,7 +176,6 @@ def make_config(
         norm=weights.layer_norm,
         ensemble=weights.lead[1] if len(weights.lead) == 2 else 1,
         train=train,
-        k_major=k_major,
         block_m=rows,
         block_n=min(cols, divides),
         block_k=min(tile.block_k, divides),

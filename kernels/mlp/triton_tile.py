@@ -1,22 +1,15 @@
-r"""Device functions: a tile of rows through a stack of MLPs, forward and back.
+"""Device functions that the Triton passes share: where things lie, the activation, the inputs.
 
-One program owns `block_m` rows of one network and does all its layers. Between layers the tile's
-activations lie in global memory, where they stay in L2 and, for training, are the tape that the
-backward pass reads; a barrier of the program separates writing from reading. The weights stream
-through shared memory block by block. With the notation of `trqam_fast.kernels.mlp.ops`:
+With the notation of `trqam_fast.kernels.mlp.ops`:
 
     forward   z_l = y_{l-1} W_l + b_l,   h_l = gelu(z_l),   y_l = LayerNorm(h_l) or h_l
     pullback  dy_l = dz_{l+1} W_{l+1}^T,  dz_l = gelu'(z_l) * LayerNorm'(h_l)^T dy_l
 
-LayerNorm needs a row's statistics before its first element, so a first sweep over the columns
-gathers them (mean and squared deviations, merged block by block: no cancellation) and a second one
-applies them. Its pullback, with n = (h - mean) rstd and dn = scale * dy, is
+LayerNorm's pullback, with n = (h - mean) rstd and dn = scale * dy, is
 
     dh = rstd (dn - mean_w(dn) - n mean_w(dn n)),   dscale = sum_rows dy n,   dshift = sum_rows dy
 
 Columns beyond a layer's true width hold zero weights, so they add nothing to what is kept.
-
-Longer than 400 lines, as the ways forward and back agree on where a tape keeps what.
 """
 
 from __future__ import annotations
@@ -33,10 +26,11 @@ EPS = tl.constexpr(NORM_EPS)
 
 
 class Tape(NamedTuple):
-    """Activations: `[layers, G, rows, width]` and statistics `[depth, G, rows]`.
+    """Activations: `[layers, G, rows, width]`, and statistics of every tile of features.
 
-    Without `train`, `pre` has one layer and `out` two that take turns. `stride` and `stat_stride`,
-    the elements between two layers of either kind, are set inside a kernel.
+    Without `train`, `pre` has no layers and the others two that take turns. `stride` and
+    `stat_stride`, the elements between two layers and between two tiles' statistics, are set inside
+    a kernel.
     """
 
     pre: Any
@@ -62,11 +56,7 @@ class Gradients(NamedTuple):
 
 
 class TileInputs(NamedTuple):
-    """Where a tile's inputs `[s, x, t]` come from: pointers, and rows in each.
-
-    With `SHARED`, `observations` is instead the share of s in the first pre-activation, rows of
-    `width`, and `time` is a scalar.
-    """
+    """Where a tile's inputs `[s, x, t]` come from: pointers, and rows in each."""
 
     observations: Any
     x: Any
@@ -176,270 +166,8 @@ def load_inputs(source, cols, C: tl.constexpr):
 
 
 @triton.jit
-def first_product(source, net, cols, C: tl.constexpr):
-    """Inputs times the first kernel's columns `cols`."""
-    acc = zeros(C.block_m, C.block_n)
-    for k in range(0, C.inputs, C.block_k):
-        ks = k + tl.arange(0, C.block_k)
-        a = load_inputs(source, ks, C).to(C.operand)
-        at = ks[:, None] * C.width + cols[None, :]
-        w = tl.load(net.w_in + at, mask=(ks < C.inputs)[:, None], other=0.0).to(C.operand)
-        acc = tl.dot(a, w, acc, input_precision=C.precision)
-    return acc
-
-
-@triton.jit
-def observation_share(source, net, C: tl.constexpr, into):
-    """Store s W_s + b of the tile's rows to `into`, rows of `width`."""
-    row = source.obs_row
-    for n in tl.range(0, C.width, C.block_n, num_stages=1):
-        cols = n + tl.arange(0, C.block_n)
-        acc = zeros(C.block_m, C.block_n)
-        for k in range(0, C.obs, C.block_k):
-            ks = k + tl.arange(0, C.block_k)
-            inside = ks < C.obs
-            a = tl.load(
-                source.observations + row[:, None] * C.obs + ks[None, :],
-                mask=source.mask[:, None] & inside[None, :],
-                other=0.0,
-            )
-            w = tl.load(
-                net.w_in + ks[:, None] * C.width + cols[None, :], mask=inside[:, None], other=0.0
-            )
-            acc = tl.dot(a.to(C.operand), w.to(C.operand), acc, input_precision=C.precision)
-        acc += tl.load(net.b_hid + cols)[None, :]
-        tl.store(into + row[:, None] * C.width + cols[None, :], acc, mask=source.mask[:, None])
-
-
-@triton.jit
-def shared_product(source, net, cols, C: tl.constexpr):
-    """First pre-activation from the stored share: share + x W_x + t w_t."""
-    at = source.obs_row[:, None] * C.width + cols[None, :]
-    acc = tl.load(source.observations + at, mask=source.mask[:, None], other=0.0)
-    dims = tl.arange(0, C.block_out)
-    inside = dims < C.dim
-    x = tl.load(
-        source.x + source.x_row[:, None] * C.dim + dims[None, :],
-        mask=source.mask[:, None] & inside[None, :],
-        other=0.0,
-    )
-    w = net.w_in + C.obs * C.width
-    w_x = tl.load(w + dims[:, None] * C.width + cols[None, :], mask=inside[:, None], other=0.0)
-    acc = tl.dot(x.to(C.operand), w_x.to(C.operand), acc, input_precision=C.precision)
-    return acc + source.time * tl.load(w + C.dim * C.width + cols).to(tl.float32)[None, :]
-
-
-@triton.jit
-def product(a, row, mask, w, w_mask, w_step, acc, NARROW: tl.constexpr, C: tl.constexpr):
-    """Return acc plus rows of `a` `[*, width]` times the blocks at `w`, which advance by `w_step`.
-
-    `w_mask` counts for a `NARROW` second factor, whose other axis does not fill its block.
-    """
-    a = a + row[:, None] * C.width + tl.arange(0, C.block_k)[None, :]
-    for _ in range(0, C.width, C.block_k):
-        left = tl.load(a, mask=mask[:, None], other=0.0)
-        if NARROW:
-            right = tl.load(w, mask=w_mask, other=0.0)
-        else:
-            right = tl.load(w)
-        acc = tl.dot(left, right.to(C.operand), acc, input_precision=C.precision)
-        a += C.block_k
-        w += w_step
-    return acc
-
-
-@triton.jit
 def slot(layers, stride, index, C: tl.constexpr):
     """Return where layer `index` lies: with `train` all are kept, else two take turns."""
     if C.train:
         return layers + index * stride
     return layers + (index % 2) * stride
-
-
-@triton.jit
-def pre_slot(tape, index, C: tl.constexpr):
-    """Return where the tape keeps the pre-activation of hidden layer `index`."""
-    if C.train:
-        return tape.pre + index * tape.stride
-    return tape.pre
-
-
-@triton.jit
-def layer(
-    source, net, tape, row, index, FIRST: tl.constexpr, SHARED: tl.constexpr, C: tl.constexpr
-):
-    """One hidden layer of the tile; ends with a barrier, so that the next may read it."""
-    vector = index * (C.ensemble * C.width)
-    pre, out = pre_slot(tape, index, C), slot(tape.out, tape.stride, index, C)
-    mask = source.mask
-    for n in tl.range(0, C.width, C.block_n, num_stages=1):
-        cols = n + tl.arange(0, C.block_n)
-        if SHARED:
-            z = shared_product(source, net, cols, C)
-        elif FIRST:
-            z = first_product(source, net, cols, C)
-            z += tl.load(net.b_hid + cols)[None, :]
-        else:
-            w = net.w_hid + tl.cast(index - 1, tl.int64) * (C.ensemble * C.width * C.width)
-            ks = tl.arange(0, C.block_k)[:, None]
-            z = zeros(C.block_m, C.block_n)
-            before = slot(tape.out, tape.stride, index - 1, C)
-            if C.k_major:
-                w += cols[None, :] * C.width + ks
-                z = product(before, row, mask, w, True, C.block_k, z, False, C)
-            else:
-                w += ks * C.width + cols[None, :]
-                z = product(before, row, mask, w, True, C.block_k * C.width, z, False, C)
-            z += tl.load(net.b_hid + vector + cols)[None, :]
-        at = row[:, None] * C.width + cols[None, :]
-        if C.train or C.norm:
-            tl.store(pre + at, z, mask=mask[:, None])
-        if not C.norm:
-            tl.store(out + at, gelu(z).to(C.operand), mask=mask[:, None])
-    tl.debug_barrier()
-    if C.norm:
-        normalise(net, tape, pre, out, row, mask, index, C)
-        tl.debug_barrier()
-
-
-@triton.jit
-def normalise(net, tape, pre, out, row, mask, index, C: tl.constexpr):
-    """LayerNorm of gelu(z): two sweeps over the columns, the first for the statistics."""
-    vector = index * (C.ensemble * C.width)
-    width = true_width(index, C)
-    mean = row_zeros(C.block_m)
-    squares = row_zeros(C.block_m)
-    for n in tl.range(0, C.width, C.block_k, num_stages=1):
-        cols = n + tl.arange(0, C.block_k)
-        real = (cols < width)[None, :]
-        z = tl.load(pre + row[:, None] * C.width + cols[None, :], mask=mask[:, None], other=0.0)
-        h = gelu(z)
-        seen = tl.minimum(n, width).to(tl.float32)
-        count = tl.minimum(tl.maximum(width - n, 0), C.block_k).to(tl.float32)
-        here = tl.sum(tl.where(real, h, 0.0), 1) / tl.maximum(count, 1.0)
-        apart = tl.where(real, h - here[:, None], 0.0)
-        delta = here - mean
-        total = tl.maximum(seen + count, 1.0)
-        mean += delta * (count / total)
-        squares += tl.sum(apart * apart, 1) + delta * delta * (seen * count / total)
-    rstd = 1.0 / tl.sqrt(squares / width + EPS)
-    if C.train:
-        tl.store(tape.mean + index * tape.stat_stride + row, mean, mask=mask)
-        tl.store(tape.rstd + index * tape.stat_stride + row, rstd, mask=mask)
-    for n in tl.range(0, C.width, C.block_k, num_stages=1):
-        cols = n + tl.arange(0, C.block_k)
-        at = row[:, None] * C.width + cols[None, :]
-        z = tl.load(pre + at, mask=mask[:, None], other=0.0)
-        y = (gelu(z) - mean[:, None]) * rstd[:, None]
-        y = y * tl.load(net.scale + vector + cols)[None, :]
-        y += tl.load(net.shift + vector + cols)[None, :]
-        tl.store(out + at, y.to(C.operand), mask=mask[:, None])
-
-
-@triton.jit
-def forward(source, net, tape, row, SHARED: tl.constexpr, C: tl.constexpr):
-    """All layers of the tile: returns the outputs, `[block_m, block_out]` float32."""
-    layer(source, net, tape, row, 0, True, SHARED, C)
-    for index in range(1, C.depth):
-        layer(source, net, tape, row, index, False, False, C)
-    outs = tl.arange(0, C.block_out)
-    narrow = outs < C.out
-    w = net.w_out + tl.arange(0, C.block_k)[:, None] * C.out + outs[None, :]
-    acc = zeros(C.block_m, C.block_out)
-    last = slot(tape.out, tape.stride, C.depth - 1, C)
-    step = C.block_k * C.out
-    acc = product(last, row, source.mask, w, narrow[None, :], step, acc, True, C)
-    return acc + tl.load(net.b_out + outs, mask=narrow, other=0.0)[None, :]
-
-
-@triton.jit
-def pull_layer(
-    cotangent, net, tape, grads, tape_row, row, mask, index, LAST: tl.constexpr, C: tl.constexpr
-):
-    """Pull the gradient back through hidden layer `index`; ends with a barrier."""
-    pre = tape.pre + index * tape.stride
-    into = slot(grads.pre, grads.stride, index, C)
-    sums = grads.sums + index * grads.sum_stride
-    for n in tl.range(0, C.width, C.block_n, num_stages=1):
-        cols = n + tl.arange(0, C.block_n)
-        dy = zeros(C.block_m, C.block_n)
-        if LAST:
-            outs = tl.arange(0, C.block_out)
-            w = net.w_out + cols[None, :] * C.out + outs[:, None]
-            right = tl.load(w, mask=(outs < C.out)[:, None], other=0.0).to(C.operand)
-            dy = tl.dot(cotangent.to(C.operand), right, dy, input_precision=C.precision)
-        else:
-            w = net.w_hid + tl.cast(index, tl.int64) * (C.ensemble * C.width * C.width)
-            w += cols[None, :] * C.width + tl.arange(0, C.block_k)[:, None]
-            behind = slot(grads.pre, grads.stride, index + 1, C)
-            dy = product(behind, row, mask, w, True, C.block_k, dy, False, C)
-        at = row[:, None] * C.width + cols[None, :]
-        if C.norm:
-            tl.store(grads.normed + at, dy, mask=mask[:, None])
-        else:
-            z_at = tape_row[:, None] * C.width + cols[None, :]
-            z = tl.load(pre + z_at, mask=mask[:, None], other=0.0)
-            dz = dy * gelu_slope(z)
-            tl.store(into + at, dz.to(C.operand), mask=mask[:, None])
-            if C.train:
-                tl.store(sums + cols, tl.sum(dz, 0))
-    tl.debug_barrier()
-    if C.norm:
-        pull_norm(net, tape, grads, pre, into, sums, tape_row, row, mask, index, C)
-        tl.debug_barrier()
-
-
-@triton.jit
-def pull_norm(net, tape, grads, pre, into, sums, tape_row, row, mask, index, C: tl.constexpr):
-    """Pull dy through LayerNorm and GELU: two sweeps over the columns, the first for the means."""
-    vector = index * (C.ensemble * C.width)
-    mean = tl.load(tape.mean + index * tape.stat_stride + tape_row, mask=mask, other=0.0)
-    rstd = tl.load(tape.rstd + index * tape.stat_stride + tape_row, mask=mask, other=0.0)
-    mean_dn = row_zeros(C.block_m)
-    mean_dnn = row_zeros(C.block_m)
-    for n in tl.range(0, C.width, C.block_k, num_stages=1):
-        cols = n + tl.arange(0, C.block_k)
-        at = row[:, None] * C.width + cols[None, :]
-        dy = tl.load(grads.normed + at, mask=mask[:, None], other=0.0)
-        z_at = tape_row[:, None] * C.width + cols[None, :]
-        z = tl.load(pre + z_at, mask=mask[:, None], other=0.0)
-        normal = (gelu(z) - mean[:, None]) * rstd[:, None]
-        if C.train:
-            tl.store(sums + C.depth * grads.sum_stride + cols, tl.sum(dy * normal, 0))
-            tl.store(sums + 2 * C.depth * grads.sum_stride + cols, tl.sum(dy, 0))
-        dn = dy * tl.load(net.scale + vector + cols)[None, :]
-        mean_dn += tl.sum(dn, 1)
-        mean_dnn += tl.sum(dn * normal, 1)
-    width = true_width(index, C)
-    mean_dn /= width
-    mean_dnn /= width
-    for n in tl.range(0, C.width, C.block_k, num_stages=1):
-        cols = n + tl.arange(0, C.block_k)
-        at = row[:, None] * C.width + cols[None, :]
-        dy = tl.load(grads.normed + at, mask=mask[:, None], other=0.0)
-        z_at = tape_row[:, None] * C.width + cols[None, :]
-        z = tl.load(pre + z_at, mask=mask[:, None], other=0.0)
-        normal = (gelu(z) - mean[:, None]) * rstd[:, None]
-        dn = dy * tl.load(net.scale + vector + cols)[None, :]
-        dh = rstd[:, None] * (dn - mean_dn[:, None] - normal * mean_dnn[:, None])
-        dz = dh * gelu_slope(z)
-        tl.store(into + at, dz.to(C.operand), mask=mask[:, None])
-        if C.train:
-            tl.store(sums + cols, tl.sum(dz, 0))
-
-
-@triton.jit
-def pullback(cotangent, net, tape, grads, tape_row, row, mask, C: tl.constexpr):
-    """Pull `cotangent` `[block_m, block_out]` back to the tile's first pre-activation."""
-    pull_layer(cotangent, net, tape, grads, tape_row, row, mask, C.depth - 1, True, C)
-    for i in range(1, C.depth):
-        index = C.depth - 1 - i
-        pull_layer(cotangent, net, tape, grads, tape_row, row, mask, index, False, C)
-
-
-@triton.jit
-def input_gradient(net, grads, row, mask, ks, wanted, acc, C: tl.constexpr):
-    """Acc + the gradient of the inputs `ks` (where `wanted`), `[block_m, len(ks)]`."""
-    w = net.w_in + ks[None, :] * C.width + tl.arange(0, C.block_k)[:, None]
-    first = slot(grads.pre, grads.stride, 0, C)
-    return product(first, row, mask, w, wanted[None, :], C.block_k, acc, True, C)

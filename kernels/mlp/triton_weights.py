@@ -104,13 +104,6 @@ def pack(
     for index, weights in enumerate(stack):
         kernel_parts, vector_parts = parts_of(weights)
         fill(kernels[index], kernel_parts, kernel_shapes)
-        if config.k_major and config.depth > 1:
-            # Hidden kernels are square once padded, so their transposes take the same place, where
-            # the copy has left them untransposed.
-            begin, end, _ = config.kernel_offsets
-            square = (-1, config.depth - 1, config.ensemble, config.width, config.width)
-            hidden = kernels[index][:, begin:end].view(square)
-            hidden.copy_(hidden.clone().transpose(-1, -2))
         fill(vectors[index], vector_parts, vector_shapes)
     return kernels, vectors
 

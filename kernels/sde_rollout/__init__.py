@@ -72,7 +72,7 @@ def sde_rollout(
         ode_x0: `[S, N, D]`, with `ode_observations`.
         schedule: K steps of an SDE, as `AffinePath` makes them; None for the flow's own. Another
             one runs with ``reference``.
-        backend: ``auto``, ``reference``, or for packed weights ``cpp``, ``triton`` or ``tiles``.
+        backend: ``auto``, ``reference``, or for packed weights ``cpp`` or ``triton``.
         precision: ``ieee``, ``tf32`` (Triton) or ``bf16`` (Triton or ``cpp``) operands.
 
     Returns:
@@ -152,7 +152,7 @@ def ode_rollout(
         observations: `[S, N, O]`, float32 or float64; for a callable also a `Context`.
         x0: `[S, N, D]`, standard normal.
         flow_steps: K >= 1.
-        backend: ``auto``, ``reference``, or for packed weights ``cpp``, ``triton`` or ``tiles``,
+        backend: ``auto``, ``reference``, or for packed weights ``cpp`` or ``triton``,
             without gradients.
         precision: ``ieee``, ``tf32`` (Triton) or ``bf16`` (Triton or ``cpp``) operands.
 

@@ -6,8 +6,6 @@ the field's weights is one batched backward pass and needs no second forward.
 
 from __future__ import annotations
 
-import importlib
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -16,7 +14,6 @@ from torch.autograd.function import once_differentiable
 
 from trqam_fast.kernels.checks import refuse_gradient
 from trqam_fast.kernels.cpp import call
-from trqam_fast.kernels.dispatch import TRITON
 from trqam_fast.kernels.mlp.cpp import describe, tape_elements
 from trqam_fast.kernels.mlp.ops import Pass, pull_back
 from trqam_fast.kernels.mlp.weights import MLPWeights
@@ -52,19 +49,16 @@ def _empty(inputs: RolloutInputs) -> tuple[Tensor, Tensor, Tensor]:
     return new(runs, steps + 1, batch, dim), new(runs, steps, batch, dim), ode_x
 
 
-def _module(backend: str) -> ModuleType:
-    return importlib.import_module(f"trqam_fast.kernels.sde_rollout.{backend}")
-
-
 def _rollout(
     velocity, base, observations, x0, noise, ode_observations, ode_x0, backend, precision, train
 ):
     tensors = (observations, x0, noise, ode_observations, ode_x0)
     inputs = RolloutInputs(*(tensor.contiguous() for tensor in tensors))
     velocity, base = MLPWeights.from_tensors(velocity), MLPWeights.from_tensors(base)
-    if backend in TRITON:
-        module = _module(backend)
-        *results, tape = module.sde_rollout(velocity, base, inputs, precision, train=train)
+    if backend == "triton":
+        from trqam_fast.kernels.sde_rollout import tiles
+
+        *results, tape = tiles.sde_rollout(velocity, base, inputs, precision, train=train)
         return *results, list(tape[:4])
     trajectory, velocities, ode_x = _empty(inputs)
     rows = velocities.shape[1] * velocities.shape[2]
@@ -99,8 +93,10 @@ def _rollout_fake(
     velocity = MLPWeights.from_tensors(velocity)
     results = _empty(inputs)
     _, steps, batch, _ = results[1].shape
-    if backend in TRITON:
-        return *results, list(_module(backend).rollout_tape(velocity, inputs, precision, train)[:4])
+    if backend == "triton":
+        from trqam_fast.kernels.sde_rollout.tiles import rollout_tape
+
+        return *results, list(rollout_tape(velocity, inputs, precision, train)[:4])
     size = tape_elements(velocity, steps * batch)
     return *results, [inputs.x0.new_empty(size)] if train else []
 

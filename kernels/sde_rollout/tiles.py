@@ -20,6 +20,7 @@ from torch import Tensor
 
 from trqam_fast.kernels.mlp.tiles import (
     STEP_REGISTERS,
+    check_size,
     config_for,
     empty_tape,
     hidden_layers,
@@ -33,7 +34,6 @@ from trqam_fast.kernels.mlp.tiles_forward import (
     output_product,
     rows_of,
 )
-from trqam_fast.kernels.mlp.triton import check_size
 from trqam_fast.kernels.mlp.triton_config import KernelConfig, operand_dtype
 from trqam_fast.kernels.mlp.triton_tile import Tape, group_of, zeros
 from trqam_fast.kernels.mlp.triton_weights import pack, packed_pointers

@@ -38,7 +38,7 @@ def velocity_along(
         observations: `[S, B, O]`, float32 or float64; for a callable also a `Context`.
         points: X_0..X_{K-1}, `[S, K, B, D]`.
         schedule: t_k of the K steps; None for the flow's own, k / K.
-        backend: ``auto``, ``reference``, or for packed weights ``cpp``, ``triton`` or ``tiles``.
+        backend: ``auto``, ``reference``, or for packed weights ``cpp`` or ``triton``.
         precision: ``ieee``, ``tf32`` (Triton) or ``bf16`` (Triton or ``cpp``) operands.
 
     Returns:

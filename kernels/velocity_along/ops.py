@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from trqam_fast.kernels.cpp import call
-from trqam_fast.kernels.dispatch import TRITON
 from trqam_fast.kernels.mlp.cpp import describe
-from trqam_fast.kernels.mlp.ops import passes_of
+from trqam_fast.kernels.mlp.ops import triton_passes
 from trqam_fast.kernels.mlp.weights import MLPWeights
 from trqam_fast.kernels.registration import register
 
@@ -31,10 +30,10 @@ class VelocityAlong(NamedTuple):
 
 def _along(velocity, observations, points, backend, precision):
     weights, observations = MLPWeights.from_tensors(velocity), observations.contiguous()
-    if backend in TRITON:
+    if backend == "triton":
         from trqam_fast.kernels.mlp.triton_inputs import Inputs
 
-        inputs, passes = Inputs(observations, points, points.shape[1]), passes_of(backend)
+        inputs, passes = Inputs(observations, points, points.shape[1]), triton_passes()
         return passes.forward_pass(weights, inputs, precision, train=False)[0].view(points.shape)
     # The points of a trajectory: runs may lie further apart than they fill.
     points = points if points[0].is_contiguous() else points.contiguous()

@@ -86,11 +86,11 @@ def self_test(trial: Trial) -> None:
     from trqam_fast.self_test import SMALL, TOLERANCE, WIDE, deviation
 
     sizes = [("small", SMALL)] if trial.dry else [("small", SMALL), *zip("ab", WIDE, strict=True)]
-    backends = ["tiles", "triton", "cpp"] if trial.gpu else ["cpp"]
+    backends = ["triton", "cpp"] if trial.gpu else ["cpp"]
     for backend in backends:
         for name, case in CASES.items():
             has = OPS[case.op]
-            can = {"triton": has.triton, "tiles": has.networks, "cpp": "cuda" in has.cpp}
+            can = {"triton": has.triton, "cpp": "cuda" in has.cpp}
             if not can[backend]:
                 continue
             for precision in PRECISIONS_OF[backend] if has.networks else ("ieee",):
@@ -149,18 +149,12 @@ def run_tests(
     return True
 
 
-def bench_fused(trial: Trial) -> None:
+def bench_tiles(trial: Trial) -> None:
     """Time the trainer's updates with this project's kernels."""
     for runs in (1,) if trial.dry else (1, 8, 2, 4, 16):
         for precision in ("tf32", "bf16") if trial.gpu else ("ieee",):
-            bench(trial, "fused", runs, precision)
-
-
-def bench_tiles(trial: Trial) -> None:
-    """Time the same with this project's kernels of one layer to a launch."""
-    for runs in (1,) if trial.dry else (1, 8, 2, 4, 16):
-        for precision in ("tf32", "bf16") if trial.gpu else ("ieee",):
             bench(trial, "tiles", runs, precision)
+    bench(trial, "tiles", 1, "tf32" if trial.gpu else "ieee", streams=False)
 
 
 def bench_layers(trial: Trial) -> None:
@@ -169,7 +163,7 @@ def bench_layers(trial: Trial) -> None:
         bench(trial, "layers", runs, "tf32" if trial.gpu else "ieee")
 
 
-def bench(trial: Trial, variant: str, runs: int, precision: str) -> None:
+def bench(trial: Trial, variant: str, runs: int, precision: str, *, streams: bool = True) -> None:
     """Time updates of one size, sampling and metrics included, in graphs of ten."""
     from dataclasses import replace
 
@@ -184,7 +178,7 @@ def bench(trial: Trial, variant: str, runs: int, precision: str) -> None:
     from trqam_fast.training.updater import UPDATES_PER_REPLAY
 
     size = replace(PAPER_SMALL if trial.dry else PAPER, runs=runs)
-    backend = {"fused": "triton", "tiles": "tiles", "layers": "reference"}[variant]
+    backend = {"tiles": "triton", "layers": "reference"}[variant]
     kind = EagerAgent if variant == "layers" else TRQAMAgent
     backend = backend if trial.gpu or variant == "layers" else "cpp"
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
@@ -194,7 +188,9 @@ def bench(trial: Trial, variant: str, runs: int, precision: str) -> None:
         agent = make_agent(size, trial.device, backend, own, agent_class=kind)
         replays = 2 if trial.dry else 20
         interval = UPDATES_PER_REPLAY * (replays + 3)
-        updater = make_updater(agent, size, trial.device, graph=trial.gpu, interval=interval)
+        updater = make_updater(
+            agent, size, trial.device, graph=trial.gpu, interval=interval, streams=streams
+        )
         if not trial.gpu:
             return time_block(updater.update, 3), "without a graph"
         torch.cuda.reset_peak_memory_stats()
@@ -209,9 +205,10 @@ def bench(trial: Trial, variant: str, runs: int, precision: str) -> None:
     found, note = attempt(measure)
     seconds, told = found or (None, note)
     trial.emit(
-        "update", size=vars(size), precision=precision, variant=variant, mode="throughput",
+        "update", size=vars(size), precision=precision, mode="throughput",
+        variant=variant if streams else f"{variant}, one stream",
         seconds=seconds, ok=seconds is not None, note=told,
-        predicted_us=predicted_update(trial.paper, variant, precision, runs),
+        predicted_us=predicted_update(trial.paper, variant, precision, runs, streams),
     )  # fmt: skip
 
 
@@ -238,7 +235,7 @@ def reference(trial: Trial) -> None:
         trial.emit("update", size=vars(size), variant="jax", ok=False, note=note)
         return
     for result in results.values():
-        for side, variant in (("reference", "jax"), ("ours", "fused")):
+        for side, variant in (("reference", "jax"), ("ours", "tiles")):
             spread = [1e-3 * result[side][f"{key}_ms"] for key in ("quartile_1", "median")]
             spread.append(1e-3 * result[side]["quartile_3_ms"])
             told = f"jax {versions['jax']}; ratio {result['ratio']:.3g}"

@@ -24,8 +24,9 @@ COUNTERS = {
 }
 """What ncu is asked for."""
 KERNELS = (
-    "sde_rollout_kernel", "lean_adjoint_kernel", "mlp_forward_kernel", "mlp_pullback_kernel",
-    "weight_gradient_kernel", "adjoint_matching_kernel",
+    "rollout_step_kernel", "first_layer_kernel", "hidden_layer_kernel", "output_kernel",
+    "sweep_step_kernel", "pull_output_kernel", "pull_hidden_kernel", "pull_norm_kernel",
+    "pull_inputs_kernel", "weight_gradient_kernel", "adam_step_kernel",
 )  # fmt: skip
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 OUT_OF_TIME = 100.0
@@ -65,7 +66,7 @@ def profile(trial: Trial) -> None:
         for event in sorted(found, key=lambda e: -getattr(e, side))[:14]:
             seconds = 1e-6 * getattr(event, side) / updates
             trial.emit(
-                event.key[:80], size={"runs": runs}, precision=precision, variant="fused",
+                event.key[:80], size={"runs": runs}, precision=precision, variant="tiles",
                 seconds=[seconds], count=event.count,
                 predicted_us=predicted_kernel(trial.paper, event.key, runs),
                 note=f"{event.count / updates:.1f} an update",
@@ -73,7 +74,7 @@ def profile(trial: Trial) -> None:
         total = 1e-6 * sum(getattr(e, side) for e in found) / updates
         calls = sum(e.count for e in found) / updates
         trial.emit(
-            "all kernels", size={"runs": runs}, precision=precision, variant="fused",
+            "all kernels", size={"runs": runs}, precision=precision, variant="tiles",
             seconds=[total], note=f"{calls:.1f} an update",
         )  # fmt: skip
 
@@ -115,7 +116,7 @@ def counters(trial: Trial) -> None:
     printed = trial.run([*command, *child("one_update", trial)], 120)
     for name, values in read_counters(printed or ""):
         words = [f"{values[key]} {unit}" for key, unit in COUNTERS.items() if key in values]
-        trial.emit(name, precision="tf32", variant="fused", note="; ".join(words))
+        trial.emit(name, precision="tf32", variant="tiles", note="; ".join(words))
 
 
 def read_counters(printed: str) -> list[tuple[str, dict[str, str]]]:
@@ -147,25 +148,21 @@ def tune(trial: Trial) -> None:
     from dataclasses import replace
 
     from benchmarks.sizes import PAPER
-    from trqam_fast.kernels.mlp import triton_config
 
     best: dict[str, tuple[float, str]] = {}
     began = time.monotonic()
-    shapes = [(64, 64), (32, 64), (32, 128), (64, 128)]
-    grid = itertools.product(shapes, (8, 4), (3, 2, 5), ("tf32", "bf16"))
-    for (rows, cols), warps, stages, precision in grid:
+    shapes = [(64, 64), (64, 128), (128, 64), (128, 128), (32, 64)]
+    grid = itertools.product(shapes, (4, 8), (4, 3, 2), ("tf32", "bf16"))
+    for (rows, features), warps, stages, precision in grid:
         if time.monotonic() - began > OUT_OF_TIME:
             break
-        tile = dataclasses.replace(
-            triton_config.BLOCK_SIZES[precision], block_m=rows, block_n=cols, stages=stages
-        )
-        told = f"{rows} x {cols}, {stages} stages, {warps} warps"
-        with tiles(triton_config, precision, tile, warps):
+        told = f"{rows} rows x {features} features, {stages} stages, {warps} warps"
+        with other_tiles(precision, rows, features, warps, stages):
             for runs in (1, 8):
                 for name, call in passes(replace(PAPER, runs=runs), precision).items():
                     found, note = attempt(lambda call=call: graph_seconds(call))
                     trial.emit(
-                        name, size={"runs": runs}, precision=precision, variant="fused",
+                        name, size={"runs": runs}, precision=precision, variant="tiles",
                         seconds=found, ok=True, note=f"{told}{note and ': '}{note}",
                     )  # fmt: skip
                     if found:
@@ -184,14 +181,22 @@ def graph_seconds(call: Callable[[], object]) -> list[float]:
 
 
 @contextlib.contextmanager
-def tiles(triton_config, precision: str, tile, warps: int) -> Iterator[None]:
-    """Replace the table's entry of one precision; kernels are compiled anew."""
-    before = triton_config.BLOCK_SIZES[precision], triton_config.WARPS
-    triton_config.BLOCK_SIZES[precision], triton_config.WARPS = tile, warps
+def other_tiles(
+    precision: str, rows: int, features: int, warps: int, stages: int
+) -> Iterator[None]:
+    """Replace what the tables say of one precision; kernels are compiled anew."""
+    from trqam_fast.kernels.mlp import tiles
+    from trqam_fast.kernels.mlp.triton_config import BLOCK_SIZES
+
+    block = BLOCK_SIZES[precision]
+    before = tiles.WIDE, tiles.WARPS[precision], tiles.STAGES[precision]
+    BLOCK_SIZES[precision] = dataclasses.replace(block, block_m=rows, block_n=features)
+    tiles.WIDE, tiles.WARPS[precision], tiles.STAGES[precision] = features, warps, stages
     try:
         yield
     finally:
-        triton_config.BLOCK_SIZES[precision], triton_config.WARPS = before
+        BLOCK_SIZES[precision] = block
+        tiles.WIDE, tiles.WARPS[precision], tiles.STAGES[precision] = before
 
 
 def passes(size, precision: str) -> dict:

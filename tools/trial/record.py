@@ -77,7 +77,7 @@ class Trial:
             name: What was measured.
             size: Sizes by name.
             precision: Operands of products.
-            variant: Whose code, e.g. fused, layers or jax.
+            variant: Whose code, e.g. tiles, layers or jax.
             mode: latency or throughput.
             seconds: Times, from which median and quartiles are taken.
             count: How many there were, if `seconds` are only their median and quartiles.
@@ -184,14 +184,20 @@ def model(known: bool) -> tuple[dict[str, Any], str]:
     return found, next((m for m in found["machine"] if m in versions(True)["gpu"]), "H100")
 
 
-def predicted_update(known: bool, plan: str, precision: str, runs: int) -> float | None:
+def predicted_update(
+    known: bool, plan: str, precision: str, runs: int, streams: bool
+) -> float | None:
     """Return the model's microseconds of an update at paper scale, None where it has none."""
     found, machine = model(known)
-    return found["updates"].get(f"{plan} {precision} S={runs}", {}).get(f"{machine}_us")
+    return (
+        found["updates"]
+        .get(f"{plan} {precision} S={runs}", {})
+        .get(f"{machine}_branches_us" if streams else f"{machine}_us")
+    )
 
 
 def predicted_kernel(known: bool, name: str, runs: int) -> float | None:
-    """Return the model's microseconds of all launches of a kernel in a fused update with TF32."""
+    """Return the model's microseconds of all launches of a kernel in an update with TF32."""
     found, _ = model(known)
     rows = [row for key, row in found["kernels"].items() if f" tf32 S={runs} " in key]
     return rows[0].get(name, {}).get("total_us") if rows else None

@@ -29,7 +29,7 @@ def default_task(trial: Trial) -> None:
         learned = all(score is not None and score >= 0.8 for score in scores)
         note = f"success {scores}, {summary['updates_per_second']}, seconds {summary['seconds']}"
         trial.emit(
-            "default task", size={"runs": len(scores)}, precision=precision, variant="fused",
+            "default task", size={"runs": len(scores)}, precision=precision, variant="tiles",
             ok=learned or trial.dry, note=note,
         )  # fmt: skip
 
@@ -51,7 +51,7 @@ def paper_task(trial: Trial) -> None:
             continue
         rate = summary["updates_per_second"]["offline"]
         trial.emit(
-            "update in a run", size={"runs": runs}, precision=precision, variant="fused",
+            "update in a run", size={"runs": runs}, precision=precision, variant="tiles",
             mode="throughput", seconds=[1 / rate], note=f"seconds {summary['seconds']}",
         )  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from trqam_fast.agents.branches import Branches
 from trqam_fast.agents.config import ByDomain, CloningConfig
 from trqam_fast.agents.dual import DualController
 from trqam_fast.data.batch import Batch
@@ -19,6 +20,9 @@ MAX_GRAD_NORM = 1.0
 
 Metrics = dict[str, Tensor]
 """Scalars of each run by name, `[S]`, without gradients."""
+
+Losses = dict[str, Tensor]
+"""What an update descends, `[S]` each, by the branch that computes it and its gradient."""
 
 Networks = dict[str, MLPWeights]
 
@@ -60,6 +64,26 @@ class Recorded(NamedTuple):
     settings: dict[str, str] = {}
     per_dimension: tuple[str, ...] = ()
     one_more: tuple[str, ...] = ()
+
+
+def checked(losses: Any, name: str, runs: int) -> Losses:
+    """Return the losses of an algorithm; raise `TypeError` unless each is one number of a run."""
+    good = isinstance(losses, dict) and all(
+        isinstance(loss, Tensor) and loss.shape == (runs,) and loss.requires_grad
+        for loss in losses.values()
+    )
+    if not good:
+        raise TypeError(
+            f"{name}.loss returned other losses than differentiable tensors [{runs}], one number "
+            "for each run, by branch; return {MAIN: loss}, terms (docs/your_own_algorithm.md)"
+        )
+    return losses
+
+
+def added(*gradients: Tensor | None) -> Tensor | None:
+    """Return the sum of a tensor's gradients in several losses; None if it is in none of them."""
+    found = [gradient for gradient in gradients if gradient is not None]
+    return sum(found[1:], found[0]) if found else None
 
 
 def repeat_rows(rows: Tensor, count: int) -> Tensor:
@@ -133,6 +157,7 @@ class Agent:
         self.config = config
         self.backend = backend
         self.options = {"backend": backend, "precision": precision}
+        self.branches = Branches()
         # What is not worth C++ code is PyTorch's there.
         self.small_ops = "auto" if backend == "cpp" else backend
         self.obs_dim, self.act_dim = obs_dim, act_dim
@@ -147,6 +172,7 @@ class Agent:
         self.exp_avg = torch.zeros_like(self.online.flat)
         self.exp_avg_sq = torch.zeros_like(self.online.flat)
         self.steps = torch.zeros((), device=device)
+        self.ones = torch.ones(self.runs, dtype=dtype, device=device)
 
     @classmethod
     def network_shapes(cls, config: Any, obs_dim: int, act_dim: int) -> Shapes:
@@ -172,15 +198,35 @@ class Agent:
         """Return the shapes, without the run axis, of all standard normals of one update."""
         raise NotImplementedError
 
-    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Terms]:
-        """Return the loss summed over runs, whose gradients are independent, and its terms."""
+    def loss(self, batch: Batch, noise: Noise) -> tuple[Losses, Terms]:
+        """Return the losses, of which the sum is descended, and their terms.
+
+        All may be one loss on the branch `MAIN`. Of several each is differentiated on its own, so
+        they share no differentiable part; those that do are added up on one branch.
+        """
         raise NotImplementedError
 
     def gradients(self, batch: Batch, noise: Noise) -> tuple[Tensor, Terms]:
         """Return the unclipped gradient of every run, `[S, P]`, and the terms of the loss."""
-        total, terms = self.loss(batch, noise)
-        gradients = torch.autograd.grad(total, self.online.leaves, allow_unused=True)
+        gradients, terms = self.differentiate(batch, noise, self.online.leaves)
         return self.online.flatten_gradients(gradients), terms
+
+    def differentiate(
+        self, batch: Batch, noise: Noise, leaves: list[Tensor]
+    ) -> tuple[tuple[Tensor | None, ...], Terms]:
+        """Return the gradients of `leaves`, None of those in no loss, and the terms of the loss.
+
+        Raises:
+            TypeError: `loss` does not return losses of every run by branch.
+        """
+        parts = []
+        with self.branches.side_by_side():
+            losses, terms = self.loss(batch, noise)
+            for branch, loss in checked(losses, type(self).__name__, self.runs).items():
+                with self.branches.on(branch):
+                    # Runs are independent: the gradient of their sum is that of each.
+                    parts.append(torch.autograd.grad(loss, leaves, self.ones, allow_unused=True))
+        return tuple(map(added, *parts)), terms
 
     @torch.no_grad()
     def apply(self, gradient: Tensor, terms: Terms) -> None:

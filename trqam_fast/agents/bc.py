@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
-from trqam_fast.agents.base import Agent, Noise, Recorded, Shapes, Terms, field_shape
+from trqam_fast.agents.base import Agent, Losses, Noise, Recorded, Shapes, Terms, field_shape
+from trqam_fast.agents.branches import MAIN
 from trqam_fast.data.batch import Batch
 
 
@@ -27,7 +26,7 @@ class BCAgent(Agent):
         """Return x_0 of the flow-matching loss."""
         return {"bc_x0": (self.config.batch_size, self.dim)}
 
-    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Terms]:
+    def loss(self, batch: Batch, noise: Noise) -> tuple[Losses, Terms]:
         """Flow-matching loss."""
         loss = self.cloning_loss(batch, noise)
-        return loss.sum(), Terms({"bc_loss": loss.detach()}, {})
+        return {MAIN: loss}, Terms({"bc_loss": loss.detach()}, {})

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from trqam_fast.agents.config import Group
 from trqam_fast.data.batch import Batch
-from trqam_fast.kernels import squared_error
+from trqam_fast.kernels import squared_error, td_target
+from trqam_fast.kernels.td_target.reference import pessimistic
 from trqam_fast.networks import MLPShape
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class TDCritic:
         """Return y = R + gamma^H m (mean_e Q'_e(s', a') - rho std_e Q'_e(s', a')), `[S, B]`."""
         critic = agent.target.networks["critic"]
         next_q = agent.critic_values(critic, batch.next_observations, next_actions)
-        return backed_up(agent.config, batch, pessimistic(agent.config, next_q))
+        return backed_up(agent, batch, next_q)
 
     def value_loss(self, agent: Agent, batch: Batch) -> tuple[Tensor | None, Metrics]:
         """Return the loss of a state value; there is none."""
@@ -77,14 +78,14 @@ class ImplicitCritic(TDCritic):
     def targets(self, agent: Agent, batch: Batch, next_actions: Tensor | None) -> Tensor:
         """Return y = R + gamma^H m V(s'), `[S, B]`."""
         value = agent.network("value", batch.next_observations).squeeze(-1)
-        return backed_up(agent.config, batch, value)
+        return backed_up(agent, batch, value.unsqueeze(1))
 
     def value_loss(self, agent: Agent, batch: Batch) -> tuple[Tensor | None, Metrics]:
         """Return L_V, `[S]`, and the mean of V."""
         with torch.no_grad():
             critic = agent.target.networks["critic"]
             q = agent.critic_values(critic, batch.observations, agent.policy_actions(batch))
-            q = pessimistic(agent.config, q)
+            q = pessimistic(q, agent.config.rho)
         value = agent.network("value", batch.observations).squeeze(-1)
         error = q - value
         weight = torch.where(error < 0, 1.0 - agent.config.expectile, agent.config.expectile)
@@ -103,18 +104,21 @@ def critic_shape(config: Any, obs_dim: int, act_dim: int) -> MLPShape:
     )
 
 
-def pessimistic(config: Any, q: Tensor) -> Tensor:
-    """mean_e Q_e - rho std_e Q_e, `[S, B]`, of `[S, E, B]`."""
-    value = q.mean(1)
-    return value - config.rho * q.std(1, correction=0) if config.rho > 0 else value
+def backed_up(agent: Agent, batch: Batch, values: Tensor) -> Tensor:
+    """R + gamma^H m (mean_e Q_e - rho std_e Q_e), `[S, B]`, of rewards times `reward_scale`.
 
-
-def backed_up(config: Any, batch: Batch, value: Tensor) -> Tensor:
-    """R + gamma^H m value, `[S, B]`, of rewards times `reward_scale`."""
-    rewards = batch.rewards
+    Args:
+        agent: The algorithm.
+        batch: The batch.
+        values: Q_e, `[S, E, B]`; a single value has no deviation.
+    """
+    config, rewards = agent.config, batch.rewards
     if config.reward_scale != 1.0:
         rewards = config.reward_scale * rewards
-    return rewards + config.discount**config.horizon_length * batch.masks * value
+    return td_target(
+        values, rewards, batch.masks, discount=config.discount**config.horizon_length,
+        rho=config.rho, backend=agent.small_ops,
+    )  # fmt: skip
 
 
 def temporal_difference(agent: Agent, q: Tensor, target: Tensor, valid: Tensor) -> Tensor:

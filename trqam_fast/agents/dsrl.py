@@ -13,6 +13,7 @@ from torch import Tensor
 from trqam_fast.agents import critics
 from trqam_fast.agents.base import (
     Agent,
+    Losses,
     Networks,
     Noise,
     Recorded,
@@ -20,6 +21,7 @@ from trqam_fast.agents.base import (
     Terms,
     field_shape,
 )
+from trqam_fast.agents.branches import MAIN
 from trqam_fast.agents.config import ByDomain, CloningConfig, CriticConfig, Setting
 from trqam_fast.agents.gaussian import tanh_gaussian
 from trqam_fast.agents.qam import QAM_AUTHORS
@@ -131,14 +133,17 @@ class DSRLAgent(Agent):
         """Return dec(s, w) for w `[S, n, D]`."""
         return self.flow(field, observations, latent).clamp(-1.0, 1.0)
 
-    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Terms]:
-        """Critic, latent-critic, behaviour-cloning, policy and entropy losses, summed."""
+    def loss(self, batch: Batch, noise: Noise) -> tuple[Losses, Terms]:
+        """Critic, latent-critic, behaviour-cloning, policy and entropy losses, on branches."""
         s, critic = batch.observations, self.online.networks["critic"]
-        next_actions = self.act(batch.next_observations, noise["next_latent_eps"])
-        target = critics.CRITICS["td"].targets(self, batch, next_actions)
-        q = self.critic_values(critic, s, self.policy_actions(batch))
-        critic_loss = critics.temporal_difference(self, q, target, batch.valid)
-        cloning_loss = self.cloning_loss(batch, noise)
+        with self.branches.on("critic"):
+            next_actions = self.act(batch.next_observations, noise["next_latent_eps"])
+            target = critics.CRITICS["td"].targets(self, batch, next_actions)
+            q = self.critic_values(critic, s, self.policy_actions(batch))
+            critic_loss = critics.temporal_difference(self, q, target, batch.valid)
+            critic_metrics = critics.critic_metrics(q)
+        with self.branches.on("cloning"):
+            cloning_loss = self.cloning_loss(batch, noise)
 
         w = noise["distill_z"]
         field = (self.target if self.config.use_target_latent else self.online).networks
@@ -149,22 +154,23 @@ class DSRLAgent(Agent):
         latent_q = self.critic_values(latent_critic, s, w)
         distill_loss = F.mse_loss(latent_q, decoded_q, reduction="none").mean((1, 2))
 
-        latent, log_prob, log_std = tanh_gaussian(
-            self.network("latent_actor", s), noise["latent_eps"]
-        )
-        alpha = self.online.scalars["latent_alpha"].exp().squeeze(-1)
-        values = self.critic_values(
-            latent_critic.detach(), s, self.config.noise_scale * latent
-        ).mean((1, 2))
-        entropy = -log_prob.mean(-1)
-        actor_loss = -alpha.detach() * entropy - values
-        alpha_loss = alpha * (entropy.detach() - self.config.target_entropy * self.dim)
+        with self.branches.on("actor"):
+            latent, log_prob, log_std = tanh_gaussian(
+                self.network("latent_actor", s), noise["latent_eps"]
+            )
+            alpha = self.online.scalars["latent_alpha"].exp().squeeze(-1)
+            values = self.critic_values(
+                latent_critic.detach(), s, self.config.noise_scale * latent
+            ).mean((1, 2))
+            entropy = -log_prob.mean(-1)
+            actor_loss = -alpha.detach() * entropy - values
+            alpha_loss = alpha * (entropy.detach() - self.config.target_entropy * self.dim)
+            policy_loss, latent_std = actor_loss + alpha_loss, log_std.detach().exp().mean((1, 2))
 
-        losses = critic_loss + distill_loss + cloning_loss + actor_loss + alpha_loss
         metrics = {
             "critic_loss": critic_loss, "bc_loss": cloning_loss, "distill_loss": distill_loss,
             "actor_loss": actor_loss, "latent_q": values, "latent_entropy": entropy,
-            "latent_alpha": alpha, "latent_std": log_std.exp().mean((1, 2)),
+            "latent_alpha": alpha, "latent_std": latent_std,
         }  # fmt: skip
         metrics = {name: value.detach() for name, value in metrics.items()}
         outputs = {
@@ -172,4 +178,8 @@ class DSRLAgent(Agent):
             "distill_target_qs": decoded_q, "latent": latent.detach(),
             "log_probs": log_prob.detach(),
         }  # fmt: skip
-        return losses.sum(), Terms(metrics | critics.critic_metrics(q), outputs)
+        losses = {
+            "critic": critic_loss, "cloning": cloning_loss, MAIN: distill_loss,
+            "actor": policy_loss,
+        }  # fmt: skip
+        return losses, Terms(metrics | critic_metrics, outputs)

@@ -12,6 +12,7 @@ from torch import Tensor
 from trqam_fast.agents import critics
 from trqam_fast.agents.base import (
     Agent,
+    Losses,
     Networks,
     Noise,
     Recorded,
@@ -19,6 +20,7 @@ from trqam_fast.agents.base import (
     Terms,
     field_shape,
 )
+from trqam_fast.agents.branches import MAIN
 from trqam_fast.agents.config import ByDomain, CloningConfig, CriticConfig, Setting
 from trqam_fast.agents.qam import QAM_AUTHORS
 from trqam_fast.data.batch import Batch
@@ -102,14 +104,17 @@ class FQLAgent(Agent):
         inputs = torch.cat([observations, noise], dim=-1)
         return mlp(networks["actor_onestep"], inputs, **self.options)
 
-    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Terms]:
-        """Critic, behaviour-cloning, distillation and policy losses, summed."""
+    def loss(self, batch: Batch, noise: Noise) -> tuple[Losses, Terms]:
+        """Critic, behaviour-cloning, distillation and policy losses, each on its branch."""
         networks, critic = self.online.networks, self.online.networks["critic"]
-        next_actions = self.act(batch.next_observations, noise["next_action"])
-        target = critics.CRITICS["td"].targets(self, batch, next_actions)
-        q = self.critic_values(critic, batch.observations, self.policy_actions(batch))
-        critic_loss = critics.temporal_difference(self, q, target, batch.valid)
-        cloning_loss = self.cloning_loss(batch, noise)
+        with self.branches.on("critic"):
+            next_actions = self.act(batch.next_observations, noise["next_action"])
+            target = critics.CRITICS["td"].targets(self, batch, next_actions)
+            q = self.critic_values(critic, batch.observations, self.policy_actions(batch))
+            critic_loss = critics.temporal_difference(self, q, target, batch.valid)
+            critic_metrics = critics.critic_metrics(q)
+        with self.branches.on("cloning"):
+            cloning_loss = self.cloning_loss(batch, noise)
 
         z = noise["distill_z"]
         flow_actions = self.flow(networks["actor_slow"], batch.observations, z).clamp(-1.0, 1.0)
@@ -118,7 +123,8 @@ class FQLAgent(Agent):
         values = self.critic_values(critic.detach(), batch.observations, actions.clamp(-1.0, 1.0))
         policy_loss = self.config.alpha * distill_loss - values.mean((1, 2))
 
-        actor_loss = cloning_loss + policy_loss
+        with self.branches.on(MAIN, after=("cloning",)):
+            actor_loss = cloning_loss.detach() + policy_loss.detach()
         metrics = {
             "critic_loss": critic_loss, "bc_loss": cloning_loss, "distill_loss": distill_loss,
             "actor_loss": actor_loss,
@@ -128,5 +134,5 @@ class FQLAgent(Agent):
             "next_actions": next_actions, "flow_actions": flow_actions,
             "onestep_actions": actions.detach(),
         }  # fmt: skip
-        total = (critic_loss + actor_loss).sum()
-        return total, Terms(metrics | critics.critic_metrics(q), outputs)
+        losses = {"critic": critic_loss, "cloning": cloning_loss, MAIN: policy_loss}
+        return losses, Terms(metrics | critic_metrics, outputs)

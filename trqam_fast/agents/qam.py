@@ -11,6 +11,7 @@ from torch import Tensor
 from trqam_fast.agents import critics
 from trqam_fast.agents.base import (
     Agent,
+    Losses,
     Metrics,
     Noise,
     Recorded,
@@ -19,6 +20,7 @@ from trqam_fast.agents.base import (
     field_shape,
     repeat_rows,
 )
+from trqam_fast.agents.branches import MAIN
 from trqam_fast.agents.config import (
     AdjointConfig,
     AnchorConfig,
@@ -36,6 +38,7 @@ from trqam_fast.kernels import (
     adjoint_sizes,
     lean_adjoint,
     sde_rollout,
+    sweep_tape,
     velocity_along,
 )
 
@@ -171,29 +174,43 @@ class QAMAgent(Agent):
             return self.target.networks["actor_slow"]
         return self.online.networks["actor_slow"].detach()
 
-    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Terms]:
-        """Critic, behaviour-cloning and adjoint-matching losses, summed."""
+    def loss(self, batch: Batch, noise: Noise) -> tuple[Losses, Terms]:
+        """Critic, behaviour-cloning and adjoint-matching losses, each on its branch."""
         path, next_actions = self.sample(batch, noise)
-        critic_loss, critic_metrics = self.critic_loss(batch, next_actions, path.end)
-        with torch.set_grad_enabled(not self.config.freeze_base):
+        with self.branches.on("critic", after=(MAIN,)):
+            critic_loss, critic_metrics = self.critic_loss(batch, next_actions, path.end)
+        with self.branches.on("cloning"), torch.set_grad_enabled(not self.config.freeze_base):
             cloning_loss = self.cloning_loss(batch, noise)
-        adjoint, adjoint_metrics = self.adjoint(batch.observations, path)
-        adjoint_loss, path_kl = self.adjoint_loss(batch.observations, path, adjoint)
+        with self.branches.on("base", after=(MAIN,)):
+            tape = self.sweep_tape(batch.observations, path)
+            base_velocity = self.base_velocity(batch.observations, path)
+        adjoint, adjoint_metrics = self.adjoint(batch.observations, path, tape)
+        # Not the sweep's wait alone: SQAM has none.
+        with self.branches.on(MAIN, after=("base",)):
+            adjoint_loss, path_kl = self.adjoint_loss(path, base_velocity, adjoint)
 
-        policy_loss = cloning_loss + adjoint_loss
-        if self.config.critic_warmup > 0:
-            policy_loss = policy_loss * self.warm
-        total = (critic_loss + policy_loss).sum()
-        losses = {
+        metrics = {
             "bc_loss": cloning_loss.detach(), "adjoint_loss": adjoint_loss.detach(),
             "path_kl": path_kl,
         }  # fmt: skip
         outputs = {"points": path.points, "end": path.end, "adjoint": adjoint}
         if next_actions is not None:
             outputs["next_actions"] = next_actions
-        metrics = losses | critic_metrics | adjoint_metrics
-        metrics.setdefault("value_gap", metrics.pop("policy_q") - metrics["q_mean"])
-        return total, Terms(metrics, outputs)
+        metrics |= critic_metrics | adjoint_metrics
+        policy_q = metrics.pop("policy_q")
+        self.branches.keep(path, tape, base_velocity)
+        if "value_gap" not in metrics:
+            with self.branches.on("log", after=("critic",)):
+                metrics["value_gap"] = policy_q - metrics["q_mean"]
+        losses = {"critic": critic_loss, MAIN: self.warmed_up(adjoint_loss)}
+        if not self.config.freeze_base:
+            with self.branches.on("cloning"):
+                losses["cloning"] = self.warmed_up(cloning_loss)
+        return losses, Terms(metrics, outputs)
+
+    def warmed_up(self, loss: Tensor) -> Tensor:
+        """Return a policy's loss, which is 0 while the critics warm up."""
+        return loss * self.warm if self.config.critic_warmup > 0 else loss
 
     @property
     def warm(self) -> Tensor:
@@ -239,13 +256,24 @@ class QAMAgent(Agent):
         loss = critics.temporal_difference(self, q, target, batch.valid)
         return loss, {"critic_loss": loss.detach()} | critics.critic_metrics(q)
 
-    def adjoint(self, observations: Tensor, path: Path) -> tuple[Tensor, Metrics]:
+    def sweep_tape(self, observations: Tensor, path: Path) -> list[Tensor]:
+        """Do what the sweep needs before its terminal adjoint is known."""
+        return sweep_tape(self.base, observations, path.trajectory, **self.options)
+
+    def adjoint(
+        self, observations: Tensor, path: Path, tape: list[Tensor]
+    ) -> tuple[Tensor, Metrics]:
         """Carry the terminal adjoint back through the base field: a_0..a_{K-1} `[S, K, B, D]`."""
         gradient, values = self.action_gradient(observations, path.end)
         terminal = self.terminal_adjoint(gradient)
-        adjoint = lean_adjoint(self.base, observations, path.trajectory, terminal, **self.options)
-        sizes = adjoint_sizes(terminal, adjoint, backend=self.small_ops)
-        return adjoint, adjoint_metrics(sizes) | {"policy_q": values.mean(-1)}
+        with self.branches.on(MAIN, after=("base",)):
+            adjoint = lean_adjoint(
+                self.base, observations, path.trajectory, terminal, tape=tape, **self.options
+            )
+        self.branches.keep(terminal, values)
+        with self.branches.on("log", after=(MAIN,)):
+            sizes = adjoint_sizes(terminal, adjoint, backend=self.small_ops)
+            return adjoint, adjoint_metrics(sizes) | {"policy_q": values.mean(-1)}
 
     def terminal_adjoint(self, gradient: Tensor) -> Tensor:
         """a_K = -inv_temp d/dX mean_e Q'_e(s, clip(X, -1, 1)), of that gradient `[S, B, D]`."""
@@ -258,23 +286,26 @@ class QAMAgent(Agent):
         """
         targets = getattr(self.config, "use_target_grad", True)
         critic = (self.target if targets else self.online).networks["critic"].detach()
+        clip, x = getattr(self.config, "clip_adj", True), x.detach()
         with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            actions = x.clamp(-1.0, 1.0) if getattr(self.config, "clip_adj", True) else x
-            values = self.critic_values(critic, observations, actions).mean(1)
-            (gradient,) = torch.autograd.grad(values.sum(), x)
-        return gradient, values.detach()
+            actions = (x.clamp(-1.0, 1.0) if clip else x.detach()).requires_grad_()
+            values = self.critic_values(critic, observations, actions)
+            mean = torch.full_like(values, 1.0 / values.shape[1])  # The gradient of a mean.
+            (gradient,) = torch.autograd.grad(values, actions, mean)
+        if clip:
+            gradient.masked_fill_(actions.detach() != x, 0.0)
+        return gradient, values.detach().mean(1)
 
     def temperature(self) -> Tensor:
         """lam_scale lambda, `[S]`: what sigma_k^2 = g_k^2 / (lam_scale lambda) is divided by."""
         return torch.ones(self.runs, dtype=self.dtype, device=self.device)
 
     def adjoint_loss(
-        self, observations: Tensor, path: Path, adjoint: Tensor
+        self, path: Path, base_velocity: Tensor, adjoint: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return mean_b sum_k |2 Delta_k / sigma_k + sigma_k a_k|^2 and the path KL, `[S]` each."""
         return adjoint_matching(
-            path.velocity, self.base_velocity(observations, path), adjoint, self.temperature(),
+            path.velocity, base_velocity, adjoint, self.temperature(),
             horizon=self.config.chunk_length, schedule=self.schedule, backend=self.backend,
         )  # fmt: skip
 

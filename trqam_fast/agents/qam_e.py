@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trqam_fast.agents.base import Networks, Noise, Shapes, Terms
+from trqam_fast.agents.base import Losses, Networks, Noise, Shapes, Terms
 from trqam_fast.agents.config import ByDomain, Setting
 from trqam_fast.agents.gaussian import tanh_gaussian
 from trqam_fast.agents.qam import QAM_AUTHORS, QAMAgent, QAMConfig
@@ -135,12 +135,17 @@ class QAMEAgent(QAMAgent):
         edit, log_prob, _ = tanh_gaussian(outputs, eps)
         return edit, log_prob
 
-    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Terms]:
+    def loss(self, batch: Batch, noise: Noise) -> tuple[Losses, Terms]:
         """QAM's losses and those of the edit policy and its entropy coefficient."""
-        total, terms = super().loss(batch, noise)
+        losses, terms = super().loss(batch, noise)
+        if self.config.edit_scale > 0:
+            with self.branches.on("edit"):
+                losses["edit"] = self.edit_loss(batch, noise, terms)
+        return losses, terms
+
+    def edit_loss(self, batch: Batch, noise: Noise, terms: Terms) -> Tensor:
+        """Return the losses of the edit policy and its entropy coefficient, `[S]`; add to terms."""
         config, networks = self.config, self.online.networks
-        if config.edit_scale == 0:
-            return total, terms
         field = networks["actor_fast"]
         actions = self.flow(field, batch.observations, noise["edit_x0"]).clamp(-1.0, 1.0)
         edit, log_prob = self.edit(
@@ -161,4 +166,4 @@ class QAMEAgent(QAMAgent):
             edit_flow_actions=actions, edit=edit.detach(), edited_actions=edited.detach(),
             edit_log_probs=log_prob.detach(),
         )  # fmt: skip
-        return total + (q_loss + entropy_loss + alpha_loss).sum(), terms
+        return q_loss + entropy_loss + alpha_loss

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trqam_fast.agents import critics
 from trqam_fast.agents.base import Metrics, Noise, repeat_rows
+from trqam_fast.agents.branches import MAIN
 from trqam_fast.agents.config import (
     AnchorConfig,
     ByDomain,
@@ -138,12 +139,20 @@ class SQAMAgent(TRQAMAgent):
             critic = self.online.networks["critic"]
             return bridge, self.choose_candidate(critic, batch.next_observations, candidates)
 
-    def adjoint(self, observations: Tensor, path: Bridge) -> tuple[Tensor, Metrics]:
+    def sweep_tape(self, observations: Tensor, path: Bridge) -> list[Tensor]:
+        """Return nothing: there is no sweep."""
+        return []
+
+    def adjoint(
+        self, observations: Tensor, path: Bridge, tape: list[Tensor]
+    ) -> tuple[Tensor, Metrics]:
         """b_j = -tau_j G, `[S, J, B, D]`, with G the critics' gradient at the policy's action."""
         gradient, values = self.action_gradient(observations, path.end)
         adjoint = -self.taus(gradient) * gradient.unsqueeze(1)
-        sizes = adjoint_sizes(adjoint.flatten(1, 2), backend=self.small_ops)
-        return adjoint, adjoint_metrics(sizes) | {"policy_q": values.mean(-1)}
+        self.branches.keep(values)
+        with self.branches.on("log", after=(MAIN,)):
+            sizes = adjoint_sizes(adjoint.flatten(1, 2), backend=self.small_ops)
+            return adjoint, adjoint_metrics(sizes) | {"policy_q": values.mean(-1)}
 
     def base_velocity(self, observations: Tensor, path: Bridge) -> Tensor:
         """Return v_base at the states of the bridge, `[S, J, B, D]`, without gradients."""

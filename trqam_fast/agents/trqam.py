@@ -95,7 +95,7 @@ class TRQAMAgent(QAMAgent):
         return None if ramp == 0 else self.dual.budget * (update / ramp).clamp(max=1.0)
 
     def adjoint_loss(
-        self, observations: Tensor, path: Path, adjoint: Tensor
+        self, path: Path, base_velocity: Tensor, adjoint: Tensor
     ) -> tuple[Tensor, Tensor]:
         """QAM's, after lambda was set to its closed form if this is the update to do so."""
         if self.config.lambda_start == "closed-form":
@@ -105,7 +105,7 @@ class TRQAMAgent(QAMAgent):
                 budget=self.dual.budget if budget is None else budget,
                 active=self.steps == self.config.critic_warmup,
             )
-        return super().adjoint_loss(observations, path, adjoint)
+        return super().adjoint_loss(path, base_velocity, adjoint)
 
     def matching_cost(self, adjoint: Tensor) -> Tensor:
         """A = 1/2 sum_k h g_k^2 mean_b |a_k|^2 / H, `[S]`."""

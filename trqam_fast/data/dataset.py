@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trqam_fast.data.batch import Batch
 from trqam_fast.errors import UsageError
+from trqam_fast.kernels import gather_sequences
 from trqam_fast.randomness import Randomness
 
 if TYPE_CHECKING:
@@ -112,13 +113,14 @@ class Transitions:
         """Return the transitions that end a trajectory, in order, int64."""
         raise NotImplementedError
 
-    def gather(self, starts: Tensor, horizon: int, discount: float) -> Batch:
+    def gather(self, starts: Tensor, horizon: int, discount: float, backend: str = "auto") -> Batch:
         """Read H-step sequences; they may cross the end of a trajectory.
 
         Args:
             starts: Start indices in [0, N - H], int64 `[S, B]`.
             horizon: H.
             discount: gamma of one step.
+            backend: As for `gather_sequences`, of transitions in memory.
 
         Returns:
             The batch on `device`.
@@ -136,9 +138,12 @@ class Transitions:
     def sample(
         self, randomness: Randomness, batch_size: int, horizon: int, discount: float
     ) -> Batch:
-        """Sample one batch for every run; starts are uniform over all that there are."""
+        """Sample one batch for every run; starts are uniform over all that there are.
+
+        What draws the random numbers gathers too.
+        """
         drawn = randomness.draw(integers=batch_size, high=self.start_count(horizon))
-        return self.gather(drawn.integers, horizon, discount)
+        return self.gather(drawn.integers, horizon, discount, randomness.backend)
 
     def fingerprint(self) -> str:
         """Return the number of transitions and a hash of some, the same for every storage."""
@@ -278,13 +283,13 @@ class Dataset(Transitions):
             self._lookups[key] = Lookup(*map(torch.cat, zip(*parts, strict=True)))
         return self._lookups[key]
 
-    def gather(self, starts: Tensor, horizon: int, discount: float) -> Batch:
+    def gather(self, starts: Tensor, horizon: int, discount: float, backend: str = "auto") -> Batch:
         """Read sequences without a word to the host; see `Transitions.gather`."""
-        lookup = self.lookup(horizon, discount)
-        rewards, masks, valid = lookup.table[starts].unbind(-1)
-        steps = self.actions.unfold(0, horizon, 1).transpose(1, 2)
-        following = self.pool[lookup.next_row[starts]]
-        return Batch(self.pool[starts], steps[starts], rewards, masks, valid, following)
+        found = gather_sequences(
+            starts, self.pool, self.actions, *self.lookup(horizon, discount), horizon,
+            backend="auto" if backend == "cpp" else backend,  # There is no C++ code for it.
+        )  # fmt: skip
+        return Batch(*found)
 
     def tail(self, count: int) -> dict[str, np.ndarray]:
         """Return the last `count` transitions; see `Transitions.tail`."""

@@ -134,7 +134,7 @@ class FlatDataset(Transitions):
                 missing, at = missing[done:], at + done
         return True
 
-    def gather(self, starts: Tensor, horizon: int, discount: float) -> Batch:
+    def gather(self, starts: Tensor, horizon: int, discount: float, backend: str = "auto") -> Batch:
         """Read sequences from the file; see `Transitions.gather`."""
         # numpy, as its calls cost less than torch's and there are many small ones.
         index = starts.cpu().numpy().ravel()

@@ -78,17 +78,17 @@ class ReplayBuffer:
         count = self.offline.start_count(horizon)
         if not self.balanced:
             drawn = randomness.draw(integers=batch_size, high=count + self.added)
-            return self.gather(drawn.integers, horizon, discount)
+            return self.gather(drawn.integers, horizon, discount, randomness.backend)
         half = batch_size // 2
         offline = randomness.draw(integers=half, high=count).integers
         online = randomness.draw(integers=batch_size - half, high=self.added - self.lead).integers
         starts = torch.cat([offline, count + self.lead + online], dim=1)
-        return self.gather(starts, horizon, discount)
+        return self.gather(starts, horizon, discount, randomness.backend)
 
-    def gather(self, starts: Tensor, horizon: int, discount: float) -> Batch:
+    def gather(self, starts: Tensor, horizon: int, discount: float, backend: str = "auto") -> Batch:
         """Return the sequences from `starts` `[S, B]` in [0, N + n - H]."""
         count = self.offline.start_count(horizon)
-        offline = self.offline.gather(starts.clamp(max=count - 1), horizon, discount)
+        offline = self.offline.gather(starts.clamp(max=count - 1), horizon, discount, backend)
         online = self._gather_online((starts - count).clamp(min=0), horizon, discount)
         parts = []
         for ours, theirs in zip(online, offline, strict=True):

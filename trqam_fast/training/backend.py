@@ -10,12 +10,12 @@ import torch
 
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.kernels import BackendError
-from trqam_fast.kernels.dispatch import TRITON, check_backend, load_extension, unavailable
+from trqam_fast.kernels.dispatch import check_backend, load_extension, unavailable
 from trqam_fast.networks import MLPShape
 from trqam_fast.self_test import triton_problems
 from trqam_fast.training.config import TrainConfig
 
-PLANS = {"fused": "triton", "tiles": "tiles", "layers": "reference"}
+PLANS = {"tiles": "triton", "layers": "reference"}
 """Backends of the plans of an update on a GPU, those without need of a self-test last."""
 
 
@@ -77,7 +77,7 @@ def settle_backend(config: TrainConfig, act_dim: int) -> TrainConfig:
         allow_tf32(settled)
         return settled
     if precision == "auto":
-        precision = "tf32" if backend in TRITON else "ieee"
+        precision = "tf32" if backend == "triton" else "ieee"
     return dataclasses.replace(config, backend=backend, precision=precision)
 
 
@@ -100,7 +100,7 @@ def working_plans(config: TrainConfig, act_dim: int) -> Iterator[TrainConfig]:
             if precision == "bf16":
                 continue
         else:
-            problem = find_problem(config, act_dim, backend)
+            problem = find_problem(config, act_dim)
             if problem is not None and config.plan != "auto":
                 raise BackendError(f"--plan {name} cannot be used: {problem}; take another one")
             if problem is not None:
@@ -130,16 +130,16 @@ def running_backend(config: TrainConfig) -> str:
     return "cpp" if problem is None else "reference"
 
 
-def find_problem(config: TrainConfig, act_dim: int, backend: str) -> str | None:
-    """Return why the Triton kernels of a backend must not train this run, or None."""
+def find_problem(config: TrainConfig, act_dim: int) -> str | None:
+    """Return why the Triton kernels must not train this run, or None."""
     agent, device = config.agent, torch.device(config.device)
     for dims in (agent.actor_hidden_dims, agent.value_hidden_dims):
         shape = MLPShape(1, dims, agent.chunk_length * act_dim)
-        problem = unavailable("mlp", backend, device, networks=[shape])
+        problem = unavailable("mlp", "triton", device, networks=[shape])
         if problem is not None:
             return problem
     precision = "tf32" if config.precision == "auto" else config.precision
-    problems = triton_problems(config.device, precision, backend)
+    problems = triton_problems(config.device, precision)
     try:
         torch.cuda.synchronize(device)
     except RuntimeError as error:

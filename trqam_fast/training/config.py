@@ -72,16 +72,18 @@ class MachineConfig(Group):
     """Torch device, e.g. cpu or cuda."""
     backend: Backend = "auto"
     """Implementation of the ops; auto takes the fastest one that works."""
-    plan: Literal["auto", "fused", "tiles", "layers"] = "auto"
-    """On a GPU, how an update is computed: fused (Triton kernels, a launch for each pass or
-    chain), tiles (Triton kernels, a launch for each layer) or layers (PyTorch's products). auto
-    measures them for this run's sizes at its start and takes the fastest; a resumed run keeps its
-    own."""
+    plan: Literal["auto", "tiles", "layers"] = "auto"
+    """On a GPU, how an update is computed: tiles (Triton kernels) or layers (PyTorch's products).
+    auto measures them for this run's sizes at its start and takes the fastest; a resumed run keeps
+    its own."""
     precision: Literal["auto", "ieee", "tf32", "bf16"] = "auto"
     """Operands of matrix products: ieee (float32), tf32 (on a GPU) or bf16 (compiled passes); auto
     is tf32 on a GPU, as in the authors' JAX code there, and ieee elsewhere."""
     graph: bool = True
     """On a GPU, replay the update as a captured graph; the numbers are the same without."""
+    streams: bool = True
+    """On a GPU, let parts of an update that need not wait for each other run side by side; the
+    numbers are the same without."""
     threads: int = 0
     """CPU threads; 0 leaves the number to torch. Narrow networks run fastest with one."""
 

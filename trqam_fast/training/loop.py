@@ -162,7 +162,10 @@ class Trainer:
                 with reading(path, *start.MISFIT):
                     driver.load_state_dict(state.pop("online"))
         else:
-            driver = Updater(agent, self.dataset, randomness, history, graph=config.graph)
+            driver = Updater(
+                agent, self.dataset, randomness, history, graph=config.graph,
+                streams=config.streams,
+            )  # fmt: skip
         return Stage(
             name, agent, driver, randomness, history, Intervals.of(config, name), begin,
             config.stage_ends[name], step, updates_per_step,

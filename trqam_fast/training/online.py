@@ -197,7 +197,7 @@ def make_online_driver(
         buffer,
         environments,
         make_randomness(config.seeds, "acting", "cpu", agent.backend),
-        Updater(agent, buffer, randomness, history, graph=config.graph),
+        Updater(agent, buffer, randomness, history, graph=config.graph, streams=config.streams),
         start_training=config.start_training,
         utd_ratio=config.utd_ratio,
         episode_ended=episode_ended,

@@ -155,7 +155,9 @@ def measure(settled: TrainConfig, dataset: Transitions) -> float:
         )  # fmt: skip
         randomness = make_randomness(settled.seeds, "offline", agent.device, agent.backend)
         history = History(UPDATES)
-        updater = Updater(agent, dataset, randomness, history, graph=settled.graph)
+        updater = Updater(
+            agent, dataset, randomness, history, graph=settled.graph, streams=settled.streams
+        )
         updater.run(WARMUP + UPDATES_PER_REPLAY)
         seconds = []
         for _ in range(ROUNDS):
@@ -179,7 +181,8 @@ def case_of(plans: dict[str, TrainConfig], dataset: Transitions) -> str:
         "gpu": torch.cuda.get_device_name(config.device), "cuda": torch.version.cuda,
         **{name: known[name] for name in ("trqam_fast", "torch", "triton")},
         "code": code_digest(), "plans": list(plans), "precision": config.precision,
-        "graph": config.graph, "capturable": dataset.capturable, "algo": config.algo,
+        "graph": config.graph, "streams": config.streams, "capturable": dataset.capturable,
+        "algo": config.algo,
         "runs": len(config.seeds), "obs_dim": dataset.obs_dim, "act_dim": dataset.act_dim,
         "agent": dataclasses.asdict(config.agent),
     }  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 
 from trqam_fast.agents import Agent
+from trqam_fast.agents.branches import Branches
 from trqam_fast.data.batch import Batch
 from trqam_fast.errors import RunError
 from trqam_fast.randomness import Randomness
@@ -46,6 +47,14 @@ class Updater:
     of a single update, into the memory that the graph reads. The counter of the random numbers lies
     on the device, so the numbers drawn, and everything else, are those of eager updates. Nothing is
     read back to the host.
+
+    Args:
+        agent: What is updated.
+        source: Where batches come from.
+        randomness: Where random numbers come from.
+        history: Where metrics go.
+        graph: Capture updates, if the agent is on a GPU.
+        streams: Let the branches of an update run side by side, likewise.
     """
 
     def __init__(
@@ -56,11 +65,15 @@ class Updater:
         history: History,
         *,
         graph: bool,
+        streams: bool = True,
     ) -> None:
         self.agent, self.source = agent, source
         self.randomness, self.history = randomness, history
-        self.graph = graph and agent.device.type == "cuda"
-        self.stream: torch.cuda.Stream | None = None
+        on_gpu = agent.device.type == "cuda"
+        self.graph = graph and on_gpu
+        agent.branches = Branches(agent.device if streams and on_gpu else None)
+        # Its launches go before those of other branches where both have work.
+        self.stream = torch.cuda.Stream(agent.device, priority=-1) if on_gpu else None
         self.batch: Batch | None = None
         self.done = 0
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
@@ -120,8 +133,6 @@ class Updater:
 
     def warm_up(self) -> None:
         """Do one update on another stream, as capture requires of what precedes it."""
-        if self.stream is None:
-            self.stream = torch.cuda.Stream(self.agent.device)
         current = torch.cuda.current_stream(self.agent.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
@@ -138,7 +149,8 @@ class Updater:
         with torch.cuda.device(self.agent.device):
             graph = torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(graph, pool=pools[0] if pools else None):
+                pool = pools[0] if pools else None
+                with torch.cuda.graph(graph, pool=pool, stream=self.stream):
                     for _ in range(count):
                         self.update()
             except RuntimeError as error:

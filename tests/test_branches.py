@@ -1,0 +1,365 @@
+"""Branches of an update: every order of work that they allow gives the same bits.
+
+What every operation reads and writes is recorded as it is dispatched, and what its branch had
+waited for by then. That two operations are ordered if one of them needs the other, or overwrites
+what the other needs, is checked on the record; and the record is done again in other orders.
+"""
+
+import contextlib
+import random
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.launches import ALLOCATES, FREE, Clock, Place, Span, spans, storage
+from tests.factories import SMALL, make, make_batch
+from tests.helpers import INTERPRETED
+from trqam_fast.agents import QAMAgent, TRQAMConfig, algorithm
+from trqam_fast.agents.branches import MAIN, Branches
+from trqam_fast.randomness import Randomness
+
+CASES = {
+    "bc": ("bc", {}), "fql": ("fql", {}), "dsrl": ("dsrl", {}), "sqam": ("sqam", {}),
+    "qam": ("qam", {}), "qam, base frozen": ("qam", {"freeze_base": True}),
+    "qam-e": ("qam-e", {"edit_scale": 0.1, "best_of_n": 2}),
+    "trqam": ("trqam", {}),
+    "trqam, everything": (
+        "trqam",
+        {"best_of_n": 2, "value_penalty": 0.3, "critic_warmup": 1, "budget_ramp": 3,
+         "lambda_start": "closed-form", "critic": "implicit"},
+    ),
+}  # fmt: skip
+
+
+class Operation(NamedTuple):
+    """One operation of an update, and memory that it reads and writes."""
+
+    func: Any
+    args: tuple
+    kwargs: dict
+    results: list[Tensor]
+    place: Place
+    reads: frozenset[Span]
+    writes: frozenset[Span]
+
+
+def written(func, args, kwargs):
+    """Arguments that an operation writes."""
+    named = {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)} | kwargs
+    found = [
+        named[a.name]
+        for a in func._schema.arguments
+        if a.alias_info is not None and a.alias_info.is_write and a.name in named
+    ]
+    return [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+
+
+class Record(TorchDispatchMode):
+    """Records operations; with `keep`, so that they can be done again.
+
+    Attributes:
+        crossing: Storages that another branch used than the one that made them, and the operation.
+    """
+
+    def __init__(self, clock, *, keep):
+        super().__init__()
+        self.clock, self.keep = clock, keep
+        self.operations, self.crossing = [], {}
+        self.made, self.alive = {}, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        name = str(func).split(".")[1]
+        if func.is_view or name in FREE:
+            return result
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        mine, changed = set(map(storage, inputs)), written(func, args, kwargs)
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        new = [tensor for tensor in outputs if storage(tensor) not in set(map(storage, changed))]
+        for tensor in new:
+            # Weak, but no other storage takes the number meanwhile.
+            reference = StorageWeakRef(tensor.untyped_storage())
+            self.made[storage(tensor)] = (self.clock.branch, reference)
+        for key in mine & self.made.keys():
+            if self.made[key][0] != self.clock.branch:
+                self.crossing[key] = name
+        if name in ALLOCATES:
+            self.alive += new if self.keep else []
+            return result
+        reads = frozenset(span for tensor in inputs for span in spans(tensor))
+        writes = frozenset(span for tensor in new + changed for span in spans(tensor))
+        kept = (args, kwargs, new) if self.keep else ((), {}, [])
+        self.operations.append(Operation(func, *kept, self.clock.launch(), reads, writes))
+        return result
+
+    def lost(self):
+        """Which of the tensors that crossed to another branch are gone by now, by their use."""
+        return [name for key, name in self.crossing.items() if self.made[key][1].expired()]
+
+
+class Careless(Clock):
+    """Branches without one of their waits."""
+
+    def __init__(self, name, other):
+        super().__init__()
+        self.forgotten = (name, other)
+
+    def _on(self, name, after):
+        return super()._on(name, tuple(o for o in after if (name, o) != self.forgotten))
+
+
+def updating(case, backend="reference"):
+    """An agent after one update, and the batch and noise of the next."""
+    name, settings = case
+    kind = algorithm(name)
+    config = TRQAMConfig(**SMALL)
+    dtype = torch.float32 if backend == "triton" else torch.float64
+    agent = make(config, (0, 1), kind, backend=backend, dtype=dtype, **settings)
+    randomness = Randomness([7, 8])
+    batch = make_batch(3, 2, agent.config, dtype)
+    agent.update(batch, agent.draw_noise(randomness))
+    return agent, batch, agent.draw_noise(randomness)
+
+
+def state_of(agent):
+    return [*agent.state().values(), agent.steps, agent.online.gradient]
+
+
+def record(agent, batch, noise, clock=None, *, keep=False):
+    """Record the next update, and what was lost at its end."""
+    agent.branches = clock = clock or Clock()
+    recorded, end, lost = Record(clock, keep=keep), clock.end, []
+
+    def watched():
+        lost.extend(recorded.lost())
+        end()
+
+    clock.end = watched
+    with recorded:
+        agent.update(batch, noise)
+    return recorded.operations, lost
+
+
+def ordered(first, second):
+    """Whether the second waits for the first."""
+    (branch, done), (_, seen) = first.place, second.place
+    return seen.get(branch, 0) > done.get(branch, 0)
+
+
+def races(operations):
+    """Pairs in the order recorded, of operations or launches, that share memory without waiting."""
+    found = []
+    for index, second in enumerate(operations):
+        for first in operations[:index]:
+            if ordered(first, second):
+                continue
+            pairs = (
+                (first.writes, second.reads | second.writes), (first.reads, second.writes),
+            )  # fmt: skip
+            if any(
+                a[0] == b[0] and a[1] < b[2] and b[1] < a[2]
+                for mine, others in pairs for a in mine for b in others
+            ):  # fmt: skip
+                found.append((first, second))
+    return found
+
+
+def orders(operations, count):
+    """Orders that the branches allow: each branch as early or late as it can be, and at random."""
+    branches = sorted({operation.place[0] for operation in operations})
+    generator = random.Random(0)
+    preferences = [branches[i:] + branches[:i] for i in range(len(branches))]
+    preferences += [p[::-1] for p in preferences]
+    for number in range(len(preferences) + count):
+        waiting = {b: [o for o in operations if o.place[0] == b] for b in branches}
+        done, order = dict.fromkeys(branches, 0), []
+        while len(order) < len(operations):
+            ready = [
+                b for b in branches if waiting[b] and all(
+                    done.get(other, 0) >= n for other, n in waiting[b][0].place[1].items()
+                )
+            ]  # fmt: skip
+            if number < len(preferences):
+                branch = min(ready, key=preferences[number].index)
+            else:
+                branch = generator.choice(ready)
+            order.append(waiting[branch].pop(0))
+            done[branch] += 1
+        yield order
+
+
+@torch.no_grad()
+def do(order):
+    """Do recorded operations again, to the memory that they had."""
+    for operation in order:
+        results = operation.func(*operation.args, **operation.kwargs)
+        found = [leaf for leaf in tree_leaves(results) if isinstance(leaf, Tensor)]
+        kept = set(map(storage, written(operation.func, operation.args, operation.kwargs)))
+        found = [tensor for tensor in found if storage(tensor) not in kept]
+        for tensor, result in zip(operation.results, found, strict=True):
+            tensor.copy_(result)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_memory_is_shared_by_operations_that_wait(case, backend):
+    """And what crosses to another branch lives until the end."""
+    operations, lost = record(*updating(case, backend))
+    assert len(operations) > 5
+    assert races(operations) == []
+    assert lost == []
+
+
+@pytest.mark.interpreter
+@pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
+def test_what_triton_alone_prepares_lives_until_the_end():
+    """The tape of the sweep, which the branch of the base field makes."""
+    operations, lost = record(*updating(CASES["trqam"], "triton"))
+    assert "trqam_fast.sweep_tape.default" in {str(operation.func) for operation in operations}
+    assert races(operations) == []
+    assert lost == []
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_every_order_gives_the_same_bits(case, backend):
+    agent, batch, noise = updating(case, backend)
+    before = [tensor.clone() for tensor in state_of(agent)]
+    operations, _ = record(agent, batch, noise, keep=True)
+    after = [tensor.clone() for tensor in state_of(agent)]
+    assert not all(map(torch.equal, before, after))
+    found = list(orders(operations, 6))
+    several = {operation.place[0] for operation in operations} != {MAIN}
+    assert several == any(order != operations for order in found)
+    for order in found:
+        for tensor, value in zip(state_of(agent), before, strict=True):
+            tensor.copy_(value)
+        for operation in operations:
+            for tensor in operation.results:
+                if tensor.is_floating_point():
+                    tensor.detach().fill_(torch.nan)
+        do(order)
+        assert all(map(torch.equal, state_of(agent), after))
+
+
+@pytest.mark.parametrize(
+    ("name", "forgotten"),
+    [
+        ("trqam", ("critic", MAIN)), ("trqam", ("base", MAIN)), ("trqam", (MAIN, "base")),
+        ("trqam", ("log", MAIN)), ("trqam", ("log", "critic")), ("fql", (MAIN, "cloning")),
+    ],
+)  # fmt: skip
+def test_a_forgotten_wait_is_found(name, forgotten):
+    agent, batch, noise = updating((name, {}))
+    operations, _ = record(agent, batch, noise, Careless(*forgotten))
+    assert races(operations)
+
+
+def test_a_forgotten_end_is_found():
+    agent, batch, noise = updating(("trqam", {}))
+    clock = Clock()
+    clock.end = lambda: None
+    operations, _ = record(agent, batch, noise, clock)
+    assert races(operations)
+
+
+def test_memory_that_is_given_up_too_early_is_found():
+    class Forgetful(QAMAgent):
+        def critic_loss(self, batch, next_actions, end):
+            return super().critic_loss(batch, next_actions.clone(), end)
+
+        def sample(self, batch, noise):
+            path, next_actions = super().sample(batch, noise)
+            self.copy = next_actions.clone()
+            return path, next_actions
+
+        def loss(self, batch, noise):
+            losses, terms = super().loss(batch, noise)
+            with self.branches.on("critic"):
+                losses["critic"] = losses["critic"] + 0.0 * self.copy.sum()
+            del self.copy
+            return losses, terms
+
+    agent = make(TRQAMConfig(**SMALL), (0,), Forgetful)
+    noise = agent.draw_noise(Randomness([7]))
+    _, lost = record(agent, make_batch(3, 1, agent.config), noise)
+    assert lost
+
+
+def test_on_a_gpu_branches_are_streams_that_wait(monkeypatch):
+    """By what is called: no GPU is needed."""
+    calls = []
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def record_event(self):
+            calls.append(("event", self.name))
+            return f"start of {self.name}"
+
+        def wait_event(self, event):
+            calls.append((self.name, event))
+
+        def wait_stream(self, other):
+            calls.append((self.name, other.name))
+
+    made = iter(["first", "second"])
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: Stream(next(made)))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("caller"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    branches = Branches(torch.device("cuda"))
+    for _ in range(2):
+        calls.clear()
+        with branches.side_by_side():
+            with branches.on("critic"), branches.on("base", after=(MAIN, "critic")):
+                branches.keep("something")
+            with branches.on(MAIN, after=("base",)):
+                assert branches.kept == ["something"]
+        assert branches.kept == []
+        assert calls == [
+            ("event", "caller"), ("first", "start of caller"), ("second", "start of caller"),
+            ("second", "caller"), ("second", "first"), ("caller", "second"),
+            ("caller", "first"), ("caller", "second"),
+        ]  # fmt: skip
+    with branches.on("critic"):
+        pass
+    assert len(calls) == 8
+    # An error inside leaves no stream behind.
+    with pytest.raises(ZeroDivisionError), branches.side_by_side(), branches.on("critic"):
+        raise ZeroDivisionError
+    assert calls[-1] == ("caller", "first") and branches.begun == {}
+
+
+def test_a_branch_that_has_not_begun_cannot_be_waited_for():
+    branches = Branches()
+    with branches.side_by_side(), branches.on("critic"):
+        with pytest.raises(ValueError, match="'base' is to wait for 'critics', which this update"):
+            branches.on("base", after=("critics",))
+        branches.on("base", after=(MAIN, "critic"))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda losses: losses[MAIN].sum(),
+        lambda losses: {MAIN: losses[MAIN].sum()},
+        lambda losses: {MAIN: losses[MAIN].detach()},
+    ],
+)
+def test_other_losses_than_those_of_runs_are_refused(spoil):
+    class Mine(QAMAgent):
+        def loss(self, batch, noise):
+            losses, terms = super().loss(batch, noise)
+            return spoil(losses), terms
+
+    agent = make(TRQAMConfig(**SMALL), (0, 1), Mine)
+    noise = agent.draw_noise(Randomness([7, 8]))
+    with pytest.raises(TypeError, match=r"Mine.loss returned other losses .* return {MAIN: loss}"):
+        agent.update(make_batch(3, 2, agent.config), noise)

@@ -1,0 +1,96 @@
+"""Streams of an update: parts of it that need not wait for each other run side by side on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+
+MAIN = "main"
+"""The branch that the update begins and ends on: the caller's stream."""
+
+
+class Branches:
+    """The branches of an update, each of which does what it is given in its order.
+
+    A branch begins where the update does, and waits for others only where `on` says so; at the end
+    the main one waits for all. On the streams of a GPU branches run side by side, and are paths of
+    the graph of a captured update; without, all is done in the order of the code, which is one of
+    the orders that the branches allow.
+
+    Two rules keep results the same in every order, and a test holds every algorithm to them: what
+    one branch writes and another reads or writes is ordered by an `after` or by the end; and a
+    tensor that leaves the branch that made it lives until the end (`keep`), as its memory would
+    otherwise be given to the next tensor of that branch too early.
+
+    Args:
+        device: The GPU whose streams they are; None does everything on the caller's stream.
+
+    Attributes:
+        streams: Streams of all branches but the main one, by name, made when first needed.
+        begun: Branches of the update that is running and their streams; empty between updates.
+        start: The event that all of them wait for.
+        kept: What lives until the end.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device
+        self.streams: dict[str, torch.cuda.Stream] = {}
+        self.begun: dict[str, torch.cuda.Stream | None] = {}
+        self.start: torch.cuda.Event | None = None
+        self.kept: list[Any] = []
+
+    @contextmanager
+    def side_by_side(self) -> Iterator[None]:
+        """Let what is inside be an update, which begins on the current stream and ends there."""
+        main = None if self.device is None else torch.cuda.current_stream(self.device)
+        self.begun = {MAIN: main}
+        self.start = None if main is None else main.record_event()
+        try:
+            yield
+        finally:
+            begun, self.begun = self.begun, {}
+            for name, stream in begun.items():
+                if name != MAIN and main is not None:
+                    main.wait_stream(stream)
+            self.kept.clear()
+
+    def on(self, name: str, *, after: tuple[str, ...] = ()) -> AbstractContextManager[None]:
+        """Do what is inside on branch `name`, once what `after` have been given so far is done.
+
+        Outside an update it is done where it stands.
+
+        Raises:
+            ValueError: one of `after` is no branch of this update yet.
+        """
+        if not self.begun:
+            return nullcontext()
+        for other in after:
+            if other not in self.begun:
+                raise ValueError(
+                    f"branch {name!r} is to wait for {other!r}, which this update has not begun; "
+                    f"it has begun {', '.join(self.begun)}"
+                )
+        return self._on(name, after)
+
+    def _on(self, name: str, after: tuple[str, ...]) -> AbstractContextManager[None]:
+        if self.device is None:
+            self.begun[name] = None
+            return nullcontext()
+        if name not in self.begun:
+            if name not in self.streams:
+                # Of the lowest priority: the main branch's chain of launches takes longest.
+                self.streams[name] = torch.cuda.Stream(self.device, priority=0)
+            self.begun[name] = self.streams[name]
+            self.begun[name].wait_event(self.start)
+        stream = self.begun[name]
+        for other in after:
+            stream.wait_stream(self.begun[other])
+        return torch.cuda.stream(stream)
+
+    def keep(self, *things: Any) -> None:
+        """Keep alive until the end what is not on the branch that made it, nor returned."""
+        if self.device is not None:
+            self.kept += things
