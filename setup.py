@@ -17,6 +17,7 @@ import sysconfig
 from pathlib import Path
 
 import ninja
+import pybind11
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
@@ -82,7 +83,11 @@ def nvcc_flags(nvcc: str) -> list[str]:
 
 
 class NinjaBuild(build_ext):
-    """Compile every source as one ninja edge: parallel, and rebuilt only when it changed."""
+    """Compile every source as one ninja edge: parallel, and rebuilt only when it changed.
+
+    Every installation has an environment of its own, in a folder of another name. So objects are
+    kept where the next one looks, and its pybind11 is reached through a link named by version.
+    """
 
     def build_extension(self, ext: Pybind11Extension) -> None:
         cuda = request("TRQAM_CUDA")
@@ -102,11 +107,15 @@ class NinjaBuild(build_ext):
     def run_ninja(self, ext: Pybind11Extension, nvcc: str | None) -> None:
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         output.parent.mkdir(parents=True, exist_ok=True)
-        build = Path(self.build_temp).resolve() / ("cuda" if nvcc else "cpu")
+        python = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        build = ROOT.resolve() / "build" / f"ninja.{python}" / ("cuda" if nvcc else "cpu")
         build.mkdir(parents=True, exist_ok=True)
-        includes = [*ext.include_dirs, *self.compiler.include_dirs]
+        headers = build / f"pybind11-{pybind11.__version__}"
+        headers.unlink(missing_ok=True)
+        headers.symlink_to(pybind11.get_include())
         cxx = [*self.compiler.compiler_so_cxx, *ext.extra_compile_args]
-        cxx += [f"-I{path}" for path in includes]
+        # Headers of the system are none of those whose times -MMD has ninja compare.
+        cxx += ["-isystem", str(headers), f"-I{sysconfig.get_path('include')}"]
         link = [*self.compiler.linker_so_cxx]
         libraries = ["-fopenmp"]
         sources = [Path(source) for source in ext.sources]

@@ -9,12 +9,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import io
 import re
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from triton import knobs
@@ -82,18 +80,25 @@ class Compiled:
     """What is wrong with its waiting for that one, as `disorder` says."""
 
 
-def assemble(ptx: str, architecture: int) -> tuple[int, int]:
-    """Return registers and bytes spilled (stores and loads) as ptxas reports them."""
-    target = re.search(r"\.target (sm_\w+)", ptx).group(1)
-    ptxas = knobs.nvidia.ptxas_blackwell if architecture >= 100 else knobs.nvidia.ptxas
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "kernel.ptx")
-        source.write_text(ptx)
-        command = [ptxas.path, "-v", f"--gpu-name={target}", source, "-o", Path(folder, "cubin")]
-        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    registers = int(re.search(r"Used (\d+) registers", report).group(1))
-    spills = sum(int(size) for size in re.findall(r"(\d+) bytes spill", report))
-    return registers, spills
+def keep_report(*arguments):
+    """Have Triton keep what ptxas reports with the kernel, so that it assembles once.
+
+    Triton calls it without arguments for the key and the hash of the change, and with the backend
+    and its stages before it compiles (``knobs.runtime.add_stages_inspection_hook``).
+    """
+    if not arguments:
+        return "keep_report", "keep_report"
+    stages = arguments[1]
+    assemble = stages["cubin"]
+
+    def assemble_and_keep(ptx, metadata):
+        with knobs.nvidia.scope(), contextlib.redirect_stdout(io.StringIO()) as report:
+            knobs.nvidia.dump_ptxas_log = True
+            cubin = assemble(ptx, metadata)
+        metadata["ptxas_report"] = report.getvalue()
+        return cubin
+
+    stages["cubin"] = assemble_and_keep
 
 
 WAIT, TRIGGER = "griddepcontrol.wait;", "griddepcontrol.launch_dependents;"
@@ -133,10 +138,11 @@ def disorder(ptx: str, dependent: bool) -> str:
     return "it lets the launch behind begin too early" if trigger < wait or late else ""
 
 
-def describe(name: str, kernel, architecture: int) -> Compiled:
+def describe(name: str, kernel) -> Compiled:
     """Read the compilers' reports of a compiled kernel."""
-    ptx = kernel.asm["ptx"]
-    registers, spills = assemble(ptx, architecture)
+    ptx, report = kernel.asm["ptx"], kernel.metadata.ptxas_report
+    registers = int(re.search(r"Used (\d+) registers", report).group(1))
+    spills = sum(int(size) for size in re.findall(r"(\d+) bytes spill", report))
     matrix = next((word for word in ("wgmma", "tcgen05.mma", "mma.sync") if word in ptx), "")
     dependent = kernel.metadata.launch_pdl
     return Compiled(
@@ -154,14 +160,16 @@ def compiling(architecture: int) -> Iterator[list[Compiled]]:
     def compile_only(self, *args, grid, warmup, **options):
         kernel = launch(self, *args, grid=grid, warmup=True, **options)
         if kernel.hash not in described:
-            described[kernel.hash] = describe(self.fn.__name__, kernel, architecture)
+            described[kernel.hash] = describe(self.fn.__name__, kernel)
         found.append(described[kernel.hash])
 
     before = driver._active
     driver.set_active(StubDriver(architecture))
     JITFunction.run = compile_only
     try:
-        yield found
+        with knobs.runtime.scope():
+            knobs.runtime.add_stages_inspection_hook = keep_report
+            yield found
     finally:
         JITFunction.run = launch
         driver._active = before

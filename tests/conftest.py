@@ -20,6 +20,26 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     accept_new_numpy()
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--instruction-set",
+        help="have the extension use this one of its instruction sets, not the fastest",
+    )
+
+
+def pytest_configure(config):
+    name = config.getoption("--instruction-set")
+    if name is None:
+        return
+    from trqam_fast.kernels import cpp
+    from trqam_fast.kernels.dispatch import extension
+
+    known = extension().instruction_sets()
+    if name not in known:
+        raise pytest.UsageError(f"--instruction-set is {name}; this processor has {known}")
+    cpp.instruction_set = name
+
+
 @pytest.fixture(scope="session")
 def generated(tmp_path_factory):
     from trqam_fast.data.generate.recipe import Recipe  # Here: tests of kernels need no simulator.

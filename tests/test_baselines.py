@@ -80,8 +80,16 @@ def test_replay(name, kind):
 
 
 @pytest.mark.slow
-def test_replay_compiled():
-    assert worst_of_replay("trqam_chunked", CompiledAgent) < 1e-11
+@pytest.mark.parametrize(
+    "compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.inductor)]
+)
+def test_replay_compiled(compiler):
+    """The graph that is compiled, run as it is; by PyTorch's compiler with `-m inductor`.
+
+    Loops are unrolled, and g++ takes minutes for the hundreds of kernels that come of it.
+    """
+    kind = type("Compiled", (CompiledAgent,), {"compiler": compiler})
+    assert worst_of_replay("trqam_chunked", kind) < 1e-11
 
 
 @pytest.mark.parametrize(

@@ -83,19 +83,25 @@ TRITON = {
 
 @pytest.mark.parametrize("runs", [1, 3])
 def test_an_update_launches_few_kernels(runs, monkeypatch):
-    """Three more with several runs, whose noise is copied: drawn together, it lies apart."""
+    """Three more with several runs, whose noise is copied: drawn together, it lies apart.
+
+    One run's kernels do their work. Of three, for which the interpreter takes three times as long,
+    they are counted and left undone, but for the batch's numbers: no launch depends on a value.
+    """
     from triton.runtime.interpreter import GridExecutor
 
-    updating = updates(runs)()
-    updating.run(1)
     launches, run = Launches(), GridExecutor.__call__
 
     def count(self, *arguments, **options):
         launches.counts[self.fn.__name__] += 1
-        with _disable_current_modes():
-            return run(self, *arguments, **options)
+        if runs == 1 or self.fn.__name__ == "philox_kernel":
+            with _disable_current_modes():
+                run(self, *arguments, **options)
 
     monkeypatch.setattr(GridExecutor, "__call__", count)
+    updating = updates(runs)()
+    updating.run(1)
+    launches.counts.clear()
     with launches:
         updating.run(1)
     triton = {name: n for name, n in launches.counts.items() if name.endswith("_kernel")}

@@ -108,26 +108,25 @@ def test_gradients_of_the_edit_policy(backend):
     assert terms.metrics["edit_entropy"][run_index].item() == pytest.approx(entropy.item())
 
 
-@pytest.mark.parametrize("start", [-4.0, 0.0])
-def test_the_entropy_reaches_its_target(start):
-    """With critics that like small actions, from above and from below."""
+def test_the_entropy_reaches_its_target():
+    """With critics that like small actions, one run from below and one from above."""
     changed = {"lr": 3e-2, "batch_size": 32, "flow_steps": 2, "clip_grad": False}
     config = QAMEConfig(**{**vars(CONFIG), **changed})
-    agent = make(config=config, seeds=(0,))
-    state = batch_of()
-    batch = Batch(*(tensor.repeat_interleave(2, 1) for tensor in state))
+    agent = make(config=config, seeds=(0, 0))
+    batch = Batch(*(tensor[[0, 0]].repeat_interleave(2, 1) for tensor in batch_of()))
     agent.critic_values = lambda critic, s, a: -5.0 * a.square().sum(-1)[:, None].expand(-1, 3, -1)
     with torch.no_grad():
         (_, bias) = agent.online.networks["edit_actor"].biases[-1].chunk(2, -1)
-        bias.fill_(start)
-    generator = Randomness([3])
-    entropies = []
-    for _ in range(1200):
+        bias.copy_(torch.tensor([-4.0, 0.0]).view(2, *[1] * (bias.dim() - 1)))
+    generator, entropies = Randomness([3, 3]), []
+    for _ in range(800):
         terms = agent.update(batch, agent.draw_noise(generator))
-        entropies.append(terms.metrics["edit_entropy"].item())
+        entropies.append(terms.metrics["edit_entropy"])
     target = config.edit_target_entropy * D
-    assert (entropies[0] - target) * (1.0 if start > -3 else -1.0) > 1.0
-    assert torch.tensor(entropies[-400:]).mean().item() == pytest.approx(target, abs=0.25)
+    below, above = (entropies[0] - target).tolist()
+    assert below < -1.0 and above > 1.0
+    settled = torch.stack(entropies[-300:]).mean(0)
+    assert settled.tolist() == pytest.approx([target, target], abs=0.25)
 
 
 def test_acting_takes_the_noise_of_both():

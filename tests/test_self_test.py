@@ -19,6 +19,7 @@ pytestmark = [
     ),
 ]
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+RECORDINGS = ["trqam_single_step"] + (["trqam_chunked"] if DEVICE == "cuda" else [])
 
 
 def test_no_problem():
@@ -52,8 +53,13 @@ def test_a_kernel_that_does_not_launch_is_named(monkeypatch):
     assert len(problems) < sum(OPS[case.op].triton for case in CASES.values())
 
 
-def test_replay_of_the_authors_run():
-    """Twelve updates of TRQAM with chunks: losses, trajectories, adjoints, gradients, weights."""
-    file = Path(__file__).parent / "data" / "trqam_chunked.npz"
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_replay_of_the_authors_run(name):
+    """Updates of TRQAM: losses, trajectories, adjoints, gradients, weights.
+
+    The interpreter takes a minute for twelve updates with chunks, so that it has the six without;
+    `tests/test_triton.py` gives it chunks.
+    """
+    file = Path(__file__).parent / "data" / f"{name}.npz"
     args = parity.ParityArgs(file, backend="triton", device=DEVICE, dtype="float32")
     assert max(parity.replay(args).values()) < 1e-4

@@ -344,10 +344,13 @@ class CompiledAgent(EagerAgent):
     batched products, gained nothing.
     """
 
+    compiler = "inductor"
+
     def __init__(self, *args, **options) -> None:
         super().__init__(*args, **options)
         # fullgraph: a break, or one recompilation too many, is an error and no slow result.
-        self.loss = torch.compile(self.summed, fullgraph=True, dynamic=False)
+        options = {"backend": self.compiler, "fullgraph": True, "dynamic": False}
+        self.loss = torch.compile(self.summed, **options)
 
     def summed(self, batch: Batch, noise: Noise) -> tuple[Losses, Terms]:
         """Return the sum of all losses, as one graph has one backward pass, and their terms."""
