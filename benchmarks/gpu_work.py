@@ -1,6 +1,6 @@
 """What a program of a Triton kernel does one after another, from the arguments of its launch.
 
-The loops are those of `kernels/mlp/tiles_forward.py`, `tiles_pullback.py`, `triton_gradients.py`
+The loops are those of `kernels/mlp/triton_forward.py`, `triton_pullback.py`, `triton_gradients.py`
 and the steps of rollout and sweep.
 """
 

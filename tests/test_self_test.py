@@ -30,10 +30,10 @@ def test_no_problem():
 
 @pytest.mark.parametrize("wrong", [0.999, float("nan")])
 def test_a_wrong_kernel_is_named(wrong, monkeypatch):
-    from trqam_fast.kernels.lean_adjoint import tiles
+    from trqam_fast.kernels.lean_adjoint import triton
 
-    right = tiles.lean_adjoint
-    monkeypatch.setattr(tiles, "lean_adjoint", lambda *args, **how: wrong * right(*args, **how))
+    right = triton.lean_adjoint
+    monkeypatch.setattr(triton, "lean_adjoint", lambda *args, **how: wrong * right(*args, **how))
     _, found = problem("lean_adjoint", "triton", DEVICE)
     assert found.startswith(f"lean_adjoint with backend triton on {DEVICE} deviates by")
     assert found.endswith("use --backend reference")
@@ -42,12 +42,12 @@ def test_a_wrong_kernel_is_named(wrong, monkeypatch):
 def test_a_kernel_that_does_not_launch_is_named(monkeypatch):
     from triton.runtime.errors import OutOfResources
 
-    from trqam_fast.kernels.mlp import tiles
+    from trqam_fast.kernels.mlp import triton
 
     def refuse(*_, **__):
         raise OutOfResources(300_000, 232_448, "shared memory")
 
-    monkeypatch.setattr(tiles, "forward_pass", refuse)
+    monkeypatch.setattr(triton, "forward_pass", refuse)
     problems = triton_problems(DEVICE, "tf32")
     assert problems[0].startswith(f"mlp with backend triton on {DEVICE} in tf32 fails: out of res")
     assert len(problems) < sum(OPS[case.op].triton for case in CASES.values())

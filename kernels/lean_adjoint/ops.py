@@ -66,7 +66,7 @@ def _sweep(base, observations, trajectory, terminal_adjoint, tape, backend, prec
         tensor.contiguous() for tensor in (observations, trajectory, terminal_adjoint)
     )
     if backend in TRITON:
-        from trqam_fast.kernels.lean_adjoint import tiles
+        from trqam_fast.kernels.lean_adjoint import triton
 
         data = (observations, trajectory, terminal_adjoint)
         runs, points, batch, _ = trajectory.shape
@@ -76,7 +76,7 @@ def _sweep(base, observations, trajectory, terminal_adjoint, tape, backend, prec
                 "sweep_tape returned for the same arguments, or None"
             )
         dependent = backend == DEPENDENT
-        return tiles.lean_adjoint(weights, *data, tape, precision, dependent=dependent)
+        return triton.lean_adjoint(weights, *data, tape, precision, dependent=dependent)
     runs, points, batch, dim = trajectory.shape
     adjoints = trajectory.new_empty(runs, points - 1, batch, dim)
     numbers, _alive = describe(weights)

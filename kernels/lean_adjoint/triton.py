@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trqam_fast.kernels.mlp.tiles import (
+from trqam_fast.kernels.mlp.triton import (
     STEP_REGISTERS,
     Pull,
     config_for,
@@ -29,10 +29,10 @@ from trqam_fast.kernels.mlp.tiles import (
     pulled_gradients,
     tile_options,
 )
-from trqam_fast.kernels.mlp.tiles_forward import Folded, Network, network_of
-from trqam_fast.kernels.mlp.tiles_pullback import finish_pull, pull_outputs
 from trqam_fast.kernels.mlp.triton_config import operand_dtype
+from trqam_fast.kernels.mlp.triton_forward import Folded, Network, network_of
 from trqam_fast.kernels.mlp.triton_operands import row_scaled, to_operand
+from trqam_fast.kernels.mlp.triton_pullback import finish_pull, pull_outputs
 from trqam_fast.kernels.mlp.triton_tile import (
     Tape,
     await_predecessor,

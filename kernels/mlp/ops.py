@@ -50,7 +50,7 @@ class Pass(NamedTuple):
 
 def triton_passes() -> ModuleType:
     """Return the module with the Triton passes; Triton need not be installed for the others."""
-    return importlib.import_module("trqam_fast.kernels.mlp.tiles")
+    return importlib.import_module("trqam_fast.kernels.mlp.triton")
 
 
 def _forward(tensors, inputs, backend, precision, train):

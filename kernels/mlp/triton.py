@@ -1,6 +1,6 @@
 """Triton passes of the stacked MLP: one launch for each layer, over the whole chip.
 
-The kernels are those of `tiles_forward` and `tiles_pullback`. The gradients of kernels are left to
+The kernels are those of `triton_forward` and `triton_pullback`. The gradients of kernels are left to
 `trqam_fast.kernels.mlp.triton_gradients`, whose launch fills the chip.
 """
 
@@ -14,21 +14,6 @@ import torch
 import triton
 from torch import Tensor
 
-from trqam_fast.kernels.mlp.tiles_forward import (
-    Folded,
-    Network,
-    RowBlocks,
-    first_layer_kernel,
-    fold_kernel,
-    hidden_layer_kernel,
-    output_kernel,
-)
-from trqam_fast.kernels.mlp.tiles_pullback import (
-    pull_hidden_kernel,
-    pull_inputs_kernel,
-    pull_norm_kernel,
-    pull_output_kernel,
-)
 from trqam_fast.kernels.mlp.triton_config import (
     BLOCK_SIZES,
     KernelConfig,
@@ -37,8 +22,23 @@ from trqam_fast.kernels.mlp.triton_config import (
     make_config,
     operand_dtype,
 )
+from trqam_fast.kernels.mlp.triton_forward import (
+    Folded,
+    Network,
+    RowBlocks,
+    first_layer_kernel,
+    fold_kernel,
+    hidden_layer_kernel,
+    output_kernel,
+)
 from trqam_fast.kernels.mlp.triton_gradients import weight_gradients
 from trqam_fast.kernels.mlp.triton_inputs import Inputs, points_of
+from trqam_fast.kernels.mlp.triton_pullback import (
+    pull_hidden_kernel,
+    pull_inputs_kernel,
+    pull_norm_kernel,
+    pull_output_kernel,
+)
 from trqam_fast.kernels.mlp.triton_tile import Gradients, Tape
 from trqam_fast.kernels.mlp.triton_weights import WeightPointers, weight_pointers
 from trqam_fast.kernels.mlp.weights import MLPWeights

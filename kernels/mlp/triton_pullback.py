@@ -1,7 +1,7 @@
 r"""Triton kernels of one layer of a pullback: `block_m` rows and `block_n` features a program.
 
 Grid [tiles of rows, tiles of features, networks], products transposed as in the forward pass
-(`trqam_fast.kernels.mlp.tiles_forward`), GELU's derivative and column sums before the store:
+(`trqam_fast.kernels.mlp.triton_forward`), GELU's derivative and column sums before the store:
 
     dz_l^T = gelu'(z_l)^T * (W_{l+1} dz_{l+1}^T)
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from trqam_fast.kernels.mlp.tiles_forward import merge, network_of
+from trqam_fast.kernels.mlp.triton_forward import merge, network_of
 from trqam_fast.kernels.mlp.triton_operands import row_scaled, row_scales, to_operand
 from trqam_fast.kernels.mlp.triton_tile import (
     await_predecessor,

@@ -57,9 +57,9 @@ def _rollout(
     inputs = RolloutInputs(*(tensor.contiguous() for tensor in tensors))
     velocity, base = MLPWeights.from_tensors(velocity), MLPWeights.from_tensors(base)
     if backend in TRITON:
-        from trqam_fast.kernels.sde_rollout import tiles
+        from trqam_fast.kernels.sde_rollout import triton
 
-        *results, tape = tiles.sde_rollout(
+        *results, tape = triton.sde_rollout(
             velocity, base, inputs, precision, train=train, dependent=backend == DEPENDENT
         )
         return *results, list(tape[:4])
@@ -97,7 +97,7 @@ def _rollout_fake(
     results = _empty(inputs)
     _, steps, batch, _ = results[1].shape
     if backend in TRITON:
-        from trqam_fast.kernels.sde_rollout.tiles import rollout_tape
+        from trqam_fast.kernels.sde_rollout.triton import rollout_tape
 
         return *results, list(rollout_tape(velocity, inputs, precision, train)[:4])
     size = tape_elements(velocity, steps * batch)

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trqam_fast.kernels.mlp.tiles import (
+from trqam_fast.kernels.mlp.triton import (
     STEP_REGISTERS,
     check_size,
     config_for,
@@ -27,14 +27,14 @@ from trqam_fast.kernels.mlp.tiles import (
     make_network,
     tile_options,
 )
-from trqam_fast.kernels.mlp.tiles_forward import (
+from trqam_fast.kernels.mlp.triton_config import KernelConfig, operand_dtype
+from trqam_fast.kernels.mlp.triton_forward import (
     RowBlocks,
     activate,
     network_of,
     output_product,
     rows_of,
 )
-from trqam_fast.kernels.mlp.triton_config import KernelConfig, operand_dtype
 from trqam_fast.kernels.mlp.triton_operands import to_operand
 from trqam_fast.kernels.mlp.triton_tile import Tape, await_predecessor, group_of, zeros
 from trqam_fast.kernels.mlp.triton_weights import pack, packed_pointers

@@ -185,18 +185,18 @@ def other_tiles(
     precision: str, rows: int, features: int, warps: int, stages: int
 ) -> Iterator[None]:
     """Replace what the tables say of one precision; kernels are compiled anew."""
-    from trqam_fast.kernels.mlp import tiles
+    from trqam_fast.kernels.mlp import triton
     from trqam_fast.kernels.mlp.triton_config import BLOCK_SIZES
 
     block = BLOCK_SIZES[precision]
-    before = tiles.WIDE, tiles.WARPS[precision], tiles.STAGES[precision]
+    before = triton.WIDE, triton.WARPS[precision], triton.STAGES[precision]
     BLOCK_SIZES[precision] = dataclasses.replace(block, block_m=rows, block_n=features)
-    tiles.WIDE, tiles.WARPS[precision], tiles.STAGES[precision] = features, warps, stages
+    triton.WIDE, triton.WARPS[precision], triton.STAGES[precision] = features, warps, stages
     try:
         yield
     finally:
         BLOCK_SIZES[precision] = block
-        tiles.WIDE, tiles.WARPS[precision], tiles.STAGES[precision] = before
+        triton.WIDE, triton.WARPS[precision], triton.STAGES[precision] = before
 
 
 def passes(size, precision: str) -> dict:
