@@ -1,7 +1,7 @@
 """Triton passes of the stacked MLP: one launch for each layer, over the whole chip.
 
-The kernels are those of `triton_forward` and `triton_pullback`. The gradients of kernels are left to
-`trqam_fast.kernels.mlp.triton_gradients`, whose launch fills the chip.
+The kernels are those of `triton_forward` and `triton_pullback`. The gradients of weights are left
+to `triton_gradients`, whose launch fills the chip.
 """
 
 from __future__ import annotations
