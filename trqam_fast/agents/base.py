@@ -67,17 +67,20 @@ class Recorded(NamedTuple):
 
 
 def checked(losses: Any, name: str, runs: int) -> Losses:
-    """Return the losses of an algorithm; raise `TypeError` unless each is one number of a run."""
-    good = isinstance(losses, dict) and all(
-        isinstance(loss, Tensor) and loss.shape == (runs,) and loss.requires_grad
-        for loss in losses.values()
-    )
-    if not good:
+    """Return those of an algorithm's losses that can be descended.
+
+    Raises:
+        TypeError: there are none, or one is not one number of each run.
+    """
+    found = losses.items() if isinstance(losses, dict) else ()
+    good = all(isinstance(loss, Tensor) and loss.shape == (runs,) for _, loss in found)
+    descended = {name: loss for name, loss in found if good and loss.requires_grad}
+    if not descended:
         raise TypeError(
             f"{name}.loss returned other losses than differentiable tensors [{runs}], one number "
             "for each run, by branch; return {MAIN: loss}, terms (docs/your_own_algorithm.md)"
         )
-    return losses
+    return descended
 
 
 def added(*gradients: Tensor | None) -> Tensor | None:

@@ -202,10 +202,11 @@ class QAMAgent(Agent):
         if "value_gap" not in metrics:
             with self.branches.on("log", after=("critic",)):
                 metrics["value_gap"] = policy_q - metrics["q_mean"]
-        losses = {"critic": critic_loss, MAIN: self.warmed_up(adjoint_loss)}
-        if not self.config.freeze_base:
-            with self.branches.on("cloning"):
-                losses["cloning"] = self.warmed_up(cloning_loss)
+        with self.branches.on("cloning"):
+            cloning_loss = self.warmed_up(cloning_loss)
+        losses = {
+            "critic": critic_loss, "cloning": cloning_loss, MAIN: self.warmed_up(adjoint_loss),
+        }  # fmt: skip
         return losses, Terms(metrics, outputs)
 
     def warmed_up(self, loss: Tensor) -> Tensor:
