@@ -140,7 +140,7 @@ def test_the_optimiser_over_packed_parameters(architecture):
 
 def test_the_number_of_rows_compiles_nothing_anew(monkeypatch):
     """Evaluations act for as many environments as are left."""
-    compiled, compile_one = [], JITFunction._do_compile
+    compiled, compile_one, by_then = [], JITFunction._do_compile, []
 
     def count(self, *arguments):
         compiled.append(self.fn.__name__)
@@ -153,9 +153,10 @@ def test_the_number_of_rows_compiles_nothing_anew(monkeypatch):
                 sizes = Sizes(1, rows, 3, 2, (32,), True)
                 inputs = draw_inputs(CASES[name], sizes, dtype=torch.float32)
                 evaluate(CASES[name], inputs, backend="triton")
+            by_then.append(len(compiled))
     assert len(launched) > 12
-    # Once, or not at all where a test before had the same.
-    assert len(compiled) == len(set(compiled))
+    # Or not at all, where a test before had the same.
+    assert by_then == by_then[:1] * 4, compiled
     assert set(compiled) <= {*PRODUCTS, *NORMS, "philox_kernel"}
 
 
