@@ -26,6 +26,7 @@ from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import (
     BackendError,
     MLPWeights,
+    dual_update,
     lean_adjoint,
     mlp,
     sde_rollout,
@@ -188,6 +189,19 @@ def test_float16_ends_at_its_largest_number():
     x[0, 2, 0] = float("nan")
     lost = mlp(weights, x, **options).isnan()
     assert lost[0, 2].all() and lost.sum() == 2
+
+
+def test_an_infinite_path_kl_is_clipped():
+    """As in the reference: a run that has left the budget far behind keeps a lambda."""
+    found = []
+    for backend in ("triton", "reference"):
+        lam, ema = torch.ones(2, 3, device=DEVICE)
+        path_kl = torch.tensor([0.5, torch.inf, torch.nan], device=DEVICE)
+        settings = dict(eta=0.1, ema=0.5, clip=5.0, bracket=(0.01, 10.0), backend=backend)
+        found.append(dual_update(lam, ema, path_kl, 0.5, **settings))
+    for ours, theirs in zip(*found, strict=True):
+        assert theirs[:2].isfinite().all() and theirs[2].isnan()
+        torch.testing.assert_close(ours, theirs, equal_nan=True)
 
 
 def test_weights_are_read_in_place():

@@ -41,10 +41,12 @@ def dual_update_kernel(
     before = tl.load(lam + run, mask=mask, other=1.0)
     smooth_before = tl.load(kl_ema + run, mask=mask, other=0.0)
     newest = tl.load(path_kl + run, mask=mask, other=0.0)
-    newest = tl.minimum(newest, clip * allowed + 0.0 * newest, propagate_nan=NAN)
+    # A block, for the functions that take no scalar; 0 * newest would be NaN where it is infinite.
+    allowed = tl.zeros_like(newest) + allowed
+    newest = tl.minimum(newest, clip * allowed, propagate_nan=NAN)
     smooth = smooth_before + ema * (newest - smooth_before)
     if LOG:
-        after = before * tl.exp(eta * (tl.div_rn(smooth, allowed + 0.0 * smooth) - 1.0))
+        after = before * tl.exp(eta * (tl.div_rn(smooth, allowed) - 1.0))
     else:
         after = before + eta * (smooth - allowed)
     after = tl.minimum(tl.maximum(after, lowest, propagate_nan=NAN), highest, propagate_nan=NAN)
