@@ -1,7 +1,8 @@
 """TRQAM's and QAM's update in plain PyTorch written for speed: opponents of our kernels.
 
 No op of `trqam_fast.kernels` runs in an update here. The agents share with ours the parameter
-block, the batches and the dual update, so that one can replace the other.
+block, the batches and the dual update, so that one can replace the other. Longer than 400 lines, as
+its variants differ by a method or two of the same update.
 """
 
 from __future__ import annotations

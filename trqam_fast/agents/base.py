@@ -1,4 +1,7 @@
-"""What every algorithm has: packed networks, noise, the flat optimiser, targets, acting, state."""
+"""What every algorithm has: packed networks, noise, the flat optimiser, targets, acting, state.
+
+Longer than 400 lines, as it is what a reader of one algorithm's file has to know besides.
+"""
 
 from __future__ import annotations
 
