@@ -124,22 +124,6 @@ BLOCK_SIZES = {
 }
 OPERANDS = {"ieee": tl.float32, "tf32": tl.float32, "fp16": tl.float16, "bf16": tl.bfloat16}
 STORED = {tl.float32: torch.float32, tl.bfloat16: torch.bfloat16, tl.float16: torch.float16}
-WARPS = 8
-# Left alone, ptxas stops at 128 or 168 registers and spills; 8 warps may use 255.
-MAX_REGISTERS = 255
-
-
-def launch_options(precision: str) -> dict[str, int]:
-    """Return Triton's options for a launch on the current device."""
-    tile = BLOCK_SIZES[precision]
-    lean = False
-    if not triton.knobs.runtime.interpret:
-        lean = has_little_shared_memory(triton.runtime.driver.active.get_current_device())
-    return {
-        "num_warps": WARPS,
-        "num_stages": tile.lean_stages if lean else tile.stages,
-        "maxnreg": MAX_REGISTERS,
-    }
 
 
 def dependent_options(config: KernelConfig) -> dict[str, bool]:

@@ -9,7 +9,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trqam_fast.kernels.mlp.triton_config import KernelConfig, dependent_options, launch_options
+from trqam_fast.kernels.mlp.triton_config import (
+    BLOCK_SIZES,
+    KernelConfig,
+    dependent_options,
+    has_little_shared_memory,
+)
 from trqam_fast.kernels.mlp.triton_inputs import BatchInputs, Inputs, points_of, tile_inputs
 from trqam_fast.kernels.mlp.triton_operands import common_operand, scales_of, to_operand
 from trqam_fast.kernels.mlp.triton_tile import (
@@ -29,6 +34,10 @@ from trqam_fast.kernels.mlp.triton_weights import (
     parts_of,
 )
 from trqam_fast.kernels.mlp.weights import MLPWeights, split
+
+WARPS = 8
+MAX_REGISTERS = 255
+"""Left alone, ptxas stops at 128 or 168 and spills."""
 
 SUMMED_ROWS = tl.constexpr(128)
 """Rows that are loaded at a time for a sum over many."""
@@ -175,6 +184,20 @@ def weight_gradient_kernel(
             column_sums(sums, tiles, stride, into.shift + at, cols, cols < C.width, C)
 
 
+def launch_options(precision: str, config: KernelConfig) -> dict[str, int]:
+    """Return Triton's options for a launch on the current device."""
+    tile = BLOCK_SIZES[precision]
+    lean = False
+    if not triton.knobs.runtime.interpret:
+        lean = has_little_shared_memory(triton.runtime.driver.active.get_current_device())
+    options = {
+        "num_warps": WARPS,
+        "num_stages": tile.lean_stages if lean else tile.stages,
+        "maxnreg": MAX_REGISTERS,
+    }
+    return options | dependent_options(config)
+
+
 def kernel_blocks(config: KernelConfig) -> int:
     """Return the blocks of all kernels of a network."""
     across, ins, outs = (
@@ -237,8 +260,7 @@ def weight_gradients(
             inputs.steps,
             inputs.shift,
             config,
-            **launch_options(precision),
-            **dependent_options(config),
+            **launch_options(precision, config),
         )
     if not in_place:
         for tensor, part in zip([*wanted[0], *wanted[1]], [*into[0], *into[1]], strict=True):
