@@ -28,7 +28,7 @@ def spec(generated):
         {
             "tasks": [TASK],
             "algos": ["bc", "qam", "trqam"],
-            "seeds": [0, 1, 2, 3],
+            "seeds": [0, 1],
             "seeds_per_job": 1,
             "flags": {
                 "preset": "smoke", "generated_dir": str(generated), "generated_transitions": 3000,
@@ -100,7 +100,7 @@ def kill_a_worker_and_a_node(nodes, jobs, out, killed):
 @pytest.mark.slow
 def test_a_worker_and_a_node_die_and_every_run_ends_as_without(spec, undisturbed, nodes, tmp_path):
     jobs = make_plan(spec, tmp_path)
-    assert len(jobs) == 12
+    assert len(jobs) == 6
     write_plan(jobs, tmp_path)
     killed, lines = [], []
     killer = threading.Thread(
