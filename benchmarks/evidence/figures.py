@@ -29,10 +29,10 @@ def draw_e1(found: dict[str, Any]) -> Figure:
     Filled points are the selection's means. Hollow ones are the fresh seeds of settings that some
     reading chose.
     """
-    figure, panels = plt.subplots(2, 2, figsize=(9, 7), layout="constrained", sharey=True)
-    for cell, axes in zip(CELLS, panels.flat, strict=True):
+    figure, panels = plt.subplots(1, len(CELLS), figsize=(10, 4), layout="constrained", sharey=True)
+    for cell, axes in zip(CELLS, panels, strict=True):
         for index, algo in enumerate(SETTINGS):
-            draw_curve(axes, found, cell, algo, SHIFT * (index - 1))
+            draw_curve(axes, found, cell, algo, SHIFT * (index - 0.5))
         task = domain_of(read_cell(cell)["tasks"][0])
         scale = read_cell(cell)["flags"].get("reward_scale", 1.0)
         times = f", rewards x {scale:g}" if scale != 1 else ""
@@ -42,11 +42,9 @@ def draw_e1(found: dict[str, Any]) -> Figure:
         pairs = zip(values_of(cell, "qam"), values_of(cell, "trqam"), strict=True)
         labels = [f"{temperature:g}\n{budget:g}" for temperature, budget in pairs]
         axes.set_xticks(range(len(labels)), labels)
-    for axes in panels[-1]:
-        axes.set_xlabel("QAM's inv_temp above, the others' kl_budget below")
-    for axes in panels[:, 0]:
-        axes.set_ylabel("score")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
+        axes.set_xlabel("QAM's inv_temp above,\nTRQAM's kl_budget below")
+    panels[0].set_ylabel("score")
+    handles, labels = panels[0].get_legend_handles_labels()
     handles.append(Line2D([], [], marker="D", color=INK, markerfacecolor=PAPER, linestyle="none"))
     labels.append("fresh seeds, 95 %")
     figure.legend(handles, labels, loc="outside lower left", ncols=4)
@@ -75,7 +73,7 @@ def draw_curve(axes: Axes, found: dict[str, Any], cell: str, algo: str, shift: f
 def draw_e2(found: dict[str, Any]) -> Figure:
     """Draw success and what the log says of the mechanism over the updates, by method."""
     figure, panels = plt.subplots(2, 2, figsize=(9, 7), layout="constrained")
-    algos = {ALGORITHMS[name].label: ALGORITHMS[name] for name in SETTINGS}
+    algos = {algo.label: algo for algo in ALGORITHMS.values()}
     methods = list(found["curves"])
     look_of = looks(algos[method.partition(" ")[0]].colour for method in methods)
     titles = {"success": "success"} | MEASURES
