@@ -58,7 +58,7 @@ class Clock(Branches):
     def side_by_side(self) -> Iterator[None]:
         """Let what is inside be an update; what the main branch was given before is done."""
         self.before = dict(self.done[MAIN])
-        self.done = {MAIN: self.done[MAIN]}
+        self.done = {name: self.done[name] for name in (MAIN, *self.left)}
         with super().side_by_side():
             yield
             self.end()
@@ -70,14 +70,47 @@ class Clock(Branches):
 
     @contextmanager
     def _on(self, name: str, after: tuple[str, ...]) -> Iterator[None]:
+        waited = [self.done[other] for other in after]
+        if name not in self.begun:
+            waited.append(self.before)
         self.begun[name] = None
-        done = self.done.setdefault(name, dict(self.before))
-        for other in after:
-            for branch, count in self.done[other].items():
-                done[branch] = max(done.get(branch, 0), count)
+        self.wait(name, *waited)
         self.branch, before = name, self.branch
         yield
         self.branch = before
+
+    def wait(self, name: str, *others: dict[str, int]) -> None:
+        """Let branch `name` wait for what others have done."""
+        done = self.done.setdefault(name, {})
+        for other in others:
+            for branch, count in other.items():
+                done[branch] = max(done.get(branch, 0), count)
+
+    @contextmanager
+    def one_after_another(self) -> Iterator[None]:
+        """Let what is inside be updates alone, as on a GPU."""
+        self.joined = True
+        try:
+            yield
+        finally:
+            self.joined = False
+            self.finish()
+
+    @contextmanager
+    def later(self, name: str) -> Iterator[None]:
+        """Do what is inside on branch `name` beside the next update."""
+        if not self.joined:
+            yield
+            return
+        self.wait(name, self.done[MAIN])
+        self.branch = name
+        yield
+        self.branch = MAIN
+        self.left[name] = dict(self.done[name])
+
+    def catch_up(self) -> None:
+        """Let the current branch wait for what the last update left for later."""
+        self.wait(self.branch, *self.left.values())
 
     def keep(self, *things: Any) -> None:
         """Keep what is to live until the end, as on a GPU."""
@@ -121,6 +154,7 @@ class Launch:
 IMPLEMENTATIONS: dict[str, Callable] = {
     "mlp_forward": mlp_ops._forward,
     "mlp_backward": mlp_ops._backward,
+    "adam_norm": adam_step_ops._adam_norm,
     "adam_step": adam_step_ops._adam_step,
     "sde_rollout": sde_rollout_ops._rollout,
     "velocity_along": velocity_along_ops._along,
@@ -331,16 +365,19 @@ def recording() -> Iterator[Recorder]:
         GridExecutor.__call__, dispatch.has_dependent_launches = run, has
 
 
-def launches_of(make_updater: Callable[[], Any]) -> list[Launch]:
-    """Return the launches of an update after the first one, sampling and metrics included.
+def launches_of(make_updater: Callable[[], Any], updates: int = 1) -> list[Launch]:
+    """Return the launches of updates after the first one, sampling and metrics included.
 
     Args:
         make_updater: Builds the updater; what it does is not counted.
+        updates: How many, one after another as in a captured graph.
     """
     with recording() as recorder:
         updater = make_updater()
         updater.update()
         updater.agent.branches = recorder.clock = Clock()
         recorder.launches.clear()
-        updater.update()
+        with recorder.clock.one_after_another():
+            for _ in range(updates):
+                updater.update()
         return list(recorder.launches)

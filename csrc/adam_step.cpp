@@ -15,7 +15,7 @@ constexpr int64_t kBlock = 16384;
 }  // namespace
 
 template <typename T>
-void adam_step(const AdamStep<T>& call, const Loops<T>& loops, int threads) {
+void gradient_norm(const GradientNorm<T>& call, const Loops<T>& loops, int threads) {
     const int64_t blocks = (call.size + kBlock - 1) / kBlock, all = call.runs * blocks;
     std::vector<double> sums(all);
     const int team = static_cast<int>(std::min<int64_t>(threads, all));
@@ -31,6 +31,12 @@ void adam_step(const AdamStep<T>& call, const Loops<T>& loops, int threads) {
         for (int64_t block = 0; block < blocks; ++block) sum += sums[s * blocks + block];
         call.norms[s] = static_cast<T>(std::sqrt(sum));
     }
+}
+
+template <typename T>
+void adam_step(const AdamStep<T>& call, const Loops<T>& loops, int threads) {
+    const int64_t blocks = (call.size + kBlock - 1) / kBlock, all = call.runs * blocks;
+    const int team = static_cast<int>(std::min<int64_t>(threads, all));
     // Computed in double: 1 - 0.999 has only 10 correct bits in float.
     const AdamRates<T> rates{
         static_cast<T>(call.beta1), static_cast<T>(1.0 - call.beta1),
@@ -43,10 +49,10 @@ void adam_step(const AdamStep<T>& call, const Loops<T>& loops, int threads) {
         for (int64_t block = begin; block < end; ++block) {
             const int64_t s = block / blocks, first = block % blocks * kBlock;
             const int64_t count = std::min(kBlock, call.size - first);
-            const int64_t offset = s * call.size + first;
+            const int64_t offset = s * call.stride + first;
             const int64_t skipped = std::max<int64_t>(0, first_target - first);
             if (skipped < count) {
-                const int64_t target = s * call.target_size + first + skipped - first_target;
+                const int64_t target = s * call.target_stride + first + skipped - first_target;
                 loops.move_targets(call.targets + target, call.params + offset + skipped,
                                    count - skipped, static_cast<T>(call.tau));
             }
@@ -59,6 +65,8 @@ void adam_step(const AdamStep<T>& call, const Loops<T>& loops, int threads) {
     });
 }
 
+template void gradient_norm(const GradientNorm<float>&, const Loops<float>&, int);
+template void gradient_norm(const GradientNorm<double>&, const Loops<double>&, int);
 template void adam_step(const AdamStep<float>&, const Loops<float>&, int);
 template void adam_step(const AdamStep<double>&, const Loops<double>&, int);
 

@@ -262,18 +262,32 @@ void adjoint_matching(py::handle call, py::handle how) {
 }
 
 template <typename T>
+void gradient_norm(py::handle call, py::handle how) {
+    const Execution execution(how);
+    Fields fields(call);
+    const trqam::GradientNorm<T> norm{fields.integer("runs"), fields.integer("size"),
+                                      fields.array<const T>("gradient"), fields.array<T>("norms")};
+    fields.done();
+    const auto& loops = execution.loops<T>();
+    py::gil_scoped_release release;
+    trqam::gradient_norm(norm, loops, execution.workspace.threads);
+}
+
+template <typename T>
 void adam_step(py::handle call, py::handle how) {
     const Execution execution(how);
     Fields fields(call);
     const trqam::AdamStep<T> step{fields.integer("runs"),
                                   fields.integer("size"),
+                                  fields.integer("stride"),
                                   fields.integer("target_size"),
+                                  fields.integer("target_stride"),
                                   fields.array<T>("params"),
                                   fields.array<const T>("gradient"),
                                   fields.array<T>("exp_avg"),
                                   fields.array<T>("exp_avg_sq"),
                                   fields.optional<T>("targets"),
-                                  fields.array<T>("norms"),
+                                  fields.array<const T>("norms"),
                                   fields.real("step"),
                                   fields.real("lr"),
                                   fields.real("beta1"),
@@ -400,6 +414,7 @@ void define_ops(py::module_& module, const std::string& precision) {
     module.def(("path_kl_" + precision).c_str(), &path_kl<T>);
     module.def(("path_kl_backward_" + precision).c_str(), &path_kl_backward<T>);
     module.def(("adjoint_matching_" + precision).c_str(), &adjoint_matching<T>);
+    module.def(("gradient_norm_" + precision).c_str(), &gradient_norm<T>);
     module.def(("adam_step_" + precision).c_str(), &adam_step<T>);
     module.def(("philox_" + precision).c_str(), &philox<T>);
     module.def(("mlp_forward_" + precision).c_str(), &mlp_forward<T>);

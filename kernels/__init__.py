@@ -4,7 +4,7 @@ Every op takes data with a leading axis of independent runs, `[S, B, D]`, its no
 and a `backend`. The reference in plain PyTorch is the specification of each.
 """
 
-from trqam_fast.kernels.adam_step import adam_step
+from trqam_fast.kernels.adam_step import AdamNorm, adam_norm, adam_step
 from trqam_fast.kernels.adjoint_matching import adjoint_matching
 from trqam_fast.kernels.adjoint_matching.steps import StepLoss, adjoint_matching_steps
 from trqam_fast.kernels.adjoint_sizes import AdjointSizes, adjoint_sizes
@@ -23,6 +23,7 @@ from trqam_fast.kernels.td_target import td_target
 from trqam_fast.kernels.velocity_along import velocity_along
 
 __all__ = [
+    "AdamNorm",
     "AdjointSizes",
     "AffinePath",
     "BACKENDS",
@@ -39,6 +40,7 @@ __all__ = [
     "Sequences",
     "StepLoss",
     "Velocity",
+    "adam_norm",
     "adam_step",
     "adjoint_matching",
     "adjoint_matching_steps",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.helpers import DEVICE, NEEDS_TRITON, ErrorBudget, assert_equal64, draw, error
-from trqam_fast.kernels import adam_step
+from trqam_fast.kernels import adam_norm, adam_step
 
 # Runs, parameters, targets; one size beyond a block of the sums.
 SIZES = [(1, 1, 0), (3, 37, 20), (2, 40_000, 23_000), (1, 20_000, 20_000)]
@@ -80,6 +80,34 @@ def test_sizes_in_float32(backend, size, max_norm):
         assert error(ours, truth) < 5e-7
 
 
+@pytest.mark.parametrize("backend", BACKENDS[:2])
+@pytest.mark.parametrize("begin", [1, 17_000, 20_001, 39_999])
+def test_parts_leave_the_bits_of_the_whole(backend, begin):
+    """In any order; targets follow the last 23,000 of 40,000 columns."""
+    device = DEVICE if backend == "triton" else "cpu"
+    tensors = make(2, 40_000, 23_000, dtype=torch.float32)
+    *state, step, targets = (t.clone().to(device) for t in tensors)
+    followed = max(0, begin - 17_000)
+    parts = [
+        ([t[:, :begin] for t in state], targets[:, :followed] if followed else None),
+        ([t[:, begin:] for t in state], targets[:, followed:]),
+    ]
+    settings = {"lr": 3e-4, "tau": 0.005, "max_norm": 1.0}
+    for order in (1, -1, 1):
+        norm = adam_norm(state[1], step, backend=backend)
+        norms = [
+            adam_step(*part, step, targets=follow, norm=norm, **settings)
+            for part, follow in parts[::order]
+        ]
+    assert float(step) == 6.0 and torch.equal(*norms)
+    params, _, exp_avg, exp_avg_sq = state
+    whole = run(backend, tensors, max_norm=1.0)
+    for found, expected in zip(
+        (norms[0], params, exp_avg, exp_avg_sq, targets), whole, strict=True
+    ):
+        assert torch.equal(found.cpu(), expected)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_follows_the_equation(backend):
     state = make(2, 5, 3, scale=10.0, dtype=dtype_of(backend))
@@ -127,5 +155,14 @@ def test_bad_input():
         adam_step(params, gradient, m, v, step, lr=1e-3, targets=torch.zeros(2, 6).double())
     with pytest.raises(ValueError, match="exp_avg is not contiguous"):
         adam_step(params, gradient, torch.zeros(5, 2).double().T, v, step, lr=1e-3)
+    with pytest.raises(ValueError, match="gradient is not contiguous; pass all of it"):
+        adam_norm(gradient[:, 1:], step)
+    assert adam_norm(gradient, step, backend="reference") is None and float(step) == 3.0
+    norm = adam_norm(gradient, step, backend="cpp")
+    with pytest.raises(
+        ValueError, match=r"exp_avg has strides \(3, 1\), where params has \(5, 1\)"
+    ):
+        part = params[:, :3], gradient[:, :3], m[:, :3].contiguous(), v[:, :3]
+        adam_step(*part, step, lr=1e-3, norm=norm)
     with pytest.raises(ValueError, match="expected one float32 number"):
         adam_step(params, gradient, m, v, step.double(), lr=1e-3)

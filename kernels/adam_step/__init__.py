@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from trqam_fast.kernels.adam_step import ops, reference
-from trqam_fast.kernels.adam_step.settings import Settings
+from trqam_fast.kernels.adam_step.settings import AdamNorm, Settings
 from trqam_fast.kernels.checks import check_same, check_tensor
 from trqam_fast.kernels.dispatch import choose_backend
 
@@ -25,6 +25,7 @@ def adam_step(
     max_norm: float | None = None,
     targets: Tensor | None = None,
     tau: float = 0.0,
+    norm: AdamNorm | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Clip each run's gradient, move the targets, take one Adam step; all in place.
@@ -50,8 +51,11 @@ def adam_step(
         max_norm: Largest norm of a run's gradient; None does not clip.
         targets: `[S, Q]`, Q <= P, targets of the last Q parameters; None for none.
         tau: Step of the targets.
+        norm: What `adam_norm` found of the whole gradient. The step is of the columns given alone
+            then, which may be views of all, and `step` is left alone, as it is counted already;
+            parts may run side by side, and together leave the bits of the whole.
         backend: ``reference`` (PyTorch's fused Adam), ``cpp`` (one fused pass on the CPU),
-            ``triton`` (one fused pass, float32) or ``auto``.
+            ``triton`` (one fused pass, float32) or ``auto``; with `norm`, the one that made it.
 
     Returns:
         Norm of each run's gradient before clipping, `[S]`.
@@ -76,18 +80,59 @@ def adam_step(
         tensors["targets"] = targets
     check_same(op, params=params, **tensors)
     for name, tensor in {"params": params, **tensors}.items():
-        if not tensor.is_contiguous():
+        if norm is None and not tensor.is_contiguous():
             raise ValueError(f"{op}: {name} is not contiguous; pass it so, it may be written")
+        apart = tensor if name == "targets" else params
+        if tensor.stride(1) != 1 or tensor.stride(0) != apart.stride(0):
+            raise ValueError(
+                f"{op}: {name} has strides {tensor.stride()}, where params has {params.stride()}; "
+                "pass the same columns of contiguous tensors"
+            )
     if step.numel() != 1 or step.dtype != torch.float32:
         raise ValueError(
             f"{op}: step is {step.dtype} {list(step.shape)}; expected one float32 number"
         )
     settings = Settings(lr, *betas, eps, float("inf") if max_norm is None else max_norm, tau)
+    if norm is not None:
+        state = (params, gradient, exp_avg, exp_avg_sq, None, targets)
+        return ops.adam_step(*state, settings, norm.backend, norm)
     state = (params, gradient, exp_avg, exp_avg_sq, step, targets)
     chosen = choose_backend(op, backend, params.device, dtype=params.dtype)
     if chosen == "reference":
         return reference.adam_step(*state, settings)
-    return ops.adam_step(*state, settings, chosen)
+    return ops.adam_step(*state, settings, chosen, None)
 
 
-__all__ = ["adam_step"]
+@torch.no_grad()
+def adam_norm(
+    gradient: Tensor,
+    step: Tensor,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    backend: str = "auto",
+) -> AdamNorm | None:
+    """Begin a step that is done in parts: find each run's norm and count the step.
+
+    Args:
+        gradient: `[S, P]`, contiguous, unclipped; only read.
+        step: Number of steps taken, float32 `[]`; written.
+        betas: Decay rates of the moments, those of the parts.
+        backend: As for `adam_step`.
+
+    Returns:
+        What `adam_step` takes as `norm` for each part; None, and `step` as it was, where the
+        backend is ``reference``, which does no parts.
+
+    Raises:
+        TypeError: `gradient` is no tensor, or of an unsupported dtype.
+        ValueError: it is not contiguous.
+        BackendError: the backend asked for cannot run.
+    """
+    check_tensor("adam_step", "gradient", gradient, (None, None))
+    if not gradient.is_contiguous():
+        raise ValueError("adam_step: gradient is not contiguous; pass all of it")
+    chosen = choose_backend("adam_step", backend, gradient.device, dtype=gradient.dtype)
+    return None if chosen == "reference" else ops.adam_norm(gradient, step, betas, chosen)
+
+
+__all__ = ["AdamNorm", "adam_norm", "adam_step"]

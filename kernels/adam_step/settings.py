@@ -1,8 +1,10 @@
-"""Settings of the optimiser's step."""
+"""Settings of the optimiser's step, and what parts of one share."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
+
+from torch import Tensor
 
 
 class Settings(NamedTuple):
@@ -23,3 +25,16 @@ class Settings(NamedTuple):
     eps: float
     max_norm: float
     tau: float
+
+
+class AdamNorm(NamedTuple):
+    """What the parts of a step share: each run's gradient norm, as its backend keeps it.
+
+    Attributes:
+        tensors: Norms `[S]` and the step's number in C++, sums of squares and corrections of the
+            moments in Triton.
+        backend: ``cpp`` or ``triton``.
+    """
+
+    tensors: list[Tensor]
+    backend: str

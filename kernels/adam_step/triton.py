@@ -2,7 +2,8 @@
 
 The first pass reads the gradient and sums its squares in parts, the second adds a run's parts in
 their order and clips, moves the targets and takes Adam's step, so that every number is read once
-more and what changes is written once. Nothing is added in an order that could change.
+more and what changes is written once. Nothing is added in an order that could change, and the
+second pass may be several launches, each of some columns.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def adam_step_kernel(
     partial,  # [S, parts], sums of squares
     corrections,  # [2]
     norms,  # [S], written
-    size,  # P
+    size,  # P, or the columns of a part
+    stride,  # elements between two runs
+    target_stride,  # the same of the targets
     before,  # P - Q
     parts,
     lr,
@@ -93,11 +96,11 @@ def adam_step_kernel(
         scale = tl.where(norm <= max_norm, 1.0, max_norm / norm)
     rate = lr * tl.load(corrections)
     correction = tl.load(corrections + 1)
-    online += wide * size
-    gradient += wide * size
-    exp_avg += wide * size
-    exp_avg_sq += wide * size
-    targets += wide * (size - before)
+    online += wide * stride
+    gradient += wide * stride
+    exp_avg += wide * stride
+    exp_avg_sq += wide * stride
+    targets += wide * target_stride
     for block in range(BLOCKS):
         at = (program * BLOCKS + block) * BLOCK + tl.arange(0, BLOCK)
         mask = at < size
@@ -117,37 +120,52 @@ def adam_step_kernel(
         tl.store(online + at, value, mask=mask)
 
 
-def adam_step(
-    params: Tensor,
-    gradient: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    step: Tensor,
-    targets: Tensor | None,
-    settings: Settings,
-) -> Tensor:
-    """Do the step; see the package's `adam_step`.
+def empty_norm(gradient: Tensor) -> list[Tensor]:
+    """Return memory for sums of squares `[S, parts]`, and for the moments' corrections `[2]`.
 
     Raises:
         ValueError: a run has 2^31 parameters or more.
     """
-    runs, size = params.shape
+    runs, size = gradient.shape
     if size >= 2**31:
         raise ValueError(
             f"adam_step: a run has {size} parameters; the Triton kernel addresses fewer than 2^31, "
             "so take another backend"
         )
-    new = params.new_empty
     parts = triton.cdiv(size, NORM_BLOCKS * BLOCK)
-    partial, corrections, norms = new(runs, parts), new(2), new(runs)
-    with torch.cuda.device_of(params):
+    return [gradient.new_empty(runs, parts), gradient.new_empty(2)]
+
+
+def adam_norm(gradient: Tensor, step: Tensor, beta1: float, beta2: float) -> list[Tensor]:
+    """Count the step, and return what its parts share; see `empty_norm`."""
+    partial, corrections = found = empty_norm(gradient)
+    runs, parts = partial.shape
+    with torch.cuda.device_of(gradient):
         gradient_norm_kernel[(parts, runs)](
-            gradient, partial, step, corrections, size, math.log(settings.beta1),
-            math.log(settings.beta2), BLOCK, NORM_BLOCKS, num_warps=4,
+            gradient, partial, step, corrections, gradient.shape[1], math.log(beta1),
+            math.log(beta2), BLOCK, NORM_BLOCKS, num_warps=4,
         )  # fmt: skip
+    return found
+
+
+def adam_step(
+    params: Tensor,
+    gradient: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    targets: Tensor | None,
+    norm: list[Tensor],
+    settings: Settings,
+) -> Tensor:
+    """Do the step, or a part of it, with what `adam_norm` returned."""
+    runs, size = params.shape
+    partial, corrections = norm
+    followed = params[:, :0] if targets is None else targets
+    norms = params.new_empty(runs)
+    with torch.cuda.device_of(params):
         adam_step_kernel[(triton.cdiv(size, STEP_BLOCKS * BLOCK), runs)](
-            params, gradient, exp_avg, exp_avg_sq, params if targets is None else targets, partial,
-            corrections, norms, size, size - (0 if targets is None else targets.shape[1]), parts,
+            params, gradient, exp_avg, exp_avg_sq, followed, partial, corrections, norms, size,
+            params.stride(0), followed.stride(0), size - followed.shape[1], partial.shape[1],
             settings.lr, 1.0 - settings.beta1, 1.0 - settings.beta2, settings.eps,
             settings.max_norm, settings.tau, settings.max_norm < float("inf"), targets is not None,
             BLOCK, STEP_BLOCKS, num_warps=4,
