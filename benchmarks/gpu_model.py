@@ -18,7 +18,8 @@ limits of a `Machine`:
 * programs share multiprocessors and L2 between them; those that find no place wait for a wave;
 * what is not a product moves its bytes, in L2 if they fit there, else in memory;
 * the branches of an update (`trqam_fast.agents.branches`) run side by side, each launch with the
-  time that it takes alone, but all of them no sooner than the whole chip could do their work.
+  time that it takes alone, but all of them no sooner than the whole chip could do their work; the
+  time is that of one of the updates that a graph holds, the end of each beside the next one.
 
 So it is a lower bound where work overlaps badly, and knows nothing of caches' conflicts, clocks and
 of kernels that PyTorch launches beyond one for an operation.
@@ -52,7 +53,7 @@ from trqam_fast.errors import UsageError
 from trqam_fast.randomness import Randomness
 from trqam_fast.training.backend import PLANS as PLAN_BACKENDS
 from trqam_fast.training.history import History
-from trqam_fast.training.updater import Updater
+from trqam_fast.training.updater import UPDATES_PER_REPLAY, Updater
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE, RECORD = ROOT / "docs" / "kernels.md", ROOT / "benchmarks" / "results" / "gpu_model.json"
@@ -276,11 +277,20 @@ def make_updater(plan: str, size: Size, precision: str) -> Callable[[], Updater]
     return build
 
 
-def summary(launches: list[Launch], precision: str, machines: dict[str, Machine]) -> dict[str, Any]:
-    """Return what the table shows of an update: counts, and times by machine."""
+def in_a_graph(launches: list[Launch], costs: list[Cost]) -> float:
+    """Return the microseconds of one of `UPDATES_PER_REPLAY` updates, from the launches of two."""
+    half = len(launches) // 2
+    first, both = along_branches(launches[:half], costs[:half]), along_branches(launches, costs)
+    return (first + (UPDATES_PER_REPLAY - 1) * (both - first)) / UPDATES_PER_REPLAY
+
+
+def summary(two: list[Launch], precision: str, machines: dict[str, Machine]) -> dict[str, Any]:
+    """Return what the table shows of an update, from two: counts, and times by machine."""
     found: dict[str, Any] = {}
+    launches = two[: len(two) // 2]
     for name, machine in machines.items():
-        costs = costs_of(launches, precision, machine)
+        of_two = costs_of(two, precision, machine)
+        costs = of_two[: len(launches)]
         if not found:
             found = {
                 "launches": len(launches),
@@ -289,7 +299,7 @@ def summary(launches: list[Launch], precision: str, machines: dict[str, Machine]
                 "gb": round(1e-9 * sum(c.bytes for c in costs), 2),
             }
         found[f"{name}_us"] = round(sum(c.us for c in costs))
-        found[f"{name}_branches_us"] = round(along_branches(launches, costs))
+        found[f"{name}_branches_us"] = round(in_a_graph(two, of_two))
     return found
 
 
@@ -317,7 +327,7 @@ def floors(launches: list[Launch], machines: dict[str, Machine]) -> dict[str, An
     parameters, moments and targets and write the last three, once each.
     """
     flop = sum(cost(launch, "tf32", MACHINES["H100"]).flop for launch in launches)
-    moved = next(launch.bytes for launch in launches if launch.name == "adam_step_kernel")
+    moved = sum(launch.bytes for launch in launches if launch.name == "adam_step_kernel")
     found = {}
     for name, machine in machines.items():
         rate = 2.0 * machine.multiprocessors * machine.sm_clk_us
@@ -334,9 +344,10 @@ def predictions(machines: dict[str, Machine]) -> dict[str, Any]:
     for plan, precision in PLANS:
         for runs in RUNS:
             size = replace(PAPER, runs=runs)
-            launches = launches_of(make_updater(plan, size, precision))
+            two = launches_of(make_updater(plan, size, precision), updates=2)
+            launches = two[: len(two) // 2]
             key = f"{plan} {precision} S={runs}"
-            table[key] = summary(launches, precision, machines)
+            table[key] = summary(two, precision, machines)
             if (plan, precision) == PLANS[0] and runs in RUNS[:2]:
                 name, machine = next(iter(machines.items()))
                 by_kernel[f"{key} {name}"] = kernels(launches, precision, machine)

@@ -86,8 +86,10 @@ class Record(TorchDispatchMode):
             # Weak, but no other storage takes the number meanwhile.
             reference = StorageWeakRef(tensor.untyped_storage())
             self.made[storage(tensor)] = (self.clock.branch, reference)
+        # What the main branch reads between updates may die then: all branches wait for it.
+        between = self.clock.branch == MAIN and not self.clock.begun
         for key in mine & self.made.keys():
-            if self.made[key][0] != self.clock.branch:
+            if self.made[key][0] != self.clock.branch and not between:
                 self.crossing[key] = name
         if name in ALLOCATES:
             self.alive += new if self.keep else []
@@ -132,17 +134,23 @@ def state_of(agent):
 
 
 def record(agent, batch, noise, clock=None, *, keep=False):
-    """Record the next update, and what was lost at its end."""
+    """Record an update, and what was lost at its end.
+
+    Where a part of the optimiser's step may go on beside the next update, that is recorded too.
+    """
     agent.branches = clock = clock or Clock()
-    recorded, end, lost = Record(clock, keep=keep), clock.end, []
+    recorded, finish, lost = Record(clock, keep=keep), clock.finish, []
 
     def watched():
         lost.extend(recorded.lost())
-        end()
+        recorded.crossing.clear()
+        finish()
 
-    clock.end = watched
-    with recorded:
+    clock.finish = watched
+    with recorded, clock.one_after_another():
         agent.update(batch, noise)
+        if clock.left:
+            agent.update(batch, noise)
     return recorded.operations, lost
 
 
@@ -211,6 +219,10 @@ def do(order):
 def test_memory_is_shared_by_operations_that_wait(case, backend):
     """And what crosses to another branch lives until the end."""
     operations, lost = record(*updating(case, backend))
+    steps = [o.place[0] for o in operations if str(o.func) == "trqam_fast.adam_step.default"]
+    if backend == "cpp":
+        late = case[0] in ("qam", "qam-e", "trqam", "sqam")
+        assert steps == ([MAIN, "critic"] * 2 if late else [MAIN])
     assert len(operations) > 5
     assert races(operations) == []
     assert lost == []
@@ -259,6 +271,16 @@ def test_a_forgotten_wait_is_found(name, forgotten):
     agent, batch, noise = updating((name, {}))
     operations, _ = record(agent, batch, noise, Careless(*forgotten))
     assert races(operations)
+
+
+def test_a_forgotten_wait_for_the_update_before_is_found():
+    class Hasty(Clock):
+        def catch_up(self):
+            pass
+
+    operations, _ = record(*updating(("trqam", {}), "cpp"), Hasty())
+    found = {str(second.func) for _, second in races(operations)}
+    assert "trqam_fast.mlp_forward.default" in found
 
 
 def test_a_forgotten_end_is_found():
@@ -331,6 +353,24 @@ def test_on_a_gpu_branches_are_streams_that_wait(monkeypatch):
     with branches.on("critic"):
         pass
     assert len(calls) == 8
+    # Part of an update beside the next one, which waits for it where it must, and at the end.
+    calls.clear()
+    with branches.later("critic"):
+        branches.catch_up()
+    assert calls == []
+    with branches.one_after_another():
+        for _ in range(2):
+            with branches.side_by_side():
+                branches.catch_up()
+            branches.keep("something")
+            with branches.later("critic"):
+                assert branches.kept == ["something"]
+    assert branches.kept == [] and branches.left == {} and not branches.joined
+    left = [("first", "caller"), ("event", "first")]
+    caught = [("caller", "start of first")]
+    assert calls == [
+        ("event", "caller"), *left, ("event", "caller"), *caught, *caught, *left, *caught,
+    ]  # fmt: skip
     # An error inside leaves no stream behind.
     with pytest.raises(ZeroDivisionError), branches.side_by_side(), branches.on("critic"):
         raise ZeroDivisionError

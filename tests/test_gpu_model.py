@@ -19,6 +19,7 @@ from benchmarks.gpu_model import (
     along_branches,
     cost,
     costs_of,
+    in_a_graph,
     is_dependent,
     longest,
     make_updater,
@@ -83,11 +84,15 @@ def test_dependent_launches_follow_each_other_sooner(tiles):
 
 def test_bytes_of_the_optimiser(tiles):
     """Parameters, moments and targets read and written, the gradient read twice."""
-    norm, adam = (launch for launch in tiles if launch.name in ("gradient_norm_kernel",
-                                                                "adam_step_kernel"))  # fmt: skip
-    count, targets = (adam.arguments[name].numel() for name in ("online", "targets"))
+    (norm,) = (launch for launch in tiles if launch.name == "gradient_norm_kernel")
+    parts = [launch for launch in tiles if launch.name == "adam_step_kernel"]
+    count, targets = (
+        sum(part.arguments[name].numel() for part in parts) for name in ("online", "targets")
+    )
+    assert [part.place[0] for part in parts] == ["main", "critic"]
     assert norm.bytes == pytest.approx(4 * count, rel=1e-3)
-    assert adam.bytes == pytest.approx(4 * (7 * count + 2 * targets), rel=1e-3)
+    moved = sum(part.bytes for part in parts)
+    assert moved == pytest.approx(4 * (7 * count + 2 * targets), rel=1e-3)
 
 
 def test_branches_run_side_by_side():
@@ -105,6 +110,16 @@ def test_branches_run_side_by_side():
     assert along_branches(*zip(*found[:3], strict=True)) == 5.0
     busy = [*found, at("base", 1.0, chip_us=9.0)]
     assert along_branches(*zip(*busy, strict=True)) == 9.0
+
+
+def test_the_step_of_the_critics_goes_on_beside_the_next_update():
+    two = launches_of(make_updater("tiles", PAPER, "tf32"), updates=2)
+    half = len(two) // 2
+    costs = costs_of(two, "tf32", H100)
+    assert [launch.name for launch in two[:half]] == [launch.name for launch in two[half:]]
+    one = along_branches(two[:half], costs[:half])
+    late = max(each.us for each in costs[:half] if each.name == "adam_step_kernel")
+    assert late > 50 and in_a_graph(two, costs) == pytest.approx(one - 0.9 * late, abs=20)
 
 
 @pytest.mark.parametrize("plan", sorted({plan for plan, _ in PLANS}))

@@ -107,8 +107,12 @@ def test_an_update_launches_few_kernels(runs, monkeypatch):
     triton = {name: n for name, n in launches.counts.items() if name.endswith("_kernel")}
     assert triton == TRITON
     assert launches.counts.total() <= 131 + 3 * (runs > 1), launches.counts
-    # Listed without doing the work, they are the same.
-    listed = launches_of(updates(runs))
-    assert collections.Counter(launch.name for launch in listed) == launches.counts
+    # Listed without doing the work, they are the same, but for the step of the critics, which a
+    # graph of several updates has apart.
+    listed = launches_of(updates(runs), updates=2)
+    expected = launches.counts + collections.Counter(["adam_step_kernel"])
+    both = [launch.name for launch in listed]
+    assert collections.Counter(both[: len(both) // 2]) == expected
+    assert both[: len(both) // 2] == both[len(both) // 2 :]
     assert {launch.place[0] for launch in listed} == {MAIN, "critic", "cloning", "base", "log"}
     assert races(listed) == []

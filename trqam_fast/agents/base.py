@@ -15,7 +15,15 @@ from trqam_fast.agents.branches import Branches
 from trqam_fast.agents.config import ByDomain, CloningConfig
 from trqam_fast.agents.dual import DualController
 from trqam_fast.data.batch import Batch
-from trqam_fast.kernels import MLPWeights, adam_step, mlp, ode_rollout, squared_error
+from trqam_fast.kernels import (
+    AdamNorm,
+    MLPWeights,
+    adam_norm,
+    adam_step,
+    mlp,
+    ode_rollout,
+    squared_error,
+)
 from trqam_fast.networks import MLPShape, ParameterBlock, ScalarShape
 from trqam_fast.randomness import Randomness
 
@@ -142,6 +150,11 @@ class Agent:
     targets: ClassVar[tuple[str, ...]] = ()
     """Networks that have a Polyak target, in the order in which those are stored."""
 
+    late: ClassVar[str | None] = None
+    """The last of `targets`, if an update does not begin with that network: its optimiser's step
+    may go on beside the next update, on the branch of its name. Elsewhere `loss` reads it and its
+    target through `critic_values` alone, which waits for that step."""
+
     cloned: ClassVar[tuple[str, ...]] = ("actor_slow",)
     """Networks that start from a pretrained velocity field, and their targets with them."""
 
@@ -237,15 +250,41 @@ class Agent:
     @torch.no_grad()
     def apply(self, gradient: Tensor, terms: Terms) -> None:
         """Clip each run's gradient, move the targets, take the optimiser step, update the dual."""
-        config = self.config
-        terms.metrics["grad_norm"] = adam_step(
-            self.online.flat, gradient, self.exp_avg, self.exp_avg_sq, self.steps, lr=config.lr,
-            max_norm=MAX_GRAD_NORM if config.clip_grad else None,
-            targets=self.target.flat if self.targets else None,
-            tau=config.tau if self.targets else 0.0,
-            backend=self.backend,
-        )  # fmt: skip
+        terms.metrics["grad_norm"] = self.optimise(gradient)
         self.after_step(terms.metrics)
+
+    def optimise(self, gradient: Tensor) -> Tensor:
+        """Take the optimiser's step, that of `late` later if it can; return norms, `[S]`."""
+        state = (self.online.flat, gradient, self.exp_avg, self.exp_avg_sq)
+        targets = self.target.flat if self.targets else None
+        norm = None
+        if self.late is not None and self.branches.joined:
+            norm = adam_norm(gradient, self.steps, backend=self.backend)
+        if norm is None:
+            return self.step(*state, targets)
+        begin, followed = self.online.spans[self.late][0], self.target.spans[self.late][0]
+        found = self.step(*(t[:, :begin] for t in state), targets[:, :followed], norm)
+        self.branches.keep(gradient, norm)
+        with self.branches.later(self.late):
+            self.step(*(t[:, begin:] for t in state), targets[:, followed:], norm)
+        return found
+
+    def step(
+        self,
+        params: Tensor,
+        gradient: Tensor,
+        exp_avg: Tensor,
+        exp_avg_sq: Tensor,
+        targets: Tensor | None,
+        norm: AdamNorm | None = None,
+    ) -> Tensor:
+        """Take the optimiser's step, of some columns with `norm`; return norms, `[S]`."""
+        config = self.config
+        return adam_step(
+            params, gradient, exp_avg, exp_avg_sq, self.steps, lr=config.lr, norm=norm,
+            max_norm=MAX_GRAD_NORM if config.clip_grad else None, targets=targets,
+            tau=0.0 if targets is None else config.tau, backend=self.backend,
+        )  # fmt: skip
 
     def update(self, batch: Batch, noise: Noise) -> Terms:
         """Do one update of every run; nothing is read back to the host."""
@@ -296,6 +335,7 @@ class Agent:
 
     def critic_values(self, critic: MLPWeights, observations: Tensor, actions: Tensor) -> Tensor:
         """Q_e(s, a) `[S, E, N]` for `[S, N, O]` and `[S, N, D]`."""
+        self.branches.catch_up()
         inputs = torch.cat([observations, actions], dim=-1)
         return mlp(critic, inputs, **self.options).squeeze(-1)
 

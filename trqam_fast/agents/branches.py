@@ -16,9 +16,10 @@ class Branches:
     """The branches of an update, each of which does what it is given in its order.
 
     A branch begins where the update does, and waits for others only where `on` says so; at the end
-    the main one waits for all. On the streams of a GPU branches run side by side, and are paths of
-    the graph of a captured update; without, all is done in the order of the code, which is one of
-    the orders that the branches allow.
+    the main one waits for all. What is left for `later` may go on beside the next update. On the
+    streams of a GPU branches run side by side, and are paths of the graph of a captured update;
+    without, all is done in the order of the code, which is one of the orders that the branches
+    allow.
 
     Two rules keep results the same in every order, and a test holds every algorithm to them: what
     one branch writes and another reads or writes is ordered by an `after` or by the end; and a
@@ -29,6 +30,8 @@ class Branches:
         device: The GPU whose streams they are; None does everything on the caller's stream.
 
     Attributes:
+        joined: Whether updates follow each other, so that one may leave something for later.
+        left: What the last update left on a branch: the event at its end.
         streams: Streams of all branches but the main one, by name, made when first needed.
         begun: Branches of the update that is running and their streams; empty between updates.
         start: The event that all of them wait for.
@@ -41,6 +44,8 @@ class Branches:
         self.begun: dict[str, torch.cuda.Stream | None] = {}
         self.start: torch.cuda.Event | None = None
         self.kept: list[Any] = []
+        self.joined = False
+        self.left: dict[str, torch.cuda.Event] = {}
 
     @contextmanager
     def side_by_side(self) -> Iterator[None]:
@@ -55,7 +60,44 @@ class Branches:
             for name, stream in begun.items():
                 if name != MAIN and main is not None:
                     main.wait_stream(stream)
-            self.kept.clear()
+            self.finish()
+
+    @contextmanager
+    def one_after_another(self) -> Iterator[None]:
+        """Let what is inside be updates alone, so that one may go on beside the next."""
+        self.joined = self.device is not None
+        try:
+            yield
+        finally:
+            self.joined = False
+            self.finish()
+
+    def finish(self) -> None:
+        """Let the current branch wait for what was left for later, and keep nothing any more."""
+        self.catch_up()
+        self.left.clear()
+        self.kept.clear()
+
+    @contextmanager
+    def later(self, name: str) -> Iterator[None]:
+        """Do what is inside on branch `name`, once all so far is done, beside the next update.
+
+        To be called between two updates. Whatever reads or writes the same on another branch calls
+        `catch_up` first. Where updates are not `joined` it is done where it stands.
+        """
+        if not self.joined:
+            yield
+            return
+        stream = self.stream(name)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            yield
+            self.left[name] = stream.record_event()
+
+    def catch_up(self) -> None:
+        """Let the current branch wait for what the last update left for later."""
+        for event in self.left.values():
+            torch.cuda.current_stream(self.device).wait_event(event)
 
     def on(self, name: str, *, after: tuple[str, ...] = ()) -> AbstractContextManager[None]:
         """Do what is inside on branch `name`, once what `after` have been given so far is done.
@@ -80,15 +122,19 @@ class Branches:
             self.begun[name] = None
             return nullcontext()
         if name not in self.begun:
-            if name not in self.streams:
-                # Of the lowest priority: the main branch's chain of launches takes longest.
-                self.streams[name] = torch.cuda.Stream(self.device, priority=0)
-            self.begun[name] = self.streams[name]
+            self.begun[name] = self.stream(name)
             self.begun[name].wait_event(self.start)
         stream = self.begun[name]
         for other in after:
             stream.wait_stream(self.begun[other])
         return torch.cuda.stream(stream)
+
+    def stream(self, name: str) -> torch.cuda.Stream:
+        """Return the stream of a branch."""
+        if name not in self.streams:
+            # Of the lowest priority: the main branch's chain of launches takes longest.
+            self.streams[name] = torch.cuda.Stream(self.device, priority=0)
+        return self.streams[name]
 
     def keep(self, *things: Any) -> None:
         """Keep alive until the end what is not on the branch that made it, nor returned."""

@@ -105,6 +105,7 @@ class QAMAgent(Agent):
     }
     acting_field = "actor_fast"
     targets = ("actor_slow", "critic")
+    late = "critic"
     cloned = ("actor_fast", "actor_slow")
     recorded = Recorded(
         outputs={"xs": "points", "adjs": "adjoint", "next_actions": "next_actions"},

@@ -129,13 +129,16 @@ class Updater:
         """Do one update, of the batch that lies ready if there is one."""
         batch = self.sample() if self.batch is None else self.batch
         terms = self.agent.update(batch, self.agent.draw_noise(self.randomness))
-        self.history.record(terms.metrics)
+        branches = self.agent.branches
+        branches.keep(terms.metrics)
+        with branches.later("log"):
+            self.history.record(terms.metrics)
 
     def warm_up(self) -> None:
         """Do one update on another stream, as capture requires of what precedes it."""
         current = torch.cuda.current_stream(self.agent.device)
         self.stream.wait_stream(current)
-        with torch.cuda.stream(self.stream):
+        with torch.cuda.stream(self.stream), self.agent.branches.one_after_another():
             self.update()
         current.wait_stream(self.stream)
 
@@ -151,8 +154,9 @@ class Updater:
             try:
                 pool = pools[0] if pools else None
                 with torch.cuda.graph(graph, pool=pool, stream=self.stream):
-                    for _ in range(count):
-                        self.update()
+                    with self.agent.branches.one_after_another():
+                        for _ in range(count):
+                            self.update()
             except RuntimeError as error:
                 # In full: the first line rarely names the operation.
                 raise RunError(
