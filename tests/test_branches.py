@@ -3,6 +3,8 @@
 What every operation reads and writes is recorded as it is dispatched, and what its branch had
 waited for by then. That two operations are ordered if one of them needs the other, or overwrites
 what the other needs, is checked on the record; and the record is done again in other orders.
+
+Longer than 400 lines, as the record is of use to these tests alone.
 """
 
 import contextlib
@@ -22,6 +24,8 @@ from tests.helpers import INTERPRETED
 from trqam_fast.agents import QAMAgent, TRQAMConfig, algorithm
 from trqam_fast.agents.branches import MAIN, Branches
 from trqam_fast.randomness import Randomness
+from trqam_fast.training.history import History
+from trqam_fast.training.updater import Updater
 
 CASES = {
     "bc": ("bc", {}), "fql": ("fql", {}), "dsrl": ("dsrl", {}), "sqam": ("sqam", {}),
@@ -133,7 +137,7 @@ def state_of(agent):
     return [*agent.state().values(), agent.steps, agent.online.gradient]
 
 
-def record(agent, batch, noise, clock=None, *, keep=False):
+def record(agent, batch, noise, clock=None, *, keep=False, update=None):
     """Record an update, and what was lost at its end.
 
     Where a part of the optimiser's step may go on beside the next update, that is recorded too.
@@ -147,10 +151,11 @@ def record(agent, batch, noise, clock=None, *, keep=False):
         finish()
 
     clock.finish = watched
+    update = update or (lambda: agent.update(batch, noise))
     with recorded, clock.one_after_another():
-        agent.update(batch, noise)
+        update()
         if clock.left:
-            agent.update(batch, noise)
+            update()
     return recorded.operations, lost
 
 
@@ -271,6 +276,20 @@ def test_a_forgotten_wait_is_found(name, forgotten):
     agent, batch, noise = updating((name, {}))
     operations, _ = record(agent, batch, noise, Careless(*forgotten))
     assert races(operations)
+
+
+def test_metrics_are_stored_beside_the_next_update():
+    agent, batch, noise = updating(("trqam", {}), "cpp")
+
+    class Source:
+        def sample(self, *_):
+            return batch
+
+    updater = Updater(agent, Source(), Randomness([7, 8]), History(4), graph=False)
+    operations, lost = record(agent, batch, noise, update=updater.update)
+    stored = [o for o in operations if str(o.func) == "aten.index_copy_.default"]
+    assert [o.place[0] for o in stored] == ["log", "log"]
+    assert races(operations) == [] and lost == []
 
 
 def test_a_forgotten_wait_for_the_update_before_is_found():

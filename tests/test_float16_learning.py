@@ -35,9 +35,8 @@ def test_rounds_as_the_kernels_do(backend, size):
     weights = cast(make_mlp(9, 3, (32, 48), runs=2), torch.float32)
     x = draw(2, 40, 9).float().requires_grad_()
 
-    def run(**options):
-        nets = weights.map(lambda t: t.to(options.pop("device", "cpu")))
-        y = mlp(nets, x.to(nets.kernels[0].device), **options)
+    def run(device="cpu", **options):
+        y = mlp(weights.map(lambda t: t.to(device)), x.to(device), **options).cpu()
         return [y, *gradients([size * y], [x, *weights.tensors])]
 
     exact = run(backend="reference")

@@ -54,10 +54,15 @@ def _adam_norm(gradient, step, backend, beta1, beta2):
 
         return triton.adam_norm(gradient, step, beta1, beta2)
     step += 1
+    return [_norms(gradient), step.clone()]
+
+
+def _norms(gradient: Tensor) -> Tensor:
+    """Return each run's norm, `[S]`, by the C++ code."""
     runs, size = gradient.shape
     norms = gradient.new_empty(runs)
     call("gradient_norm", GradientNorm(runs, size, gradient.data_ptr(), norms.data_ptr()), gradient)
-    return [norms, step.clone()]
+    return norms
 
 
 def _adam_norm_fake(gradient, step, backend, beta1, beta2):
@@ -77,14 +82,18 @@ register(
 
 
 def _adam_step(params, gradient, exp_avg, exp_avg_sq, step, targets, norm, backend, *settings):
-    numbers = Settings(*settings)
-    norm = norm or _adam_norm(gradient, step, backend, numbers.beta1, numbers.beta2)
     if backend == "triton":
         from trqam_fast.kernels.adam_step import triton
 
+        numbers = Settings(*settings)
+        norm = norm or triton.adam_norm(gradient, step, numbers.beta1, numbers.beta2)
         state = (params, gradient, exp_avg, exp_avg_sq, targets)
         return triton.adam_step(*state, norm, numbers)
-    norms, count = norm
+    if norm:
+        norms, count = norm[0].clone(), norm[1]  # An op returns none of its arguments.
+    else:
+        step += 1
+        norms, count = _norms(gradient), step
     fields = AdamStep(
         *params.shape,
         params.stride(0),
@@ -100,7 +109,7 @@ def _adam_step(params, gradient, exp_avg, exp_avg_sq, step, targets, norm, backe
         *settings,
     )
     call("adam_step", fields, params)
-    return norms.clone()
+    return norms
 
 
 def _adam_step_fake(params, gradient, exp_avg, exp_avg_sq, step, targets, norm, backend, *settings):
