@@ -56,23 +56,28 @@ def test_a_program_that_fails_or_hangs_is_told(tmp_path, capsys):
 
 
 def test_a_stage_that_breaks_does_not_end_the_trial(tmp_path, monkeypatch, capsys):
-    """One dies, one hangs, one has no time left; the others' measurements are there."""
-    codes = {
-        "build": f"print('x', file=open({str(tmp_path / 'built')!r}, 'w'))",
-        "default_task": "import os; os.abort()",
-        "paper_task": "import time; time.sleep(60)",
-    }
-    monkeypatch.setattr(
-        gpu_trial, "command_of", lambda stage, args, limit: [sys.executable, "-c", codes[stage]]
-    )
+    """One dies beside another that runs, one hangs, one has no time left; all is told."""
+    made = "import sys, pathlib; pathlib.Path(sys.argv[1], sys.argv[2]).touch()"
+    codes = {"dies": "import os; os.abort()", "hangs": "import time; time.sleep(60)"}
+
+    def command_of(stage, args, limit):
+        code = codes.get(stage.partition(".")[0], made)
+        return [sys.executable, "-c", code, str(tmp_path), stage]
+
+    groups = [{"dies.now": 5, "runs.1": 5, "runs.2": 5, "left_out": 5}, {"hangs": 60}, {"late": 5}]
+    monkeypatch.setattr(gpu_trial, "CALLS", {"train": groups})
+    monkeypatch.setattr(gpu_trial, "command_of", command_of)
     monkeypatch.setattr(gpu_trial, "LEAST", 3)
     monkeypatch.setattr(gpu_trial, "commit_of_the_code", lambda: "abc")
-    found = gpu_trial.main(["train", "--out", str(tmp_path), "--limit", "6"])
-    assert found == 1 and (tmp_path / "built").exists()
+    monkeypatch.setitem(gpu_trial.MODULES, "left_out", "train")
+    words = ["train", "--out", str(tmp_path), "--limit", "6", "--skip", "left_out"]
+    assert gpu_trial.main(words) == 1
+    ran = {"wheels", "runs.1", "runs.2"}
+    assert ran < {path.name for path in tmp_path.iterdir()} and not (tmp_path / "left_out").exists()
     told = {line["stage"]: line["note"] for line in lines(tmp_path)}
-    assert told["default_task"].startswith("status -6")
-    assert told["paper_task"].startswith("time limit")
-    assert told["resume"] == "not run: the call's time was up"
+    assert told["dies.now"].startswith("status -6")
+    assert told["hangs"].startswith("time limit")
+    assert told["late"] == "not run: the call's time was up"
     assert "3 measurements, 3 not as they should be" in capsys.readouterr().out
 
 
@@ -98,7 +103,7 @@ def test_the_table_begins_with_what_is_wrong(capsys):
     ("words", "message"),
     [
         ([], "name one of contact, deep, train and all"),
-        (["deep", "--skip", "tune,tuen"], "--skip names tuen; stages: environment"),
+        (["deep", "--skip", "tune,tuen"], "--skip names tuen; stages: extension"),
     ],
 )
 def test_wrong_words(words, message, capsys):

@@ -21,25 +21,52 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tools.trial.record import LOG, RESULTS, ROOT, Trial, run_program
 
-PREPARE = {"build": 180}
-CALLS = {
-    "contact": {
-        "environment": 60, "self_test": 180, "graph": 90, "bench_tiles": 180, "bench_layers": 90,
-        "parity": 60, "reference": 150, "kernel_tests": 150,
-    },
-    "deep": {"profile": 90, "micro": 90, "counters": 120, "tune": 140, "sanitize": 300},
-    "train": {"default_task": 240, "paper_task": 240, "resume": 120},
+Group = dict[str, int]
+
+PLANS = ("triton", "triton_pdl")
+PRECISIONS = ("ieee", "tf32", "fp16", "bf16")
+SELF_TESTS = [f"self_test.{plan}.{precision}" for plan in PLANS for precision in PRECISIONS]
+WARM_UPS = [f"warm_up.{plan}.{precision}" for plan in PLANS for precision in PRECISIONS[1:]]
+SANITIZERS = [f"sanitize.{tool}" for tool in ("memcheck", "racecheck", "initcheck", "synccheck")]
+DEFAULT_TASKS = [f"default_task.{precision}" for precision in PRECISIONS[1:]]
+
+PREPARE: list[Group] = [{"wheels": 60}]
+CALLS: dict[str, list[Group]] = {
+    "contact": [
+        {
+            "extension": 180, "kernel_tests": 180, "graph": 120,
+            **dict.fromkeys([*SELF_TESTS, *WARM_UPS], 180),
+        },
+        {"self_test.cpp.ieee": 90, "parity": 90},
+        {"environment": 60}, {"bench_tiles": 180}, {"bench_layers": 90}, {"reference": 150},
+    ],
+    "deep": [
+        {"extension": 180}, {"profile": 90}, {"micro": 90}, {"counters": 120},
+        dict.fromkeys(SANITIZERS, 200), {"tune": 140},
+    ],
+    "train": [
+        {"extension": 180}, dict.fromkeys([*DEFAULT_TASKS, "resume"], 240),
+        {"paper_task.1": 120}, {"paper_task.8": 120},
+    ],
 }  # fmt: skip
-"""Stages of each call with their time limits in seconds, the dispensable ones last."""
+"""Groups of stages with their time limits in seconds, the dispensable ones last.
+
+Those of one group run side by side: what compiles, and what is only right or wrong. A stage that
+takes a time has the machine to itself. After a stage's name come its arguments.
+"""
 HELPERS = {"one_update": "deep", "small_ops": "deep"}
-MODULES = {stage: call for call, stages in CALLS.items() for stage in stages} | HELPERS
-MODULES |= dict.fromkeys(PREPARE, "contact")
+MODULES = {
+    stage.partition(".")[0]: call
+    for call, groups in CALLS.items() for group in groups for stage in group
+} | HELPERS  # fmt: skip
+MODULES |= {"wheels": "contact", "extension": "contact"}
 LEAST = 15
 """Seconds that must be left for a stage to begin."""
 
@@ -57,7 +84,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--reference", type=Path, help="checkout of yonghdong/trqam")
     parser.add_argument("--commit", default="", help="commit of the code, if there is no git here")
     parser.add_argument("--identity", default="", help=argparse.SUPPRESS)
-    parser.add_argument("--stage", choices=sorted(MODULES), help=argparse.SUPPRESS)
+    parser.add_argument("--stage", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if (args.call is None) == (args.stage is None):
         parser.error("name one of contact, deep, train and all")
@@ -73,11 +100,12 @@ def run_stage(args: argparse.Namespace) -> int:
     """Run one stage in this process."""
     args.out.mkdir(parents=True, exist_ok=True)
     trial = Trial(
-        args.stage, args.device, args.dry, args.out, args.identity, args.commit, args.wheels,
-        args.reference, time.monotonic() + args.limit,
+        args.stage.partition(".")[0], args.device, args.dry, args.out, args.identity, args.commit,
+        args.wheels, args.reference, time.monotonic() + args.limit,
     )  # fmt: skip
-    module = importlib.import_module(f"tools.trial.{MODULES[args.stage]}")
-    getattr(module, args.stage)(trial)
+    name, *words = args.stage.split(".")
+    module = importlib.import_module(f"tools.trial.{MODULES[name]}")
+    getattr(module, name)(trial, *words)
     return 0
 
 
@@ -90,26 +118,43 @@ def command_of(stage: str, args: argparse.Namespace, limit: float) -> list[str]:
     return [*words, "--dry"] if args.dry else words
 
 
-def run_stages(stages: dict[str, int], args: argparse.Namespace, until: float) -> None:
-    """Run stages one after another; those that cannot begin in time are left out."""
-    for stage, limit in stages.items():
-        if stage in args.skip.split(","):
-            continue
-        left = until - time.monotonic()
-        if left < LEAST:
-            note(args, stage, "not run: the call's time was up", ok=False)
-            continue
-        start, limit = time.monotonic(), min(limit, left)
-        command = command_of(stage, args, limit)
-        status, printed = run_program(command, limit, environment(args))
-        seconds = time.monotonic() - start
-        with open(args.out / LOG, "a") as file:
-            file.write(f"==== {stage}: status {status}, {seconds:.1f} s\n{printed}\n")
-        if status != 0:
-            last = (printed.strip().splitlines() or ["no message"])[-1]
-            why = "time limit" if status is None else f"status {status}"
-            note(args, stage, f"{why}; {last}"[:300], ok=False)
-        print(f"{stage:14} {seconds:6.1f} s  {'' if status == 0 else 'FAILED'}", flush=True)
+def run_groups(groups: list[Group], args: argparse.Namespace, until: float) -> None:
+    """Run groups of stages one after another, the stages of a group side by side."""
+    skipped = set(args.skip.split(","))
+    for group in groups:
+        stages = {k: v for k, v in group.items() if not skipped & {k, k.partition(".")[0]}}
+        with ThreadPoolExecutor(max_workers=max(len(stages), 1)) as pool:
+            running = [pool.submit(run_one, stage, args, until, v) for stage, v in stages.items()]
+            for done in as_completed(running):
+                report(args, *done.result())
+
+
+def run_one(
+    stage: str, args: argparse.Namespace, until: float, limit: float
+) -> tuple[str, float | None, int | None, str]:
+    """Run a stage; return its name, seconds (None if there was no time), status and output."""
+    start = time.monotonic()
+    limit = min(limit, until - start)
+    if limit < LEAST:
+        return stage, None, None, ""
+    status, printed = run_program(command_of(stage, args, limit), limit, environment(args))
+    return stage, time.monotonic() - start, status, printed
+
+
+def report(
+    args: argparse.Namespace, stage: str, seconds: float | None, status: int | None, printed: str
+) -> None:
+    """Keep what a stage has printed, and say how it went."""
+    if seconds is None:
+        note(args, stage, "not run: the call's time was up", ok=False)
+        return
+    with open(args.out / LOG, "a") as file:
+        file.write(f"==== {stage}: status {status}, {seconds:.1f} s\n{printed}\n")
+    if status != 0:
+        last = (printed.strip().splitlines() or ["no message"])[-1]
+        why = "time limit" if status is None else f"status {status}"
+        note(args, stage, f"{why}; {last}"[:300], ok=False)
+    print(f"{stage:28} {seconds:6.1f} s  {'' if status == 0 else 'FAILED'}", flush=True)
 
 
 def commit_of_the_code() -> str:
@@ -196,10 +241,10 @@ def main(argv: list[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     args.commit = args.commit or commit_of_the_code()
     until = time.monotonic() + args.limit
-    run_stages(PREPARE, args, until)
+    run_groups(PREPARE, args, until)
     for name in CALLS if args.call == "all" else [args.call]:
         print(f"-- {name}", flush=True)
-        run_stages(CALLS[name], args, until)
+        run_groups(CALLS[name], args, until)
         until = time.monotonic() + args.limit
     rows = list(rows_of(args))
     print_table(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 import subprocess
 import sys
@@ -51,14 +52,18 @@ def environment(trial: Trial) -> None:
     trial.emit("product", size={"side": side}, precision="bf16", seconds=seconds, note=note)
 
 
-def build(trial: Trial) -> None:
-    """Install wheels that were carried along, and compile the extension if it does not import."""
-    wheels = sorted(trial.wheels.glob("*.whl"))
-    if wheels:
+def wheels(trial: Trial) -> None:
+    """Install wheels that were carried along."""
+    found = sorted(trial.wheels.glob("*.whl"))
+    if found:
         pip = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps"]
         site = ["--no-compile", "--upgrade", "--target", trial.wheels / "site"]
-        trial.run([*pip, *site, *wheels], 120)
-        trial.emit("wheels", note=f"{len(wheels)} installed in {trial.wheels.name}/site")
+        trial.run([*pip, *site, *found], 120)
+        trial.emit("wheels", note=f"{len(found)} installed in {trial.wheels.name}/site")
+
+
+def extension(trial: Trial) -> None:
+    """Compile the extension if it does not import."""
     state = extension_state()
     wanted = ("CPU and CUDA",) if trial.gpu else ("CPU and CUDA", "CPU")
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps"]
@@ -79,31 +84,51 @@ def extension_state() -> str:
     return (done.stdout or done.stderr).strip().splitlines()[-1]
 
 
-def self_test(trial: Trial) -> None:
-    """Every op, precision and size against float64; on a GPU each call ten times over."""
+def self_test(trial: Trial, backend: str, precision: str) -> None:
+    """Every op and size against float64; on a GPU each call of a kernel ten times over."""
     from trqam_fast.kernels.dispatch import OPS, PRECISIONS_OF, TRITON
     from trqam_fast.op_cases import CASES
     from trqam_fast.self_test import SMALL, TOLERANCE, WIDE, deviation
+
+    if backend in TRITON and backend not in backends_of(trial):
+        return
+    sizes = [("small", SMALL)] if trial.dry else [("small", SMALL), *zip("ab", WIDE, strict=True)]
+    device = trial.device
+    for name, case in CASES.items():
+        has = OPS[case.op]
+        if not (has.runs_by(backend) if backend in TRITON else device in has.cpp):
+            continue
+        if precision not in (PRECISIONS_OF[backend] if has.networks else ("ieee",)):
+            continue
+        for label, size in sizes:
+            call = functools.partial(deviation, name, backend, device, precision, size)
+            found, note = attempt(call)
+            trial.emit(
+                name, size={"case": label}, precision=precision, variant=backend,
+                error=found, ok=found is not None and found <= TOLERANCE[precision], note=note,
+            )  # fmt: skip
+
+
+def warm_up(trial: Trial, backend: str, precision: str) -> None:
+    """Compile what the updates at paper scale launch, so that nothing that is timed does."""
+    from dataclasses import replace
+
+    from benchmarks.sizes import PAPER, make_agent
+    from benchmarks.test_update import make_updater
+
+    if trial.dry or backend not in backends_of(trial):
+        return
+    for runs in (1, 8):
+        size = replace(PAPER, runs=runs)
+        agent = make_agent(size, trial.device, backend, precision)
+        make_updater(agent, size, trial.device, graph=False, interval=1).update()
+
+
+def backends_of(trial: Trial) -> list[str]:
+    """Return the backends of Triton kernels that the device has."""
     from trqam_fast.training.backend import PLANS
 
-    sizes = [("small", SMALL)] if trial.dry else [("small", SMALL), *zip("ab", WIDE, strict=True)]
-    backends = [PLANS[plan] for plan in plans_of(trial)] + ["cpp"] if trial.gpu else ["cpp"]
-    for backend in backends:
-        for name, case in CASES.items():
-            has = OPS[case.op]
-            if not (has.runs_by(backend) if backend in TRITON else "cuda" in has.cpp):
-                continue
-            for precision in PRECISIONS_OF[backend] if has.networks else ("ieee",):
-                for label, size in sizes:
-                    call = functools.partial(
-                        deviation, name, backend, trial.device, precision, size
-                    )
-                    found, note = attempt(call)
-                    trial.emit(
-                        name, size={"case": label}, precision=precision, variant=backend,
-                        error=found, ok=found is not None and found <= TOLERANCE[precision],
-                        note=note,
-                    )  # fmt: skip
+    return [PLANS[plan] for plan in plans_of(trial)] if trial.gpu else []
 
 
 def plans_of(trial: Trial) -> list[str]:
@@ -135,7 +160,9 @@ def kernel_tests(trial: Trial) -> None:
     """Run the kernels' own tests, on a GPU all, else a few under Triton's interpreter."""
     few = ["-k", "bounds_lam or unsupported"] if trial.dry else []
     interpret = {} if trial.gpu else {"TRITON_INTERPRET": "1"}
-    files = ["tests/test_triton.py", "tests/test_op_contract.py"]
+    # Compiling takes the most of it.
+    workers = ["-n", "8"] if trial.gpu and importlib.util.find_spec("xdist") else []
+    files = ["tests/test_triton.py", "tests/test_op_contract.py", *workers]
     run_tests(trial, [*files, "-m", "interpreter", "--maxfail=10", *few], 240, **interpret)
 
 
@@ -162,7 +189,8 @@ def run_tests(
 def bench_tiles(trial: Trial) -> None:
     """Time the trainer's updates with this project's kernels, dependent launches in turn."""
     for runs in (1,) if trial.dry else (1, 8, 2, 4, 16):
-        for precision in ("tf32", "fp16", "bf16") if trial.gpu else ("ieee",):
+        own = ("tf32", "fp16", "bf16") if runs in (1, 8) else ("tf32",)
+        for precision in own if trial.gpu else ("ieee",):
             for plan in plans_of(trial):
                 bench(trial, plan, runs, precision)
     bench(trial, "tiles", 1, "tf32" if trial.gpu else "ieee", streams=False)

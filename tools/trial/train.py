@@ -16,44 +16,48 @@ TINY = [
 ]  # fmt: skip
 
 
-def default_task(trial: Trial) -> None:
+def default_task(trial: Trial, precision: str) -> None:
     """The default preset for three seeds at once: what it learns on a CPU it must learn here."""
-    for precision in ("tf32", "fp16", "bf16") if trial.gpu else ("ieee",):
-        flags = ["--seeds", "0", "1", "2", "--eval-interval", "0", "--eval-workers", "8"]
-        if trial.dry:
-            flags = [*TINY, "--offline-steps", "10", "--seeds", "0", "1"]
-        summary = train(trial, f"default_{precision}", precision, flags)
-        if summary is None:
-            continue
-        scores = summary["offline_success_by_seed"]
-        learned = all(score is not None and score >= 0.8 for score in scores)
-        note = f"success {scores}, {summary['updates_per_second']}, seconds {summary['seconds']}"
-        trial.emit(
-            "default task", size={"runs": len(scores)}, precision=precision, variant="tiles",
-            ok=learned or trial.dry, note=note,
-        )  # fmt: skip
+    if not trial.gpu:
+        if precision != "tf32":
+            return
+        precision = "ieee"
+    flags = ["--seeds", "0", "1", "2", "--eval-interval", "0", "--eval-workers", "4"]
+    if trial.dry:
+        flags = [*TINY, "--offline-steps", "10", "--seeds", "0", "1"]
+    summary = train(trial, f"default_{precision}", precision, flags)
+    if summary is None:
+        return
+    scores = summary["offline_success_by_seed"]
+    learned = all(score is not None and score >= 0.8 for score in scores)
+    note = f"success {scores}, {summary['updates_per_second']}, seconds {summary['seconds']}"
+    trial.emit(
+        "default task", size={"runs": len(scores)}, precision=precision, variant="tiles",
+        ok=learned or trial.dry, note=note,
+    )  # fmt: skip
 
 
-def paper_task(trial: Trial) -> None:
+def paper_task(trial: Trial, runs: str) -> None:
     """The paper's sizes on generated data: updates a second and memory of whole runs."""
-    for runs in (1,) if trial.dry else (1, 8):
-        seeds = ["--seeds", *map(str, range(runs))]
-        task = ["--preset", "paper", "--env-name", "cube-single-play-singletask-task1-v0"]
-        lengths = ["--bc-steps", "500", "--offline-steps", "20000" if runs == 1 else "10000"]
-        evaluation = ["--eval-interval", "0", "--eval-episodes", "4", "--eval-workers", "8"]
-        data = ["--generated", "--generated-transitions", "20000", "--log-interval", "5000"]
-        flags = [*task, *lengths, *evaluation, *data, *seeds]
-        if trial.dry:
-            flags = [*TINY, "--offline-steps", "10"]
-        precision = "tf32" if trial.gpu else "ieee"
-        summary = train(trial, f"paper_s{runs}", precision, flags)
-        if summary is None:
-            continue
-        rate = summary["updates_per_second"]["offline"]
-        trial.emit(
-            "update in a run", size={"runs": runs}, precision=precision, variant="tiles",
-            mode="throughput", seconds=[1 / rate], note=f"seconds {summary['seconds']}",
-        )  # fmt: skip
+    seeds = ["--seeds", *map(str, range(int(runs)))]
+    task = ["--preset", "paper", "--env-name", "cube-single-play-singletask-task1-v0"]
+    lengths = ["--bc-steps", "500", "--offline-steps", "20000" if runs == "1" else "6000"]
+    evaluation = ["--eval-interval", "0", "--eval-episodes", "4", "--eval-workers", "8"]
+    data = ["--generated", "--generated-transitions", "20000", "--log-interval", "2000"]
+    flags = [*task, *lengths, *evaluation, *data, *seeds]
+    if trial.dry:
+        if runs != "1":
+            return
+        flags = [*TINY, "--offline-steps", "10"]
+    precision = "tf32" if trial.gpu else "ieee"
+    summary = train(trial, f"paper_s{runs}", precision, flags)
+    if summary is None:
+        return
+    rate = summary["updates_per_second"]["offline"]
+    trial.emit(
+        "update in a run", size={"runs": int(runs)}, precision=precision, variant="tiles",
+        mode="throughput", seconds=[1 / rate], note=f"seconds {summary['seconds']}",
+    )  # fmt: skip
 
 
 def resume(trial: Trial) -> None:
