@@ -41,14 +41,15 @@ PREPARE: list[Group] = [{"wheels": 60}]
 CALLS: dict[str, list[Group]] = {
     "contact": [
         {
-            "extension": 180, "kernel_tests": 180, "graph": 120,
+            "extension": 180, "graph": 180,
             **dict.fromkeys([*SELF_TESTS, *WARM_UPS], 180),
         },
-        {"self_test.cpp.ieee": 90, "parity": 90},
+        {"self_test.cpp.ieee": 90, "parity": 90, "kernel_tests": 180},
         {"environment": 60}, {"bench_tiles": 180}, {"bench_layers": 90}, {"reference": 150},
     ],
     "deep": [
-        {"extension": 180}, {"profile": 90}, {"micro": 90}, {"counters": 120},
+        {"extension": 180}, {"profile.tf32": 90}, {"profile.fp16": 90}, {"micro": 90},
+        {"counters.tf32": 120}, {"counters.fp16": 120},
         dict.fromkeys(SANITIZERS, 200), {"tune": 140},
     ],
     "train": [
@@ -124,20 +125,24 @@ def run_groups(groups: list[Group], args: argparse.Namespace, until: float) -> N
     for group in groups:
         stages = {k: v for k, v in group.items() if not skipped & {k, k.partition(".")[0]}}
         with ThreadPoolExecutor(max_workers=max(len(stages), 1)) as pool:
-            running = [pool.submit(run_one, stage, args, until, v) for stage, v in stages.items()]
+            crowded = len(stages) > 1
+            running = [
+                pool.submit(run_one, stage, args, until, limit, crowded)
+                for stage, limit in stages.items()
+            ]
             for done in as_completed(running):
                 report(args, *done.result())
 
 
 def run_one(
-    stage: str, args: argparse.Namespace, until: float, limit: float
+    stage: str, args: argparse.Namespace, until: float, limit: float, crowded: bool
 ) -> tuple[str, float | None, int | None, str]:
     """Run a stage; return its name, seconds (None if there was no time), status and output."""
     start = time.monotonic()
     limit = min(limit, until - start)
     if limit < LEAST:
         return stage, None, None, ""
-    status, printed = run_program(command_of(stage, args, limit), limit, environment(args))
+    status, printed = run_program(command_of(stage, args, limit), limit, environment(args, crowded))
     return stage, time.monotonic() - start, status, printed
 
 
@@ -164,12 +169,12 @@ def commit_of_the_code() -> str:
     return printed.strip() if status == 0 else "unknown"
 
 
-def environment(args: argparse.Namespace) -> dict[str, str]:
-    """Return what the stages' processes find: carried wheels, and one thread in a rehearsal."""
+def environment(args: argparse.Namespace, crowded: bool) -> dict[str, str]:
+    """Return what a stage's process finds: carried wheels, and one thread beside others."""
     paths = [str(ROOT), str(args.wheels / "site"), os.environ.get("PYTHONPATH", "")]
     found = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     found |= {"PYTHONUNBUFFERED": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-    return found | {"OMP_NUM_THREADS": "1"} if args.dry else found
+    return found | {"OMP_NUM_THREADS": "1"} if args.dry or crowded else found
 
 
 def note(args: argparse.Namespace, stage: str, text: str, ok: bool) -> None:

@@ -121,7 +121,7 @@ def warm_up(trial: Trial, backend: str, precision: str) -> None:
     for runs in (1, 8):
         size = replace(PAPER, runs=runs)
         agent = make_agent(size, trial.device, backend, precision)
-        make_updater(agent, size, trial.device, graph=False, interval=1).update()
+        make_updater(agent, size, trial.device, graph=False)
 
 
 def backends_of(trial: Trial) -> list[str]:

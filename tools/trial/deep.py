@@ -32,7 +32,7 @@ OUT_OF_TIME = 100.0
 """Seconds after which no further configuration of tiles is tried."""
 
 
-def profile(trial: Trial) -> None:
+def profile(trial: Trial, precision: str) -> None:
     """Share of every kernel of an update, by its name, from graphs that are replayed."""
     from dataclasses import replace
 
@@ -45,7 +45,7 @@ def profile(trial: Trial) -> None:
 
     for runs in (1,) if trial.dry else (1, 8):
         size = replace(PAPER_SMALL if trial.dry else PAPER, runs=runs)
-        backend, precision = ("triton", "tf32") if trial.gpu else ("cpp", "ieee")
+        backend, precision = ("triton", precision) if trial.gpu else ("cpp", "ieee")
         agent = make_agent(size, trial.device, backend, precision)
         rounds = 1 if trial.dry else 3
         interval = UPDATES_PER_REPLAY * (rounds + 2)
@@ -60,14 +60,14 @@ def profile(trial: Trial) -> None:
         averages = recorded.key_averages()
         side = "self_device_time_total" if trial.gpu else "self_cpu_time_total"
         table = averages.table(sort_by=side, row_limit=60, max_name_column_width=70)
-        (trial.out / f"profile_s{runs}.txt").write_text(table)
+        (trial.out / f"profile_{precision}_s{runs}.txt").write_text(table)
         found = [e for e in averages if getattr(e, side) > 0]
         for event in sorted(found, key=lambda e: -getattr(e, side))[:14]:
             seconds = 1e-6 * getattr(event, side) / updates
             trial.emit(
                 event.key[:80], size={"runs": runs}, precision=precision, variant="tiles",
                 seconds=[seconds], count=event.count,
-                predicted_us=predicted_kernel(trial.paper, event.key, runs),
+                predicted_us=predicted_kernel(trial.paper, event.key, precision, runs),
                 note=f"{event.count / updates:.1f} an update",
             )  # fmt: skip
         total = 1e-6 * sum(getattr(e, side) for e in found) / updates
@@ -104,7 +104,7 @@ def micro(trial: Trial) -> None:
     (trial.out / "gpu_micro.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
-def counters(trial: Trial) -> None:
+def counters(trial: Trial, precision: str) -> None:
     """What the hardware counts in one launch of every Triton kernel."""
     ncu = shutil.which("ncu")
     if ncu is None or not trial.gpu:
@@ -112,10 +112,10 @@ def counters(trial: Trial) -> None:
         return
     command = [ncu, "--clock-control", "none", "--cache-control", "none", "--csv"]
     command += ["--metrics", ",".join(COUNTERS), "-k", f"regex:^({'|'.join(KERNELS)})$"]
-    printed = trial.run([*command, *child("one_update", trial)], 120)
+    printed = trial.run([*command, *child(f"one_update.{precision}", trial)], 120)
     for name, values in read_counters(printed or ""):
         words = [f"{values[key]} {unit}" for key, unit in COUNTERS.items() if key in values]
-        trial.emit(name, precision="tf32", variant="tiles", note="; ".join(words))
+        trial.emit(name, precision=precision, variant="tiles", note="; ".join(words))
 
 
 def read_counters(printed: str) -> list[tuple[str, dict[str, str]]]:
@@ -128,12 +128,12 @@ def read_counters(printed: str) -> list[tuple[str, dict[str, str]]]:
     return [(name, values) for (_, name), values in found.items()]
 
 
-def one_update(trial: Trial) -> None:
+def one_update(trial: Trial, precision: str) -> None:
     """Do one eager update at paper size; what `counters` looks at."""
     from benchmarks.sizes import PAPER, PAPER_SMALL, make_agent, make_batch
 
     size = PAPER_SMALL if trial.dry else PAPER
-    backend, precision = ("triton", "tf32") if trial.gpu else ("cpp", "ieee")
+    backend, precision = ("triton", precision) if trial.gpu else ("cpp", "ieee")
     agent = make_agent(size, trial.device, backend, precision)
     randomness = Randomness([0], trial.device)
     agent.update(make_batch(size, trial.device), agent.draw_noise(randomness))

@@ -196,10 +196,10 @@ def predicted_update(
     )
 
 
-def predicted_kernel(known: bool, name: str, runs: int) -> float | None:
-    """Return the model's microseconds of all launches of a kernel in an update with TF32."""
+def predicted_kernel(known: bool, name: str, precision: str, runs: int) -> float | None:
+    """Return the model's microseconds of all launches of a kernel in an update."""
     found, _ = model(known)
-    rows = [row for key, row in found["kernels"].items() if f" tf32 S={runs} " in key]
+    rows = [row for key, row in found["kernels"].items() if f" {precision} S={runs} " in key]
     return rows[0].get(name, {}).get("total_us") if rows else None
 
 
