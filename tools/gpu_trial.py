@@ -41,7 +41,7 @@ PREPARE: list[Group] = [{"wheels": 60}]
 CALLS: dict[str, list[Group]] = {
     "contact": [
         {
-            "extension": 180, "graph": 180,
+            "extension": 180, "graph": 180, "warm_reference": 180,
             **dict.fromkeys([*SELF_TESTS, *WARM_UPS], 180),
         },
         {"self_test.cpp.ieee": 90, "parity": 90, "kernel_tests": 180},
@@ -89,7 +89,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if (args.call is None) == (args.stage is None):
         parser.error("name one of contact, deep, train and all")
-    unknown = set(filter(None, args.skip.split(","))) - MODULES.keys()
+    skipped = filter(None, args.skip.split(","))
+    unknown = {name for name in skipped if name.partition(".")[0] not in MODULES}
     if unknown:
         parser.error(f"--skip names {', '.join(sorted(unknown))}; stages: {', '.join(MODULES)}")
     args.out, args.wheels = args.out.resolve(), args.wheels.resolve()
@@ -173,6 +174,8 @@ def environment(args: argparse.Namespace, crowded: bool) -> dict[str, str]:
     """Return what a stage's process finds: carried wheels, and one thread beside others."""
     paths = [str(ROOT), str(args.wheels / "site"), os.environ.get("PYTHONPATH", "")]
     found = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    found |= {"JAX_COMPILATION_CACHE_DIR": str(args.out / "jax_cache")}
+    found |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     found |= {"PYTHONUNBUFFERED": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     return found | {"OMP_NUM_THREADS": "1"} if args.dry or crowded else found
 

@@ -10,17 +10,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK, WARPS = 128, 1
-
-
-@triton.jit
-def copy(source, into, size, BLOCK: tl.constexpr):
-    """Copy `size` numbers that lie one after another."""
-    for first in range(0, size, BLOCK):
-        at = first + tl.arange(0, BLOCK)
-        tl.store(into + at, tl.load(source + at, mask=at < size), mask=at < size)
-
-
 @triton.jit(do_not_specialize=["width", "step"])
 def gather_sequences_kernel(
     starts,  # [S B], int64
@@ -37,17 +26,28 @@ def gather_sequences_kernel(
     width,  # O
     step,  # A
     size,  # H A
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,  # power of two that holds O and H A
 ):
-    """What a sequence consists of; grid [S B]."""
+    """What a sequence consists of; grid [S B].
+
+    The rows lie anywhere in memory, so all of them are asked for before the first is stored.
+    """
     row = tl.cast(tl.program_id(0), tl.int64)
     start = tl.load(starts + row)
-    copy(pool + start * width, observations + row * width, width, BLOCK)
-    copy(actions + start * step, sequences + row * size, size, BLOCK)
-    tl.store(rewards + row, tl.load(outcomes + 3 * start))
-    tl.store(masks + row, tl.load(outcomes + 3 * start + 1))
-    tl.store(valid + row, tl.load(outcomes + 3 * start + 2))
-    copy(pool + tl.load(next_rows + start) * width, following + row * width, width, BLOCK)
+    next_row = tl.load(next_rows + start)
+    at = tl.arange(0, BLOCK)
+    observation = tl.load(pool + start * width + at, mask=at < width)
+    sequence = tl.load(actions + start * step + at, mask=at < size)
+    reward = tl.load(outcomes + 3 * start)
+    mask = tl.load(outcomes + 3 * start + 1)
+    is_valid = tl.load(outcomes + 3 * start + 2)
+    follower = tl.load(pool + next_row * width + at, mask=at < width)
+    tl.store(observations + row * width + at, observation, mask=at < width)
+    tl.store(sequences + row * size + at, sequence, mask=at < size)
+    tl.store(rewards + row, reward)
+    tl.store(masks + row, mask)
+    tl.store(valid + row, is_valid)
+    tl.store(following + row * width + at, follower, mask=at < width)
 
 
 def gather_sequences(
@@ -60,8 +60,9 @@ def gather_sequences(
 ) -> None:
     """Write the fields of the package's `Sequences`; see its `gather_sequences`."""
     size = math.prod(into[1].shape[-2:])
+    block = triton.next_power_of_2(max(pool.shape[1], size))
     with torch.cuda.device_of(pool):
         gather_sequences_kernel[(starts.numel(),)](
             starts, pool, actions, outcomes, next_rows, *into, pool.shape[1], actions.shape[1],
-            size, BLOCK, num_warps=WARPS,
+            size, block, num_warps=min(max(block // 512, 1), 8),
         )  # fmt: skip

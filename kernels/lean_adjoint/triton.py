@@ -21,23 +21,22 @@ import triton.language as tl
 from torch import Tensor
 
 from trqam_fast.kernels.mlp.triton import (
-    STEP_REGISTERS,
     Pull,
     config_for,
     pull_hidden_layers,
     pull_norm,
     pulled_gradients,
-    tile_options,
+    step_options,
 )
 from trqam_fast.kernels.mlp.triton_config import operand_dtype
-from trqam_fast.kernels.mlp.triton_forward import Folded, Network, network_of
 from trqam_fast.kernels.mlp.triton_operands import row_scaled, to_operand
-from trqam_fast.kernels.mlp.triton_pullback import finish_pull, pull_outputs
+from trqam_fast.kernels.mlp.triton_pullback import finish_pull, load_slope, pull_outputs
 from trqam_fast.kernels.mlp.triton_tile import (
     Tape,
     await_predecessor,
     gradients_of,
     group_of,
+    member_of,
     zeros,
 )
 from trqam_fast.kernels.mlp.triton_weights import weight_pointers
@@ -50,7 +49,7 @@ from trqam_fast.kernels.mlp.weights import MLPWeights
     ]
 )  # fmt: skip
 def sweep_step_kernel(
-    network,  # Network of S networks
+    weights,  # WeightPointers of S networks
     tape,  # Tape of S networks, rows (k, b) of the pass at t_k + h
     tape_rows,  # K * B
     layer_rows,  # S * K * B
@@ -75,7 +74,7 @@ def sweep_step_kernel(
     wide = tl.cast(run, tl.int64)
     local = tl.program_id(0) * C.block_m + tl.arange(0, C.block_m)
     mask = local < batch
-    net = network_of(network, run, 0, C)
+    net = member_of(weights, run, 0, C)
     tape = group_of(tape, run, tape_rows, layer_rows, C)
     grads = gradients_of(grads, run, tl.num_programs(2), rows, 0, C)
     dims = tl.arange(0, C.block_out)
@@ -108,9 +107,10 @@ def sweep_step_kernel(
         tl.store(stored + element, adjoint, mask=inside & (tile == 0))
     if not LAST:
         given, scale = row_scaled(adjoint, C)
+        z = load_slope(tape, tape_start + local, mask, tile, C.depth - 1, C)
         dy = pull_outputs(given, net, tile, C)
-        at, row = tape_start + local, start + local
-        finish_pull(dy, scale, tape, grads, at, row, mask, grads.sums, tile, C.depth - 1, C)
+        row = start + local
+        finish_pull(dy, z, scale, grads, row, mask, grads.sums, tile, C.depth - 1, C)
 
 
 def lean_adjoint(
@@ -128,7 +128,7 @@ def lean_adjoint(
     steps = points - 1
     tape = Tape(*tape)
     config = config_for(
-        base_velocity, observations, trajectory, precision, train=False, rows=batch,
+        base_velocity, observations, trajectory, precision, train=False,
         dependent=dependent,
     )  # fmt: skip
     rows = 2 * batch
@@ -137,18 +137,17 @@ def lean_adjoint(
     tiles = triton.cdiv(batch, config.block_m)
     with torch.cuda.device_of(trajectory):
         # Read K times: worth a copy in the operand's type.
-        packed = weight_pointers(base_velocity, config, operand_dtype(config))
-        network = Network(packed, Folded(*[adjoints] * 4))
+        weights = weight_pointers(base_velocity, config, operand_dtype(config))
         for i in range(steps + 1):
             k, first, last = steps - 1 - i, i == 0, i == steps
             start = i % 2 * batch
             pull = Pull(tape, steps * batch, k * batch, grads, start, batch, rows, grads.normed)
             sweep_step_kernel[(tiles, 1 if last else config.width // config.block_n, runs)](
-                network, tape, pull.tape_rows, runs * pull.tape_rows, pull.tape_start, grads, start,
+                weights, tape, pull.tape_rows, runs * pull.tape_rows, pull.tape_start, grads, start,
                 batch - start, rows, terminal_adjoint, adjoints, batch, steps, k, first, last,
-                config, **tile_options(precision, config, STEP_REGISTERS),
+                config, **step_options(precision, config),
             )  # fmt: skip
             if not last:
-                pull_norm(network, pull, runs, config.depth - 1, config, precision)
-                pull_hidden_layers(network, pull, runs, config, precision)
+                pull_norm(weights, pull, runs, config.depth - 1, config, precision)
+                pull_hidden_layers(weights, pull, runs, config, precision)
     return adjoints

@@ -23,13 +23,12 @@ from trqam_fast.kernels.mlp.triton_config import (
     operand_dtype,
 )
 from trqam_fast.kernels.mlp.triton_forward import (
-    Folded,
-    Network,
+    Prepared,
     RowBlocks,
     first_layer_kernel,
-    fold_kernel,
     hidden_layer_kernel,
     output_kernel,
+    prepare_kernel,
 )
 from trqam_fast.kernels.mlp.triton_gradients import weight_gradients
 from trqam_fast.kernels.mlp.triton_inputs import Inputs, points_of
@@ -50,27 +49,17 @@ MAX_REGISTERS = {"ieee": 255, "tf32": 168, "fp16": 168, "bf16": 168}
 shared memory allow. With 128 the first layer, the hidden ones or their pullback spill 8 to 32
 bytes, depending on the architecture."""
 
-STEP_REGISTERS = 255
-"""The same of a step of the rollout or of the sweep, two products one after the other: with 128
-that of the rollout spills 216 bytes, with 168 that of the sweep 32 on sm_80."""
+STEP_WARPS = 8
+"""Warps of a step of the rollout or of the sweep, two products one after the other: with four, some
+spill on sm_80."""
 
 STAGES = {"ieee": 2, "tf32": 4, "fp16": 4, "bf16": 4}
 NORM_WARPS = 8
 """Of a program of `pull_norm_kernel`, which owns whole rows."""
-WIDE = 128
-"""Features of a program where there is work for many."""
-WIDE_PROGRAMS = 132
-"""Programs of `WIDE` features that are worth their size: one for each multiprocessor of an H100."""
 
 
-def tile_options(precision: str, config: KernelConfig, most: int | None = None) -> dict[str, int]:
-    """Return Triton's options for a launch on the current device.
-
-    Args:
-        precision: Operands of the products.
-        config: What the kernel is compiled for.
-        most: Registers of a thread, where other than `MAX_REGISTERS`.
-    """
+def tile_options(precision: str, config: KernelConfig, **changes: int) -> dict[str, int]:
+    """Return Triton's options for a launch on the current device, with `changes`."""
     stages = STAGES[precision]
     if not triton.knobs.runtime.interpret:
         device = triton.runtime.driver.active.get_current_device()
@@ -78,9 +67,18 @@ def tile_options(precision: str, config: KernelConfig, most: int | None = None) 
     options = {
         "num_warps": WARPS[precision],
         "num_stages": stages,
-        "maxnreg": most or MAX_REGISTERS[precision],
+        "maxnreg": MAX_REGISTERS[precision],
     }
-    return options | dependent_options(config)
+    return options | changes | dependent_options(config)
+
+
+def step_options(precision: str, config: KernelConfig) -> dict[str, int]:
+    """Return the options of a step of the rollout or of the sweep."""
+    registers = 168
+    if not triton.knobs.runtime.interpret:
+        wgmma = triton.runtime.driver.active.get_current_target().arch >= 90
+        registers = 128 if wgmma else 168
+    return tile_options(precision, config, num_warps=STEP_WARPS, maxnreg=registers)
 
 
 def config_for(
@@ -90,24 +88,13 @@ def config_for(
     precision: str,
     *,
     train: bool,
-    rows: int,
     dependent: bool = False,
 ) -> KernelConfig:
-    """Return the config of passes of `rows` rows of inputs, or of observations with points.
-
-    A program that owns twice the features reads two thirds as much for each of them; it pays once
-    there are programs for all multiprocessors. With LayerNorm the networks alone decide, as a
-    backward pass must find the statistics as its forward pass left them.
-    """
+    """Return the config of passes of inputs, or of observations with points."""
     dim = 0 if x is None else x.shape[-1]
     obs = inputs.shape[-1]
     config = make_config(weights, precision, obs=obs, dim=dim, time=int(dim > 0), train=train)
-    config = dataclasses.replace(config, dependent=dependent)
-    divides, groups = config.width & -config.width, weights.lead.numel()
-    tiles = groups * triton.cdiv(rows, BLOCK_SIZES[precision].block_m)
-    wide = precision != "ieee" and divides >= WIDE
-    wide &= groups >= 8 if config.norm else tiles * (config.width // WIDE) >= WIDE_PROGRAMS
-    return dataclasses.replace(config, block_n=WIDE) if wide else config
+    return dataclasses.replace(config, dependent=dependent)
 
 
 def check_size(config: KernelConfig, rows: int) -> None:
@@ -152,30 +139,37 @@ def pulled_gradients(
     )
 
 
-def make_network(
-    weights: WeightPointers, config: KernelConfig, groups: int, precision: str, like: Tensor
-) -> Network:
-    """Return a network of `groups` networks with its LayerNorm folded, a launch if it has one."""
-    size = groups if config.norm else 0
-    new = like.new_empty
-    folded = Folded(
-        new(config.depth, size, config.width),
-        new(config.depth, size, config.width),
-        new(size, config.out),
-        new(size, config.out),
+def empty_prepared(config: KernelConfig, groups: int, like: Tensor) -> Prepared:
+    """Return uninitialised prepared weights of `groups` networks."""
+    new, operand, width = like.new_empty, operand_dtype(config), config.width
+    vectors = groups * (config.depth * width + config.block_out)
+    return Prepared(
+        new(groups, width, config.columns, dtype=operand),
+        new(config.depth - 1, groups, width, width, dtype=operand),
+        new(groups, config.block_out, width, dtype=operand),
+        new(vectors if config.norm else 0),
+        new(vectors),
     )
-    network = Network(weights, folded)
-    if config.norm:
-        columns = max(config.width, config.out)
-        with torch.cuda.device_of(like):
-            fold_kernel[(triton.cdiv(columns, config.block_n), config.depth, groups)](
-                network, groups * config.width, config, **tile_options(precision, config)
-            )
-    return network
+
+
+def prepare(
+    weights: WeightPointers,
+    into: Prepared,
+    first: int,
+    groups: int,
+    config: KernelConfig,
+    precision: str,
+) -> None:
+    """Launch the preparation of `groups` networks, which become those from `first` on."""
+    tiles = triton.cdiv(max(config.width, config.block_out), config.block_n)
+    prepare_kernel[(tiles, config.depth + 1, groups)](
+        weights, into, first, len(into.first) * config.width, config,
+        **tile_options(precision, config),
+    )  # fmt: skip
 
 
 def hidden_layers(
-    network: Network,
+    weights: Prepared,
     tape: Tape,
     rows: int,
     groups: int,
@@ -186,10 +180,10 @@ def hidden_layers(
 ) -> None:
     """Launch the hidden layers after the first one over `tiles` tiles of rows."""
     grid = (tiles, config.width // config.block_n, groups)
-    width_groups = network.folded.slope.shape[1] * config.width
+    layer_width = len(weights.first) * config.width
     for index in range(1, config.depth):
         hidden_layer_kernel[grid](
-            network, tape, rows, groups * rows, index, width_groups, *blocks, config,
+            weights, tape, rows, groups * rows, index, layer_width, *blocks, config,
             **tile_options(precision, config),
         )  # fmt: skip
 
@@ -197,13 +191,12 @@ def hidden_layers(
 def forward_pass(
     weights: MLPWeights, inputs: Inputs, precision: str, *, train: bool, dependent: bool = False
 ) -> tuple[Tensor, Tape]:
-    """Return the outputs `[G, K * B, out]` and the tape; `depth + 1` launches."""
+    """Return the outputs `[G, K * B, out]` and the tape; `depth + 2` launches."""
     runs, batch, _ = inputs.observations.shape
     rows = inputs.steps * batch
     config = config_for(
-        weights, inputs.observations, inputs.x, precision, train=train, rows=rows,
-        dependent=dependent,
-    )  # fmt: skip
+        weights, inputs.observations, inputs.x, precision, train=train, dependent=dependent
+    )
     x, x_stride = points_of(inputs)
     groups = runs * config.ensemble
     check_size(config, rows)
@@ -212,16 +205,16 @@ def forward_pass(
     tiles = triton.cdiv(rows, config.block_m)
     with torch.cuda.device_of(result):
         options = tile_options(precision, config)
-        net = weight_pointers(weights, config)
-        network = make_network(net, config, groups, precision, result)
+        prepared = empty_prepared(config, groups, result)
+        prepare(weight_pointers(weights, config), prepared, 0, groups, config, precision)
         first_layer_kernel[(tiles, config.width // config.block_n, groups)](
-            network, inputs.observations, x, x_stride, tape, groups * rows, batch, rows,
+            prepared, inputs.observations, x, x_stride, tape, groups * rows, batch, rows,
             inputs.steps, inputs.shift, config, **options,
         )  # fmt: skip
         blocks = RowBlocks(tiles, 0, 0, 0, 0, rows, 0)
-        hidden_layers(network, tape, rows, groups, blocks, tiles, config, precision)
+        hidden_layers(prepared, tape, rows, groups, blocks, tiles, config, precision)
         output_kernel[(tiles, groups)](
-            network, tape, rows, groups * rows, result, config, **options
+            prepared, tape, rows, groups * rows, groups * config.width, result, config, **options
         )
     return result, tape
 
@@ -261,31 +254,36 @@ class Pull(NamedTuple):
 
 
 def pull_norm(
-    network: Network, pull: Pull, groups: int, index: int, config: KernelConfig, precision: str
+    weights: WeightPointers,
+    pull: Pull,
+    groups: int,
+    index: int,
+    config: KernelConfig,
+    precision: str,
 ) -> None:
     """Launch the pullback of a layer's LayerNorm, if there is one."""
     if not config.norm:
         return
     norm_rows, columns = norm_blocks(config)
     pull_norm_kernel[(triton.cdiv(pull.count, norm_rows), groups)](
-        network, pull.tape, pull.tape_rows, groups * pull.tape_rows, pull.tape_start, pull.grads,
+        weights, pull.tape, pull.tape_rows, groups * pull.tape_rows, pull.tape_start, pull.grads,
         pull.start, pull.count, pull.rows, pull.normed, index, norm_rows, columns, config,
-        **(tile_options(precision, config, 128) | {"num_warps": NORM_WARPS}),
+        **tile_options(precision, config, num_warps=NORM_WARPS, maxnreg=128),
     )  # fmt: skip
 
 
 def pull_hidden_layers(
-    network: Network, pull: Pull, groups: int, config: KernelConfig, precision: str
+    weights: WeightPointers, pull: Pull, groups: int, config: KernelConfig, precision: str
 ) -> None:
     """Launch the pullback from the last hidden layer's dz to the first one's."""
     tiles = triton.cdiv(pull.count, config.block_m)
     for index in range(config.depth - 2, -1, -1):
         pull_hidden_kernel[(tiles, config.width // config.block_n, groups)](
-            network, pull.tape, pull.tape_rows, groups * pull.tape_rows, pull.tape_start,
+            weights, pull.tape, pull.tape_rows, groups * pull.tape_rows, pull.tape_start,
             pull.grads, pull.start, pull.count, pull.rows, index, config,
-            **tile_options(precision, config),
+            **tile_options(precision, config, maxnreg=MAX_REGISTERS[precision] if config.norm else 255),
         )  # fmt: skip
-        pull_norm(network, pull, groups, index, config, precision)
+        pull_norm(weights, pull, groups, index, config, precision)
 
 
 def backward_pass(
@@ -308,9 +306,8 @@ def backward_pass(
     tape, want_weights = Tape(*tape), len(gradients) > 0
     tape_rows = tape.out.shape[2]
     config = config_for(
-        weights, inputs.observations, inputs.x, precision, train=want_weights, rows=rows,
-        dependent=dependent,
-    )  # fmt: skip
+        weights, inputs.observations, inputs.x, precision, train=want_weights, dependent=dependent
+    )
     tiles = triton.cdiv(rows, config.block_m)
     sum_tiles = triton.cdiv(rows, norm_blocks(config)[0]) if config.norm else tiles
     grads = pulled_gradients(config, groups, rows, sum_tiles, cotangent)
@@ -319,18 +316,17 @@ def backward_pass(
     pull = Pull(tape, tape_rows, 0, grads, 0, rows, rows, normed)
     with torch.cuda.device_of(cotangent):
         options = tile_options(precision, config)
-        # The pullback of LayerNorm needs its scale alone, so nothing is folded.
-        network = Network(weight_pointers(weights, config), Folded(*[cotangent] * 4))
+        net = weight_pointers(weights, config)
         pull_output_kernel[(tiles, config.width // config.block_n, groups)](
-            network, tape, tape_rows, groups * tape_rows, grads, cotangent, rows, config, **options
+            net, tape, tape_rows, groups * tape_rows, grads, cotangent, rows, config, **options
         )
-        pull_norm(network, pull, groups, config.depth - 1, config, precision)
-        pull_hidden_layers(network, pull, groups, config, precision)
+        pull_norm(net, pull, groups, config.depth - 1, config, precision)
+        pull_hidden_layers(net, pull, groups, config, precision)
         if want_inputs:
             block_in = triton.next_power_of_2(max(config.inputs, 16))
             block_in = min(block_in, 32 if precision == "ieee" else 64)  # 64 spill in float32
             pull_inputs_kernel[(tiles, triton.cdiv(config.inputs, block_in), groups)](
-                network, grads, d_inputs, rows, block_in, config, **options
+                net, grads, d_inputs, rows, block_in, config, **options
             )
     if want_weights:
         if config.norm:

@@ -33,7 +33,8 @@ class KernelConfig:
         block_m: Rows of a tile.
         block_n: Features of a program.
         block_k: Depth of a product's step.
-        block_w: Rows and columns of a block of a weight gradient.
+        block_i: Rows (inputs) of a block of a weight gradient.
+        block_o: Its columns (outputs).
         block_out: Power of two that holds the output, at least 16.
         operand: Element type of the products' operands.
         precision: ``ieee`` or ``tf32`` for float32 operands.
@@ -55,7 +56,8 @@ class KernelConfig:
     block_m: int
     block_n: int
     block_k: int
-    block_w: int
+    block_i: int
+    block_o: int
     block_out: int
     operand: Any
     precision: str
@@ -83,6 +85,28 @@ class KernelConfig:
         return len(self.widths)
 
     @property
+    def stat_parts(self) -> int:
+        """Power of two that holds a layer's tiles of features, which leave statistics each."""
+        return triton.next_power_of_2(self.width // self.block_n)
+
+    @property
+    def x_column(self) -> int:
+        """Column of x in a prepared first kernel: the observations' are padded to whole steps."""
+        if self.obs > self.block_k:
+            return -(-self.obs // self.block_k) * self.block_k
+        return triton.next_power_of_2(max(self.obs, 16))
+
+    @property
+    def time_column(self) -> int:
+        """Column of the time, behind those of x, which are padded to a block."""
+        return self.x_column + (triton.next_power_of_2(max(self.dim, 16)) if self.dim else 0)
+
+    @property
+    def columns(self) -> int:
+        """Columns of a prepared first kernel, whole steps of a product."""
+        return -(-(self.time_column + self.time) // self.block_k) * self.block_k
+
+    @property
     def scaled(self) -> bool:
         """Whether gradients are stored over powers of two, which float16's range needs."""
         return self.operand == tl.float16
@@ -101,7 +125,8 @@ class BlockSizes:
         block_m: Rows of a program.
         block_n: Features of a program.
         block_k: Depth of a product's step.
-        block_w: Rows and columns of a block of a weight gradient.
+        block_i: Rows (inputs) of a block of a weight gradient.
+        block_o: Its columns (outputs).
         stages: Stages of the pipelines that load a weight gradient's operands.
         lean_stages: The same on GPUs with less than 160 KiB of shared memory.
     """
@@ -109,18 +134,19 @@ class BlockSizes:
     block_m: int
     block_n: int
     block_k: int
-    block_w: int
+    block_i: int
+    block_o: int
     stages: int
     lean_stages: int
 
 
-# Features are the side of 64 that wgmma needs. Weight gradients are bound by what they load: with
-# 128 x 128 there are a quarter as many blocks as with 64 x 64, which load half in all.
+# Measured on an H100 (docs/kernels.md): with 64 x 64 tiles there are the most programs, with steps
+# of 64 of 16-bit operands the fewest waits. Features are the side of 64 that wgmma needs.
 BLOCK_SIZES = {
-    "ieee": BlockSizes(32, 32, 32, 32, stages=2, lean_stages=2),
-    "tf32": BlockSizes(64, 64, 32, 128, stages=3, lean_stages=2),
-    "fp16": BlockSizes(64, 64, 32, 128, stages=4, lean_stages=3),
-    "bf16": BlockSizes(64, 64, 32, 128, stages=4, lean_stages=3),
+    "ieee": BlockSizes(32, 32, 32, 32, 32, stages=2, lean_stages=2),
+    "tf32": BlockSizes(64, 64, 32, 64, 64, stages=3, lean_stages=3),
+    "fp16": BlockSizes(64, 64, 64, 64, 128, stages=4, lean_stages=2),
+    "bf16": BlockSizes(64, 64, 64, 64, 128, stages=4, lean_stages=2),
 }
 OPERANDS = {"ieee": tl.float32, "tf32": tl.float32, "fp16": tl.float16, "bf16": tl.bfloat16}
 STORED = {tl.float32: torch.float32, tl.bfloat16: torch.bfloat16, tl.float16: torch.float16}
@@ -180,7 +206,8 @@ def make_config(
         block_m=rows,
         block_n=min(cols, divides),
         block_k=min(tile.block_k, divides),
-        block_w=min(tile.block_w, divides),
+        block_i=min(tile.block_i, divides),
+        block_o=min(tile.block_o, divides),
         block_out=block_out,
         operand=OPERANDS[precision],
         precision="tf32" if precision == "tf32" else "ieee",

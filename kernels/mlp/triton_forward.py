@@ -6,6 +6,10 @@ store: bias, GELU, LayerNorm's statistics. With the notation of `trqam_fast.kern
 
     z_l^T = W_l^T y_{l-1}^T + b_l,   h_l = gelu(z_l) is stored
 
+The weights are prepared once for all rows and steps (`prepare_kernel`): transposed, as operands, so
+that both sides of every product lie along its depth, come to shared memory in 16 bytes at a time
+and go to the matrix units from there.
+
 LayerNorm is folded into the product that reads it. A program leaves the mean and the squared
 deviations of its features in every row; whoever reads the layer merges them to a row's mean m and
 1 / standard deviation r, and with W' = scale * W, s = sum_k W'_k and c = shift W + b has
@@ -13,7 +17,7 @@ deviations of its features in every row; whoever reads the layer merges them to 
     z_{l+1} = r (h_l W' - m s) + c
 
 Rows are numbered as in a rollout (`RowBlocks`): those of the SDE, of the ODE, and those that go
-through the base field, which is packed behind the field.
+through the base field, which is prepared behind the field.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from trqam_fast.kernels.mlp.triton_inputs import BatchInputs, tile_inputs
+from trqam_fast.kernels.mlp.triton_inputs import BatchInputs, input_of, tile_inputs
 from trqam_fast.kernels.mlp.triton_operands import to_operand
 from trqam_fast.kernels.mlp.triton_tile import (
     EPS,
@@ -37,7 +41,6 @@ from trqam_fast.kernels.mlp.triton_tile import (
     true_width,
     zeros,
 )
-from trqam_fast.kernels.mlp.triton_weights import WeightPointers
 
 
 class RowBlocks(NamedTuple):
@@ -62,38 +65,24 @@ class RowBlocks(NamedTuple):
     ode_batch: Any
 
 
-class Folded(NamedTuple):
-    """LayerNorm folded into the layer that reads it; empty without.
+class Prepared(NamedTuple):
+    """Weights of a stack of G networks as the forward passes read them.
 
     Attributes:
-        slope: s of the hidden layers, `[depth, G, width]`; that of layer 0 is not used.
-        offset: c, likewise.
-        out_slope: s of the outputs, `[G, out]`.
-        out_offset: c, likewise.
+        first: First kernels as operands, `[G, width, columns]`: those of the observations, of x
+            from `KernelConfig.x_column`, of the time at `KernelConfig.time_column`, zeros between.
+        hidden: Kernels between hidden layers, W'^T, `[depth - 1, G, width, width]`.
+        last: Output kernels, W'^T with zeros below, `[G, block_out, width]`.
+        slope: s of the hidden layers, `[depth, G, width]`, and of the outputs,
+            `[G, block_out]`, behind it; only with LayerNorm. That of layer 0 is not used.
+        offset: c, likewise; without LayerNorm the biases.
     """
 
+    first: Any
+    hidden: Any
+    last: Any
     slope: Any
     offset: Any
-    out_slope: Any
-    out_offset: Any
-
-
-class Network(NamedTuple):
-    """A stack of networks and what is folded from it; one behind it where there is a base field.
-
-    Attributes:
-        weights: Its packed weights.
-        folded: Its folded LayerNorm.
-        kernel_step: Elements from its kernels to the base field's.
-        vector_step: The same of its vectors.
-        fold_step: The same of `folded`, in networks.
-    """
-
-    weights: Any
-    folded: Any
-    kernel_step: Any = 0
-    vector_step: Any = 0
-    fold_step: Any = 0
 
 
 @triton.jit
@@ -109,25 +98,6 @@ def rows_of(tile, blocks, BLOCK: tl.constexpr):
     count = tl.where(ode & (base == 0), blocks.ode_batch, blocks.batch)
     local = (tile - before) * BLOCK + tl.arange(0, BLOCK)
     return start + local, local, local < count, ode.to(tl.int32) + base.to(tl.int32)
-
-
-@triton.jit
-def network_of(network, group, base, C: tl.constexpr):
-    """Return the weights of one network, or of the base field behind it."""
-    net = member_of(network.weights, group // C.ensemble, group % C.ensemble, C)
-    kernels = tl.cast(base, tl.int64) * network.kernel_step
-    vectors = tl.cast(base, tl.int64) * network.vector_step
-    return WeightPointers(
-        net.w_in + kernels,
-        net.w_hid + kernels,
-        net.w_out + kernels,
-        net.b_hid + vectors,
-        net.b_out + vectors,
-        net.scale + vectors,
-        net.shift + vectors,
-        net.kernel_stride,
-        net.vector_stride,
-    )
 
 
 @triton.jit
@@ -147,18 +117,18 @@ def row_statistics(tape, row, mask, index, C: tl.constexpr):
 
 @triton.jit
 def merge(means, squares, tape, row, mask, index, C: tl.constexpr):
-    """Merge the means and squared deviations of a layer's tiles of features."""
+    """Merge the means and squared deviations of a layer's tiles of features, loaded at once."""
     width = true_width(index, C)
-    mean = tl.load(means + row, mask=mask, other=0.0)
-    total = tl.load(squares + row, mask=mask, other=0.0)
-    for tile in range(1, C.width // C.block_n):
-        seen = tl.minimum(tile * C.block_n, width).to(tl.float32)
-        count = tl.minimum(tl.maximum(width - tile * C.block_n, 0), C.block_n).to(tl.float32)
-        delta = tl.load(means + tile * tape.stat_stride + row, mask=mask, other=0.0) - mean
-        all_seen = tl.maximum(seen + count, 1.0)
-        total += tl.load(squares + tile * tape.stat_stride + row, mask=mask, other=0.0)
-        total += delta * delta * (seen * count / all_seen)
-        mean += delta * (count / all_seen)
+    parts: tl.constexpr = C.width // C.block_n
+    part = tl.arange(0, C.stat_parts)
+    count = tl.minimum(tl.maximum(width - part * C.block_n, 0), C.block_n).to(tl.float32)[:, None]
+    at = part[:, None] * tape.stat_stride + row[None, :]
+    inside = (part < parts)[:, None] & mask[None, :]
+    mean_of_part = tl.load(means + at, mask=inside, other=0.0)
+    square_of_part = tl.load(squares + at, mask=inside, other=0.0)
+    mean = tl.sum(mean_of_part * count, 0) / width
+    apart = mean_of_part - mean[None, :]
+    total = tl.sum(square_of_part + count * apart * apart, 0)
     return mean, 1.0 / tl.sqrt(total / width + EPS)
 
 
@@ -184,79 +154,109 @@ def activate(z, tape, row, mask, tile, index, C: tl.constexpr):
 
 
 @triton.jit
-def output_product(net, folded, group, tape, row, mask, C: tl.constexpr):
-    """Return the outputs of some rows from their last hidden layer, `[rows, block_out]`."""
+def output_product(weights, wide, layer_width, tape, row, mask, C: tl.constexpr):
+    """Return the outputs of some rows from their last hidden layer, `[rows, block_out]`.
+
+    `wide` is the network among those prepared, and `layer_width` their number times the width.
+    """
     outs = tl.arange(0, C.block_out)
-    narrow = (outs < C.out)[None, :]
+    inner = tl.arange(0, C.block_k)
     before = slot(tape.out, tape.stride, C.depth - 1, C)
-    last = (C.depth - 1) * (C.ensemble * C.width)
+    h_at = before + row[:, None] * C.width + inner[None, :]
+    w_at = weights.last + wide * (C.block_out * C.width)
+    w_at += outs[None, :] * C.width + inner[:, None]
     acc = zeros(C.block_m, C.block_out)
-    for k in range(0, C.width, C.block_k):
-        ks = k + tl.arange(0, C.block_k)
-        h = tl.load(before + row[:, None] * C.width + ks[None, :], mask=mask[:, None], other=0.0)
-        w = tl.load(net.w_out + ks[:, None] * C.out + outs[None, :], mask=narrow, other=0.0)
-        if C.norm:
-            w = w.to(tl.float32) * tl.load(net.scale + last + ks)[:, None]
-        acc = tl.dot(h, to_operand(w, C), acc, input_precision=C.precision)
+    for _ in range(0, C.width, C.block_k):
+        h = tl.load(h_at, mask=mask[:, None], other=0.0)
+        acc = tl.dot(h, tl.load(w_at), acc, input_precision=C.precision)
+        h_at += C.block_k
+        w_at += C.block_k
+    at = tl.cast(C.depth * layer_width, tl.int64) + wide * C.block_out + outs
+    offset = tl.load(weights.offset + at)[None, :]
     if C.norm:
         mean, rstd = row_statistics(tape, row, mask, C.depth - 1, C)
-        at = tl.cast(group, tl.int64) * C.out + outs
-        slope = tl.load(folded.out_slope + at, mask=outs < C.out, other=0.0)
-        offset = tl.load(folded.out_offset + at, mask=outs < C.out, other=0.0)
-        return rstd[:, None] * (acc - mean[:, None] * slope[None, :]) + offset[None, :]
-    return acc + tl.load(net.b_out + outs, mask=outs < C.out, other=0.0)[None, :]
+        slope = tl.load(weights.slope + at)[None, :]
+        return rstd[:, None] * (acc - mean[:, None] * slope) + offset
+    return acc + offset
 
 
 @triton.jit
-def fold_kernel(
-    network,  # Network of G networks
-    width_groups,  # G * width
+def folded(w, net, at, inside, slope, offset, C: tl.constexpr):
+    """Return rows of a kernel as operands, LayerNorm folded in, and the sums with theirs."""
+    if C.norm:
+        scaled = w * tl.load(net.scale + at, mask=inside, other=0.0)[:, None]
+        slope += tl.sum(scaled, 0)
+        offset += tl.sum(w * tl.load(net.shift + at, mask=inside, other=0.0)[:, None], 0)
+        w = scaled
+    return to_operand(w, C), slope, offset
+
+
+@triton.jit
+def prepare_kernel(
+    weights,  # WeightPointers of G networks
+    prepared,  # Prepared, of at least as many
+    group_at,  # network of it at which they begin
+    layer_width,  # networks of it * width
     C: tl.constexpr,
 ):
-    """Fold LayerNorm into the layers that read it; grid [features and outputs, depth, G].
+    """Transpose a layer's kernel and fold its LayerNorm; grid [features, depth + 1, G].
 
     Layer `depth` is the output layer; its programs beyond the outputs have nothing to do.
     """
     await_predecessor(C)
-    tile = tl.program_id(0)
-    index = tl.program_id(1) + 1
+    index = tl.program_id(1)
     group = tl.program_id(2)
-    wide = tl.cast(group, tl.int64)
-    net = network_of(network, group, 0, C)
-    vector = (index - 1) * (C.ensemble * C.width)
-    features = tile * C.block_n + tl.arange(0, C.block_n)
+    wide = tl.cast(group_at + group, tl.int64)
+    net = member_of(weights, group // C.ensemble, group % C.ensemble, C)
+    features = tl.program_id(0) * C.block_n + tl.arange(0, C.block_n)
+    inner = tl.arange(0, C.block_k)
     slope = row_zeros(C.block_n)
     offset = row_zeros(C.block_n)
-    if index == C.depth:
-        inside = features < C.out
-        for k in range(0, C.width, C.block_k):
-            ks = k + tl.arange(0, C.block_k)
-            at = ks[:, None] * C.out + features[None, :]
-            w = tl.load(net.w_out + at, mask=inside[None, :], other=0.0).to(tl.float32)
-            slope += tl.sum(w * tl.load(net.scale + vector + ks)[:, None], 0)
-            offset += tl.sum(w * tl.load(net.shift + vector + ks)[:, None], 0)
-        offset += tl.load(net.b_out + features, mask=inside, other=0.0)
-        tl.store(network.folded.out_slope + wide * C.out + features, slope, mask=inside)
-        tl.store(network.folded.out_offset + wide * C.out + features, offset, mask=inside)
-    else:
-        inside = features < C.width
+    layer = tl.cast(index, tl.int64) * layer_width + wide * C.width
+    if index == 0:
+        into = prepared.first + (wide * C.width + features[None, :]) * C.columns
+        for k in range(0, C.columns, C.block_k):
+            column = k + inner
+            source, real = input_of(column, C)
+            at = source[:, None] * C.width + features[None, :]
+            w = tl.load(net.w_in + at, mask=real[:, None], other=0.0).to(tl.float32)
+            tl.store(into + column[:, None], to_operand(w, C))
+        tl.store(prepared.offset + layer + features, tl.load(net.b_hid + features))
+    elif index < C.depth:
         hidden = net.w_hid + tl.cast(index - 1, tl.int64) * (C.ensemble * C.width * C.width)
+        into = prepared.hidden + ((index - 1) * tl.cast(layer_width, tl.int64)) * C.width
+        into += (wide * C.width + features[None, :]) * C.width
+        vector = index * (C.ensemble * C.width)
         for k in range(0, C.width, C.block_k):
-            ks = k + tl.arange(0, C.block_k)
-            at = ks[:, None] * C.width + features[None, :]
-            w = tl.load(hidden + at, mask=inside[None, :], other=0.0).to(tl.float32)
-            slope += tl.sum(w * tl.load(net.scale + vector + ks)[:, None], 0)
-            offset += tl.sum(w * tl.load(net.shift + vector + ks)[:, None], 0)
-        bias = net.b_hid + index * (C.ensemble * C.width)
-        offset += tl.load(bias + features, mask=inside, other=0.0)
-        into = tl.cast(index, tl.int64) * width_groups + wide * C.width + features
-        tl.store(network.folded.slope + into, slope, mask=inside)
-        tl.store(network.folded.offset + into, offset, mask=inside)
+            ks = k + inner
+            w = tl.load(hidden + ks[:, None] * C.width + features[None, :]).to(tl.float32)
+            at = vector - C.ensemble * C.width + ks
+            w, slope, offset = folded(w, net, at, ks < C.width, slope, offset, C)
+            tl.store(into + ks[:, None], w)
+        offset += tl.load(net.b_hid + vector + features)
+        tl.store(prepared.offset + layer + features, offset)
+        if C.norm:
+            tl.store(prepared.slope + layer + features, slope)
+    elif tl.program_id(0) * C.block_n < C.block_out:
+        there, real = features < C.block_out, features < C.out
+        into = prepared.last + (wide * C.block_out + features[None, :]) * C.width
+        vector = (C.depth - 1) * (C.ensemble * C.width)
+        for k in range(0, C.width, C.block_k):
+            ks = k + inner
+            at = ks[:, None] * C.out + features[None, :]
+            w = tl.load(net.w_out + at, mask=real[None, :], other=0.0).to(tl.float32)
+            w, slope, offset = folded(w, net, vector + ks, ks < C.width, slope, offset, C)
+            tl.store(into + ks[:, None], w, mask=there[None, :])
+        offset += tl.load(net.b_out + features, mask=real, other=0.0)
+        at = tl.cast(C.depth * layer_width, tl.int64) + wide * C.block_out + features
+        tl.store(prepared.offset + at, offset, mask=there)
+        if C.norm:
+            tl.store(prepared.slope + at, slope, mask=there)
 
 
 @triton.jit(do_not_specialize=["x_stride", "layer_rows", "batch", "rows", "steps", "shift"])
 def first_layer_kernel(
-    network,  # Network of G networks
+    weights,  # Prepared, of G networks
     observations,  # [S, B, O]
     x,  # [S, >= K, B, D]
     x_stride,  # elements between two runs of x
@@ -272,36 +272,36 @@ def first_layer_kernel(
     await_predecessor(C)
     tile = tl.program_id(1)
     group = tl.program_id(2)
+    wide = tl.cast(group, tl.int64)
     row = tl.program_id(0) * C.block_m + tl.arange(0, C.block_m)
-    net = network_of(network, group, 0, C)
     tape = group_of(tape, group, rows, layer_rows, C)
     inputs = BatchInputs(observations, x, x_stride, batch, rows, steps, shift)
     source = tile_inputs(inputs, group // C.ensemble, row, C)
     features = tile * C.block_n + tl.arange(0, C.block_n)
+    w_at = weights.first + (wide * C.width + features[:, None]) * C.columns
     z = zeros(C.block_n, C.block_m)
-    for k in range(0, C.inputs, C.block_k):
+    for k in tl.range(0, C.columns, C.block_k, num_stages=1):
         ks = k + tl.arange(0, C.block_k)
-        at = ks[None, :] * C.width + features[:, None]
-        w = to_operand(tl.load(net.w_in + at, mask=(ks < C.inputs)[None, :], other=0.0), C)
-        given = tl.trans(to_operand(load_inputs(source, ks, C), C))
-        z = tl.dot(w, given, z, input_precision=C.precision)
-    z += tl.load(net.b_hid + features)[:, None]
+        given = to_operand(load_inputs(source, ks, C), C)
+        w = tl.load(w_at + ks[None, :])
+        z = tl.dot(w, tl.trans(given), z, input_precision=C.precision)
+    z += tl.load(weights.offset + wide * C.width + features)[:, None]
     activate(z, tape, row, source.mask, tile, 0, C)
 
 
 @triton.jit(
     do_not_specialize=[
-        "rows", "layer_rows", "index", "tiles", "ode_tiles", "start", "ode_start", "base_start",
-        "batch", "ode_batch",
+        "rows", "layer_rows", "index", "tiles", "ode_tiles", "start", "ode_start",
+        "base_start", "batch", "ode_batch",
     ]
 )  # fmt: skip
 def hidden_layer_kernel(
-    network,  # Network of G networks
+    weights,  # Prepared, of G networks, or twice as many with base fields
     tape,  # Tape of G networks
     rows,  # rows of the tape
     layer_rows,  # G * rows
     index,  # of the layer, 1 to depth - 1
-    width_groups,  # G * width
+    layer_width,  # prepared networks * width
     tiles,  # RowBlocks, from here
     ode_tiles,
     start,
@@ -317,55 +317,50 @@ def hidden_layer_kernel(
     group = tl.program_id(2)
     blocks = RowBlocks(tiles, ode_tiles, start, ode_start, base_start, batch, ode_batch)
     row, _, mask, kind = rows_of(tl.program_id(0), blocks, C.block_m)
-    base = kind // 2
-    net = network_of(network, group, base, C)
+    wide = tl.cast(group + kind // 2 * tl.num_programs(2), tl.int64)
     tape = group_of(tape, group, rows, layer_rows, C)
     features = tile * C.block_n + tl.arange(0, C.block_n)
-    hidden = net.w_hid + tl.cast(index - 1, tl.int64) * (C.ensemble * C.width * C.width)
-    before = slot(tape.out, tape.stride, index - 1, C)
-    vector = index * (C.ensemble * C.width)
     inner = tl.arange(0, C.block_k)
-    w_at = hidden + inner[None, :] * C.width + features[:, None]
+    w_at = weights.hidden + (index - 1) * tl.cast(layer_width, tl.int64) * C.width
+    w_at += (wide * C.width + features[:, None]) * C.width + inner[None, :]
+    before = slot(tape.out, tape.stride, index - 1, C)
     h_at = before + row[None, :] * C.width + inner[:, None]
-    z = zeros(C.block_n, C.block_m)
-    for k in range(0, C.width, C.block_k):
-        w = tl.load(w_at)
-        h = tl.load(h_at, mask=mask[None, :], other=0.0)
-        if C.norm:
-            scale = tl.load(net.scale + vector - C.ensemble * C.width + k + inner)
-            w = w.to(tl.float32) * scale[None, :]
-        z = tl.dot(to_operand(w, C), h, z, input_precision=C.precision)
-        w_at += C.block_k * C.width
-        h_at += C.block_k
+    at = index * tl.cast(layer_width, tl.int64) + wide * C.width + features
+    # Loaded before the product, so that nobody waits for them after it.
+    offset = tl.load(weights.offset + at)
     if C.norm:
         mean, rstd = row_statistics(tape, row, mask, index - 1, C)
-        at = tl.cast(index, tl.int64) * width_groups
-        at += (tl.cast(group, tl.int64) + base * network.fold_step) * C.width
-        slope = tl.load(network.folded.slope + at + features)
-        offset = tl.load(network.folded.offset + at + features)
-        z = rstd[None, :] * (z - slope[:, None] * mean[None, :]) + offset[:, None]
-    else:
-        z += tl.load(net.b_hid + vector + features)[:, None]
-    activate(z, tape, row, mask, tile, index, C)
+        slope = tl.load(weights.slope + at)
+    z = zeros(C.block_n, C.block_m)
+    for _ in range(0, C.width, C.block_k):
+        w = tl.load(w_at)
+        h = tl.load(h_at, mask=mask[None, :], other=0.0)
+        z = tl.dot(w, h, z, input_precision=C.precision)
+        w_at += C.block_k
+        h_at += C.block_k
+    if C.norm:
+        z = rstd[None, :] * (z - slope[:, None] * mean[None, :])
+    activate(z + offset[:, None], tape, row, mask, tile, index, C)
 
 
 @triton.jit(do_not_specialize=["rows", "layer_rows"])
 def output_kernel(
-    network,  # Network of G networks
+    weights,  # Prepared, of G networks
     tape,  # Tape of G networks
     rows,  # of the tape, all of which count
     layer_rows,  # G * rows
+    layer_width,  # G * width
     result,  # [G, rows, out]
     C: tl.constexpr,
 ):
     """The output layer; grid [tiles of rows, G]."""
     await_predecessor(C)
     group = tl.program_id(1)
+    wide = tl.cast(group, tl.int64)
     row = tl.program_id(0) * C.block_m + tl.arange(0, C.block_m)
     mask = row < rows
-    net = network_of(network, group, 0, C)
     tape = group_of(tape, group, rows, layer_rows, C)
-    value = output_product(net, network.folded, group, tape, row, mask, C)
+    value = output_product(weights, wide, layer_width, tape, row, mask, C)
     outs = tl.arange(0, C.block_out)
-    at = tl.cast(group, tl.int64) * rows * C.out + row[:, None] * C.out + outs[None, :]
+    at = wide * rows * C.out + row[:, None] * C.out + outs[None, :]
     tl.store(result + at, value, mask=mask[:, None] & (outs < C.out)[None, :])

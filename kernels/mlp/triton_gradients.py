@@ -1,4 +1,9 @@
-"""Gradients of a stack of MLPs' weights in Triton: all of them in one launch, after a pullback."""
+"""Gradients of a stack of MLPs' weights in Triton: two launches after a pullback.
+
+The first brings the inputs and the cotangent into the operands' type, in rows that the matrix units
+take as they are, and adds up what the vectors' gradients consist of. The second is products alone:
+of every kernel blocks of `block_i` by `block_o`, y^T dz over all rows.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +19,9 @@ from trqam_fast.kernels.mlp.triton_config import (
     KernelConfig,
     dependent_options,
     has_little_shared_memory,
+    operand_dtype,
 )
-from trqam_fast.kernels.mlp.triton_inputs import BatchInputs, Inputs, points_of, tile_inputs
+from trqam_fast.kernels.mlp.triton_inputs import BatchInputs, Inputs, input_of, points_of, tile_inputs
 from trqam_fast.kernels.mlp.triton_operands import common_operand, scales_of, to_operand
 from trqam_fast.kernels.mlp.triton_tile import (
     Gradients,
@@ -35,7 +41,8 @@ from trqam_fast.kernels.mlp.triton_weights import (
 )
 from trqam_fast.kernels.mlp.weights import MLPWeights, split
 
-WARPS = 8
+WARPS = {"ieee": 8, "tf32": 4, "fp16": 4, "bf16": 4}
+OPERAND_WARPS = 4
 MAX_REGISTERS = 255
 """Left alone, ptxas stops at 128 or 168 and spills."""
 
@@ -44,56 +51,47 @@ SUMMED_ROWS = tl.constexpr(128)
 
 
 @triton.jit
-def input_kernel_block(inputs, run, right, scales, into, ins, outs, C: tl.constexpr):
-    """Block of the first kernel's gradient: inputs^T dz_0 over all rows."""
-    acc = zeros(C.block_w, C.block_w)
-    for r in range(0, inputs.rows, C.block_k):
-        row = r + tl.arange(0, C.block_k)
-        source = tile_inputs(inputs, run, row, C)
-        left = to_operand(load_inputs(source, ins, C), C)
-        at = row[:, None] * C.width + outs[None, :]
-        dz = tl.load(right + at, mask=source.mask[:, None], other=0.0)
-        dz = common_operand(dz, scales, row, source.mask, True, C)
-        acc = tl.dot(tl.trans(left), dz, acc, input_precision=C.precision)
-    if C.scaled:
-        acc *= scales.common
-    at = ins[:, None] * C.width + outs[None, :]
-    tl.store(into + at, acc, mask=(ins < C.inputs)[:, None])
-
-
-@triton.jit
 def kernel_block(
     left,
+    LEFT: tl.constexpr,
     right,
+    RIGHT: tl.constexpr,
     scales,
-    into,
+    one,
     ins,
     outs,
     rows,
     STORED: tl.constexpr,
-    OUT: tl.constexpr,
     C: tl.constexpr,
 ):
-    """Block of another kernel's gradient, y^T dz over all rows, for `OUT` columns of dz."""
-    acc = zeros(C.block_w, C.block_w)
-    narrow = (outs < OUT)[None, :]
+    """Block of a kernel's gradient, y^T dz over all rows, `LEFT` and `RIGHT` columns in each.
+
+    float32 operands of the matrix units must lie along the depth, here the rows, and they do not.
+    Multiplied by 1 they come to shared memory in 16 bytes at a time and are turned on their way
+    from there, else in 4: half the time (docs/kernels.md).
+    """
+    acc = zeros(C.block_i, C.block_o)
     for r in range(0, rows, C.block_k):
         row = r + tl.arange(0, C.block_k)
         real = row < rows
-        mask = real[:, None]
-        y = tl.load(left + row[:, None] * C.width + ins[None, :], mask=mask, other=0.0)
-        dz = tl.load(right + row[:, None] * OUT + outs[None, :], mask=mask & narrow, other=0.0)
-        dz = common_operand(dz, scales, row, real, STORED, C)
+        y_at = row[:, None] * LEFT + ins[None, :]
+        y = tl.load(left + y_at, mask=real[:, None] & (ins < LEFT)[None, :], other=0.0)
+        dz_at = row[:, None] * RIGHT + outs[None, :]
+        dz = tl.load(right + dz_at, mask=real[:, None] & (outs < RIGHT)[None, :], other=0.0)
+        if STORED:
+            dz = common_operand(dz, scales, row, real, True, C)
+        if C.precision == "tf32":
+            y, dz = y * one, dz * one
         acc = tl.dot(tl.trans(y), dz, acc, input_precision=C.precision)
     if C.scaled:
         acc *= scales.common
-    tl.store(into + ins[:, None] * OUT + outs[None, :], acc, mask=narrow)
+    return acc
 
 
 @triton.jit
 def column_sums(values, rows, stride, into, cols, inside, C: tl.constexpr):
     """Sums over all rows of the columns `cols`, where `inside`."""
-    acc = row_zeros(C.block_w)
+    acc = row_zeros(C.block_o)
     for r in range(0, rows, SUMMED_ROWS):
         row = r + tl.arange(0, SUMMED_ROWS)
         at = row[:, None] * stride + cols[None, :]
@@ -103,20 +101,18 @@ def column_sums(values, rows, stride, into, cols, inside, C: tl.constexpr):
 
 
 @triton.jit(
-    do_not_specialize=[
-        "x_stride", "tape_rows", "layer_rows", "tiles", "batch", "rows", "steps", "shift",
-    ]
-)  # fmt: skip
-def weight_gradient_kernel(
+    do_not_specialize=["x_stride", "row_tiles", "tiles", "batch", "rows", "steps", "shift"]
+)
+def gradient_operands_kernel(
     observations,  # [S, B, O]
     x,  # [S, >= K, B, D]
     x_stride,  # elements between two runs of x
-    tape,  # Tape of G networks
-    tape_rows,  # rows of the tape, of which the first are used
-    layer_rows,  # G * tape_rows
     grads,  # Gradients of G networks
+    row_tiles,  # of block_m rows
     tiles,  # of rows, whose sums there are
     cotangent,  # [G, rows, out]
+    inputs_into,  # [S, rows, columns], written
+    cotangent_into,  # [G, rows, block_out], over the common powers of two, written
     into,  # WeightPointers of the gradients
     batch,  # B
     rows,  # K * B
@@ -124,86 +120,138 @@ def weight_gradient_kernel(
     shift,  # 0 or 1: t_k = (k + shift) / K
     C: tl.constexpr,
 ):
-    """Blocks of all gradients: first kernel, hidden ones, last, vectors; grid [blocks, G].
+    """Operands, and gradients of the vectors; grid [tiles of rows and blocks of vectors, G].
 
-    The vectors are sums over rows: of the tiles' sums for hidden biases, scales and shifts, and of
-    the cotangent for the output's bias.
+    Those are sums over rows: of the tiles' sums for hidden biases, scales and shifts, and of the
+    cotangent for the output's bias.
     """
+    await_predecessor(C)
+    block = tl.program_id(0)
+    group = tl.program_id(1)
+    wide = tl.cast(group, tl.int64)
+    given = cotangent + wide * rows * C.out
+    across: tl.constexpr = C.width // C.block_o
+    across_out: tl.constexpr = (C.out + C.block_o - 1) // C.block_o
+    if block < row_tiles:
+        row = block * C.block_m + tl.arange(0, C.block_m)
+        mask = row < rows
+        scales = scales_of(grads.row_scale + wide * rows, rows, C)
+        outs = tl.arange(0, C.block_out)
+        there = mask[:, None] & (outs < C.out)[None, :]
+        value = tl.load(given + row[:, None] * C.out + outs[None, :], mask=there, other=0.0)
+        beside = cotangent_into + (wide * rows + row[:, None]) * C.block_out + outs[None, :]
+        tl.store(beside, common_operand(value, scales, row, mask, False, C), mask=mask[:, None])
+        if group % C.ensemble == 0:
+            run = group // C.ensemble
+            inputs = BatchInputs(observations, x, x_stride, batch, rows, steps, shift)
+            source = tile_inputs(inputs, run, row, C)
+            operands = inputs_into + (tl.cast(run, tl.int64) * rows + row[:, None]) * C.columns
+            for k in range(0, C.columns, C.block_k):
+                ks = k + tl.arange(0, C.block_k)
+                operand = to_operand(load_inputs(source, ks, C), C)
+                tl.store(operands + ks[None, :], operand, mask=mask[:, None])
+    else:
+        into = member_of(into, group // C.ensemble, group % C.ensemble, C)
+        inner = tl.arange(0, C.block_o)
+        within = block - row_tiles
+        if within < across_out:
+            outs = within * C.block_o + inner
+            column_sums(given, rows, C.out, into.b_out, outs, outs < C.out, C)
+        else:
+            within -= across_out
+            layer = within // across % C.depth
+            kind = within // (across * C.depth)
+            cols = within % across * C.block_o + inner
+            at = layer * (C.ensemble * C.width)
+            sums = grads.sums + (kind * C.depth + layer) * tl.cast(grads.sum_stride, tl.int64)
+            sums += wide * C.width
+            stride = tl.num_programs(1) * C.width
+            if kind == 0:
+                column_sums(sums, tiles, stride, into.b_hid + at, cols, cols < C.width, C)
+            elif kind == 1:
+                column_sums(sums, tiles, stride, into.scale + at, cols, cols < C.width, C)
+            else:
+                column_sums(sums, tiles, stride, into.shift + at, cols, cols < C.width, C)
+
+
+@triton.jit(do_not_specialize=["tape_rows", "layer_rows", "rows"])
+def weight_gradient_kernel(
+    inputs,  # [S, rows, columns]
+    tape,  # Tape of G networks
+    tape_rows,  # rows of the tape, of which the first are used
+    layer_rows,  # G * tape_rows
+    grads,  # Gradients of G networks
+    cotangent,  # [G, rows, block_out]
+    into,  # WeightPointers of the gradients
+    one,  # 1.0
+    rows,  # K * B
+    C: tl.constexpr,
+):
+    """Blocks of all kernels' gradients: hidden ones, first, last; grid [blocks, G]."""
     await_predecessor(C)
     group = tl.program_id(1)
     wide = tl.cast(group, tl.int64)
     tape = group_of(tape, group, tape_rows, layer_rows, C)
     into = member_of(into, group // C.ensemble, group % C.ensemble, C)
     pre = grads.pre + wide * rows * C.width
-    given = cotangent + wide * rows * C.out  # float32, whatever the type of dz
-    across: tl.constexpr = C.width // C.block_w
-    across_out: tl.constexpr = (C.out + C.block_w - 1) // C.block_w
-    in_blocks: tl.constexpr = (C.inputs + C.block_w - 1) // C.block_w * across
-    hidden_blocks: tl.constexpr = (C.depth - 1) * across * across
-    kernel_blocks: tl.constexpr = in_blocks + hidden_blocks + across * across_out
-    inner = tl.arange(0, C.block_w)
+    down: tl.constexpr = C.width // C.block_i
+    across: tl.constexpr = C.width // C.block_o
+    across_out: tl.constexpr = (C.out + C.block_o - 1) // C.block_o
+    hidden_blocks: tl.constexpr = (C.depth - 1) * down * across
+    in_blocks: tl.constexpr = (C.columns + C.block_i - 1) // C.block_i * across
+    ins = tl.arange(0, C.block_i)
+    outs = tl.arange(0, C.block_o)
     block = tl.program_id(0)
     scales = scales_of(grads.row_scale + wide * rows, rows, C)
-    if block < in_blocks:
-        inputs = BatchInputs(observations, x, x_stride, batch, rows, steps, shift)
-        ins = block // across * C.block_w + inner
-        outs = block % across * C.block_w + inner
-        input_kernel_block(inputs, group // C.ensemble, pre, scales, into.w_in, ins, outs, C)
-    elif block < in_blocks + hidden_blocks:
-        within = block - in_blocks
-        index = tl.cast(within // (across * across), tl.int64)
+    if block < hidden_blocks:
+        index = tl.cast(block // (down * across), tl.int64)
         left = tape.out + index * tape.stride
-        dz = pre + (index + 1) * grads.stride
+        right = pre + (index + 1) * grads.stride
+        ins += block // across % down * C.block_i
+        outs += block % across * C.block_o
+        acc = kernel_block(
+            left, C.width, right, C.width, scales, one, ins, outs, rows, True, C
+        )
         kernel = into.w_hid + index * (C.ensemble * C.width * C.width)
-        ins = within // across % across * C.block_w + inner
-        outs = within % across * C.block_w + inner
-        kernel_block(left, dz, scales, kernel, ins, outs, rows, True, C.width, C)
-    elif block < kernel_blocks:
-        within = block - in_blocks - hidden_blocks
-        left = tape.out + (C.depth - 1) * tape.stride
-        ins = within // across_out * C.block_w + inner
-        outs = within % across_out * C.block_w + inner
-        kernel_block(left, given, scales, into.w_out, ins, outs, rows, False, C.out, C)
-    elif block < kernel_blocks + across_out:
-        outs = (block - kernel_blocks) * C.block_w + inner
-        column_sums(given, rows, C.out, into.b_out, outs, outs < C.out, C)
+        tl.store(kernel + ins[:, None] * C.width + outs[None, :], acc)
+    elif block < hidden_blocks + in_blocks:
+        within = block - hidden_blocks
+        left = inputs + tl.cast(group // C.ensemble, tl.int64) * rows * C.columns
+        ins += within // across * C.block_i
+        outs += within % across * C.block_o
+        acc = kernel_block(left, C.columns, pre, C.width, scales, one, ins, outs, rows, True, C)
+        source, real = input_of(ins, C)
+        at = source[:, None] * C.width + outs[None, :]
+        tl.store(into.w_in + at, acc, mask=real[:, None])
     else:
-        within = block - kernel_blocks - across_out
-        layer = within // across % C.depth
-        kind = within // (across * C.depth)
-        cols = within % across * C.block_w + inner
-        at = layer * (C.ensemble * C.width)
-        sums = grads.sums + (kind * C.depth + layer) * tl.cast(grads.sum_stride, tl.int64)
-        sums += wide * C.width
-        stride = tl.num_programs(1) * C.width
-        if kind == 0:
-            column_sums(sums, tiles, stride, into.b_hid + at, cols, cols < C.width, C)
-        elif kind == 1:
-            column_sums(sums, tiles, stride, into.scale + at, cols, cols < C.width, C)
-        else:
-            column_sums(sums, tiles, stride, into.shift + at, cols, cols < C.width, C)
+        within = block - hidden_blocks - in_blocks
+        left = tape.out + (C.depth - 1) * tape.stride
+        right = cotangent + wide * rows * C.block_out
+        ins += within // across_out * C.block_i
+        outs += within % across_out * C.block_o
+        acc = kernel_block(
+            left, C.width, right, C.block_out, scales, one, ins, outs, rows, False, C
+        )
+        at = ins[:, None] * C.out + outs[None, :]
+        tl.store(into.w_out + at, acc, mask=(outs < C.out)[None, :])
 
 
-def launch_options(precision: str, config: KernelConfig) -> dict[str, int]:
-    """Return Triton's options for a launch on the current device."""
+def stages_of(precision: str) -> int:
+    """Return the stages of the pipelines that the current device has the memory for."""
     tile = BLOCK_SIZES[precision]
-    lean = False
-    if not triton.knobs.runtime.interpret:
-        lean = has_little_shared_memory(triton.runtime.driver.active.get_current_device())
-    options = {
-        "num_warps": WARPS,
-        "num_stages": tile.lean_stages if lean else tile.stages,
-        "maxnreg": MAX_REGISTERS,
-    }
-    return options | dependent_options(config)
+    if triton.knobs.runtime.interpret:
+        return tile.stages
+    lean = has_little_shared_memory(triton.runtime.driver.active.get_current_device())
+    return tile.lean_stages if lean else tile.stages
 
 
 def kernel_blocks(config: KernelConfig) -> int:
     """Return the blocks of all kernels of a network."""
-    across, ins, outs = (
-        triton.cdiv(size, config.block_w) for size in (config.width, config.inputs, config.out)
+    down, across = config.width // config.block_i, config.width // config.block_o
+    ins = triton.cdiv(config.columns, config.block_i)
+    return across * (ins + (config.depth - 1) * down) + down * triton.cdiv(
+        config.out, config.block_o
     )
-    return across * (ins + (config.depth - 1) * across + outs)
 
 
 def weight_gradients(
@@ -240,28 +288,24 @@ def weight_gradients(
             split(cotangent.new_empty(runs, size), each)
             for size, each in zip(sizes, shapes, strict=True)
         ]
-    across, kinds = config.width // config.block_w, grads.sums.shape[0]
-    blocks = kernel_blocks(config) + triton.cdiv(config.out, config.block_w)
-    blocks += kinds * config.depth * across
+    dtype, steps, batch = operand_dtype(config), inputs.steps, inputs.observations.shape[1]
+    runs = len(inputs.observations)
+    operands = cotangent.new_empty(runs, rows, config.columns, dtype=dtype)
+    given = cotangent.new_empty(groups, rows, config.block_out, dtype=dtype)
+    pointers, row_tiles = first_parts(*into, config), triton.cdiv(rows, config.block_m)
+    across = config.width // config.block_o
+    vectors = triton.cdiv(config.out, config.block_o) + grads.sums.shape[0] * config.depth * across
     with torch.cuda.device_of(cotangent):
-        weight_gradient_kernel[(blocks, groups)](
-            inputs.observations,
-            x,
-            x_stride,
-            tape,
-            tape_rows,
-            groups * tape_rows,
-            grads,
-            grads.sums.shape[2],
-            cotangent,
-            first_parts(*into, config),
-            inputs.observations.shape[1],
-            rows,
-            inputs.steps,
-            inputs.shift,
-            config,
-            **launch_options(precision, config),
-        )
+        gradient_operands_kernel[(row_tiles + vectors, groups)](
+            inputs.observations, x, x_stride, grads, row_tiles, grads.sums.shape[2], cotangent,
+            operands, given, pointers, batch, rows, steps, inputs.shift, config,
+            num_warps=OPERAND_WARPS, **dependent_options(config),
+        )  # fmt: skip
+        weight_gradient_kernel[(kernel_blocks(config), groups)](
+            operands, tape, tape_rows, groups * tape_rows, grads, given, pointers, 1.0, rows,
+            config, num_warps=WARPS[precision], num_stages=stages_of(precision),
+            maxnreg=MAX_REGISTERS, **dependent_options(config),
+        )  # fmt: skip
     if not in_place:
         for tensor, part in zip([*wanted[0], *wanted[1]], [*into[0], *into[1]], strict=True):
             tensor.copy_(part[tuple(map(slice, tensor.shape))])

@@ -66,6 +66,20 @@ def tile_inputs(inputs, run, row, C: tl.constexpr):
     )
 
 
+@triton.jit
+def input_of(column, C: tl.constexpr):
+    """Return which input a column of prepared inputs holds, and whether it holds any."""
+    source, real = column, column < C.obs
+    if C.dim > 0:
+        of_x = (column >= C.x_column) & (column < C.x_column + C.dim)
+        source = tl.where(of_x, column - C.x_column + C.obs, source)
+        real = real | of_x
+    if C.time > 0:
+        source = tl.where(column == C.time_column, C.obs + C.dim, source)
+        real = real | (column == C.time_column)
+    return source, real
+
+
 def points_of(inputs: Inputs) -> tuple[Tensor, int]:
     """Return x with dense rows, or any tensor where there is none, and the stride of its runs."""
     x = inputs.observations if inputs.x is None else inputs.x

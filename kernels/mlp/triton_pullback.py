@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from trqam_fast.kernels.mlp.triton_forward import merge, network_of
+from trqam_fast.kernels.mlp.triton_forward import merge
 from trqam_fast.kernels.mlp.triton_operands import row_scaled, row_scales, to_operand
 from trqam_fast.kernels.mlp.triton_tile import (
     await_predecessor,
@@ -22,6 +22,7 @@ from trqam_fast.kernels.mlp.triton_tile import (
     gelu_slope,
     gradients_of,
     group_of,
+    member_of,
     slot,
     true_width,
     zeros,
@@ -29,7 +30,21 @@ from trqam_fast.kernels.mlp.triton_tile import (
 
 
 @triton.jit
-def finish_pull(dy, scale, tape, grads, tape_row, row, mask, sums, tile, index, C: tl.constexpr):
+def load_slope(tape, tape_row, mask, tile, index, C: tl.constexpr):
+    """Load pre-activations `[block_n, rows]`, for `finish_pull`; nothing where LayerNorm follows.
+
+    Called before the product, so that they arrive while it runs.
+    """
+    z = 0.0
+    if not C.norm:
+        features = tile * C.block_n + tl.arange(0, C.block_n)
+        at = tape_row[None, :] * C.width + features[:, None]
+        z = tl.load(tape.pre + index * tape.stride + at, mask=mask[None, :], other=0.0)
+    return z
+
+
+@triton.jit
+def finish_pull(dy, z, scale, grads, row, mask, sums, tile, index, C: tl.constexpr):
     """Store dy `[block_n, rows]`, or where there is no LayerNorm dz and its column sums.
 
     dy and dz are over the rows' powers of two, `scale`; the sums are not.
@@ -39,9 +54,7 @@ def finish_pull(dy, scale, tape, grads, tape_row, row, mask, sums, tile, index, 
     if C.norm:
         tl.store(grads.normed + at, dy, mask=mask[None, :])
     else:
-        pre = tape.pre + index * tape.stride
-        z_at = tape_row[None, :] * C.width + features[:, None]
-        dz = dy * gelu_slope(tl.load(pre + z_at, mask=mask[None, :], other=0.0))
+        dz = dy * gelu_slope(z)
         into = slot(grads.pre, grads.stride, index, C)
         tl.store(into + at, to_operand(dz, C), mask=mask[None, :])
         if C.train:
@@ -64,7 +77,7 @@ def pull_outputs(cotangent, net, tile, C: tl.constexpr):
 
 @triton.jit(do_not_specialize=["tape_rows", "layer_rows", "rows"])
 def pull_output_kernel(
-    network,  # Network of G networks
+    weights,  # WeightPointers of G networks
     tape,  # Tape of G networks
     tape_rows,  # rows of the tape, of which the first are used
     layer_rows,  # G * tape_rows
@@ -78,7 +91,7 @@ def pull_output_kernel(
     group = tl.program_id(2)
     row = tl.program_id(0) * C.block_m + tl.arange(0, C.block_m)
     mask = row < rows
-    net = network_of(network, group, 0, C)
+    net = member_of(weights, group // C.ensemble, group % C.ensemble, C)
     tape = group_of(tape, group, tape_rows, layer_rows, C)
     grads = gradients_of(grads, group, tl.num_programs(2), rows, tl.program_id(0), C)
     outs = tl.arange(0, C.block_out)
@@ -88,15 +101,16 @@ def pull_output_kernel(
     tile = tl.program_id(1)
     if C.scaled:
         tl.store(grads.row_scale + row, scale, mask=mask & (tile == 0))
+    z = load_slope(tape, row, mask, tile, C.depth - 1, C)
     dy = pull_outputs(given, net, tile, C)
-    finish_pull(dy, scale, tape, grads, row, row, mask, grads.sums, tile, C.depth - 1, C)
+    finish_pull(dy, z, scale, grads, row, mask, grads.sums, tile, C.depth - 1, C)
 
 
 @triton.jit(
     do_not_specialize=["tape_rows", "layer_rows", "tape_start", "start", "count", "rows", "index"]
 )
 def pull_hidden_kernel(
-    network,  # Network of G networks
+    weights,  # WeightPointers of G networks
     tape,  # Tape of G networks
     tape_rows,  # rows of the tape
     layer_rows,  # G * tape_rows
@@ -115,7 +129,7 @@ def pull_hidden_kernel(
     local = tl.program_id(0) * C.block_m + tl.arange(0, C.block_m)
     mask = local < count
     row = start + local
-    net = network_of(network, group, 0, C)
+    net = member_of(weights, group // C.ensemble, group % C.ensemble, C)
     tape = group_of(tape, group, tape_rows, layer_rows, C)
     grads = gradients_of(grads, group, tl.num_programs(2), rows, tl.program_id(0), C)
     features = tile * C.block_n + tl.arange(0, C.block_n)
@@ -124,6 +138,7 @@ def pull_hidden_kernel(
     inner = tl.arange(0, C.block_k)
     w_at = hidden + features[:, None] * C.width + inner[None, :]
     dz_at = behind + row[None, :] * C.width + inner[:, None]
+    z = load_slope(tape, tape_start + local, mask, tile, index, C)
     dy = zeros(C.block_n, C.block_m)
     for _ in range(0, C.width, C.block_k):
         w = to_operand(tl.load(w_at), C)
@@ -132,15 +147,14 @@ def pull_hidden_kernel(
         w_at += C.block_k
         dz_at += C.block_k
     scale = row_scales(grads.row_scale, row, mask, C)
-    at = tape_start + local
-    finish_pull(dy, scale, tape, grads, at, row, mask, grads.sums, tile, index, C)
+    finish_pull(dy, z, scale, grads, row, mask, grads.sums, tile, index, C)
 
 
 @triton.jit(
     do_not_specialize=["tape_rows", "layer_rows", "tape_start", "start", "count", "rows", "index"]
 )
 def pull_norm_kernel(
-    network,  # Network of G networks
+    weights,  # WeightPointers of G networks
     tape,  # Tape of G networks
     tape_rows,  # rows of the tape
     layer_rows,  # G * tape_rows
@@ -160,7 +174,7 @@ def pull_norm_kernel(
     group = tl.program_id(1)
     local = tl.program_id(0) * NORM_ROWS + tl.arange(0, NORM_ROWS)
     row = start + local
-    net = network_of(network, group, 0, C)
+    net = member_of(weights, group // C.ensemble, group % C.ensemble, C)
     tape = group_of(tape, group, tape_rows, layer_rows, C)
     mask = local < count
     at_row = tape_start + local
@@ -203,7 +217,7 @@ def pull_norm_kernel(
 
 @triton.jit(do_not_specialize=["rows"])
 def pull_inputs_kernel(
-    network,  # Network of G networks
+    weights,  # WeightPointers of G networks
     grads,  # Gradients of G networks
     d_inputs,  # [G, rows, in]
     rows,
@@ -216,7 +230,7 @@ def pull_inputs_kernel(
     wide = tl.cast(group, tl.int64)
     row = tl.program_id(0) * C.block_m + tl.arange(0, C.block_m)
     mask = row < rows
-    net = network_of(network, group, 0, C)
+    net = member_of(weights, group // C.ensemble, group % C.ensemble, C)
     ins = tl.program_id(1) * BLOCK_IN + tl.arange(0, BLOCK_IN)
     first = grads.pre + wide * rows * C.width
     acc = zeros(BLOCK_IN, C.block_m)

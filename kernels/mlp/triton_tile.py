@@ -167,16 +167,16 @@ def true_width(index, C: tl.constexpr):
 
 @triton.jit
 def load_inputs(source, cols, C: tl.constexpr):
-    """Load columns `cols` of the concatenated inputs, float32."""
+    """Load columns `cols` of prepared inputs, float32, zeros where they hold none."""
     mask = source.mask[:, None]
     at = source.obs_row[:, None] * C.obs + cols[None, :]
     value = tl.load(source.observations + at, mask=mask & (cols < C.obs)[None, :], other=0.0)
     if C.dim > 0:
-        inside = (cols >= C.obs) & (cols < C.obs + C.dim)
-        at = source.x_row[:, None] * C.dim + (cols - C.obs)[None, :]
+        inside = (cols >= C.x_column) & (cols < C.x_column + C.dim)
+        at = source.x_row[:, None] * C.dim + (cols - C.x_column)[None, :]
         value += tl.load(source.x + at, mask=mask & inside[None, :], other=0.0)
     if C.time > 0:
-        value += tl.where((cols == C.obs + C.dim)[None, :] & mask, source.time[:, None], 0.0)
+        value += tl.where((cols == C.time_column)[None, :] & mask, source.time[:, None], 0.0)
     return value
 
 

@@ -19,25 +19,24 @@ import triton.language as tl
 from torch import Tensor
 
 from trqam_fast.kernels.mlp.triton import (
-    STEP_REGISTERS,
     check_size,
     config_for,
     empty_tape,
+    empty_prepared,
     hidden_layers,
-    make_network,
-    tile_options,
+    prepare,
+    step_options,
 )
-from trqam_fast.kernels.mlp.triton_config import KernelConfig, operand_dtype
+from trqam_fast.kernels.mlp.triton_config import KernelConfig
 from trqam_fast.kernels.mlp.triton_forward import (
     RowBlocks,
     activate,
-    network_of,
     output_product,
     rows_of,
 )
 from trqam_fast.kernels.mlp.triton_operands import to_operand
 from trqam_fast.kernels.mlp.triton_tile import Tape, await_predecessor, group_of, zeros
-from trqam_fast.kernels.mlp.triton_weights import pack, packed_pointers
+from trqam_fast.kernels.mlp.triton_weights import weight_pointers
 from trqam_fast.kernels.mlp.weights import MLPWeights
 from trqam_fast.kernels.sde_rollout.inputs import RolloutInputs
 
@@ -49,7 +48,7 @@ from trqam_fast.kernels.sde_rollout.inputs import RolloutInputs
     ]
 )  # fmt: skip
 def rollout_step_kernel(
-    network,  # Network of S networks and the base fields
+    weights,  # Prepared, of S networks and then of their base fields
     tape,  # Tape of S networks
     rows,  # rows of the tape
     layer_rows,  # S * rows
@@ -113,10 +112,9 @@ def rollout_step_kernel(
         by_base = base if LAST else 0
         if LAST:
             read = tl.where(base == 1, base_start + local, read)
-        net = network_of(network, run, by_base, C)
-        v = output_product(
-            net, network.folded, run + by_base * network.fold_step, tape, read, mask, C
-        )
+        runs = tl.num_programs(2)
+        field = tl.cast(run + by_base * runs, tl.int64)
+        v = output_product(weights, field, 2 * runs * C.width, tape, read, mask, C)
         fine = storing & (kind == 0)
         kept = velocity + (wide * steps + k - 1) * batch * C.dim
         tl.store(kept + element, v, mask=fine)
@@ -131,33 +129,23 @@ def rollout_step_kernel(
             x = tl.where(ode, x + v / size, sampled)
             tl.store(into + element, x, mask=storing & (kind != 2))
     if not LAST:
-        net = network_of(network, run, base, C)
+        field = tl.cast(run + base * tl.num_programs(2), tl.int64)
         features = tile * C.block_n + tl.arange(0, C.block_n)
+        w_at = weights.first + (field * C.width + features[:, None]) * C.columns
         z = zeros(C.block_n, C.block_m)
-        for n in range(0, C.obs, C.block_k):
-            ks = n + tl.arange(0, C.block_k)
-            known = ks < C.obs
-            w = tl.load(
-                net.w_in + ks[None, :] * C.width + features[:, None],
-                mask=known[None, :],
-                other=0.0,
-            )
-            s = tl.load(
-                observed + local[None, :] * C.obs + ks[:, None],
-                mask=mask[None, :] & known[:, None],
-                other=0.0,
-            )
-            w, s = to_operand(w, C), to_operand(s, C)
-            z = tl.dot(w, s, z, input_precision=C.precision)
-        w_x = net.w_in + C.obs * C.width + features
-        moved = tl.load(
-            w_x[:, None] + dims[None, :] * C.width, mask=(dims < C.dim)[None, :], other=0.0
-        )
-        given = tl.trans(to_operand(x, C))
-        z = tl.dot(to_operand(moved, C), given, z, input_precision=C.precision)
+        depth: tl.constexpr = min(C.block_k, C.x_column)
+        for n in range(0, C.x_column, depth):
+            ks = n + tl.arange(0, depth)
+            at = local[:, None] * C.obs + ks[None, :]
+            given = mask[:, None] & (ks < C.obs)[None, :]
+            s = to_operand(tl.load(observed + at, mask=given, other=0.0), C)
+            w = tl.load(w_at + ks[None, :])
+            z = tl.dot(w, tl.trans(s), z, input_precision=C.precision)
+        moved = tl.load(w_at + C.x_column + dims[None, :])
+        z = tl.dot(moved, tl.trans(to_operand(x, C)), z, input_precision=C.precision)
         time = tl.div_rn(tl.cast(k, tl.float32), size)
-        z += time * tl.load(w_x + C.dim * C.width).to(tl.float32)[:, None]
-        z += tl.load(net.b_hid + features)[:, None]
+        z += time * tl.load(w_at + C.time_column).to(tl.float32)
+        z += tl.load(weights.offset + field * C.width + features)[:, None]
         activate(z, tape, row, mask, tile, 0, C)
 
 
@@ -165,9 +153,8 @@ def rollout_config(
     velocity: MLPWeights, inputs: RolloutInputs, precision: str, train: bool, dependent: bool
 ) -> KernelConfig:
     """Return the config of a rollout."""
-    rows = inputs.x0.shape[1] + inputs.ode_x0.shape[1]
     return config_for(
-        velocity, inputs.observations, inputs.x0, precision, train=train, rows=rows,
+        velocity, inputs.observations, inputs.x0, precision, train=train,
         dependent=dependent,
     )  # fmt: skip
 
@@ -206,7 +193,6 @@ def sde_rollout(
     trajectory = x0.new_empty(runs, steps + 1, batch, dim)
     velocities = x0.new_empty(runs, steps, batch, dim)
     ode_x = x0.new_empty(2, runs, ode_batch, dim)
-    kernels, vectors = pack([velocity, base], config, operand_dtype(config))
     tiles = triton.cdiv(batch, config.block_m)
     ode_tiles = triton.cdiv(ode_batch, config.block_m)
     base_start = (steps if train else 2) * batch
@@ -216,21 +202,20 @@ def sde_rollout(
         return (k if train else k % 2) * batch, base_start + batch + k % 2 * ode_batch
 
     with torch.cuda.device_of(x0):
-        options = tile_options(precision, config, STEP_REGISTERS)
-        weights = packed_pointers(kernels, vectors, config)
-        network = make_network(weights, config, 2 * runs, precision, x0)._replace(
-            kernel_step=kernels.stride(0), vector_step=vectors.stride(0), fold_step=runs
-        )
+        options = step_options(precision, config)
+        weights = empty_prepared(config, 2 * runs, x0)
+        for first, field in ((0, velocity), (runs, base)):
+            prepare(weight_pointers(field, config), weights, first, runs, config, precision)
         for k in range(steps + 1):
             blocks = RowBlocks(tiles, ode_tiles, *place(k), base_start, batch, ode_batch)
             count = tiles + ode_tiles + (tiles if k >= steps - 1 else 0)
             first, last = k == 0, k == steps
             features = 1 if last else config.width // config.block_n
             rollout_step_kernel[(count, features, runs)](
-                network, tape, rows, runs * rows, *place(k - 1), inputs.observations, x0,
+                weights, tape, rows, runs * rows, *place(k - 1), inputs.observations, x0,
                 inputs.noise, trajectory, velocities, inputs.ode_observations, inputs.ode_x0,
                 ode_x, k, steps, *blocks, first, last, config, **options,
             )  # fmt: skip
             if not last:
-                hidden_layers(network, tape, rows, runs, blocks, count, config, precision)
+                hidden_layers(weights, tape, rows, runs, blocks, count, config, precision)
     return trajectory, velocities, ode_x[steps % 2], tape
