@@ -1,4 +1,4 @@
-"""A model of an update's time on a GPU: arithmetic, to be set beside measurements.
+"""A model of an update's time on a GPU: arithmetic, set beside measurements.
 
     python -m benchmarks.gpu_model                            # the table, for H100 and H200
     python -m benchmarks.gpu_model --constants gpu_micro.json # with measured limits
@@ -21,7 +21,7 @@ limits of a `Machine`:
   time that it takes alone, but all of them no sooner than the whole chip could do their work; the
   time is that of one of the updates that a graph holds, the end of each beside the next one.
 
-So it is a lower bound where work overlaps badly, and knows nothing of caches' conflicts, clocks and
+It is a lower bound where work overlaps badly, and knows nothing of caches' conflicts, clocks and
 of kernels that PyTorch launches beyond one for an operation.
 
 Longer than 400 lines, as the tables that it writes are checked against it.
@@ -56,14 +56,17 @@ from trqam_fast.training.history import History
 from trqam_fast.training.updater import UPDATES_PER_REPLAY, Updater
 
 ROOT = Path(__file__).resolve().parent.parent
-TABLE, RECORD = ROOT / "docs" / "kernels.md", ROOT / "benchmarks" / "results" / "gpu_model.json"
+RESULTS = ROOT / "benchmarks" / "results"
+TABLE, RECORD = ROOT / "docs" / "kernels.md", RESULTS / "gpu_model.json"
 BEGIN = "<!-- model: written by python -m benchmarks.gpu_model --write -->"
 END = "<!-- end of model -->"
 RUNS = (1, 8, 16)
 PLANS = (
-    ("tiles", "tf32"), ("tiles", "bf16"), ("tiles-pdl", "tf32"), ("tiles-pdl", "bf16"),
+    ("tiles", "tf32"), ("tiles", "fp16"), ("tiles-pdl", "tf32"), ("tiles-pdl", "fp16"),
     ("layers", "tf32"),
 )  # fmt: skip
+SHOWN = "fp16"
+"""Operands of the tables by kernel."""
 MULTIPLY_ADDS = {"ieee": 128, "tf32": 1024, "fp16": 2048, "bf16": 2048}
 """A clock and multiprocessor: float32 units, or dense products of the matrix units."""
 BYTES = {"ieee": 4, "tf32": 4, "fp16": 2, "bf16": 2}
@@ -71,7 +74,11 @@ BYTES = {"ieee": 4, "tf32": 4, "fp16": 2, "bf16": 2}
 
 @dataclass(frozen=True)
 class Machine:
-    """Limits of a GPU. Those with a name in `MEASURED` are replaced by benchmarks/gpu_micro.cu.
+    """Limits of a GPU, those of an H100 as measured (benchmarks/results/h100_micro.json).
+
+    Those with a name in `MEASURED` are what benchmarks/gpu_micro.cu has found; the last three come
+    from chains of a hidden layer's launch in a graph, 256 rows of width 512 (h100_tiles.json): 3.6
+    microseconds each with 8 steps of float16 operands, 4.8 with 16 of TF32.
 
     Attributes:
         multiprocessors: Their number.
@@ -81,25 +88,23 @@ class Machine:
         memory_bytes_us: Bytes a microsecond of memory, read or written.
         l2_bytes: What L2 keeps; half of it is taken to be there when it is needed again.
         node_us: From the start of a small kernel in a graph to that of the next one.
-        dependent_us: The same of dependent launches. Assumed: two thirds of `node_us`. The next
-            one's programs, arguments and code are in their places when the small kernel ends; what
-            is left is this kernel itself, its stores' way to L2, and the word to those who wait.
+        dependent_us: The same of dependent launches.
         fill_clk: From the first request of a block of columns to its first product.
         epilogue_clk: From its last product to its stores.
         loop_clk: The least that an iteration takes: barrier, wait, issue.
     """
 
     multiprocessors: int = 132
-    sm_clk_us: float = 1750.0
-    sm_bytes_clk: float = 64.0
-    l2_bytes_us: float = 5.5e6
+    sm_clk_us: float = 1991.0
+    sm_bytes_clk: float = 90.9
+    l2_bytes_us: float = 7.12e6
     memory_bytes_us: float = 3.0e6
     l2_bytes: float = 50e6
-    node_us: float = 1.8
-    dependent_us: float = 1.2
-    fill_clk: float = 800.0
-    epilogue_clk: float = 400.0
-    loop_clk: float = 220.0
+    node_us: float = 1.10
+    dependent_us: float = 0.76
+    fill_clk: float = 1600.0
+    epilogue_clk: float = 1600.0
+    loop_clk: float = 240.0
 
 
 MACHINES = {"H100": Machine(), "H200": Machine(memory_bytes_us=4.3e6, l2_bytes=60e6)}
@@ -109,8 +114,9 @@ MEASURED = {
     "copy_bytes_us": "memory_bytes_us",
 }  # fmt: skip
 RESIDENT = {
-    "adjoint_matching_kernel": 5, "rollout_step_kernel": 2,
-    **dict.fromkeys(TILED.keys() - {"rollout_step_kernel"}, 3), "pull_norm_kernel": 2,
+    "adjoint_matching_kernel": 5, **dict.fromkeys(TILED, 3), "rollout_step_kernel": 2,
+    "sweep_step_kernel": 2, "pull_hidden_kernel": 2, "weight_gradient_kernel": 2,
+    "pull_norm_kernel": 4,
 }  # fmt: skip
 """Programs that a multiprocessor's registers and shared memory hold; 1 for the others."""
 
@@ -348,7 +354,7 @@ def predictions(machines: dict[str, Machine]) -> dict[str, Any]:
             launches = two[: len(two) // 2]
             key = f"{plan} {precision} S={runs}"
             table[key] = summary(two, precision, machines)
-            if (plan, precision) == PLANS[0] and runs in RUNS[:2]:
+            if plan == "tiles" and runs in RUNS[:2]:
                 name, machine = next(iter(machines.items()))
                 by_kernel[f"{key} {name}"] = kernels(launches, precision, machine)
             if (plan, precision, runs) == (*PLANS[0], 1):
@@ -357,7 +363,7 @@ def predictions(machines: dict[str, Machine]) -> dict[str, Any]:
 
 
 def format_tables(found: dict[str, Any], machines: dict[str, Machine]) -> str:
-    """Return the tables in Markdown, columns for measurements left empty."""
+    """Return the tables in Markdown, with what an H100 has measured where it has."""
     heads = " | ".join(f"{m}, ms a run | branches | measured" for m in machines)
     lines = [
         f"| plan, operands, runs | launches | products in sequence | GFLOP | GB | {heads} |",
@@ -370,20 +376,45 @@ def format_tables(found: dict[str, Any], machines: dict[str, Machine]) -> str:
         for machine in machines:
             for column in (f"{machine}_us", f"{machine}_branches_us"):
                 cells.append(f"{1e-3 * row[column] / count:.2f}")
-            cells.append("")
+            cells.append(measured_update(plan, precision, count) if machine == "H100" else "")
         lines.append(f"| {plan}, {precision}, {runs} | {' | '.join(cells)} |")
     lines += ["", "What bounds every plan, ms a run:", "", "| bound | ms |", "|---|---|"]
     lines += [f"| {name} | {value:.3f} |" for name, value in found["floors_ms"].items()]
     for key, rows in found["kernels"].items():
+        plan, precision, runs, machine = key.split()
+        if precision != SHOWN:
+            continue
+        measured = measured_kernels(precision, int(runs.removeprefix("S=")))
         lines += ["", f"By kernel, {key.replace(' S=', ', S = ')}:", ""]
         lines += ["| kernel | launches | programs | µs each | µs in all | measured |"]
         lines += ["|---|---|---|---|---|---|"]
         for name, row in rows.items():
             programs, each = (counted(row[column]) for column in ("programs", "us"))
             shown = f"`{name}`" if name.endswith("_kernel") else name
-            cells = [shown, str(row["launches"]), programs, each, str(row["total_us"]), ""]
+            took = measured.get(name, "") if machine == "H100" else ""
+            cells = [shown, str(row["launches"]), programs, each, str(row["total_us"]), took]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def measured_update(plan: str, precision: str, runs: int) -> str:
+    """Return the milliseconds a run that an update of a plan has taken on an H100, if any has.
+
+    Those of `tiles` are of kernels that have changed since.
+    """
+    rows = json.loads((RESULTS / "h100_trial.json").read_text())["measurements"]
+    for row in rows:
+        named = row["stage"], row.get("variant"), row.get("precision"), row.get("runs")
+        if named == ("bench_layers", plan, precision, runs):
+            return f"{1e-3 * row['median_us'] / runs:.2f}"
+    return ""
+
+
+def measured_kernels(precision: str, runs: int) -> dict[str, str]:
+    """Return the microseconds of an update's kernels in the last profile on an H100, by name."""
+    rows = json.loads((RESULTS / "h100_profile.json").read_text())["kernels"]
+    own = [row for row in rows if (row["precision"], row["runs"]) == (precision, runs)]
+    return {row["name"]: f"{row['us']:.0f}" for row in own if row["code"] == own[-1]["code"]}
 
 
 def counted(values: list[int]) -> str:
@@ -424,7 +455,7 @@ def main(argv: list[str] | None = None) -> int:
     found = predictions(machines)
     tables = format_tables(found, machines)
     record = {
-        "what": "arithmetic, nothing measured: updates at paper scale by benchmarks/gpu_model.py",
+        "what": "arithmetic from measured limits: updates at paper scale, benchmarks/gpu_model.py",
         "machine": {
             name: {f.name: getattr(m, f.name) for f in fields(m)} for name, m in machines.items()
         },

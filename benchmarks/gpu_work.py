@@ -54,38 +54,47 @@ Tiled = tuple[Work, float, float]
 """A program's work, the operations of a launch, and the bytes that it reads and writes."""
 
 
-def fold_work(launch: Launch, operand: int) -> Tiled:
-    """LayerNorm folded into the next layers: a weight is read and added twice."""
+def prepare_work(launch: Launch, operand: int) -> Tiled:
+    """Weights transposed as operands: read once, written once."""
     C, groups = launch.arguments["C"], launch.grid[2]
-    steps = C.width // C.block_k
-    moved = 4.0 * groups * ((C.depth - 1) * C.width**2 + C.width * C.out)
-    return Work(steps, 0.0, 4.0 * C.width * C.block_n, 1), 0.0, moved
+    weights = (C.depth - 1) * C.width**2 + C.width * (C.columns + C.block_out)
+    loaded = 4.0 * C.width * C.block_n
+    return Work(C.width // C.block_k, 0.0, loaded, 1), 0.0, groups * weights * (4.0 + operand)
+
+
+def gradient_operands_work(launch: Launch, operand: int) -> Tiled:
+    """Inputs and cotangent as operands, sums for the vectors."""
+    a, C, groups = launch.arguments, launch.arguments["C"], launch.grid[1]
+    row = C.out * 4 + C.block_out * operand + (C.inputs * 4 + C.columns * operand) / C.ensemble
+    sums = a["tiles"] * C.depth * C.width * 4 * (3 if C.norm else 1)
+    loaded = 4.0 * max(C.block_m * C.columns, a["tiles"] * C.block_o)
+    return Work(loaded=loaded, blocks=1), 0.0, groups * (a["rows"] * row + sums)
 
 
 def first_layer_work(launch: Launch, operand: int) -> Tiled:
     """The first layer of a batched pass."""
     a, C, groups = launch.arguments, launch.arguments["C"], launch.grid[2]
-    work = product(C.block_n, C.block_m, C.inputs, C, weight_of(a), 4)._replace(products=1)
+    work = product(C.block_n, C.block_m, C.columns, C, operand, 4)._replace(products=1)
     stored = a["rows"] * C.width * (operand + (4 if C.train else 0))
-    moved = groups * (C.inputs * C.width * weight_of(a) + 4 * a["rows"] * C.inputs + stored)
+    moved = groups * (C.columns * C.width * operand + 4 * a["rows"] * C.inputs + stored)
     return work, 2.0 * groups * a["rows"] * C.inputs * C.width, moved
 
 
 def hidden_layer_work(launch: Launch, operand: int) -> Tiled:
     """A hidden layer of any rows."""
-    a, C, groups = launch.arguments, launch.arguments["C"], launch.grid[2]
+    C, groups = launch.arguments["C"], launch.grid[2]
     rows, networks = rows_of(launch)
-    work = product(C.block_n, C.block_m, C.width, C, weight_of(a), operand)._replace(products=1)
+    work = product(C.block_n, C.block_m, C.width, C, operand, operand)._replace(products=1)
     stored = rows * C.width * (2 * operand + (4 if C.train else 0))
-    moved = groups * (networks * C.width**2 * weight_of(a) + stored)
+    moved = groups * (networks * C.width**2 * operand + stored)
     return work, 2.0 * groups * rows * C.width**2, moved
 
 
 def output_work(launch: Launch, operand: int) -> Tiled:
     """The output layer of a batched pass."""
     a, C, groups = launch.arguments, launch.arguments["C"], launch.grid[1]
-    work = product(C.block_m, C.block_out, C.width, C, operand, weight_of(a))
-    moved = groups * (a["rows"] * (C.width * operand + 4 * C.out) + 4 * C.width * C.out)
+    work = product(C.block_m, C.block_out, C.width, C, operand, operand)
+    moved = groups * (a["rows"] * (C.width * operand + 4 * C.out) + operand * C.width * C.block_out)
     return work._replace(products=1), 2.0 * groups * a["rows"] * C.width * C.out, moved
 
 
@@ -97,9 +106,9 @@ def rollout_step_work(launch: Launch, operand: int) -> Tiled:
     if not a["FIRST"]:
         work += product(C.block_m, C.block_out, C.width, C, operand, operand)
         flop += 2.0 * rows * C.width * C.out
-        moved += rows * C.width * operand + networks * C.width * C.out * operand
+        moved += rows * C.width * operand + networks * C.width * C.block_out * operand
     if not a["LAST"]:
-        work += product(C.block_n, C.block_m, C.obs, C, operand, 4)
+        work += product(C.block_n, C.block_m, C.x_column, C, operand, 4)
         work += Work(1, C.block_n * C.block_m * C.block_out, operand * C.block_n * C.block_out)
         flop += 2.0 * rows * C.inputs * C.width
         moved += rows * C.width * (operand + (4 if C.train else 0))
@@ -165,8 +174,8 @@ def sweep_step_work(launch: Launch, operand: int) -> Tiled:
 
 
 def weight_of(arguments: dict[str, Any]) -> int:
-    """Return the bytes of a weight as a launch reads it."""
-    return arguments["network"].weights.w_hid.element_size()
+    """Return the bytes of a weight as a launch of a pullback reads it."""
+    return arguments["weights"].w_hid.element_size()
 
 
 def rows_of(launch: Launch) -> tuple[int, int]:
@@ -177,7 +186,8 @@ def rows_of(launch: Launch) -> tuple[int, int]:
 
 
 TILED = {
-    "fold_kernel": fold_work,
+    "prepare_kernel": prepare_work,
+    "gradient_operands_kernel": gradient_operands_work,
     "first_layer_kernel": first_layer_work,
     "hidden_layer_kernel": hidden_layer_work,
     "output_kernel": output_work,
@@ -218,6 +228,6 @@ def kernel_work(launch: Launch) -> tuple[Work, float, int]:
     if launch.name != "weight_gradient_kernel":
         raise ValueError(f"the model does not know what a program of {launch.name} does")
     groups = launch.grid[1]
-    work = product(C.block_w, C.block_w, a["rows"], C, operand, operand)._replace(products=1)
+    work = product(C.block_i, C.block_o, a["rows"], C, operand, operand)._replace(products=1)
     flop = groups * flop_of(C, a["rows"])
-    return work, flop, groups * kernel_blocks(C)  # The programs of the vectors do little.
+    return work, flop, groups * kernel_blocks(C)

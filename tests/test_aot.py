@@ -41,7 +41,8 @@ PRODUCTS = {
     "sweep_step_kernel",
     "weight_gradient_kernel",
 }
-NORMS = {"fold_kernel", "pull_norm_kernel"}
+PREPARES = {"prepare_kernel", "gradient_operands_kernel"}
+NORMS = {"pull_norm_kernel"}
 OPTIMISER = {"gradient_norm_kernel", "adam_step_kernel"}
 OTHERS = {
     "adjoint_matching_kernel", "adjoint_sizes_kernel", "dual_update_kernel",
@@ -54,7 +55,7 @@ def check(architecture, precision, width=512, depth=4, registers=168, **options)
     """No spills; several programs of most kernels share a multiprocessor."""
     sizes = replace(PAPER, hidden=(width,) * depth, **options)
     found = compile_all(architecture, precision, sizes)
-    kernels = PRODUCTS | OPTIMISER | OTHERS | (NORMS if sizes.layer_norm else set())
+    kernels = PRODUCTS | PREPARES | OPTIMISER | OTHERS | (NORMS if sizes.layer_norm else set())
     if depth == 1:
         kernels -= {"hidden_layer_kernel", "pull_hidden_kernel"}
     assert {kernel.name for kernel in found} == kernels
@@ -67,8 +68,10 @@ def check_each(found, architecture, precision, registers, full):
     for kernel in found:
         assert kernel.spills == 0, kernel
         assert kernel.disorder == "", kernel
-        # Steps are two products in a row; a block of weight gradients has a multiprocessor alone.
-        alone = "step" in kernel.name or kernel.name == "weight_gradient_kernel"
+        # Steps are two products in a row; two blocks of weight gradients share a multiprocessor; a
+        # pullback holds the pre-activations that it waits for.
+        alone = "step" in kernel.name
+        alone |= kernel.name in ("weight_gradient_kernel", "pull_hidden_kernel")
         assert 0 < kernel.registers <= (255 if alone else registers), kernel
         assert kernel.shared <= SHARED_LIMIT[architecture], kernel
         if kernel.name not in PRODUCTS or precision == "ieee":
@@ -100,7 +103,7 @@ def test_dependent_launches_wait_for_the_one_before(architecture):
             case = CASES[op]
             options = {"wanted": case.differentiable, "backend": "triton_pdl", "precision": "tf32"}
             evaluate(case, inputs_of(op, sizes), **options)
-    assert {kernel.name for kernel in found} == PRODUCTS | NORMS
+    assert {kernel.name for kernel in found} == PRODUCTS | PREPARES | NORMS
     assert all(kernel.dependent for kernel in found)
     check_each(found, architecture, "tf32", registers=168, full=True)
 
@@ -157,7 +160,7 @@ def test_the_number_of_rows_compiles_nothing_anew(monkeypatch):
     assert len(launched) > 12
     # Or not at all, where a test before had the same.
     assert by_then == by_then[:1] * 4, compiled
-    assert set(compiled) <= {*PRODUCTS, *NORMS, "philox_kernel"}
+    assert set(compiled) <= {*PRODUCTS, *PREPARES, *NORMS, "philox_kernel"}
 
 
 @triton.jit

@@ -56,7 +56,7 @@ def _tape_fake(base, observations, trajectory, backend, precision):
     passes, weights = triton_passes(), MLPWeights.from_tensors(base)
     runs, points, batch, _ = trajectory.shape
     rows = (points - 1) * batch
-    config = passes.config_for(weights, observations, trajectory, precision, train=True, rows=rows)
+    config = passes.config_for(weights, observations, trajectory, precision, train=True)
     return list(passes.empty_tape(config, runs, rows, trajectory)[:4])
 
 

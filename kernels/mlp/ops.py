@@ -81,7 +81,7 @@ def _forward_fake(tensors, inputs, backend, precision, train):
     out = inputs.new_empty(weights.lead.numel(), rows, weights.out_features)
     if backend in TRITON:
         passes = triton_passes()
-        config = passes.config_for(weights, inputs, None, precision, train=train, rows=rows)
+        config = passes.config_for(weights, inputs, None, precision, train=train)
         return out, list(passes.empty_tape(config, out.shape[0], rows, out)[:4])
     return out, [inputs.new_empty(tape_elements(weights, rows))] if train else []
 

@@ -19,6 +19,7 @@ from trqam_fast.kernels.mlp.triton_config import (
     KernelConfig,
     dependent_options,
     has_little_shared_memory,
+    has_wgmma,
     make_config,
     operand_dtype,
 )
@@ -50,12 +51,11 @@ shared memory allow. With 128 the first layer, the hidden ones or their pullback
 bytes, depending on the architecture."""
 
 STEP_WARPS = 8
-"""Warps of a step of the rollout or of the sweep, two products one after the other: with four, some
-spill on sm_80."""
+"""Warps of a step of the rollout or of the sweep, two products one after the other."""
 
 STAGES = {"ieee": 2, "tf32": 4, "fp16": 4, "bf16": 4}
-NORM_WARPS = 8
-"""Of a program of `pull_norm_kernel`, which owns whole rows."""
+NORM_ROWS, NORM_WARPS = 8, 4
+"""Rows and warps of a program of `pull_norm_kernel`, which takes whole rows one after another."""
 
 
 def tile_options(precision: str, config: KernelConfig, **changes: int) -> dict[str, int]:
@@ -74,10 +74,7 @@ def tile_options(precision: str, config: KernelConfig, **changes: int) -> dict[s
 
 def step_options(precision: str, config: KernelConfig) -> dict[str, int]:
     """Return the options of a step of the rollout or of the sweep."""
-    registers = 168
-    if not triton.knobs.runtime.interpret:
-        wgmma = triton.runtime.driver.active.get_current_target().arch >= 90
-        registers = 128 if wgmma else 168
+    registers = 128 if has_wgmma() else 255
     return tile_options(precision, config, num_warps=STEP_WARPS, maxnreg=registers)
 
 
@@ -220,13 +217,8 @@ def forward_pass(
 
 
 def norm_blocks(config: KernelConfig) -> tuple[int, int]:
-    """Return rows and columns of a program of `pull_norm_kernel`.
-
-    4096 elements at most: with twice as many it needs more than 128 registers, and two programs
-    of 8 warps share a multiprocessor.
-    """
-    columns = triton.next_power_of_2(config.width)
-    return min(16, 4096 // columns), columns
+    """Return rows and columns of a program of `pull_norm_kernel`."""
+    return NORM_ROWS, triton.next_power_of_2(config.width)
 
 
 class Pull(NamedTuple):
@@ -277,11 +269,12 @@ def pull_hidden_layers(
 ) -> None:
     """Launch the pullback from the last hidden layer's dz to the first one's."""
     tiles = triton.cdiv(pull.count, config.block_m)
+    registers = MAX_REGISTERS[precision] if config.norm else 255
     for index in range(config.depth - 2, -1, -1):
         pull_hidden_kernel[(tiles, config.width // config.block_n, groups)](
             weights, pull.tape, pull.tape_rows, groups * pull.tape_rows, pull.tape_start,
             pull.grads, pull.start, pull.count, pull.rows, index, config,
-            **tile_options(precision, config, maxnreg=MAX_REGISTERS[precision] if config.norm else 255),
+            **tile_options(precision, config, maxnreg=registers),
         )  # fmt: skip
         pull_norm(weights, pull, groups, index, config, precision)
 

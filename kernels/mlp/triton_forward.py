@@ -181,12 +181,12 @@ def output_product(weights, wide, layer_width, tape, row, mask, C: tl.constexpr)
 
 
 @triton.jit
-def folded(w, net, at, inside, slope, offset, C: tl.constexpr):
+def folded(w, net, at, slope, offset, C: tl.constexpr):
     """Return rows of a kernel as operands, LayerNorm folded in, and the sums with theirs."""
     if C.norm:
-        scaled = w * tl.load(net.scale + at, mask=inside, other=0.0)[:, None]
+        scaled = w * tl.load(net.scale + at)[:, None]
         slope += tl.sum(scaled, 0)
-        offset += tl.sum(w * tl.load(net.shift + at, mask=inside, other=0.0)[:, None], 0)
+        offset += tl.sum(w * tl.load(net.shift + at)[:, None], 0)
         w = scaled
     return to_operand(w, C), slope, offset
 
@@ -201,7 +201,7 @@ def prepare_kernel(
 ):
     """Transpose a layer's kernel and fold its LayerNorm; grid [features, depth + 1, G].
 
-    Layer `depth` is the output layer; its programs beyond the outputs have nothing to do.
+    Layer `depth` is the output layer. Programs beyond a layer's features have nothing to do.
     """
     await_predecessor(C)
     index = tl.program_id(1)
@@ -212,46 +212,48 @@ def prepare_kernel(
     inner = tl.arange(0, C.block_k)
     slope = row_zeros(C.block_n)
     offset = row_zeros(C.block_n)
-    layer = tl.cast(index, tl.int64) * layer_width + wide * C.width
-    if index == 0:
-        into = prepared.first + (wide * C.width + features[None, :]) * C.columns
-        for k in range(0, C.columns, C.block_k):
-            column = k + inner
-            source, real = input_of(column, C)
-            at = source[:, None] * C.width + features[None, :]
-            w = tl.load(net.w_in + at, mask=real[:, None], other=0.0).to(tl.float32)
-            tl.store(into + column[:, None], to_operand(w, C))
-        tl.store(prepared.offset + layer + features, tl.load(net.b_hid + features))
-    elif index < C.depth:
-        hidden = net.w_hid + tl.cast(index - 1, tl.int64) * (C.ensemble * C.width * C.width)
-        into = prepared.hidden + ((index - 1) * tl.cast(layer_width, tl.int64)) * C.width
-        into += (wide * C.width + features[None, :]) * C.width
-        vector = index * (C.ensemble * C.width)
-        for k in range(0, C.width, C.block_k):
-            ks = k + inner
-            w = tl.load(hidden + ks[:, None] * C.width + features[None, :]).to(tl.float32)
-            at = vector - C.ensemble * C.width + ks
-            w, slope, offset = folded(w, net, at, ks < C.width, slope, offset, C)
-            tl.store(into + ks[:, None], w)
-        offset += tl.load(net.b_hid + vector + features)
-        tl.store(prepared.offset + layer + features, offset)
-        if C.norm:
-            tl.store(prepared.slope + layer + features, slope)
-    elif tl.program_id(0) * C.block_n < C.block_out:
-        there, real = features < C.block_out, features < C.out
-        into = prepared.last + (wide * C.block_out + features[None, :]) * C.width
-        vector = (C.depth - 1) * (C.ensemble * C.width)
-        for k in range(0, C.width, C.block_k):
-            ks = k + inner
-            at = ks[:, None] * C.out + features[None, :]
-            w = tl.load(net.w_out + at, mask=real[None, :], other=0.0).to(tl.float32)
-            w, slope, offset = folded(w, net, vector + ks, ks < C.width, slope, offset, C)
-            tl.store(into + ks[:, None], w, mask=there[None, :])
-        offset += tl.load(net.b_out + features, mask=real, other=0.0)
-        at = tl.cast(C.depth * layer_width, tl.int64) + wide * C.block_out + features
-        tl.store(prepared.offset + at, offset, mask=there)
-        if C.norm:
-            tl.store(prepared.slope + at, slope, mask=there)
+    if index == C.depth:
+        if tl.program_id(0) * C.block_n < C.block_out:
+            there, real = features < C.block_out, features < C.out
+            into = prepared.last + (wide * C.block_out + features[None, :]) * C.width
+            vector = (C.depth - 1) * (C.ensemble * C.width)
+            for k in range(0, C.width, C.block_k):
+                ks = k + inner
+                at = ks[:, None] * C.out + features[None, :]
+                w = tl.load(net.w_out + at, mask=real[None, :], other=0.0).to(tl.float32)
+                w, slope, offset = folded(w, net, vector + ks, slope, offset, C)
+                tl.store(into + ks[:, None], w, mask=there[None, :])
+            offset += tl.load(net.b_out + features, mask=real, other=0.0)
+            vector_at = tl.cast(C.depth * layer_width, tl.int64) + wide * C.block_out + features
+            tl.store(prepared.offset + vector_at, offset, mask=there)
+            if C.norm:
+                tl.store(prepared.slope + vector_at, slope, mask=there)
+    elif tl.program_id(0) * C.block_n < C.width:
+        layer = tl.cast(index, tl.int64) * layer_width + wide * C.width + features
+        if index == 0:
+            into = prepared.first + (wide * C.width + features[None, :]) * C.columns
+            for k in range(0, C.columns, C.block_k):
+                column = k + inner
+                source, real = input_of(column, C)
+                at = source[:, None] * C.width + features[None, :]
+                w = tl.load(net.w_in + at, mask=real[:, None], other=0.0).to(tl.float32)
+                tl.store(into + column[:, None], to_operand(w, C))
+            tl.store(prepared.offset + layer, tl.load(net.b_hid + features))
+        else:
+            hidden = net.w_hid + tl.cast(index - 1, tl.int64) * (C.ensemble * C.width * C.width)
+            into = prepared.hidden + (index - 1) * tl.cast(layer_width, tl.int64) * C.width
+            into += (wide * C.width + features[None, :]) * C.width
+            vector = index * (C.ensemble * C.width)
+            for k in range(0, C.width, C.block_k):
+                ks = k + inner
+                w = tl.load(hidden + ks[:, None] * C.width + features[None, :]).to(tl.float32)
+                before = vector - C.ensemble * C.width + ks
+                w, slope, offset = folded(w, net, before, slope, offset, C)
+                tl.store(into + ks[:, None], w)
+            offset += tl.load(net.b_hid + vector + features)
+            tl.store(prepared.offset + layer, offset)
+            if C.norm:
+                tl.store(prepared.slope + layer, slope)
 
 
 @triton.jit(do_not_specialize=["x_stride", "layer_rows", "batch", "rows", "steps", "shift"])

@@ -46,8 +46,8 @@ OPERAND_WARPS = 4
 MAX_REGISTERS = 255
 """Left alone, ptxas stops at 128 or 168 and spills."""
 
-SUMMED_ROWS = tl.constexpr(128)
-"""Rows that are loaded at a time for a sum over many."""
+SUMMED = tl.constexpr(8192)
+"""Elements that are loaded at a time for sums over many rows."""
 
 
 @triton.jit
@@ -89,11 +89,13 @@ def kernel_block(
 
 
 @triton.jit
-def column_sums(values, rows, stride, into, cols, inside, C: tl.constexpr):
-    """Sums over all rows of the columns `cols`, where `inside`."""
-    acc = row_zeros(C.block_o)
-    for r in range(0, rows, SUMMED_ROWS):
-        row = r + tl.arange(0, SUMMED_ROWS)
+def column_sums(
+    values, rows, stride, into, cols, inside, ROWS: tl.constexpr, COLS: tl.constexpr
+):
+    """Sums over all rows of the columns `cols`, where `inside`; `ROWS` are loaded at a time."""
+    acc = row_zeros(COLS)
+    for r in range(0, rows, ROWS):
+        row = r + tl.arange(0, ROWS)
         at = row[:, None] * stride + cols[None, :]
         mask = (row < rows)[:, None] & inside[None, :]
         acc += tl.sum(tl.load(values + at, mask=mask, other=0.0), 0)
@@ -131,7 +133,6 @@ def gradient_operands_kernel(
     wide = tl.cast(group, tl.int64)
     given = cotangent + wide * rows * C.out
     across: tl.constexpr = C.width // C.block_o
-    across_out: tl.constexpr = (C.out + C.block_o - 1) // C.block_o
     if block < row_tiles:
         row = block * C.block_m + tl.arange(0, C.block_m)
         mask = row < rows
@@ -152,26 +153,30 @@ def gradient_operands_kernel(
                 tl.store(operands + ks[None, :], operand, mask=mask[:, None])
     else:
         into = member_of(into, group // C.ensemble, group % C.ensemble, C)
-        inner = tl.arange(0, C.block_o)
-        within = block - row_tiles
-        if within < across_out:
-            outs = within * C.block_o + inner
-            column_sums(given, rows, C.out, into.b_out, outs, outs < C.out, C)
+        ROWS: tl.constexpr = SUMMED // C.block_o
+        if block == row_tiles:
+            outs = tl.arange(0, C.block_out)
+            column_sums(
+                given, rows, C.out, into.b_out, outs, outs < C.out, SUMMED // C.block_out,
+                C.block_out,
+            )  # fmt: skip
         else:
-            within -= across_out
+            within = block - row_tiles - 1
             layer = within // across % C.depth
             kind = within // (across * C.depth)
-            cols = within % across * C.block_o + inner
+            cols = within % across * C.block_o + tl.arange(0, C.block_o)
             at = layer * (C.ensemble * C.width)
             sums = grads.sums + (kind * C.depth + layer) * tl.cast(grads.sum_stride, tl.int64)
             sums += wide * C.width
             stride = tl.num_programs(1) * C.width
-            if kind == 0:
-                column_sums(sums, tiles, stride, into.b_hid + at, cols, cols < C.width, C)
-            elif kind == 1:
-                column_sums(sums, tiles, stride, into.scale + at, cols, cols < C.width, C)
-            else:
-                column_sums(sums, tiles, stride, into.shift + at, cols, cols < C.width, C)
+            target = into.b_hid
+            if kind == 1:
+                target = into.scale
+            elif kind == 2:
+                target = into.shift
+            column_sums(
+                sums, tiles, stride, target + at, cols, cols < C.width, ROWS, C.block_o
+            )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["tape_rows", "layer_rows", "rows"])
@@ -294,7 +299,7 @@ def weight_gradients(
     given = cotangent.new_empty(groups, rows, config.block_out, dtype=dtype)
     pointers, row_tiles = first_parts(*into, config), triton.cdiv(rows, config.block_m)
     across = config.width // config.block_o
-    vectors = triton.cdiv(config.out, config.block_o) + grads.sums.shape[0] * config.depth * across
+    vectors = 1 + grads.sums.shape[0] * config.depth * across
     with torch.cuda.device_of(cotangent):
         gradient_operands_kernel[(row_tiles + vectors, groups)](
             inputs.observations, x, x_stride, grads, row_tiles, grads.sums.shape[2], cotangent,

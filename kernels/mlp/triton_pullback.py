@@ -169,50 +169,57 @@ def pull_norm_kernel(
     COLS: tl.constexpr,
     C: tl.constexpr,
 ):
-    """Pull dy back through LayerNorm and GELU, whole rows at once; grid [tiles of rows, G]."""
+    """Pull dy back through LayerNorm and GELU, row after row; grid [tiles of rows, G].
+
+    A tile's column sums grow in registers: nothing is added across rows before the last one.
+    """
     await_predecessor(C)
     group = tl.program_id(1)
-    local = tl.program_id(0) * NORM_ROWS + tl.arange(0, NORM_ROWS)
-    row = start + local
     net = member_of(weights, group // C.ensemble, group % C.ensemble, C)
     tape = group_of(tape, group, tape_rows, layer_rows, C)
-    mask = local < count
-    at_row = tape_start + local
-    layer_stats = index * (C.width // C.block_n) * tape.stat_stride
-    mean, rstd = merge(
-        tape.mean + layer_stats, tape.rstd + layer_stats, tape, at_row, mask, index, C
-    )
-    width = true_width(index, C)
     grads = gradients_of(grads, group, tl.num_programs(1), rows, tl.program_id(0), C)
+    layer_stats = index * (C.width // C.block_n) * tape.stat_stride
+    means, squares = tape.mean + layer_stats, tape.rstd + layer_stats
+    width = true_width(index, C)
     cols = tl.arange(0, COLS)
-    inside = mask[:, None] & (cols < C.width)[None, :]
+    real = cols < C.width
     vector = index * (C.ensemble * C.width) + cols
-    scale = tl.load(net.scale + vector, mask=cols < C.width, other=0.0)[None, :]
-    at = row[:, None] * C.width + cols[None, :]
-    z_at = at_row[:, None] * C.width + cols[None, :]
-    dy = tl.load(grads.normed + at, mask=inside, other=0.0)
-    z = tl.load(tape.pre + index * tape.stride + z_at, mask=inside, other=0.0)
-    normal = (gelu(z) - mean[:, None]) * rstd[:, None]
-    dn = dy * scale
-    mean_dn = tl.sum(dn, 1) / width
-    mean_dnn = tl.sum(dn * normal, 1) / width
-    dh = rstd[:, None] * (dn - mean_dn[:, None] - normal * mean_dnn[:, None])
-    dz = dh * gelu_slope(z)
-    tl.store(slot(grads.pre, grads.stride, index, C) + at, to_operand(dz, C), mask=inside)
+    scale = tl.load(net.scale + vector, mask=real, other=0.0)[None, :]
+    shift = tl.load(net.shift + vector, mask=real, other=0.0)[None, :]
+    into = normed + tl.cast(index, tl.int64) * grads.stride
+    into += tl.cast(group, tl.int64) * rows * C.width
+    sum_dz, sum_dscale, sum_dshift = zeros(1, COLS), zeros(1, COLS), zeros(1, COLS)
+    for n in range(0, NORM_ROWS):
+        local = tl.program_id(0) * NORM_ROWS + n + tl.arange(0, 1)
+        mask = local < count
+        row, tape_row = start + local, tape_start + local
+        mean, rstd = merge(means, squares, tape, tape_row, mask, index, C)
+        inside = mask[:, None] & real[None, :]
+        at = row[:, None] * C.width + cols[None, :]
+        z_at = tape_row[:, None] * C.width + cols[None, :]
+        dy = tl.load(grads.normed + at, mask=inside, other=0.0)
+        z = tl.load(tape.pre + index * tape.stride + z_at, mask=inside, other=0.0)
+        normal = (gelu(z) - mean[:, None]) * rstd[:, None]
+        dn = dy * scale
+        mean_dn = tl.sum(dn, 1) / width
+        mean_dnn = tl.sum(dn * normal, 1) / width
+        dh = rstd[:, None] * (dn - mean_dn[:, None] - normal * mean_dnn[:, None])
+        dz = dh * gelu_slope(z)
+        tl.store(slot(grads.pre, grads.stride, index, C) + at, to_operand(dz, C), mask=inside)
+        if C.train:
+            if C.scaled:
+                by_row = row_scales(grads.row_scale, row, mask, C)[:, None]
+                dz *= by_row
+                dy *= by_row
+            sum_dz += dz
+            sum_dscale += dy * normal
+            sum_dshift += dy
+            tl.store(into + at, to_operand(normal * scale + shift, C), mask=inside)
     if C.train:
-        if C.scaled:
-            by_row = row_scales(grads.row_scale, row, mask, C)[:, None]
-            dz *= by_row
-            dy *= by_row
         sums = grads.sums + index * grads.sum_stride + cols
-        real = cols < C.width
-        tl.store(sums, tl.sum(dz, 0), mask=real)
-        tl.store(sums + C.depth * grads.sum_stride, tl.sum(dy * normal, 0), mask=real)
-        tl.store(sums + 2 * C.depth * grads.sum_stride, tl.sum(dy, 0), mask=real)
-        y = normal * scale + tl.load(net.shift + vector, mask=real, other=0.0)[None, :]
-        into = normed + tl.cast(index, tl.int64) * grads.stride
-        into += tl.cast(group, tl.int64) * rows * C.width
-        tl.store(into + at, to_operand(y, C), mask=inside)
+        tl.store(sums, tl.sum(sum_dz, 0), mask=real)
+        tl.store(sums + C.depth * grads.sum_stride, tl.sum(sum_dscale, 0), mask=real)
+        tl.store(sums + 2 * C.depth * grads.sum_stride, tl.sum(sum_dshift, 0), mask=real)
 
 
 @triton.jit(do_not_specialize=["rows"])
