@@ -24,9 +24,10 @@ COUNTERS = {
 }
 """What ncu is asked for."""
 KERNELS = (
-    "rollout_step_kernel", "first_layer_kernel", "hidden_layer_kernel", "output_kernel",
-    "sweep_step_kernel", "pull_output_kernel", "pull_hidden_kernel", "pull_norm_kernel",
-    "pull_inputs_kernel", "weight_gradient_kernel", "adam_step_kernel",
+    "prepare_kernel", "rollout_step_kernel", "first_layer_kernel", "hidden_layer_kernel",
+    "output_kernel", "sweep_step_kernel", "pull_output_kernel", "pull_hidden_kernel",
+    "pull_norm_kernel", "pull_inputs_kernel", "gradient_operands_kernel",
+    "weight_gradient_kernel", "adam_step_kernel",
 )  # fmt: skip
 OUT_OF_TIME = 100.0
 """Seconds after which no further configuration of tiles is tried."""
@@ -140,7 +141,7 @@ def one_update(trial: Trial, precision: str) -> None:
 
 
 def tune(trial: Trial) -> None:
-    """Time the passes with other tiles, pipelines and warps than the table's."""
+    """Time the passes with other tiles, steps, pipelines and warps than the table's."""
     if not trial.gpu:
         trial.emit("tiles", note="not run: it needs a GPU")
         return
@@ -151,12 +152,14 @@ def tune(trial: Trial) -> None:
     best: dict[str, tuple[float, str]] = {}
     began = time.monotonic()
     shapes = [(64, 64), (64, 128), (128, 64), (128, 128), (32, 64)]
-    grid = itertools.product(shapes, (4, 8), (4, 3, 2), ("tf32", "fp16", "bf16"))
-    for (rows, features), warps, stages, precision in grid:
+    grid = itertools.product(shapes, (64, 32), (4, 8), (4, 3, 2), ("fp16", "tf32"))
+    for (rows, features), depth, warps, stages, precision in grid:
         if time.monotonic() - began > OUT_OF_TIME:
             break
-        told = f"{rows} rows x {features} features, {stages} stages, {warps} warps"
-        with other_tiles(precision, rows, features, warps, stages):
+        told = (
+            f"{rows} rows x {features} features, steps of {depth}, {stages} stages, {warps} warps"
+        )
+        with other_tiles(precision, rows, features, depth, warps, stages):
             for runs in (1, 8):
                 for name, call in passes(replace(PAPER, runs=runs), precision).items():
                     found, note = attempt(lambda call=call: graph_seconds(call))
@@ -181,21 +184,23 @@ def graph_seconds(call: Callable[[], object]) -> list[float]:
 
 @contextlib.contextmanager
 def other_tiles(
-    precision: str, rows: int, features: int, warps: int, stages: int
+    precision: str, rows: int, features: int, depth: int, warps: int, stages: int
 ) -> Iterator[None]:
     """Replace what the tables say of one precision; kernels are compiled anew."""
     from trqam_fast.kernels.mlp import triton
     from trqam_fast.kernels.mlp.triton_config import BLOCK_SIZES
 
     block = BLOCK_SIZES[precision]
-    before = triton.WIDE, triton.WARPS[precision], triton.STAGES[precision]
-    BLOCK_SIZES[precision] = dataclasses.replace(block, block_m=rows, block_n=features)
-    triton.WIDE, triton.WARPS[precision], triton.STAGES[precision] = features, warps, stages
+    before = triton.WARPS[precision], triton.STAGES[precision]
+    BLOCK_SIZES[precision] = dataclasses.replace(
+        block, block_m=rows, block_n=features, block_k=depth
+    )
+    triton.WARPS[precision], triton.STAGES[precision] = warps, stages
     try:
         yield
     finally:
         BLOCK_SIZES[precision] = block
-        triton.WIDE, triton.WARPS[precision], triton.STAGES[precision] = before
+        triton.WARPS[precision], triton.STAGES[precision] = before
 
 
 def passes(size, precision: str) -> dict:
