@@ -13,6 +13,7 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from triton import knobs
@@ -151,24 +152,29 @@ def describe(name: str, kernel) -> Compiled:
 
 
 @contextlib.contextmanager
-def compiling(architecture: int) -> Iterator[list[Compiled]]:
-    """Compile the kernels launched inside for `architecture`; yields their descriptions."""
-    found: list[Compiled] = []
+def compiling(architecture: int, *, report: bool = True) -> Iterator[list[Any]]:
+    """Compile the kernels launched inside for `architecture`; yields their descriptions.
+
+    Without `report` it yields the kernels, which are then those that a launch on a GPU finds in
+    Triton's cache: what reports changes their keys.
+    """
+    found: list[Any] = []
     described: dict[str, Compiled] = {}
     launch = JITFunction.run
 
     def compile_only(self, *args, grid, warmup, **options):
         kernel = launch(self, *args, grid=grid, warmup=True, **options)
-        if kernel.hash not in described:
+        if report and kernel.hash not in described:
             described[kernel.hash] = describe(self.fn.__name__, kernel)
-        found.append(described[kernel.hash])
+        found.append(described[kernel.hash] if report else kernel)
 
     before = driver._active
     driver.set_active(StubDriver(architecture))
     JITFunction.run = compile_only
     try:
         with knobs.runtime.scope():
-            knobs.runtime.add_stages_inspection_hook = keep_report
+            if report:
+                knobs.runtime.add_stages_inspection_hook = keep_report
             yield found
     finally:
         JITFunction.run = launch

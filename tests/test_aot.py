@@ -1,7 +1,10 @@
 """Every Triton kernel compiled for GPUs that are not there: registers, spills, shared memory."""
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +51,7 @@ OTHERS = {
     "adjoint_matching_kernel", "adjoint_sizes_kernel", "dual_update_kernel",
     "gather_sequences_kernel", "philox_kernel", "squared_error_kernel", "td_target_kernel",
 }  # fmt: skip
+ROOT = Path(__file__).resolve().parent.parent
 MATRIX = {80: "mma.sync", 89: "mma.sync", 90: "wgmma", 100: "tcgen05.mma"}
 
 
@@ -222,3 +226,18 @@ def test_the_check_finds_a_launch_that_does_not_wait(waits, dependent, problem):
     (kernel,) = found
     assert kernel.dependent == dependent
     assert re.match(problem, kernel.disorder) if problem else kernel.disorder == "", kernel
+
+
+def test_kernels_compiled_to_be_carried(tmp_path):
+    """What another process finds in a folder, and nothing besides."""
+    words = [sys.executable, "tools/precompile.py", str(tmp_path), "--precisions", "ieee"]
+    words += ["--ops", "td_target", "squared_error"]
+    done = subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True)
+    folders = list(tmp_path.iterdir())
+    assert sorted(done.stdout.split("\n"))[1:] == [
+        f"triton ieee: {len(folders)} kernels", "triton_pdl ieee: 0 kernels"
+    ]  # fmt: skip
+    assert len(folders) >= 2
+    for folder in folders:
+        (compiled,) = folder.glob("*.cubin")
+        assert compiled.stem in OTHERS and not list(folder.glob("*.ttir"))
