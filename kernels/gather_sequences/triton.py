@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+
 @triton.jit(do_not_specialize=["width", "step"])
 def gather_sequences_kernel(
     starts,  # [S B], int64

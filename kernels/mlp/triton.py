@@ -15,7 +15,6 @@ import triton
 from torch import Tensor
 
 from trqam_fast.kernels.mlp.triton_config import (
-    BLOCK_SIZES,
     KernelConfig,
     dependent_options,
     has_little_shared_memory,

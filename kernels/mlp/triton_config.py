@@ -168,7 +168,7 @@ def has_little_shared_memory(device: int) -> bool:
 
 
 def has_wgmma() -> bool:
-    """Whether the current device multiplies what lies in shared memory; the interpreter's has it."""
+    """Whether the current device multiplies what lies in shared memory, as the interpreter may."""
     if triton.knobs.runtime.interpret:
         return True
     return triton.runtime.driver.active.get_current_target().arch >= 90

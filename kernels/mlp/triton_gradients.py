@@ -21,7 +21,13 @@ from trqam_fast.kernels.mlp.triton_config import (
     has_little_shared_memory,
     operand_dtype,
 )
-from trqam_fast.kernels.mlp.triton_inputs import BatchInputs, Inputs, input_of, points_of, tile_inputs
+from trqam_fast.kernels.mlp.triton_inputs import (
+    BatchInputs,
+    Inputs,
+    input_of,
+    points_of,
+    tile_inputs,
+)
 from trqam_fast.kernels.mlp.triton_operands import common_operand, scales_of, to_operand
 from trqam_fast.kernels.mlp.triton_tile import (
     Gradients,
@@ -89,9 +95,7 @@ def kernel_block(
 
 
 @triton.jit
-def column_sums(
-    values, rows, stride, into, cols, inside, ROWS: tl.constexpr, COLS: tl.constexpr
-):
+def column_sums(values, rows, stride, into, cols, inside, ROWS: tl.constexpr, COLS: tl.constexpr):
     """Sums over all rows of the columns `cols`, where `inside`; `ROWS` are loaded at a time."""
     acc = row_zeros(COLS)
     for r in range(0, rows, ROWS):
@@ -102,9 +106,7 @@ def column_sums(
     tl.store(into + cols, acc, mask=inside)
 
 
-@triton.jit(
-    do_not_specialize=["x_stride", "row_tiles", "tiles", "batch", "rows", "steps", "shift"]
-)
+@triton.jit(do_not_specialize=["x_stride", "row_tiles", "tiles", "batch", "rows", "steps", "shift"])
 def gradient_operands_kernel(
     observations,  # [S, B, O]
     x,  # [S, >= K, B, D]
@@ -214,9 +216,7 @@ def weight_gradient_kernel(
         right = pre + (index + 1) * grads.stride
         ins += block // across % down * C.block_i
         outs += block % across * C.block_o
-        acc = kernel_block(
-            left, C.width, right, C.width, scales, one, ins, outs, rows, True, C
-        )
+        acc = kernel_block(left, C.width, right, C.width, scales, one, ins, outs, rows, True, C)
         kernel = into.w_hid + index * (C.ensemble * C.width * C.width)
         tl.store(kernel + ins[:, None] * C.width + outs[None, :], acc)
     elif block < hidden_blocks + in_blocks:

@@ -92,43 +92,30 @@ def parts_of(weights: MLPWeights) -> tuple[list[Tensor], list[Tensor]]:
     return tensors[:layers], tensors[layers:]
 
 
-def pack(
-    stack: Sequence[MLPWeights], config: KernelConfig, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Return packed kernels `[F, S, n]` of `dtype` and packed vectors `[F, S, m]` of float32."""
-    kernel_shapes, vector_shapes = packed_shapes(config)
-    first = stack[0].kernels[0]
-    lead = (len(stack), first.shape[0])
-    kernels = first.new_empty(*lead, config.kernel_offsets[-1], dtype=dtype)
-    vectors = first.new_empty(*lead, config.vector_offsets[-1])
-    for index, weights in enumerate(stack):
-        kernel_parts, vector_parts = parts_of(weights)
-        fill(kernels[index], kernel_parts, kernel_shapes)
-        fill(vectors[index], vector_parts, vector_shapes)
+def packed(
+    tensors: Sequence[Tensor], shapes: Sequence[tuple[int, ...]], dtype: torch.dtype
+) -> list[Tensor]:
+    """Return copies of `[S, ...]` tensors of `dtype` that lie as packed weights do."""
+    size = sum(aligned(math.prod(shape)) for shape in shapes)
+    buffer = tensors[0].new_empty(len(tensors[0]), size, dtype=dtype)
+    fill(buffer, tensors, shapes)
     if dtype == torch.float16:
         largest = torch.finfo(dtype).max
-        kernels.clamp_(-largest, largest)  # never infinite, as with `to_operand`
-    return kernels, vectors
+        buffer.clamp_(-largest, largest)  # never infinite, as with `to_operand`
+    return split(buffer, shapes)
 
 
 def weight_pointers(
     weights: MLPWeights, config: KernelConfig, dtype: torch.dtype = torch.float32
 ) -> WeightPointers:
-    """Return `weights` as the kernels read them: in place if possible, else packed as `dtype`."""
-    kernels, vectors = parts_of(weights)
-    kernel_shapes, vector_shapes = packed_shapes(config)
-    in_place = laid_out(kernels, kernel_shapes) and laid_out(vectors, vector_shapes)
-    if in_place and dtype == torch.float32:
-        return first_parts(kernels, vectors, config)
-    return packed_pointers(*pack([weights], config, dtype), config)
-
-
-def packed_pointers(kernels: Tensor, vectors: Tensor, config: KernelConfig) -> WeightPointers:
-    """Return the first of the networks packed as kernels `[F, S, n]` and vectors `[F, S, m]`."""
-    kernel_shapes, vector_shapes = packed_shapes(config)
-    first = first_parts(split(kernels[0], kernel_shapes), split(vectors[0], vector_shapes), config)
-    # PyTorch makes up the stride of an axis of one run, from which the next network is reached.
-    return first._replace(kernel_stride=kernels.stride(1), vector_stride=vectors.stride(1))
+    """Return `weights` as the kernels read them, kernels of `dtype`: in place if possible."""
+    parts, shapes = parts_of(weights), packed_shapes(config)
+    types = dtype, torch.float32
+    kernels, vectors = (
+        own if kind == torch.float32 and laid_out(own, each) else packed(own, each, kind)
+        for own, each, kind in zip(parts, shapes, types, strict=True)
+    )
+    return first_parts(kernels, vectors, config)
 
 
 def first_parts(

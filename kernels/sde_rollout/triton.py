@@ -21,8 +21,8 @@ from torch import Tensor
 from trqam_fast.kernels.mlp.triton import (
     check_size,
     config_for,
-    empty_tape,
     empty_prepared,
+    empty_tape,
     hidden_layers,
     prepare,
     step_options,
