@@ -115,8 +115,8 @@ MEASURED = {
 }  # fmt: skip
 RESIDENT = {
     "adjoint_matching_kernel": 5, **dict.fromkeys(TILED, 3), "rollout_step_kernel": 2,
-    "sweep_step_kernel": 2, "pull_hidden_kernel": 2, "weight_gradient_kernel": 2,
-    "pull_norm_kernel": 4,
+    "sweep_step_kernel": 2, "pull_hidden_kernel": 2, "pull_inputs_kernel": 2,
+    "weight_gradient_kernel": 2, "pull_norm_kernel": 4,
 }  # fmt: skip
 """Programs that a multiprocessor's registers and shared memory hold; 1 for the others."""
 

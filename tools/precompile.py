@@ -4,8 +4,8 @@
     TRITON_CACHE_DIR=/opt/kernels python tools/gpu_trial.py contact    # where the GPU is
 
 What a machine finds there it does not compile. It must have the same Triton, and the cache must lie
-at the same path. Compiled are the self-test and updates at paper scale of every plan and precision,
-a process for each; docs/gpu.md tells when it pays.
+at the same path. Compiled are the self-test of every plan and precision, and updates at paper scale
+but in float32, a process for each; docs/gpu.md tells when it pays.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cache", type=Path, help="folder of the compiled kernels")
-    parser.add_argument("--architecture", type=int, default=90, help="80, 89, 90 or 100")
+    architectures = {"type": int, "default": 90, "choices": (80, 89, 90, 100)}
+    parser.add_argument("--architecture", help="compute capability, times ten", **architectures)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--ops", nargs="+", help="of the self-test; without the updates")
@@ -83,7 +84,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     own = {"TRITON_CACHE_DIR": str(args.cache.resolve()), "OMP_NUM_THREADS": "1"}
     own |= {"TRITON_STORE_BINARY_ONLY": "1"}
-    parts = [(plan, precision) for precision in args.precisions for plan in PLANS]
+    plans = PLANS if args.architecture >= 90 else PLANS[:1]  # no dependent launches before
+    parts = [(plan, precision) for precision in args.precisions for plan in plans]
     words = [sys.executable, __file__, str(args.cache), f"--architecture={args.architecture}"]
     words += ["--ops", *args.ops] if args.ops else []
 

@@ -30,7 +30,7 @@ from trqam_fast.kernels.mlp.triton import (
 )
 from trqam_fast.kernels.mlp.triton_config import operand_dtype
 from trqam_fast.kernels.mlp.triton_operands import row_scaled, to_operand
-from trqam_fast.kernels.mlp.triton_pullback import finish_pull, load_slope, pull_outputs
+from trqam_fast.kernels.mlp.triton_pullback import finish_pull, load_pre, pull_outputs
 from trqam_fast.kernels.mlp.triton_tile import (
     Tape,
     await_predecessor,
@@ -107,7 +107,7 @@ def sweep_step_kernel(
         tl.store(stored + element, adjoint, mask=inside & (tile == 0))
     if not LAST:
         given, scale = row_scaled(adjoint, C)
-        z = load_slope(tape, tape_start + local, mask, tile, C.depth - 1, C)
+        z = load_pre(tape, tape_start + local, mask, tile, C.depth - 1, C)
         dy = pull_outputs(given, net, tile, C)
         row = start + local
         finish_pull(dy, z, scale, grads, row, mask, grads.sums, tile, C.depth - 1, C)

@@ -1,7 +1,7 @@
 """Triton passes of the stacked MLP: one launch for each layer, over the whole chip.
 
 The kernels are those of `triton_forward` and `triton_pullback`. The gradients of weights are left
-to `triton_gradients`, whose launch fills the chip.
+to `triton_gradients`.
 """
 
 from __future__ import annotations
@@ -43,16 +43,15 @@ from trqam_fast.kernels.mlp.triton_weights import WeightPointers, weight_pointer
 from trqam_fast.kernels.mlp.weights import MLPWeights
 
 WARPS = {"ieee": 8, "tf32": 4, "fp16": 4, "bf16": 4}
-"""Of a program; with four, a step of the rollout in float32 spills 16 bytes."""
+"""Of a program."""
 MAX_REGISTERS = {"ieee": 255, "tf32": 168, "fp16": 168, "bf16": 168}
-"""Registers of a thread: three programs of 168 share a multiprocessor, as many as their 64 KiB of
-shared memory allow. With 128 the first layer, the hidden ones or their pullback spill 8 to 32
-bytes, depending on the architecture."""
+"""Registers of a thread: three programs of 168 share a multiprocessor, as many as their shared
+memory allows."""
 
 STEP_WARPS = 8
 """Warps of a step of the rollout or of the sweep, two products one after the other."""
 
-STAGES = {"ieee": 2, "tf32": 4, "fp16": 4, "bf16": 4}
+STAGES = {"ieee": 2, "tf32": 4, "fp16": 3, "bf16": 3}
 NORM_ROWS, NORM_WARPS = 8, 4
 """Rows and warps of a program of `pull_norm_kernel`, which takes whole rows one after another."""
 
@@ -89,13 +88,14 @@ def config_for(
     """Return the config of passes of inputs, or of observations with points."""
     dim = 0 if x is None else x.shape[-1]
     obs = inputs.shape[-1]
-    config = make_config(weights, precision, obs=obs, dim=dim, time=int(dim > 0), train=train)
+    with torch.cuda.device_of(inputs):
+        config = make_config(weights, precision, obs=obs, dim=dim, time=int(dim > 0), train=train)
     return dataclasses.replace(config, dependent=dependent)
 
 
 def check_size(config: KernelConfig, rows: int) -> None:
     """Raise ValueError if offsets within one network's rows would not fit in 32 bits."""
-    widest = max(config.width, config.inputs, config.block_out)
+    widest = max(config.width, config.columns, config.block_out)
     if rows * widest >= 2**31:
         raise ValueError(
             f"{rows} rows of {widest} columns exceed the 2^31 elements that a Triton program "

@@ -36,6 +36,10 @@ class KernelConfig:
         block_i: Rows (inputs) of a block of a weight gradient.
         block_o: Its columns (outputs).
         block_out: Power of two that holds the output, at least 16.
+        x_column: Column of x in a prepared first kernel, behind the observations' and zeros; these
+            three are fields because compiled kernels are stored under the config's values.
+        time_column: Column of the time, behind those of x and zeros.
+        columns: Columns of a prepared first kernel, whole steps of a product.
         operand: Element type of the products' operands.
         precision: ``ieee`` or ``tf32`` for float32 operands.
         alignment: Elements to which parts of packed weights are aligned; a field because compiled
@@ -59,6 +63,9 @@ class KernelConfig:
     block_i: int
     block_o: int
     block_out: int
+    x_column: int
+    time_column: int
+    columns: int
     operand: Any
     precision: str
     alignment: int = ALIGNMENT
@@ -88,23 +95,6 @@ class KernelConfig:
     def stat_parts(self) -> int:
         """Power of two that holds a layer's tiles of features, which leave statistics each."""
         return triton.next_power_of_2(self.width // self.block_n)
-
-    @property
-    def x_column(self) -> int:
-        """Column of x in a prepared first kernel: the observations' are padded to whole steps."""
-        if self.obs > self.block_k:
-            return -(-self.obs // self.block_k) * self.block_k
-        return triton.next_power_of_2(max(self.obs, 16))
-
-    @property
-    def time_column(self) -> int:
-        """Column of the time, behind those of x, which are padded to a block."""
-        return self.x_column + (triton.next_power_of_2(max(self.dim, 16)) if self.dim else 0)
-
-    @property
-    def columns(self) -> int:
-        """Columns of a prepared first kernel, whole steps of a product."""
-        return -(-(self.time_column + self.time) // self.block_k) * self.block_k
 
     @property
     def scaled(self) -> bool:
@@ -145,8 +135,8 @@ class BlockSizes:
 BLOCK_SIZES = {
     "ieee": BlockSizes(32, 32, 32, 32, 32, stages=2, lean_stages=2),
     "tf32": BlockSizes(64, 64, 32, 64, 64, stages=3, lean_stages=3),
-    "fp16": BlockSizes(64, 64, 64, 64, 128, stages=4, lean_stages=2),
-    "bf16": BlockSizes(64, 64, 64, 64, 128, stages=4, lean_stages=2),
+    "fp16": BlockSizes(64, 64, 64, 64, 128, stages=3, lean_stages=2),
+    "bf16": BlockSizes(64, 64, 64, 64, 128, stages=3, lean_stages=2),
 }
 OPERANDS = {"ieee": tl.float32, "tf32": tl.float32, "fp16": tl.float16, "bf16": tl.bfloat16}
 STORED = {tl.float32: torch.float32, tl.bfloat16: torch.bfloat16, tl.float16: torch.float16}
@@ -171,13 +161,18 @@ def has_wgmma() -> bool:
     """Whether the current device multiplies what lies in shared memory, as the interpreter may."""
     if triton.knobs.runtime.interpret:
         return True
-    return triton.runtime.driver.active.get_current_target().arch >= 90
+    return 90 <= triton.runtime.driver.active.get_current_target().arch < 120
+
+
+def round_up(size: int, step: int) -> int:
+    """Return the smallest multiple of `step` that is not below `size`."""
+    return triton.cdiv(size, step) * step
 
 
 def padded_width(widths: Sequence[int]) -> int:
     """Return the common width that hidden layers of `widths` are padded to."""
     widest = max(widths)
-    return triton.next_power_of_2(max(widest, 32)) if widest <= 64 else -(-widest // 64) * 64
+    return triton.next_power_of_2(max(widest, 32)) if widest <= 64 else round_up(widest, 64)
 
 
 def make_config(
@@ -200,6 +195,9 @@ def make_config(
     cols = 16 if precision == "ieee" and block_out > 64 else tile.block_n
     # Blocks of columns must divide the width; its lowest set bit is the largest power that does.
     divides = width & -width
+    block_k = min(tile.block_k if has_wgmma() else 32, divides)  # 64 spill on sm_80
+    x_column = round_up(obs, block_k) if obs > block_k else triton.next_power_of_2(max(obs, 16))
+    time_column = x_column + (triton.next_power_of_2(max(dim, 16)) if dim else 0)
     return KernelConfig(
         obs=obs,
         dim=dim,
@@ -212,10 +210,13 @@ def make_config(
         train=train,
         block_m=rows,
         block_n=min(cols, divides),
-        block_k=min(tile.block_k if has_wgmma() else 32, divides),  # 64 spill on sm_80
+        block_k=block_k,
         block_i=min(tile.block_i, divides),
         block_o=min(tile.block_o, divides),
         block_out=block_out,
+        x_column=x_column,
+        time_column=time_column,
+        columns=round_up(time_column + time, block_k),
         operand=OPERANDS[precision],
         precision="tf32" if precision == "tf32" else "ieee",
     )

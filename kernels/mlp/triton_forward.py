@@ -111,7 +111,7 @@ def stat_slot(layers, stride, index, C: tl.constexpr):
 def row_statistics(tape, row, mask, index, C: tl.constexpr):
     """Return mean and 1 / standard deviation of layer `index` in some rows."""
     means = stat_slot(tape.mean, tape.stat_stride, index, C)
-    squares = stat_slot(tape.rstd, tape.stat_stride, index, C)
+    squares = stat_slot(tape.squares, tape.stat_stride, index, C)
     return merge(means, squares, tape, row, mask, index, C)
 
 
@@ -150,7 +150,7 @@ def activate(z, tape, row, mask, tile, index, C: tl.constexpr):
         into = tile * tape.stat_stride + row
         tl.store(stat_slot(tape.mean, tape.stat_stride, index, C) + into, mean, mask=mask)
         squares = tl.sum(apart * apart, 0)
-        tl.store(stat_slot(tape.rstd, tape.stat_stride, index, C) + into, squares, mask=mask)
+        tl.store(stat_slot(tape.squares, tape.stat_stride, index, C) + into, squares, mask=mask)
 
 
 @triton.jit
@@ -191,7 +191,7 @@ def folded(w, net, at, slope, offset, C: tl.constexpr):
     return to_operand(w, C), slope, offset
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["group_at"])
 def prepare_kernel(
     weights,  # WeightPointers of G networks
     prepared,  # Prepared, of at least as many

@@ -30,7 +30,7 @@ from trqam_fast.kernels.mlp.triton_tile import (
 
 
 @triton.jit
-def load_slope(tape, tape_row, mask, tile, index, C: tl.constexpr):
+def load_pre(tape, tape_row, mask, tile, index, C: tl.constexpr):
     """Load pre-activations `[block_n, rows]`, for `finish_pull`; nothing where LayerNorm follows.
 
     Called before the product, so that they arrive while it runs.
@@ -101,7 +101,7 @@ def pull_output_kernel(
     tile = tl.program_id(1)
     if C.scaled:
         tl.store(grads.row_scale + row, scale, mask=mask & (tile == 0))
-    z = load_slope(tape, row, mask, tile, C.depth - 1, C)
+    z = load_pre(tape, row, mask, tile, C.depth - 1, C)
     dy = pull_outputs(given, net, tile, C)
     finish_pull(dy, z, scale, grads, row, mask, grads.sums, tile, C.depth - 1, C)
 
@@ -138,7 +138,7 @@ def pull_hidden_kernel(
     inner = tl.arange(0, C.block_k)
     w_at = hidden + features[:, None] * C.width + inner[None, :]
     dz_at = behind + row[None, :] * C.width + inner[:, None]
-    z = load_slope(tape, tape_start + local, mask, tile, index, C)
+    z = load_pre(tape, tape_start + local, mask, tile, index, C)
     dy = zeros(C.block_n, C.block_m)
     for _ in range(0, C.width, C.block_k):
         w = to_operand(tl.load(w_at), C)
@@ -179,7 +179,7 @@ def pull_norm_kernel(
     tape = group_of(tape, group, tape_rows, layer_rows, C)
     grads = gradients_of(grads, group, tl.num_programs(1), rows, tl.program_id(0), C)
     layer_stats = index * (C.width // C.block_n) * tape.stat_stride
-    means, squares = tape.mean + layer_stats, tape.rstd + layer_stats
+    means, squares = tape.mean + layer_stats, tape.squares + layer_stats
     width = true_width(index, C)
     cols = tl.arange(0, COLS)
     real = cols < C.width

@@ -26,7 +26,7 @@ EPS = tl.constexpr(NORM_EPS)
 
 
 class Tape(NamedTuple):
-    """Activations: `[layers, G, rows, width]`, and statistics of every tile of features.
+    """Activations: `[layers, G, rows, width]`, and means and squared deviations of feature tiles.
 
     Without `train`, `pre` has no layers and the others two that take turns. `stride` and
     `stat_stride`, the elements between two layers and between two tiles' statistics, are set inside
@@ -36,7 +36,7 @@ class Tape(NamedTuple):
     pre: Any
     out: Any
     mean: Any
-    rstd: Any
+    squares: Any
     stride: Any = 0
     stat_stride: Any = 0
 
@@ -136,7 +136,7 @@ def group_of(tape, group, rows, layer_rows, C: tl.constexpr):
         tape.pre + at * C.width,
         tape.out + at * C.width,
         tape.mean + at,
-        tape.rstd + at,
+        tape.squares + at,
         layer_rows * C.width,
         layer_rows,
     )

@@ -141,7 +141,10 @@ def one_update(trial: Trial, precision: str) -> None:
 
 
 def tune(trial: Trial) -> None:
-    """Time the passes with other tiles, steps, pipelines and warps than the table's."""
+    """Time the passes with other tiles, steps, pipelines and warps than the table's.
+
+    The steps of rollout and sweep keep their warps.
+    """
     if not trial.gpu:
         trial.emit("tiles", note="not run: it needs a GPU")
         return
