@@ -128,9 +128,8 @@ def lean_adjoint(
     steps = points - 1
     tape = Tape(*tape)
     config = config_for(
-        base_velocity, observations, trajectory, precision, train=False,
-        dependent=dependent,
-    )  # fmt: skip
+        base_velocity, observations, trajectory, precision, train=False, dependent=dependent
+    )
     rows = 2 * batch
     grads = pulled_gradients(config, runs, rows, 0, trajectory)
     adjoints = trajectory.new_empty(runs, steps, batch, dim)

@@ -154,9 +154,8 @@ def rollout_config(
 ) -> KernelConfig:
     """Return the config of a rollout."""
     return config_for(
-        velocity, inputs.observations, inputs.x0, precision, train=train,
-        dependent=dependent,
-    )  # fmt: skip
+        velocity, inputs.observations, inputs.x0, precision, train=train, dependent=dependent
+    )
 
 
 def rollout_tape(velocity: MLPWeights, inputs: RolloutInputs, precision: str, train: bool) -> Tape:
