@@ -56,9 +56,13 @@ def test_a_program_that_fails_or_hangs_is_told(tmp_path, capsys):
 
 
 def test_a_stage_that_breaks_does_not_end_the_trial(tmp_path, monkeypatch, capsys):
-    """One dies beside another that runs, one hangs, one has no time left; all is told."""
+    """One dies beside two that need each other, one hangs, one has no time left; all is told."""
     made = "import sys, pathlib; pathlib.Path(sys.argv[1], sys.argv[2]).touch()"
-    codes = {"dies": "import os; os.abort()", "hangs": "import time; time.sleep(60)"}
+    both = "\nwhile len(list(pathlib.Path(sys.argv[1]).glob('runs.*'))) < 2: pass"
+    codes = {
+        "dies": "import os; os.abort()", "hangs": "import time; time.sleep(60)",
+        "runs": made + both,
+    }  # fmt: skip
 
     def command_of(stage, args, limit):
         code = codes.get(stage.partition(".")[0], made)
