@@ -1,5 +1,6 @@
 """Runs whose files hold odd values: they cost themselves alone, whoever reads them."""
 
+import errno
 import json
 import os
 import shutil
@@ -165,6 +166,50 @@ def test_pictures_of_odd_runs(folder, capsys):
     with open(folder / "odd/metrics.csv", "a") as log:
         log.write(f"offline,{2**53 - 1},1,1e308,-1e308\noffline,30,1,nan,inf\n")
     check(folder, capsys)
+
+
+@pytest.mark.parametrize("refuse", [False, True], ids=["damaged", "refused"])
+@pytest.mark.parametrize("file", ["summary.json", "metrics.csv", "timing.csv", "eval.csv"])
+def test_status_names_the_file_that_it_cannot_use(file, refuse, folder, refused, capsys):
+    """A run that is done is done all the same."""
+    path = folder / "odd" / file
+    if refuse:
+        with refused(path, errno.EIO):
+            assert run(status, folder) == 0
+    else:
+        path.write_bytes(path.read_bytes()[:-7] + b"\xff\0\n")
+        assert run(status, folder) == 0
+    good, odd = capsys.readouterr().out.splitlines()[1:3]
+    assert good.endswith("done") and f"done; {file}" in odd
+    assert ("cannot be read (Input/output error)" in odd) == refuse
+
+
+def test_report_names_a_damaged_evaluation(folder, capsys):
+    path = folder / "odd/evaluation/x/summary.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    run(report, folder / "odd", "--out", folder / "page")
+    assert "evaluation/x/summary.json is damaged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("refuse", [False, True], ids=["damaged", "refused"])
+@pytest.mark.parametrize("file", ["flags.json", "eval.csv", "offline_agent.csv"])
+def test_report_names_the_authors_file_that_it_cannot_use(file, refuse, folder, refused, capsys):
+    theirs = folder / "trqam_pointmaze_s1_0123abcd"
+    theirs.mkdir()
+    (theirs / "flags.json").write_text('{"agent": {"agent_name": "trqam"}, "seed": 1}')
+    (theirs / "eval.csv").write_text("success,step\n0.5,20\n")
+    (theirs / "offline_agent.csv").write_text("actor/path_kl,dual/lambda,step\n1,2,20\n")
+    if refuse:
+        with refused(theirs / file, errno.EIO):
+            assert run(report, folder, "--out", folder / "page") == 0
+    else:
+        text = (theirs / file).read_bytes()
+        (theirs / file).write_bytes(text.replace(b"20", b"\xff0").replace(b"1}", b"1"))
+        assert run(report, folder, "--out", folder / "page") == 0
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if file in line]
+    assert ("cannot be read (Input/output error)" in note) == refuse
+    assert ("damaged" in note) != refuse
 
 
 def test_a_refusal_is_named_as_such(folder, refused):

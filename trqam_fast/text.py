@@ -45,6 +45,11 @@ def count_of(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
+def one_line(text: str) -> str:
+    """Return a text in one line, fit for a terminal."""
+    return printable(" ".join(text.split()), 2000)
+
+
 def printable(value: Any, limit: int = 120) -> str:
     """Return what a file or a host names, fit for a terminal and one line.
 

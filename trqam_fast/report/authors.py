@@ -17,8 +17,8 @@ from typing import Any
 from trqam_fast.agents import ALGORITHMS, declaration
 from trqam_fast.files import open_log
 from trqam_fast.report.collect import Result, Tracking, updates_in_words
-from trqam_fast.runs.read import encodable
-from trqam_fast.runs.values import LARGEST_COUNT, number, read_json, sound
+from trqam_fast.runs.read import encodable, fault_of
+from trqam_fast.runs.values import LARGEST_COUNT, load_json, number, sound
 from trqam_fast.text import printable
 
 NAME = re.compile(r"(?:.*_)?([a-z]+)_[a-z0-9]+_s(\d+)_[0-9a-f]{8}")
@@ -39,18 +39,27 @@ NO_SETTINGS = {"agent_name", "ob_dims", "action_dim"}
 
 def is_authors(folder: Path) -> bool:
     """Whether a folder holds a run of the authors' code."""
-    if (folder / "config.json").exists() or not (folder / "eval.csv").exists():
-        return bool(read_flags(folder)[1])
+    if read_flags(folder, [])[1]:
+        return True
+    if (folder / "config.json").exists():
+        return False
     try:
         with open_log(folder / "eval.csv") as file:
             return not OWN_COLUMNS & set(next(csv.reader(file), []))
-    except (OSError, ValueError, csv.Error):
+    except Exception as error:
+        fault_of(error)
         return False
 
 
-def read_flags(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what is sound in flags.json, and in what it holds of the agent."""
-    flags = read_json(folder / "flags.json")
+def read_flags(folder: Path, notes: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what is sound in flags.json, and in what it holds of the agent; note what fails."""
+    try:
+        flags = load_json(folder / "flags.json")
+    except FileNotFoundError:
+        return {}, {}
+    except Exception as error:
+        notes.append(f"{encodable(str(folder))}: flags.json {fault_of(error)}")
+        return {}, {}
     agent = flags.pop("agent", {})
     return sound(flags)[0], sound(agent)[0] if isinstance(agent, dict) else {}
 
@@ -66,7 +75,7 @@ def settings_of_flags(flags: dict[str, Any], agent: dict[str, Any]) -> dict[str,
 def read_authors(folder: Path, notes: list[str]) -> Result | None:
     """Return the result of one of their run folders; None, and a note, if it does not say which."""
     shown = encodable(str(folder))
-    flags, agent = read_flags(folder)
+    flags, agent = read_flags(folder, notes)
     named = NAME.fullmatch(folder.name)
     name = agent.get("agent_name") or (named and named[1])
     seed = flags.get("seed", named and named[2])
@@ -81,12 +90,12 @@ def read_authors(folder: Path, notes: list[str]) -> Result | None:
         algo += EDITED
     method = declaration(algo).label if algo in ALGORITHMS else algo.upper()
     offline, online = flags.get("offline_steps"), flags.get("online_steps")
-    rows = read_rows(folder / "eval.csv", ("success",))
+    rows = read_rows(folder / "eval.csv", ("success",), notes)
     result = Result(
         f"{method} {AUTHORS}", algo, task, printable(seed), "done", folder=shown,
         curve=[(step, values["success"]) for step, values in rows],
         updates=updates_in_words(flags),
-        tracking=read_tracking(folder, flags, agent), config=settings_of_flags(flags, agent),
+        tracking=read_tracking(folder, flags, agent, notes), config=settings_of_flags(flags, agent),
     )  # fmt: skip
     end = None if offline is None or online is None else offline + online
     if not rows:
@@ -106,27 +115,38 @@ def read_authors(folder: Path, notes: list[str]) -> Result | None:
     return result
 
 
-def read_rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, float]]]:
+def read_rows(
+    path: Path, columns: tuple[str, ...], notes: list[str]
+) -> list[tuple[int, dict[str, float]]]:
     """Return step and `columns` of the rows that hold finite numbers there; none without a file."""
     found: dict[int, dict[str, float]] = {}
+    where, damaged = f"{encodable(str(path.parent))}: {path.name}", 0
     try:
         with open_log(path) as file:
             for cells in csv.DictReader(file):
                 step, *values = (number(cells.get(name)) for name in ("step", *columns))
-                if 0 <= step < LARGEST_COUNT and all(map(math.isfinite, values)):
+                if not 0 <= step < LARGEST_COUNT:
+                    damaged += 1
+                elif all(map(math.isfinite, values)):
                     found[int(step)] = dict(zip(columns, values, strict=True))
-    except (OSError, ValueError, csv.Error):  # missing, or damaged from here on
+    except FileNotFoundError:
         pass
+    except Exception as error:
+        notes.append(f"{where} {fault_of(error)}; it counts up to there")
+    if damaged:
+        notes.append(f"{where} has damaged rows, left out: {damaged}")
     return sorted(found.items())
 
 
-def read_tracking(folder: Path, flags: dict[str, Any], agent: dict[str, Any]) -> list[Tracking]:
+def read_tracking(
+    folder: Path, flags: dict[str, Any], agent: dict[str, Any], notes: list[str]
+) -> list[Tracking]:
     """Return the path KL that they log; a value is that of a single update."""
     tracks = []
     scale = number(agent.get("lam_scale"))
     scale = scale if scale > 0 else 1.0
     for stage in ("offline", "online"):
-        rows = read_rows(folder / f"{stage}_agent.csv", ("actor/path_kl", "dual/lambda"))
+        rows = read_rows(folder / f"{stage}_agent.csv", ("actor/path_kl", "dual/lambda"), notes)
         if not rows or flags.get("bc_only"):
             continue
         online = flags.get("kl_budget_online") if stage == "online" else None

@@ -23,7 +23,7 @@ from trqam_fast.report.table import (
 )
 from trqam_fast.runs.plots import title_of
 from trqam_fast.runs.read import Run
-from trqam_fast.runs.values import is_amount, is_number, read_json
+from trqam_fast.runs.values import is_amount, is_number
 from trqam_fast.text import count_of, exact_duration, printable
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.presets import flag_of
@@ -134,14 +134,13 @@ def evaluations(found: list[Run]) -> Table | None:
     """What ``python -m trqam_fast.evaluate`` found, over all episodes; None if it did not run."""
     rows = []
     for run in found:
-        for path in sorted(run.path.glob("evaluation/*/summary.json")):
-            values = read_json(path)
+        for folder, values in run.tested.items():
             pooled = values.get("pooled")
             if isinstance(pooled, dict) and all(
                 is_number(one.get("success")) and is_amount(one.get("episodes"))
                 for one in (pooled, *dicts(values.get("by_seed")))
             ):
-                rows.append((title_of(run, found), path.parent.name, values, pooled))
+                rows.append((title_of(run, found), folder, values, pooled))
     if not rows:
         return None
 

@@ -14,8 +14,8 @@ from typing import Any
 from trqam_fast.agents import Declaration, declaration
 from trqam_fast.files import open_file
 from trqam_fast.runs.folder import STAGES
-from trqam_fast.runs.read import KEYS, Row, parse_row
-from trqam_fast.runs.values import count, read_values
+from trqam_fast.runs.read import KEYS, Row, fault_of, parse_row, read_sound
+from trqam_fast.runs.values import count
 
 TAIL = 64 * 1024
 """Bytes read from the end of a log."""
@@ -34,6 +34,7 @@ class Progress:
         speeds: Steps per second by stage, evaluations apart.
         success, lam, path_kl: The newest values, means over the seeds.
         newest: Unix seconds of the last change of a log.
+        problems: A sentence for every file that is damaged or cannot be read.
     """
 
     config: dict[str, Any]
@@ -48,6 +49,7 @@ class Progress:
     lam: float | None
     path_kl: float | None
     newest: float
+    problems: list[str]
 
     @property
     def algorithm(self) -> Declaration:
@@ -67,12 +69,13 @@ class Progress:
         return sum(seconds.values()) / training if training > 0 else None
 
 
-def newest_rows(path: Path, keys: tuple[str, ...]) -> Iterator[Row]:
+def newest_rows(path: Path, keys: tuple[str, ...], problems: list[str]) -> Iterator[Row]:
     """Yield the whole rows in the last 64 KiB of a log, newest first; none if it cannot be read.
 
     Args:
         path: The log.
         keys: Columns that it must have.
+        problems: Takes a sentence if it cannot be read, or has damaged rows among those looked at.
     """
     try:
         with open_file(path) as file:
@@ -80,16 +83,25 @@ def newest_rows(path: Path, keys: tuple[str, ...]) -> Iterator[Row]:
             start = max(len(head), file.seek(0, os.SEEK_END) - TAIL)
             file.seek(start)
             text = file.read(TAIL).decode(errors="replace")
-    except OSError:
+    except FileNotFoundError:
         return
+    except Exception as error:
+        problems.append(f"{path.name} {fault_of(error)}")
+        return
+    if head and not head.endswith(b"\n"):
+        problems.append(f"{path.name} is damaged (its first line has no end)")
     columns = head.decode(errors="replace").rstrip("\n").split(",")
     lines = text.split("\n")[start > len(head) : -1]  # the first and last may be parts of a row
+    damaged = f"{path.name} has damaged rows"
     for line in reversed(lines):
         cells = line.split(",")
+        row = None
         if len(cells) == len(columns):
             row = parse_row(dict(zip(columns, cells, strict=True)), keys)
-            if row is not None:
-                yield row
+        if row is not None:
+            yield row
+        elif damaged not in problems:
+            problems.append(damaged)
 
 
 def newest_group(rows: Iterable[Row], seeds: Iterable[str] = ()) -> list[Row]:
@@ -130,12 +142,16 @@ def stage_ends(
 
 def read_progress(folder: Path, planned: Mapping[str, Any] | None = None) -> Progress:
     """Read a run folder, whatever state it is in; `planned` is what it will be configured as."""
-    config, declared = read_values(folder / "config.json"), read_values(folder / "algorithm.json")
+    problems: list[str] = []
+    config, declared, summary = (
+        read_sound(folder / name, problems) or {}
+        for name in ("config.json", "algorithm.json", "summary.json")
+    )
     if not stage_ends(config, declared) and planned is not None:
         config = dict(planned)
     ends = stage_ends(config, declared)
     last_of: dict[str, Row] = {}
-    for row in newest_rows(folder / "timing.csv", ("stage", "step")):
+    for row in newest_rows(folder / "timing.csv", ("stage", "step"), problems):
         last_of.setdefault(row.stage, row)
         if row.stage == next(iter(ends), ""):  # the first stage: others come later
             break
@@ -146,16 +162,16 @@ def read_progress(folder: Path, planned: Mapping[str, Any] | None = None) -> Pro
         if row is not None and 0 < seconds < math.inf and row.step > begin:
             speeds[stage] = (row.step - begin) / seconds
         begin = end
-    group = newest_group(newest_rows(folder / "metrics.csv", KEYS))
+    group = newest_group(newest_rows(folder / "metrics.csv", KEYS, problems))
     evaluation = newest_group(
-        newest_rows(folder / "eval.csv", KEYS), [row.seed for row in group]
-    )  # fmt: skip
+        newest_rows(folder / "eval.csv", KEYS, problems), [row.seed for row in group]
+    )
     timing = list(last_of.values())[:1]
     last = max([*timing, *group[:1]], key=lambda row: row.step, default=None)
     return Progress(
         config=config,
         declared=declared,
-        summary=read_values(folder / "summary.json"),
+        summary=summary,
         ends=ends,
         stage=next(iter(ends), "") if last is None else last.stage,
         step=0 if last is None else last.step,
@@ -165,6 +181,7 @@ def read_progress(folder: Path, planned: Mapping[str, Any] | None = None) -> Pro
         lam=mean(row.values.get("lam", math.nan) for row in group),
         path_kl=mean(row.values.get("path_kl", math.nan) for row in group),
         newest=newest_change(folder),
+        problems=problems,
     )
 
 

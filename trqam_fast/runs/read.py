@@ -72,6 +72,7 @@ class Run:
         name: A short name, unique among the runs of a report.
         config, declared, versions, summary: The JSON files; empty where they are missing.
         metrics, timing, evaluations, episodes: Rows of the CSV files.
+        tested: What ``python -m trqam_fast.evaluate`` found, by folder below ``evaluation``.
         problems: One sentence for everything missing, damaged or failed.
     """
 
@@ -85,6 +86,7 @@ class Run:
     timing: list[Row] = field(default_factory=list)
     evaluations: list[Row] = field(default_factory=list)
     episodes: list[Row] = field(default_factory=list)
+    tested: dict[str, dict[str, Any]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -223,7 +225,8 @@ def read_run(path: Path, name: str | None = None, only: frozenset[str] | None = 
     Args:
         path: The folder.
         name: Its name in the report.
-        only: Columns of metrics.csv; with them versions, speeds and online episodes are left out.
+        only: Columns of metrics.csv; with them versions, speeds, online episodes and later
+            evaluations are left out.
 
     Raises:
         UsageError: there is no such folder, or nothing of a run in it.
@@ -244,6 +247,12 @@ def read_run(path: Path, name: str | None = None, only: frozenset[str] | None = 
             run.timing = read_csv(run, "timing.csv", ("stage", "step"))
         if (path / "episodes.csv").exists():  # there is none before the first episode ends
             run.episodes = read_csv(run, "episodes.csv", ("step", "seed"))
+        for file in sorted(path.glob("evaluation/*/summary.json")):
+            try:
+                run.tested[file.parent.name] = load_json(file)
+            except Exception as error:
+                name = printable(file.relative_to(path), 400)
+                run.problems.append(f"{name} {fault_of(error)}; it is left out")
     run.summary = read_noted(run, "summary.json", "the run was stopped, or is still running")
     for seed, reason in run.failures.items():
         run.problems.append(f"seed {printable(seed)} failed: {printable(reason, 400)}")
@@ -257,17 +266,31 @@ def encodable(text: str) -> str:
 
 def read_noted(run: Run, file: str, consequence: str) -> dict[str, Any]:
     """Return what is sound in a JSON file of the folder; note what is not."""
+    noted: list[str] = []
+    values = read_sound(run.path / file, noted)
+    if values is None:
+        noted = [f"{file} is missing"]
+    run.problems += noted if values else [f"{problem}; {consequence}" for problem in noted]
+    return values or {}
+
+
+def read_sound(path: Path, problems: list[str]) -> dict[str, Any] | None:
+    """Return what is sound in a JSON file, nothing if it cannot be read, None if there is none.
+
+    Args:
+        path: The file.
+        problems: Takes a sentence about what is not sound.
+    """
     try:
-        values, odd = sound(load_json(run.path / file))
+        values, odd = sound(load_json(path))
     except FileNotFoundError:
-        run.problems.append(f"{file} is missing; {consequence}")
-        return {}
+        return None
     except Exception as error:
-        run.problems.append(f"{file} {fault_of(error)}; {consequence}")
+        problems.append(f"{path.name} {fault_of(error)}")
         return {}
     if odd:
         names = printable(", ".join(odd), 400)
-        run.problems.append(f"{file} has odd values, left out: {names}")
+        problems.append(f"{path.name} has odd values, left out: {names}")
     return values
 
 

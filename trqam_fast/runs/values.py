@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trqam_fast.damage import is_damage
 from trqam_fast.files import read_text
 
 LARGEST_COUNT = 2**53
@@ -28,16 +27,6 @@ def load_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError("it holds no names")
     return values
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON file's names and values, nothing if it cannot be read."""
-    try:
-        return load_json(path)
-    except Exception as error:
-        if isinstance(error, OSError | MemoryError) or is_damage(error):
-            return {}
-        raise
 
 
 def number(value: Any) -> float:
@@ -129,8 +118,3 @@ def sound(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
     found = {name: value for name, value in values.items() if fits(name, value)}
     return found, [name for name in values if name not in found]
-
-
-def read_values(path: Path) -> dict[str, Any]:
-    """Return what is sound in a JSON file, nothing where it cannot be read."""
-    return sound(read_json(path))[0]

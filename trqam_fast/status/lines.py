@@ -49,6 +49,11 @@ class Line:
     left: float | None = None
 
 
+def with_problems(text: str, progress: Progress) -> str:
+    """Return a state with what is damaged or cannot be read of the run's files."""
+    return "; ".join([text, *progress.problems])
+
+
 def done_text(progress: Progress, seeds: int) -> str:
     """Return "done", with the seeds that failed."""
     if not progress.failures:
@@ -98,8 +103,11 @@ def job_lines(out: Path) -> list[Line]:
             text = done_text(progress, len(job.seeds))
         method, seeds = job.method or "pretraining", " ".join(map(str, job.seeds))
         lines.append(
-            Line(job.name, job.env_name, method, job.algo, seeds, kind, text, progress, job.after)
-        )
+            Line(
+                job.name, job.env_name, method, job.algo, seeds, kind,
+                with_problems(text, progress), progress, job.after,
+            )
+        )  # fmt: skip
     return lines
 
 
@@ -120,16 +128,16 @@ def run_lines(folder: Path) -> list[Line]:
         seeds = config.get("seeds", [])
         algo = str(config.get("algo", ""))
         kind, text = "done", done_text(progress, len(seeds))
-        if not progress.summary:
+        if "summary.json" not in files:
             kind = "running" if is_held(Path(path)) else "interrupted"
             text = f"{kind}, newest row {time_since(progress.newest)} ago"
         if fault or not config:
-            kind, text = "unreadable", f"unreadable: {fault or 'its config.json'}"
+            kind, text = "unreadable", f"unreadable: {fault or 'without its settings'}"
         lines.append(
             Line(
                 os.path.relpath(path, folder), str(config.get("env_name", "")),
-                progress.algorithm.label, algo, " ".join(map(str, seeds)), kind, text,
-                progress,
+                progress.algorithm.label, algo, " ".join(map(str, seeds)), kind,
+                with_problems(text, progress), progress,
             )
         )  # fmt: skip
     if not lines:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from trqam_fast.status.lines import Line, sweep_left
-from trqam_fast.text import duration, printable
+from trqam_fast.text import duration, one_line
 
 COLUMNS = (
     "#", "run", "task", "method", "seeds", "stage", "step", "updates/s", "left", "success",
@@ -58,11 +58,6 @@ def ranges(seeds: str) -> str:
         else:
             runs.append([seed])
     return " ".join(f"{r[0]}-{r[-1]}" if len(r) > 2 else " ".join(r) for r in runs)
-
-
-def one_line(text: str) -> str:
-    """Return a text in one line without characters that would disturb a terminal."""
-    return printable(" ".join(text.split()), 2000)
 
 
 def cells_of(line: Line, number: int) -> dict[str, str]:

@@ -25,7 +25,7 @@ from trqam_fast.sweep.execute import execute, finished, settle
 from trqam_fast.sweep.plan import Job, make_plan, read_plan, write_plan
 from trqam_fast.sweep.slurm import slurm_script
 from trqam_fast.sweep.spec import Resources, Spec, read_spec
-from trqam_fast.text import duration
+from trqam_fast.text import duration, one_line
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def run_one(out: Path, name: str) -> int:
     if name not in jobs:
         raise UsageError(f"--job {name!r} is none of {out}; its plan.json names them")
     state = execute(out.resolve(), jobs[name])
-    print(f"{state.state}  {name}" + (f": {state.reason}" if state.reason else ""))
+    print(f"{state.state}  {name}" + (f": {one_line(state.reason)}" if state.reason else ""))
     return {"done": 0, "stopped": REQUEUE}.get(state.state, FAILURE)
 
 

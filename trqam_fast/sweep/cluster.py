@@ -15,6 +15,7 @@ from trqam_fast.sweep.execute import NO_PRETRAINING, execute, finished, settle
 from trqam_fast.sweep.plan import Job
 from trqam_fast.sweep.spec import Resources
 from trqam_fast.sweep.state import JobState, StateFile, repeating
+from trqam_fast.text import one_line
 
 # Ray's least; jobs hand over files, and through Ray only their states.
 OBJECT_STORE_BYTES = 80 * 2**20
@@ -201,7 +202,7 @@ def run_jobs(
             seconds = (state.ended or state.started) - state.started
             say(
                 f"{state.state:>7}  {job.name}  {seconds:.0f} s on {state.host}, "
-                f"{len(waiting)} left" + (f": {state.reason}" if state.reason else "")
+                f"{len(waiting)} left" + (f": {one_line(state.reason)}" if state.reason else "")
             )
     return states
 

@@ -13,7 +13,7 @@ from trqam_fast import train
 from trqam_fast.errors import RunError, Stopped, UsageError
 from trqam_fast.files import locked
 from trqam_fast.kernels import BackendError
-from trqam_fast.runs.values import read_values
+from trqam_fast.runs.read import read_sound
 from trqam_fast.sweep.plan import Job
 from trqam_fast.sweep.state import JobState, StateFile, read_state, state_path
 from trqam_fast.training.config import TrainConfig
@@ -113,6 +113,8 @@ def config_of(out: Path, job: Job) -> TrainConfig:
 
 
 def failed_seeds(out: Path, job: Job) -> str:
-    """Return which seeds of a finished job diverged, in words; empty if none did."""
-    failures = read_values(job.run_dir(out) / "summary.json").get("failures", {})
-    return "; ".join(f"seed {seed}: {why}" for seed, why in failures.items())
+    """Return which seeds of a finished job diverged, or why nobody knows; empty if none did."""
+    problems: list[str] = []
+    summary = read_sound(job.run_dir(out) / "summary.json", problems) or {}
+    failures = summary.get("failures", {}).items()
+    return "; ".join([*problems, *(f"seed {seed}: {why}" for seed, why in failures)])
