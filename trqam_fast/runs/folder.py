@@ -28,6 +28,8 @@ STAGES = ("pretrain", "offline", "online")
 
 RUNS_DIR = Path("runs")
 LOCK = "run.lock"
+ENDING = ("summary.json", "curves.png")
+"""What the end of a run writes."""
 LOOKS, LOOK_SECONDS = 3, 0.02
 """Attempts to take a lock, and the time between them: a look at it lasts microseconds."""
 PACKAGES = ("torch", "triton", "numpy", "ogbench", "mujoco", "gymnasium")
@@ -174,7 +176,7 @@ class RunFolder:
         try:
             for log in self.logs:
                 log.path.unlink(missing_ok=True)
-            for name in ("summary.json", "curves.png", "update_plan.json"):
+            for name in (*ENDING, "update_plan.json"):
                 (self.path / name).unlink(missing_ok=True)
             for name in ("checkpoints", "evaluation", "trackers"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
@@ -184,6 +186,11 @@ class RunFolder:
             self.checkpoints.mkdir()
         except OSError as error:
             raise RunError(f"cannot write to --run-dir {self.path}: {error}") from None
+
+    def reopen(self) -> None:
+        """Take back that the run has ended, before it goes on."""
+        for name in ENDING:
+            (self.path / name).unlink(missing_ok=True)
 
     def checkpoint(self, step: int) -> Path:
         """Return where the checkpoint of a step lies."""

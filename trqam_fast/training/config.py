@@ -278,6 +278,11 @@ class TrainConfig(TaskConfig, MachineConfig, DataConfig, StageConfig, LogConfig,
             )
 
     @property
+    def end(self) -> int:
+        """Step at which the run ends."""
+        return self.stage_ends["online" if algorithm(self.algo).fine_tunes else "pretrain"]
+
+    @property
     def sequences(self) -> dict[str, Any]:
         """Flags that say what a sequence of actions is; a policy is made for one value of them."""
         agent = self.agent

@@ -313,6 +313,8 @@ class Trainer:
     def load_newest(self) -> dict[str, Any] | None:
         """Load the newest whole checkpoint and drop the log rows after it.
 
+        A run that has more to do has not ended, whatever its folder says so far.
+
         Raises:
             UsageError: no checkpoint is whole, or the flags move the end of a stage before it.
         """
@@ -328,6 +330,8 @@ class Trainer:
                     path.rename(path.with_suffix(".damaged"))
         for path in folder.glob(f"*{PARTIAL}"):
             path.unlink()
+        if step < self.config.end:
+            self.folder.reopen()
         write_json(self.folder.path / "config.json", self.asked.to_dict())
         self.folder.truncate(step, ledger.evaluated)
         self.logger.say(f"resuming from {name or 'the start'}")
