@@ -196,11 +196,12 @@ class RunFolder:
         """Return where the checkpoint of a step lies."""
         return self.checkpoints / f"step_{step:09d}.pt"
 
-    def truncate(self, step: int, evaluated: int) -> None:
-        """Drop the log rows after `step`, and evaluations after `evaluated`."""
+    def truncate(self, step: int, evaluated: int, logged: int) -> None:
+        """Drop the log rows after `step`, evaluations after `evaluated`, updates after `logged`."""
+        last = {self.eval: evaluated, self.first_updates: logged}
         for log in self.logs:
             with reading(log.path, "is damaged", "move it away to go on without its rows"):
-                log.truncate(evaluated if log is self.eval else step)
+                log.truncate(last.get(log, step))
 
     def read_config(self) -> dict[str, Any]:
         """Return config.json.
