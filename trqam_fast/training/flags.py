@@ -133,16 +133,19 @@ def flag_name(word: str) -> str:
 def parser_groups(config: type[Group]) -> dict[str, type]:
     """Return the groups of a configuration as classes for a parser, by title.
 
-    Each holds the fields that one class adds, with what stands below a field as its help.
+    Each holds the fields that one class adds, with their defaults, and with what stands below a
+    field as its help.
     """
     hints, groups = get_type_hints(config), {}
+    found = {field.name: field for field in dataclasses.fields(config) if field.name != "agent"}
     for kind, names in groups_of(config).items():
-        help_of = field_help(kind)
-        fields = [
-            (name, Annotated[hints[name], tyro.conf.arg(prefix_name=False, help=help_of.get(name))])
-            for name in names
-            if name != "agent"
-        ]
+        help_of, fields = field_help(kind), []
+        for field in (found[name] for name in names if name in found):
+            argument = tyro.conf.arg(prefix_name=False, help=help_of.get(field.name))
+            default = dataclasses.field(
+                default=field.default, default_factory=field.default_factory, kw_only=True
+            )
+            fields.append((field.name, Annotated[hints[field.name], argument], default))
         title = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__.removesuffix("Config")).lower()
         groups[title] = dataclasses.make_dataclass(
             title, fields, namespace={"__doc__": kind.__doc__}
