@@ -16,7 +16,7 @@ from trqam_fast.data.readers import parse_source
 from trqam_fast.devices import check_device
 from trqam_fast.errors import UsageError
 from trqam_fast.kernels import Backend
-from trqam_fast.training.kinds import is_a, kind_in_words
+from trqam_fast.kinds import is_a, kind_in_words
 
 OFFICIAL_ALONE = "it is for OGBench's data, not for --dataset"
 PATHS = ("dataset_dir", "generated_dir", "pretrained", "run_dir")

@@ -20,8 +20,8 @@ from trqam_fast.damage import reading
 from trqam_fast.data.names import nearest
 from trqam_fast.errors import UsageError
 from trqam_fast.files import read_text
+from trqam_fast.kinds import is_a, kind_in_words
 from trqam_fast.training.config import PATHS, FolderConfig, TrainConfig, run_flags
-from trqam_fast.training.kinds import is_a, kind_in_words
 from trqam_fast.training.presets import flag_of, make_config, unused_flags
 
 if sys.version_info >= (3, 11):
