@@ -14,14 +14,14 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import tyro
 
-from trqam_fast.agents import ALGORITHMS, algorithm
+from trqam_fast.agents import ALGORITHMS
 from trqam_fast.agents.config import Group, groups_of, select
 from trqam_fast.damage import reading
 from trqam_fast.data.names import nearest
 from trqam_fast.errors import UsageError
 from trqam_fast.files import read_text
 from trqam_fast.kinds import is_a, kind_in_words
-from trqam_fast.training.config import PATHS, FolderConfig, TrainConfig, run_flags
+from trqam_fast.training.config import PATHS, FolderConfig, TrainConfig, flag_hints, run_flags
 from trqam_fast.training.presets import flag_of, make_config, unused_flags
 
 if sys.version_info >= (3, 11):
@@ -67,10 +67,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     algo = values.get("algo", TrainConfig.algo)
     if not isinstance(algo, str):
         raise UsageError(f"{path}: algo is {algo!r}; give text in quotes")
-    hints = get_type_hints(TrainConfig)
-    for kind in (*ALGORITHMS.values(), algorithm(algo)):
-        hints |= get_type_hints(kind.Config)
-    del hints["agent"]
+    hints = flag_hints(algo)
     for name, value in values.items():
         if name not in hints:
             raise UsageError(f"{path} has {name!r}, which means nothing{nearest(name, [*hints])}")
