@@ -10,10 +10,10 @@ import torch
 from tests.kill_run import compare_runs
 from tests.runs import rows, run
 from trqam_fast import train
-from trqam_fast.agents import TRQAMConfig
+from trqam_fast.agents import ALGORITHMS, TRQAMConfig
 from trqam_fast.errors import UsageError
 from trqam_fast.runs import checkpoint
-from trqam_fast.training.flags import parse_config
+from trqam_fast.training.flags import field_help, parse_config
 from trqam_fast.training.loop import Trainer
 from trqam_fast.training.presets import DEFAULT, SMOKE, make_config
 
@@ -303,6 +303,17 @@ def test_help_explains_every_flag(capsys):
         parse_config(["--algo", "qam", "--help"])
     text = capsys.readouterr().out
     assert "--inv-temp" in text and "--kl-budget" not in text
+
+
+def test_braces_below_a_flag_are_text():
+    """As a user may write them; only the names of the algorithms are put in."""
+
+    class Own:
+        share: float = 0.5
+        """Of the {0, 1} labels, 5 %; see {algorithms}."""
+
+    names = ", ".join(ALGORITHMS)
+    assert field_help(Own)["share"] == f"Of the {{0, 1}} labels, 5 %; see {names}."
 
 
 def test_single_updates_of_the_start_are_logged(flags, tmp_path, monkeypatch):

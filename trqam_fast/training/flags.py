@@ -164,7 +164,7 @@ def field_help(kind: type) -> dict[str, str]:
     body = ast.parse(source).body[0].body
     names = ", ".join(ALGORITHMS)
     return {
-        field.target.id: one_line(below.value.value).format(algorithms=names)
+        field.target.id: one_line(below.value.value).replace("{algorithms}", names)
         for field, below in zip(body, body[1:], strict=False)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
         if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
