@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import torch
 
-from trqam_fast.damage import reading
+from trqam_fast.damage import Unreadable, reading
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.files import PARTIAL, write_json
 from trqam_fast.kernels.dispatch import load_extension
@@ -76,9 +76,19 @@ class RunFolder:
 
     @staticmethod
     def newest(env_name: str, algo: str) -> Path | None:
-        """Return the newest run of a task and algorithm, None if there is none."""
-        runs = (RUNS_DIR / folder_name(env_name) / folder_name(algo)).glob("*/config.json")
-        return max((path.parent for path in runs), default=None)
+        """Return the run of a task and algorithm that began last by its name, None without any.
+
+        Raises:
+            Unreadable: the system refuses to look for them.
+        """
+        parent = RUNS_DIR / folder_name(env_name) / folder_name(algo)
+        try:
+            runs = [path for path in parent.iterdir() if RunFolder(path).exists]
+        except FileNotFoundError:
+            return None
+        except OSError as error:  # glob would find none
+            raise Unreadable(parent, error) from None
+        return max(runs, default=None)
 
     @property
     def exists(self) -> bool:
