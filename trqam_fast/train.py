@@ -42,7 +42,7 @@ from trqam_fast.training.interface import describe, own_interface, write_sizes
 from trqam_fast.training.ledger import Ledger
 from trqam_fast.training.logger import Logger
 from trqam_fast.training.loop import Trainer
-from trqam_fast.training.plan import read_choice, settle_plan, write_choice
+from trqam_fast.training.plan import kept_choice, settle_plan, write_choice
 from trqam_fast.training.presets import (
     check_kinds,
     describe_settings,
@@ -315,7 +315,7 @@ def run_in(folder: RunFolder, config: TrainConfig, stop: StopRequest) -> Result:
         )
     plan = folder.path / "update_plan.json"
     with stop.at_once():
-        kept = read_choice(plan) if begun else None
+        kept = kept_choice(plan, config) if begun else None
         settled, choice = settle_plan(config, dataset, kept)
     if not resuming:
         declaration = declare(algorithm(config.algo))._asdict()
