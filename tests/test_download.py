@@ -402,7 +402,9 @@ def test_a_file_that_cannot_be_read_is_not_replaced(server, fetched, path, kind,
     assert server.seen == [] and path.read_bytes() == b"what it is nobody knows"
 
 
-def test_a_full_disk_is_not_the_hosts_fault(server, fetched, tmp_path, monkeypatch):
+def test_a_full_disk_is_not_the_hosts_fault(server, fetched, tmp_path, monkeypatch, content):
+    """What came is kept, and gone on with once there is room."""
+
     class Full(io.FileIO):
         def write(self, block):
             if self.tell():
@@ -413,9 +415,11 @@ def test_a_full_disk_is_not_the_hosts_fault(server, fetched, tmp_path, monkeypat
         return Full(path, mode.replace("b", "")) if mode == "ab" else open(path, mode, buffering)
 
     monkeypatch.setattr(download, "open", opened, raising=False)
-    with pytest.raises(RunError, match="cannot write .*No space left"):
+    with pytest.raises(RunError, match="cannot write to .*No space left.*what came is kept"):
         fetched()
-    assert len(server.seen) == 1 and files(tmp_path) == []
+    assert len(server.seen) == 1 and files(tmp_path) == [".a.npz.partial"]
+    monkeypatch.undo()
+    assert fetched() == content and parts(server) == [0, 100]
 
 
 def test_files_of_a_large_set(tmp_path):

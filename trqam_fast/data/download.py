@@ -299,8 +299,10 @@ class Transfer:
                     self.bar.update(done)
                     block, came = block[done:], came + done
             except OSError as error:
-                self.path.unlink()
-                raise RunError(f"cannot write {self.path.parent}: {error}") from None
+                raise RunError(
+                    f"cannot write to {self.path.parent} ({reason_of(error)}); what came is kept, "
+                    "and the same command goes on from there"
+                ) from None
             seconds = time.monotonic() - clock
             if seconds > policy.timeout:
                 if came < policy.slowest * seconds:
