@@ -239,6 +239,8 @@ def load_pretrained(
     if config.bc_steps > 0:
         shapes = {"actor_slow": shapes["actor_slow"]}
     start.check_start(state, path, shapes, config.sequences, len(config.seeds))
+    if config.bc_steps == 0 and state["stage"] != "pretrain":
+        start.check_first_updates(kind, config.agent, path)
     ledger.failures = start.inherited_failures(state, path)
     logger.say(f"starting from {path}, stage {state['stage']}")
     for run, reason in ledger.failures.items():
