@@ -5,6 +5,7 @@ import re
 import runpy
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,6 +18,7 @@ from trqam_fast.agents import ALGORITHMS, declare
 from trqam_fast.cli import run_command
 from trqam_fast.errors import UsageError
 from trqam_fast.export import load_export, weights, write_export
+from trqam_fast.policy import Policy
 from trqam_fast.runs import checkpoint
 from trqam_fast.runs.folder import RunFolder
 from trqam_fast.training.backend import settle_backend
@@ -238,3 +240,8 @@ def test_own_algorithms_are_given_as_classes(exported, tmp_path):
         load_export(folder)
     with pytest.raises(UsageError, match="does not hold the weights"):  # TRQAM's has lambda too
         load_export(folder, kind=AnnealedQAM)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({n: t for n, t in tensors.items() if n not in ("lam", "kl_ema")},
+              folder / "model.safetensors")  # fmt: skip
+    policy = Policy.load(folder, kind=AnnealedQAM)
+    assert policy(np.zeros(policy.sizes.obs_dim)).shape == (len(policy.sizes.low),)

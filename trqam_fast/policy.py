@@ -50,6 +50,7 @@ class Policy:
         train_seed: int | None = None,
         device: str = "cpu",
         backend: str = "auto",
+        kind: type[Agent] | None = None,
     ) -> Policy:
         """Load the policy of a run; its environment need not be installed.
 
@@ -60,6 +61,7 @@ class Policy:
             train_seed: Seed of the run, where a folder holds several; the first by default.
             device: Torch device to act on.
             backend: Implementation of the ops.
+            kind: Class of an export's algorithm, where that is not of this package.
 
         Raises:
             UsageError: there is none, it is damaged, or it has no such seed.
@@ -68,7 +70,7 @@ class Policy:
         if folder.is_file():
             folder, checkpoint = folder.resolve().parent.parent, folder
         if (folder / MODEL).exists():
-            loaded = load_export(folder, device, backend)
+            loaded = load_export(folder, device, backend, kind)
         else:
             loaded = load_run(folder, checkpoint, device, backend)
         seeds = loaded.config.seeds
