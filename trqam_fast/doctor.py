@@ -74,6 +74,8 @@ def describe_folder(label: str, folder: Path) -> list[str]:
     for found in datasets:
         name = printable(found.path.relative_to(expanded(folder)), 400)
         print(f"    {found.form:8} {name}" + (f" ({found.problem})" if found.problem else ""))
+        if found.problem:
+            problems.append(f"dataset {printable(found.path, 400)}: {found.problem}")
     return problems
 
 
