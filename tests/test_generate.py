@@ -12,12 +12,15 @@ import numpy as np
 import ogbench
 import pytest
 
+from trqam_fast.data import __main__ as command
 from trqam_fast.data.generate import expert, manipspace, pointmaze, recipe, shards
 from trqam_fast.data.generate.manipspace import is_healthy
 from trqam_fast.data.generate.recipe import GENERATED_NAMES, GENERATOR_VERSION, Recipe
 from trqam_fast.data.generate.shards import plan_shards
 from trqam_fast.data.generate.workers import make_shards
 from trqam_fast.errors import RunError, UsageError
+from trqam_fast.model_card import data_in_words
+from trqam_fast.training.presets import make_config
 
 MAZE = "pointmaze-medium-navigate-v0"
 PROGRAM = """
@@ -344,6 +347,15 @@ def test_recipe_names():
     assert play.val_path(Path("/data")).name == "cube-double-play-v0-val.npz"
     assert Recipe("cube-double-play-v0", 100_000, None, 0).val_episodes == 10
     assert Recipe(MAZE, 1, None, 0).noise == 0.5
+
+
+def test_the_noise_is_told_in_full(monkeypatch, capsys):
+    """So that the flags name these data, and a card those that were trained on."""
+    monkeypatch.setattr(Recipe, "ensure", lambda self, folder, **options: self.path(folder))
+    assert command.main(["generate", MAZE, "--noise", "0.123456789"]) == 0
+    assert "--generated-noise 0.123456789 " in capsys.readouterr().out
+    config = make_config(generated=True, generated_noise=0.123456789)
+    assert "action noise 0.123456789," in data_in_words(config, "")
 
 
 def test_bad_recipes(tmp_path):

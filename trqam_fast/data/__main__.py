@@ -282,7 +282,7 @@ def generate(args: GenerateArgs) -> int:
     path = recipe.ensure(args.dataset_dir, workers=args.workers, progress=sys.stderr.isatty())
     flags = (
         f"--generated --generated-transitions {recipe.transitions} "
-        f"--generated-noise {recipe.noise:g} --generated-seed {recipe.seed} "
+        f"--generated-noise {recipe.noise} --generated-seed {recipe.seed} "
         f"--{'' if recipe.corners else 'no-'}generated-corners"
     )
     if args.dataset_dir != GENERATED_DIR:
