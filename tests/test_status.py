@@ -360,11 +360,12 @@ def test_exit_status_and_errors(sweep, tmp_path, capsys):
     capsys.readouterr()
     assert status(tmp_path / "missing") == 2
     assert status(tmp_path / "empty") == 2
-    assert status(out, "--watch", "--interval", "0") == 2
+    for interval in ("0", "inf", "nan"):
+        assert status(out, "--watch", "--interval", interval) == 2
     (out / "plan.json").write_text("{")
     assert status(out) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 4 and all(line.startswith("error: ") for line in lines)
+    assert len(lines) == 6 and all(line.startswith("error: ") for line in lines)
 
 
 def test_watch_prints_what_changed_until_the_end(tmp_path, monkeypatch, capsys):

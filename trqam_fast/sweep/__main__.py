@@ -53,6 +53,12 @@ class SweepArgs:
     job: str | None = None
     """Run this one job of --out in this process and exit with its status; for schedulers."""
 
+    def __post_init__(self) -> None:
+        for name, bound in {"num_cpus": 1, "num_gpus": 0}.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise UsageError(f"--{name.replace('_', '-')} is {value}; use {bound} or more")
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run what the flags ask for; return the exit status, 1 if a job failed."""
