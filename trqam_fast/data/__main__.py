@@ -233,6 +233,8 @@ def verify(args: VerifyArgs) -> int:
     """Check each archive and flat set, print what is wrong or that nothing is."""
     wrong, sources = False, args.sources
     if not sources:
+        if args.dataset_dir != OFFICIAL_DIR and not expanded(args.dataset_dir).exists():
+            raise UsageError(f"--dataset-dir {args.dataset_dir} does not exist; name a folder")
         there, unreadable = present(args.dataset_dir)
         sources = tuple(str(one.path) for one in there)
         wrong = bool(unreadable)
