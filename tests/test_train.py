@@ -105,12 +105,16 @@ def test_existing_run_is_refused_resumed_or_overwritten(flags, tmp_path, capsys)
     folder = tmp_path / "run"
     assert run(flags, folder, "--algo", "bc") == 0
     before = (folder / "metrics.csv").read_text()
+    (folder / "report").mkdir()
+    for name in ("index.html", "success.svg", "notes.txt"):
+        (folder / "report" / name).touch()
     assert run(flags, folder, "--algo", "bc") == 2
     message = capsys.readouterr().err
     assert "already holds a run" in message and "--resume" in message
     assert (folder / "metrics.csv").read_text() == before
     assert run(flags, folder, "--algo", "qam", "--overwrite") == 0
     assert {r["stage"] for r in rows(folder / "metrics.csv")} == {"pretrain", "offline"}
+    assert [path.name for path in (folder / "report").iterdir()] == ["notes.txt"]
     assert run([], folder, "--resume") == 0  # --overwrite is not remembered
     other = tmp_path / "other"
     other.mkdir()

@@ -156,6 +156,14 @@ class RunFolder:
                     return file
             file.close()  # its holder has removed it since
 
+    def _remove_report(self) -> None:
+        """Remove the report on the older run, and its folder unless it holds other files."""
+        report = self.path / "report"
+        with contextlib.suppress(OSError):
+            for path in (report / "index.html", *report.glob("*.svg")):
+                path.unlink(missing_ok=True)
+            report.rmdir()
+
     def create(
         self, config: dict[str, Any], declaration: dict[str, Any], overwrite: bool = False
     ) -> None:
@@ -178,6 +186,7 @@ class RunFolder:
                 (self.path / name).unlink(missing_ok=True)
             for name in ("checkpoints", "evaluation", "trackers"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
+            self._remove_report()
             write_json(self.path / "config.json", config)
             write_json(self.path / "algorithm.json", declaration)
             write_json(self.path / "versions.json", versions())
