@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from trqam_fast.cli import begin, run_command
+from trqam_fast.cli import LONGEST, begin, run_command
 
 if __name__ == "__main__":
     begin()
@@ -143,7 +143,7 @@ def list_datasets(args: ListArgs) -> int:
         stored.setdefault(key, []).append(found)
     sizes = {name: entry.transitions for name, entry in PUBLISHED.items()}
     sizes |= {name: large.transitions for name, large in LARGE_SETS.items()}
-    print(f"{'dataset':<38}{'transitions':>12}  present in {folder}")
+    print(f"{'dataset':<38}{'transitions':>12}  present in {printable(folder, 400)}")
     for name in sorted(sizes, key=lambda name: (name.partition("-")[0], sizes[name], name)):
         here = stored.get(
             (parse_dataset(name).dataset_name, name if name in LARGE_SETS else ""), []
@@ -248,7 +248,8 @@ def verify(args: VerifyArgs) -> int:
             except Unreadable as error:
                 problems = [str(error)]
             wrong |= bool(problems)
-            print(*(problems or [f"{source if own else found} is whole"]), sep="\n")
+            said = problems or [f"{source if own else found} is whole"]
+            print(*(printable(line, LONGEST) for line in said), sep="\n")
     return FAILURE if wrong else 0
 
 
