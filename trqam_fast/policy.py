@@ -13,6 +13,7 @@ from trqam_fast.errors import UsageError
 from trqam_fast.evaluation.episodes import Request
 from trqam_fast.evaluation.policy import choose_chunks
 from trqam_fast.export import MODEL, load_export
+from trqam_fast.files import expanded
 from trqam_fast.program import write_program
 from trqam_fast.simulator.bounds import unscaled
 from trqam_fast.training.interface import Sizes
@@ -66,7 +67,7 @@ class Policy:
         Raises:
             UsageError: there is none, it is damaged, or it has no such seed.
         """
-        folder, checkpoint = Path(path), None
+        folder, checkpoint = expanded(Path(path)), None
         if folder.is_file():
             folder, checkpoint = folder.resolve().parent.parent, folder
         if (folder / MODEL).exists():

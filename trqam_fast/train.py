@@ -26,7 +26,7 @@ from trqam_fast.damage import reading
 from trqam_fast.data.dataset import Transitions
 from trqam_fast.data.load import load_task
 from trqam_fast.errors import FAILURE, INTERRUPTED, Stopped, UsageError
-from trqam_fast.files import write_json
+from trqam_fast.files import expanded, write_json
 from trqam_fast.memory import keep_freed_memory
 from trqam_fast.policy import Policy
 from trqam_fast.runs import checkpoint
@@ -139,7 +139,8 @@ def folder_to_resume(flags: Mapping[str, Any]) -> RunFolder | None:
             )
     if path is None or (resume == "auto" and not RunFolder(Path(path)).exists):
         return None
-    return RunFolder(Path(path))
+    folder = RunFolder(expanded(Path(path)))
+    return None if resume == "auto" and not folder.exists else folder
 
 
 def read_config(folder: RunFolder) -> TrainConfig:
