@@ -260,7 +260,7 @@ class Trainer:
             failures[run] = f"{history.names[metric]} is not finite at step {when}"
             self.logger.say(
                 f"error: seed {seed}: {failures[run]}; this run stops and keeps its last "
-                "good checkpoint. Try a smaller --lr or a smaller --inv-temp (QAM)",
+                "good checkpoint. Try a smaller --lr",
                 error=True,
             )
 
