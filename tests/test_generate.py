@@ -338,12 +338,15 @@ def test_the_second_of_two_generations_waits(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.count("waiting for another process") == 2
 
 
-def test_recipe_names():
+def test_recipe_names(tmp_path):
     assert len(GENERATED_NAMES) == 18
     play = Recipe("cube-double-play-v0", 1500, None, 0)
     assert play == Recipe("cube-double-play-v0", 2000, 0.1, 0)
     name = f"cube-double-play-v0-generated{GENERATOR_VERSION}-2000-noise0.1-seed0"
     assert play.path(Path("/data")) == Path("/data") / name / "cube-double-play-v0.npz"
+    assert not play.is_stored(tmp_path)
+    play.path(tmp_path).with_suffix(".flat").mkdir(parents=True)  # alone, it is enough
+    assert play.is_stored(tmp_path)
     assert play.val_path(Path("/data")).name == "cube-double-play-v0-val.npz"
     assert Recipe("cube-double-play-v0", 100_000, None, 0).val_episodes == 10
     assert Recipe(MAZE, 1, None, 0).noise == 0.5

@@ -137,7 +137,7 @@ def folder_to_resume(flags: Mapping[str, Any]) -> RunFolder | None:
             raise UsageError(
                 f"--resume found no run of {algo} on {env_name}; name one with --run-dir"
             )
-    if path is None or (resume == "auto" and not RunFolder(Path(path)).exists):
+    if path is None:
         return None
     folder = RunFolder(expanded(Path(path)))
     return None if resume == "auto" and not folder.exists else folder
@@ -206,7 +206,7 @@ def load_data(
         UsageError: no such task, no data for it, or not enough.
     """
     recipe = config.recipe
-    if recipe is not None and not recipe.path(config.generated_dir).exists():
+    if recipe is not None and not recipe.is_stored(config.generated_dir):
         logger.say(f"generating {recipe.transitions} transitions")
     with ledger.timed("data"):
         dataset, path = load_task(

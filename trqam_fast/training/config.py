@@ -191,7 +191,7 @@ class LogConfig(Group):
     save_interval: int = 50_000
     """Steps between checkpoints; the end of a stage is always saved."""
     keep: int = 3
-    """Newest checkpoints kept, besides the one that ends pretraining."""
+    """Newest checkpoints kept, besides those that end a stage."""
     tensorboard: bool = False
     """Also log to TensorBoard, in the run folder (pip install 'trqam_fast[tensorboard]')."""
     wandb: bool = False

@@ -117,6 +117,11 @@ class Recipe:
         """
         return expanded(folder) / self.folder_name / f"{self.dataset_name}.npz"
 
+    def is_stored(self, folder: Path) -> bool:
+        """Whether training has what it reads: the training file, or the flat set made of it."""
+        path = self.path(folder)
+        return path.exists() or path.with_suffix(".flat").exists()
+
     def val_path(self, folder: Path) -> Path:
         """Return where the validation file lies."""
         return self.path(folder).with_name(f"{self.dataset_name}-val.npz")
