@@ -115,9 +115,7 @@ def read_summary(path: Path, stage: str, step: int) -> list[Row]:
         if (values["stage"], values["step"]) != (stage, step):
             return []
         return [
-            Row(
-                stage, step, str(seed), {name: float(row[name]) for name in ("success", "episodes")}
-            )
+            Row(stage, step, str(seed), {name: float(row[name]) for name in MEASURED})
             for seed, row in values["by_seed"].items()
         ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +51,6 @@ class DSRLConfig(CloningConfig, CriticConfig):
     def check(self) -> None:
         """Raise `UsageError` if a value is impossible."""
         self.require_positive("noise_scale")
-        finite = math.isfinite(self.target_entropy)
-        self.require("target_entropy", finite, "use a finite number")
 
 
 class DSRLAgent(Agent):

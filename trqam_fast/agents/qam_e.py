@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +37,6 @@ class QAMEConfig(QAMConfig):
     def check(self) -> None:
         """Raise `UsageError` if a value is impossible."""
         self.require_not_negative("edit_scale")
-        finite = math.isfinite(self.edit_target_entropy)
-        self.require("edit_target_entropy", finite, "use a finite number")
 
 
 class QAMEAgent(QAMAgent):
