@@ -16,9 +16,8 @@ import pytest
 
 from trqam_fast.cli import run_command
 from trqam_fast.errors import UsageError
-from trqam_fast.runs.folder import RunFolder
+from trqam_fast.runs.folder import KEYS, RunFolder
 from trqam_fast.runs.progress import TAIL, newest_rows, read_progress, stage_ends
-from trqam_fast.runs.read import KEYS
 from trqam_fast.status import __main__ as command
 from trqam_fast.status.lines import read_lines
 from trqam_fast.status.table import COLUMNS, cut, ranges, render

@@ -226,7 +226,7 @@ def load_data(
     return dataset
 
 
-def load_pretrained(
+def load_start(
     config: TrainConfig, dataset: Transitions, logger: Logger, ledger: Ledger
 ) -> dict[str, Any]:
     """Read what --pretrained names, and take over which seeds diverged there.
@@ -234,7 +234,7 @@ def load_pretrained(
     Raises:
         UsageError: there is none, it is damaged, or has other networks than the flags.
     """
-    state, path = start.load_pretrained(config.pretrained)
+    state, path = start.read_pretrained(config.pretrained)
     kind = algorithm(config.algo)
     shapes = kind.stored_shapes(config.agent, dataset.obs_dim, dataset.act_dim)
     if config.bc_steps > 0:
@@ -308,7 +308,7 @@ def run_in(folder: RunFolder, config: TrainConfig, stop: StopRequest) -> Result:
         dataset = load_data(config, interface, logger, ledger)
         pretrained = None
         if config.pretrained is not None and not begun:
-            pretrained = load_pretrained(config, dataset, logger, ledger)
+            pretrained = load_start(config, dataset, logger, ledger)
     asked, config = config, start.settle_budget(config, dataset.act_dim)
     if config is not asked:
         logger.say(

@@ -69,7 +69,7 @@ def field_of(state: dict[str, Any]) -> Tensor:
     raise UsageError("the checkpoint holds no cloned field actor_slow; name another --pretrained")
 
 
-def load_pretrained(path: Path) -> tuple[dict[str, Any], Path]:
+def read_pretrained(path: Path) -> tuple[dict[str, Any], Path]:
     """Read what ``--pretrained`` names: a checkpoint, or the newest one of a run folder.
 
     Raises:
