@@ -12,7 +12,7 @@ from trqam_fast.damage import reading
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.evaluation.statistics import wilson_interval
 from trqam_fast.runs.read import Row, Run, success_of
-from trqam_fast.runs.values import load_json
+from trqam_fast.runs.values import LARGEST_COUNT, load_json
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.load_run import LoadedRun
 from trqam_fast.training.presets import (
@@ -114,10 +114,13 @@ def read_summary(path: Path, stage: str, step: int) -> list[Row]:
         values = load_json(path)
         if (values["stage"], values["step"]) != (stage, step):
             return []
-        return [
-            Row(stage, step, str(seed), {name: float(row[name]) for name in MEASURED})
-            for seed, row in values["by_seed"].items()
-        ]
+        rows = []
+        for seed, row in values["by_seed"].items():
+            measured = {name: float(row[name]) for name in MEASURED}
+            if not all(0 <= value < LARGEST_COUNT for value in measured.values()):
+                raise ValueError(f"seed {seed} has {measured}")
+            rows.append(Row(stage, step, str(seed), measured))
+        return rows
 
 
 def best_known(found: dict[str, list[Row]]) -> list[Row]:
