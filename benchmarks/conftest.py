@@ -11,6 +11,7 @@ import torch
 from benchmarks.records import describe, save
 from benchmarks.sizes import GRID, QUICK, Size
 from benchmarks.work import copy_ceiling, flops, gemm_ceiling, traffic
+from trqam_fast.kernels.dispatch import OPS
 from trqam_fast.memory import keep_freed_memory
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -20,8 +21,6 @@ NETWORKS = {
 }
 VARIANTS = [(device, *variant) for device in DEVICES for variant in NETWORKS[device]]
 """Device, backend and precision of an op that passes through networks."""
-ON_EITHER = [(device, b, "ieee") for device in DEVICES for b in ("reference", "cpp")]
-"""The same for an op that is compiled for the CPU, and may be for a GPU."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +51,13 @@ def variant(request) -> Variant:
     return Variant(*request.param)
 
 
-def without_products(*backends: str):
+def without_products(op: str):
     """Run a benchmark of an op without matrix products once for each backend that has it."""
-    chosen = [
-        (device, backend, "ieee")
-        for device in DEVICES
-        for backend in backends
-        if (device, backend) != ("cpu", "triton")
-    ]
+    chosen = []
+    for device in DEVICES:
+        backends = ["reference", *(["cpp"] if device in OPS[op].cpp else [])]
+        backends += ["triton"] if OPS[op].triton and device == "cuda" else []
+        chosen += [(device, backend, "ieee") for backend in backends]
     return pytest.mark.parametrize("variant", chosen, ids="-".join, indirect=True)
 
 

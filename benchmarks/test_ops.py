@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.conftest import ON_EITHER, without_products
+from benchmarks.conftest import without_products
 from benchmarks.sizes import draw, make_network
 from trqam_fast.kernels import (
     adam_step,
@@ -17,6 +17,7 @@ from trqam_fast.kernels import (
     sde_rollout,
     velocity_along,
 )
+from trqam_fast.op_cases import CASES, Sizes, draw_inputs
 
 
 def along(size, device, seed, points=0):
@@ -34,13 +35,13 @@ def start(size, device):
     )
 
 
-@without_products("reference", "cpp")
+@without_products("path_kl")
 def test_path_kl(measure, size, variant):
     v, u = (along(size, variant.device, seed) for seed in (1, 2))
     measure("path_kl", lambda: path_kl(v, u, backend=variant.backend), "path_kl")
 
 
-@without_products("reference", "cpp")
+@without_products("path_kl")
 def test_path_kl_gradient(measure, size, variant):
     v, u = (along(size, variant.device, seed) for seed in (1, 2))
     v.requires_grad_()
@@ -57,13 +58,13 @@ def matching(size, variant):
     return v, lambda: adjoint_matching(v, u, a, lam, backend=variant.backend)[0]
 
 
-@without_products("reference", "cpp", "triton")
+@without_products("adjoint_matching")
 def test_adjoint_matching(measure, size, variant):
     _, loss = matching(size, variant)
     measure("adjoint_matching", loss, "adjoint_matching")
 
 
-@without_products("reference", "cpp", "triton")
+@without_products("adjoint_matching")
 def test_adjoint_matching_gradient(measure, size, variant):
     v, loss = matching(size, variant)
     v.requires_grad_()
@@ -127,9 +128,7 @@ def test_velocity_along(measure, size, variant):
     measure("velocity_along", step, "velocity_along")
 
 
-@pytest.mark.parametrize(
-    "variant", [v for v in ON_EITHER if v[:2] != ("cuda", "cpp")], ids="-".join, indirect=True
-)
+@without_products("adam_step")
 def test_adam_step(measure, size, variant):
     """The parameters of both fields and the critics, targets for all but one field."""
     networks = (make_network(size, variant.device, critic=c) for c in (False, False, True))
@@ -147,7 +146,7 @@ def test_adam_step(measure, size, variant):
     )
 
 
-@without_products("reference", "cpp", "triton")
+@without_products("philox")
 def test_philox(measure, size, variant):
     """The normals of an update: three starts and the noise of K - 1 steps."""
     seeds = torch.arange(size.runs, device=variant.device)
@@ -172,3 +171,39 @@ def test_normals_of_torch(measure, size, variant):
         return out
 
     measure("philox", step)
+
+
+def measure_case(measure, size, variant, op):
+    """Time an op on inputs as the self-test draws them."""
+    sizes = Sizes(
+        size.runs, size.batch, size.obs_dim, size.dim, (size.width,) * size.depth, False,
+        size.flow_steps, size.ensemble,
+    )  # fmt: skip
+    case = CASES[op]
+    inputs = draw_inputs(case, sizes, dtype=torch.float32, device=variant.device)
+    measure(op, lambda: case.call(inputs, backend=variant.backend))
+
+
+@without_products("squared_error")
+def test_squared_error(measure, size, variant):
+    measure_case(measure, size, variant, "squared_error")
+
+
+@without_products("td_target")
+def test_td_target(measure, size, variant):
+    measure_case(measure, size, variant, "td_target")
+
+
+@without_products("adjoint_sizes")
+def test_adjoint_sizes(measure, size, variant):
+    measure_case(measure, size, variant, "adjoint_sizes")
+
+
+@without_products("dual_update")
+def test_dual_update(measure, size, variant):
+    measure_case(measure, size, variant, "dual_update")
+
+
+@without_products("gather_sequences")
+def test_gather_sequences(measure, size, variant):
+    measure_case(measure, size, variant, "gather_sequences")

@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import algorithms, compare_reference, graphs, phases, plot, scaling, table
+from benchmarks import algorithms, compare_reference, graphs, phases, plot, scaling, table, test_ops
 from benchmarks.reference import Reference
 from benchmarks.sizes import PAPER_SMALL, make_network
 from benchmarks.work import flops
 from trqam_fast.agents import ALGORITHMS, algorithm
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.kernels import mlp
+from trqam_fast.kernels.dispatch import OPS
 
 ROOT = Path(__file__).parent.parent
 NVCC = shutil.which("nvcc")
@@ -61,6 +62,11 @@ def test_every_phase_is_found():
     result = phases.profile(PAPER_SMALL, "ieee", 2)
     assert set(phases.WORK) <= set(result["phases"])
     assert sum(phase["share"] for phase in result["phases"].values()) == pytest.approx(1, abs=0.01)
+
+
+def test_every_op_is_timed():
+    """The networks' passes are, as critics and fields, in benchmarks/test_networks.py."""
+    assert [op for op in OPS if op != "mlp" and not hasattr(test_ops, f"test_{op}")] == []
 
 
 def test_every_fine_tuning_algorithm_is_timed(tmp_path, monkeypatch):

@@ -62,12 +62,15 @@ def draw_curve(axes: Axes, found: dict[str, Any], cell: str, algo: str, shift: f
     for reading in found["readings"].values():
         if cell in reading["scores"].get(algo, {}):
             setting = reading["settings"][algo][cell]
-            confirmed[setting] = reading["scores"][algo][cell]["by_seed"]
+            confirmed[setting] = reading["scores"][algo][cell]
     for setting, scores in confirmed.items():
-        place = values.index(setting) + shift
-        error = 1.96 * np.std(scores, ddof=1) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
-        axes.errorbar(place, np.mean(scores), error, marker="D", color=colour, markersize=6,
-                      markerfacecolor=PAPER, capsize=2, zorder=4)  # fmt: skip
+        place, mean, (low, high) = (
+            values.index(setting) + shift,
+            scores["score"],
+            scores["interval"],
+        )
+        axes.errorbar(place, mean, [[mean - low], [high - mean]], marker="D", color=colour,
+                      markersize=6, markerfacecolor=PAPER, capsize=2, zorder=4)  # fmt: skip
 
 
 def draw_e2(found: dict[str, Any]) -> Figure:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from trqam_fast.errors import UsageError
+from trqam_fast.evaluation.statistics import success_interval
 from trqam_fast.report.collect import FAILED, Result
 from trqam_fast.report.find import collect
 from trqam_fast.runs.read import read_run
@@ -30,6 +31,7 @@ class Score(NamedTuple):
         dip: Deepest fall below its own best so far, once half of its best was reached.
         area: Mean success over all evaluations.
         path_kl, adjoint_gain, value_gap: Mean over the last tenth of its rows; NaN without one.
+        episodes: That the score is made of; none if it failed.
     """
 
     score: float
@@ -39,6 +41,7 @@ class Score(NamedTuple):
     path_kl: float = math.nan
     adjoint_gain: float = math.nan
     value_gap: float = math.nan
+    episodes: int = 0
 
 
 FAILURE = Score(0.0, 0.0, 0.0, 0.0)
@@ -90,7 +93,7 @@ def score_of(result: Result, curves: dict[str, list[tuple[int, float]]]) -> Scor
         values = [value for _, value in curves.get(column, ())]
         ends.append(float(np.mean(values[-max(1, len(values) // 10) :])) if values else math.nan)
     whole = float(success[-LAST:].mean()), float(success[-1]), dip, float(success.mean())
-    return Score(*whole, *ends)
+    return Score(*whole, *ends, episodes=result.episodes * len(success[-LAST:]))
 
 
 def read_scores(folder: Path) -> Scores:
@@ -131,13 +134,15 @@ def read_mechanism(folder: Path) -> dict[str, dict[str, list[tuple[int, float]]]
 
 
 def summary(scores: list[Score]) -> dict[str, object]:
-    """Return means over some seeds, and each seed's score."""
+    """Return means over some seeds, each seed's score, and the 95 % interval of their mean."""
     means = {}
     for name in Score._fields:
         values = [getattr(score, name) for score in scores]
         if not np.isnan(values).all():
             means[name] = float(np.nanmean(values))
-    return means | {"by_seed": [score.score for score in scores]}
+    rates = [score.score for score in scores]
+    interval = success_interval(rates, sum(score.episodes for score in scores))
+    return means | {"by_seed": rates, "interval": interval}
 
 
 def differences(first: dict[str, Score], second: dict[str, Score], name: str = "score"):

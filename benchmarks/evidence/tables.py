@@ -85,7 +85,7 @@ def e1_lines(found: dict[str, Any]) -> list[str]:
         lines += aligned(rows)
     for reading, values in found["readings"].items():
         primary = ", primary" if reading == "leave one cell out" else ""
-        lines += ["", f"Confirmation, {reading}{primary}: score in % (setting; seeds)"]
+        lines += ["", f"Confirmation, {reading}{primary}: score in % [95 %] (setting; seeds)"]
         rows = [["", *(f"cell {cell}" for cell in CELLS), "mean"]]
         for algo in SETTINGS:
             by_cell = values["scores"].get(algo, {})
@@ -107,10 +107,11 @@ def e1_lines(found: dict[str, Any]) -> list[str]:
 
 
 def score_in_words(values: dict[str, Any] | None, setting: float) -> str:
-    """Return a score with its setting and the number of its seeds."""
+    """Return a score with its interval, its setting and the number of its seeds."""
     if values is None:
         return f"- ({setting:g}; 0)"
-    return f"{percent(values['score'])} ({setting:g}; {len(values['by_seed'])})"
+    low, high = map(percent, values["interval"])
+    return f"{percent(values['score'])} [{low}, {high}] ({setting:g}; {len(values['by_seed'])})"
 
 
 def method_rows(methods: dict[str, dict[str, Any]]) -> list[list[str]]:

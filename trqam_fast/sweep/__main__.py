@@ -66,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.out is None:
         raise UsageError("--out is missing; name the folder of the sweep")
     if args.job is not None:
+        check_alone(args)
         return run_one(args.out, args.job)
     if args.spec is None:
         raise UsageError("no sweep is named; give its file, e.g. sweeps/smoke.toml")
@@ -88,6 +89,15 @@ def main(argv: list[str] | None = None) -> int:
     write_text(path, script)
     print(f"submit with: bash {path}")
     return 0
+
+
+def check_alone(args: SweepArgs) -> None:
+    """Raise `UsageError` if --job, which runs one job of a plan here, comes with other flags."""
+    alone = SweepArgs(out=args.out, job=args.job)
+    for name, value in vars(args).items():
+        if value != getattr(alone, name):
+            flag = "a sweep's file" if name == "spec" else f"--{name.replace('_', '-')}"
+            raise UsageError(f"--job runs one job of --out, whatever {flag} says; drop {flag}")
 
 
 def run_one(out: Path, name: str) -> int:
