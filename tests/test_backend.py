@@ -83,6 +83,8 @@ def test_a_failed_self_test_warns_once(gpu, capsys):
             26,
             "128 outputs, and the network has 130",
         ),
+        (["--algo", "dsrl"], 65, "128 outputs, and the network has 130"),  # a mean and a deviation
+        (["--algo", "qam-e", "--edit-scale", "0.1"], 65, "outputs, and the network has 130"),
     ],
 )
 def test_networks_beyond_the_kernels_train_with_the_reference(flags, act_dim, reason, gpu, capsys):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
+from trqam_fast.agents import algorithm
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.kernels import BackendError
 from trqam_fast.kernels.dispatch import (
@@ -147,10 +148,10 @@ def running_backend(config: TrainConfig) -> str:
 
 def find_problem(config: TrainConfig, act_dim: int, backend: str) -> str | None:
     """Return why the Triton kernels of a backend must not train this run, or None."""
-    agent, device = config.agent, torch.device(config.device)
-    for dims in (agent.actor_hidden_dims, agent.value_hidden_dims):
-        shape = MLPShape(1, dims, agent.chunk_length * act_dim)
-        problem = unavailable("mlp", backend, device, networks=[shape])
+    device = torch.device(config.device)
+    for shape in algorithm(config.algo).network_shapes(config.agent, 1, act_dim).values():
+        networks = [shape] if isinstance(shape, MLPShape) else []
+        problem = unavailable("mlp", backend, device, networks=networks)
         if problem is not None:
             return problem
     precision = "tf32" if config.precision == "auto" else config.precision
