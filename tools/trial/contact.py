@@ -171,8 +171,8 @@ def graph(trial: Trial) -> None:
     chosen = ["tests/test_updater.py", "tests/test_baselines.py", "-k", "on_a_gpu or graphed"]
     if not trial.gpu:
         chosen = ["tests/test_updater.py", "-k", "replays"]
-    if not run_tests(trial, chosen, 120):
-        run_tests(trial, chosen, 120, command=[sys.executable, "-c", THREAD_LOCAL, "-q"])
+    if not run_tests(trial, chosen, 170):
+        run_tests(trial, chosen, 170, command=[sys.executable, "-c", THREAD_LOCAL, "-q"])
 
 
 def run_tests(
