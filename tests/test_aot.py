@@ -187,6 +187,19 @@ def test_the_check_finds_a_spill(registers, spilled):
     assert (kernel.spills > 0) == spilled, kernel
 
 
+def test_a_kernel_compiled_without_a_report_gets_one(monkeypatch, tmp_path):
+    """In this process, and in another one that finds it on the disk."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    data = torch.empty(1024)
+    for report in (False, True):
+        with compiling(90, report=report) as found:
+            greedy_kernel[(1,)](data, data, 1024, num_warps=4)
+    assert found[0].registers > 0
+    (kept,) = tmp_path.glob("*/*.cubin")
+    (reported,) = tmp_path.glob("with_report/*/*.cubin")
+    assert kept.name == reported.name == "greedy_kernel.cubin"
+
+
 @triton.jit
 def hasty_kernel(source, into, WAITS: tl.constexpr):
     """Waits for the launch before it at once, after a load, not always, or never."""
