@@ -11,6 +11,8 @@ import pytest
 from tools import gpu_trial
 from tools.trial import contact, deep, train
 from tools.trial.record import RESULTS, Trial
+from trqam_fast import op_cases
+from trqam_fast.kernels.dispatch import OPS
 
 
 def trial(out, **changes):
@@ -136,3 +138,21 @@ def test_the_wheelhouse_script_is_sound():
     script = gpu_trial.ROOT / "tools" / "wheelhouse.sh"
     done = subprocess.run(["shellcheck", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_the_sanitizers_see_what_training_launches(tmp_path, monkeypatch):
+    """All passes in the precisions of training, of one tile and of several rows and features."""
+    seen = set()
+
+    def evaluate(case, sizes, **how):
+        seen.add((case.op, how.get("precision"), sizes.batch > 64 and max(sizes.hidden) > 64))
+
+    monkeypatch.setattr(op_cases, "draw_inputs", lambda case, sizes, **_: sizes)
+    monkeypatch.setattr(op_cases, "evaluate", evaluate)
+    deep.small_ops(trial(tmp_path, device="cuda"))
+    assert seen == {
+        (op, precision, several)
+        for op, has in OPS.items() if has.triton
+        for precision in (("tf32", "fp16") if has.networks else (None,))
+        for several in (False, True)
+    }  # fmt: skip

@@ -236,7 +236,7 @@ def passes(size, precision: str) -> dict:
 
 
 def sanitize(trial: Trial, tool: str) -> None:
-    """The kernels at small size under one of compute-sanitizer's tools."""
+    """The kernels at sizes of the self-test under one of compute-sanitizer's tools."""
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None or not trial.gpu:
         trial.emit(tool, note="not run: it needs a GPU and compute-sanitizer on the PATH")
@@ -252,18 +252,26 @@ def sanitize(trial: Trial, tool: str) -> None:
 
 
 def small_ops(trial: Trial) -> None:
-    """Run every op once at small size; what `sanitize` looks at."""
+    """Run every op once in the precisions of training, of one tile and of several.
+
+    It is what `sanitize` looks at, by kernels that `self_test` has compiled.
+    """
     import torch
 
     from trqam_fast.kernels.dispatch import OPS
     from trqam_fast.op_cases import CASES, draw_inputs, evaluate
-    from trqam_fast.self_test import SMALL
+    from trqam_fast.self_test import SMALL, WIDE
 
     backend = "triton" if trial.gpu else "cpp"
+    sizes = (SMALL, WIDE[1]) if trial.gpu else (SMALL,)
     for name, case in CASES.items():
-        if OPS[case.op].triton if trial.gpu else name == "path_kl":
-            inputs = draw_inputs(case, SMALL, dtype=torch.float32, device=trial.device)
-            evaluate(case, inputs, backend=backend)
+        has = OPS[case.op]
+        if not (has.triton if trial.gpu else name == "path_kl"):
+            continue
+        ways = [{"precision": "tf32"}, {"precision": "fp16"}] if has.networks else [{}]
+        for size, how in itertools.product(sizes, ways):
+            inputs = draw_inputs(case, size, dtype=torch.float32, device=trial.device)
+            evaluate(case, inputs, backend=backend, **how)
 
 
 def child(stage: str, trial: Trial) -> list[str]:
