@@ -77,7 +77,7 @@ class Trial:
             name: What was measured.
             size: Sizes by name.
             precision: Operands of products.
-            variant: Whose code, e.g. tiles, layers or jax.
+            variant: Whose code, e.g. tiles, baseline or jax.
             mode: latency or throughput.
             seconds: Times, from which median and quartiles are taken.
             count: How many there were, if `seconds` are only their median and quartiles.
