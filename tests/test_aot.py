@@ -98,18 +98,22 @@ def test_paper_scale(architecture, precision, layer_norm):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", [90, 100])
-def test_dependent_launches_wait_for_the_one_before(architecture):
+@pytest.mark.parametrize(
+    ("architecture", "precision", "layer_norm"),
+    [(90, "tf32", True), (100, "tf32", True), (90, "fp16", False)],
+)
+def test_dependent_launches_wait_for_the_one_before(architecture, precision, layer_norm):
     """Every kernel of a chain or a pass; `check` finds that no other launch is dependent."""
-    sizes = replace(PAPER, layer_norm=True)
+    sizes = replace(PAPER, layer_norm=layer_norm)
+    options = {"backend": "triton_pdl", "precision": precision}
     with compiling(architecture) as found, pretending():
         for op in ("mlp", "sde_rollout", "lean_adjoint"):
             case = CASES[op]
-            options = {"wanted": case.differentiable, "backend": "triton_pdl", "precision": "tf32"}
-            evaluate(case, inputs_of(op, sizes), **options)
-    assert {kernel.name for kernel in found} == PRODUCTS | PREPARES | NORMS
+            evaluate(case, inputs_of(op, sizes), wanted=case.differentiable, **options)
+    expected = PRODUCTS | PREPARES | (NORMS if layer_norm else set())
+    assert {kernel.name for kernel in found} == expected
     assert all(kernel.dependent for kernel in found)
-    check_each(found, architecture, "tf32", registers=168, full=True)
+    check_each(found, architecture, precision, registers=168, full=True)
 
 
 @pytest.mark.slow
