@@ -1,6 +1,7 @@
 """The trial's own machinery; .ci/run rehearses its stages."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -131,6 +132,14 @@ def test_counters_are_read_by_launch():
     (name, values), (other, _) = deep.read_counters(NCU)
     assert (name.strip(), other.strip()) == ("sde_rollout_kernel", "mlp_forward_kernel")
     assert values == {"lts__t_bytes.sum": "75,000", "gpu__time_duration.sum": "900,000"}
+
+
+def test_counters_are_of_every_kernel():
+    sources = (gpu_trial.ROOT / "kernels").rglob("triton*.py")
+    named = {
+        name for path in sources for name in re.findall(r"\ndef (\w+_kernel)\(", path.read_text())
+    }
+    assert set(deep.KERNELS) == named
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck, of extra 'test'")

@@ -27,8 +27,11 @@ KERNELS = (
     "prepare_kernel", "rollout_step_kernel", "first_layer_kernel", "hidden_layer_kernel",
     "output_kernel", "sweep_step_kernel", "pull_output_kernel", "pull_hidden_kernel",
     "pull_norm_kernel", "pull_inputs_kernel", "gradient_operands_kernel",
-    "weight_gradient_kernel", "adam_step_kernel",
+    "weight_gradient_kernel", "gradient_norm_kernel", "adam_step_kernel",
+    "adjoint_matching_kernel", "adjoint_sizes_kernel", "squared_error_kernel", "td_target_kernel",
+    "dual_update_kernel", "gather_sequences_kernel", "philox_kernel",
 )  # fmt: skip
+"""Every Triton kernel; an update on a batch that lies ready gathers none."""
 OUT_OF_TIME = 100.0
 """Seconds after which no further configuration of tiles is tried."""
 
@@ -106,7 +109,7 @@ def micro(trial: Trial) -> None:
 
 
 def counters(trial: Trial, precision: str) -> None:
-    """What the hardware counts in one launch of every Triton kernel."""
+    """What the hardware counts in each launch of a Triton kernel in one eager update."""
     ncu = shutil.which("ncu")
     if ncu is None or not trial.gpu:
         trial.emit("ncu", note="not run: it needs a GPU and ncu on the PATH")
