@@ -11,7 +11,6 @@ import torch
 import triton
 import triton.language as tl
 
-from trqam_fast.kernels.mlp.constants import ALIGNMENT, aligned
 from trqam_fast.kernels.mlp.weights import MLPWeights
 
 
@@ -42,8 +41,6 @@ class KernelConfig:
         columns: Columns of a prepared first kernel, whole steps of a product.
         operand: Element type of the products' operands.
         precision: ``ieee`` or ``tf32`` for float32 operands.
-        alignment: Elements to which parts of packed weights are aligned; a field because compiled
-            kernels are stored under the config's values.
         dependent: The launch is dependent: it may begin before the one before it has ended, and
             the kernel waits for it (`trqam_fast.kernels.mlp.triton_tile.await_predecessor`).
     """
@@ -68,23 +65,7 @@ class KernelConfig:
     columns: int
     operand: Any
     precision: str
-    alignment: int = ALIGNMENT
     dependent: bool = False
-
-    @property
-    def kernel_offsets(self) -> tuple[int, int, int]:
-        """Elements before a packed run's hidden kernels, before the last one, and in all."""
-        first = aligned(self.ensemble * self.inputs * self.width)
-        last = first + (self.depth - 1) * aligned(self.ensemble * self.width**2)
-        return first, last, last + aligned(self.ensemble * self.width * self.out)
-
-    @property
-    def vector_offsets(self) -> tuple[int, int, int, int]:
-        """Elements before a packed run's output biases, scales and shifts, and in all."""
-        hidden = self.depth * aligned(self.ensemble * self.width)
-        scales = hidden + aligned(self.ensemble * self.out)
-        norms = hidden if self.norm else 0
-        return hidden, scales, scales + norms, scales + 2 * norms
 
     @property
     def depth(self) -> int:

@@ -45,7 +45,7 @@ from trqam_fast.kernels.mlp.triton_weights import (
     packed_shapes,
     parts_of,
 )
-from trqam_fast.kernels.mlp.weights import MLPWeights, split
+from trqam_fast.kernels.mlp.weights import MLPWeights, packed_size, split
 
 WARPS = {"ieee": 8, "tf32": 4, "fp16": 4, "bf16": 4}
 OPERAND_WARPS = 4
@@ -288,11 +288,8 @@ def weight_gradients(
     in_place = all(map(laid_out, wanted, shapes))
     into = wanted
     if not in_place:
-        sizes, runs = (config.kernel_offsets[-1], config.vector_offsets[-1]), len(wanted[0][0])
-        into = [
-            split(cotangent.new_empty(runs, size), each)
-            for size, each in zip(sizes, shapes, strict=True)
-        ]
+        runs = len(wanted[0][0])
+        into = [split(cotangent.new_empty(runs, packed_size(each)), each) for each in shapes]
     dtype, steps, batch = operand_dtype(config), inputs.steps, inputs.observations.shape[1]
     runs = len(inputs.observations)
     operands = cotangent.new_empty(runs, rows, config.columns, dtype=dtype)
