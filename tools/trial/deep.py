@@ -144,9 +144,9 @@ def one_update(trial: Trial, precision: str) -> None:
 
 
 def tune(trial: Trial) -> None:
-    """Time the passes with other tiles, steps, pipelines and warps than the table's.
+    """Time the passes with other tiles, steps, pipelines and warps than the tables'.
 
-    The steps of rollout and sweep keep their warps.
+    The steps of rollout and sweep keep their warps; the gradients of weights have other warps too.
     """
     if not trial.gpu:
         trial.emit("tiles", note="not run: it needs a GPU")
@@ -193,20 +193,19 @@ def other_tiles(
     precision: str, rows: int, features: int, depth: int, warps: int, stages: int
 ) -> Iterator[None]:
     """Replace what the tables say of one precision; kernels are compiled anew."""
-    from trqam_fast.kernels.mlp import triton
-    from trqam_fast.kernels.mlp.triton_config import BLOCK_SIZES
+    from trqam_fast.kernels.mlp.triton_config import BLOCK_SIZES, PASS_STAGES, WARPS
 
     block = BLOCK_SIZES[precision]
-    before = triton.WARPS[precision], triton.STAGES[precision]
+    before = WARPS[precision], PASS_STAGES[precision]
     BLOCK_SIZES[precision] = dataclasses.replace(
         block, block_m=rows, block_n=features, block_k=depth
     )
-    triton.WARPS[precision], triton.STAGES[precision] = warps, stages
+    WARPS[precision], PASS_STAGES[precision] = warps, (stages, stages)
     try:
         yield
     finally:
         BLOCK_SIZES[precision] = block
-        triton.WARPS[precision], triton.STAGES[precision] = before
+        WARPS[precision], PASS_STAGES[precision] = before
 
 
 def passes(size, precision: str) -> dict:
