@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tools import gpu_trial
-from tools.trial import contact, deep, train
+from tools.trial import contact, deep, record, train
 from tools.trial.record import RESULTS, Trial
 from trqam_fast import op_cases
 from trqam_fast.kernels.dispatch import OPS
@@ -41,6 +41,15 @@ def test_a_measurement_is_one_line(tmp_path):
     assert (line["q1_us"], line["median_us"], line["q3_us"], line["n"]) == (1.0, 2.0, 3.0, 3)
     assert line["commit"] == "abc" and line["torch"] and line["error"] is None
     assert gpu_trial.surprise(line) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(("gpu", "known"), [("NVIDIA H100 80GB HBM3", True), ("H200", False)])
+def test_a_kernel_is_held_to_the_model_of_its_own_gpu(gpu, known, monkeypatch):
+    monkeypatch.setattr(record, "versions", lambda _: {"gpu": gpu})
+    record.model.cache_clear()
+    found = record.predicted_kernel(True, "hidden_layer_kernel", "fp16", 1)
+    record.model.cache_clear()
+    assert (found is not None) == known
 
 
 def test_a_program_that_fails_or_hangs_is_told(tmp_path, capsys):
