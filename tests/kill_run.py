@@ -28,7 +28,7 @@ from trqam_fast.runs import checkpoint
 from trqam_fast.runs.folder import STAGES
 from trqam_fast.training.config import TrainConfig
 
-LOGS = ("metrics.csv", "eval.csv", "episodes.csv")
+LOGS = ("metrics.csv", "first_updates.csv", "eval.csv", "episodes.csv")
 WALL_CLOCK = ("seconds",)
 
 

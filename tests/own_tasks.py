@@ -31,6 +31,16 @@ class Reach(gymnasium.Env):
         return np.array([self.point, self.goal], np.float32)
 
 
+class Failing(Reach):
+    """The same with hardware that fails."""
+
+    def step(self, action):
+        raise ValueError("motor is off")
+
+
+FAILING_LINE = Failing.step.__code__.co_firstlineno + 1
+
+
 class Noisy(Reach):
     """The same with a sensor whose noise differs whenever an episode is played again."""
 

@@ -91,3 +91,10 @@ COMP_WORDS=(trqam "$@"); COMP_CWORD=$#; $function; echo "${{COMPREPLY[@]}}"
     assert set(completions("")) >= set(entry.COMMANDS)
     assert "--kl-budget" in completions("train", "--kl-b")
     assert set(completions("train", "--precision", "")) >= {"ieee", "bf16"}
+    # What the trainer takes, each word once, and nothing that it refuses.
+    assert completions("train", "--generated", "") == completions("train", "")
+    assert set(completions("train", "--no-g")) >= {"--no-generated", "--no-graph"}
+    words = completions("train", "--")
+    assert {"--config", "--env-id", "--no-clip-grad"} <= set(words)
+    assert words.count("--clip-grad") == 1 and len(words) == len(set(words))
+    assert "--file" not in completions("parity", "--")

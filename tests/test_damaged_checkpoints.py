@@ -152,6 +152,7 @@ ODD_PROGRESS = [
     {"seconds": {"data": "x"}}, {"seconds": {"data": 0.0}}, {"updates": {"offline": None}},
     {"updates": {"pretrain": 0, "offline": 0, "online": 0, "more": 1}}, {"failures": None},
     {"failures": {7: "x"}}, {"failures": {"a": "x"}}, {"ends": []}, {"history": [1]},
+    {"history": torch.zeros(2, dtype=torch.float64)},
     {"drawn": None}, {"online": "x"}, {"data": None},
 ]  # fmt: skip
 """The same in what continuing a run needs."""

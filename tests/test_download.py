@@ -208,9 +208,9 @@ def test_a_slow_host_is_given_up(server, fetched, tmp_path, waits, content):
     """A byte now and then is neither an answer nor progress; the next host goes on from there."""
     server.pause = 0.01
     with pytest.raises(RunError, match=r"a.npz: \d+ bytes a second came, after 3 attempts"):
-        fetched(policy=Policy(attempts=3, timeout=0.1, slowest=1000, sleep=waits.append))
+        fetched(policy=Policy(attempts=3, timeout=0.3, slowest=1000, sleep=waits.append))
     came = (tmp_path / ".a.npz.partial").stat().st_size
-    assert 3 <= came < 100 and waits == [1, 2]
+    assert 3 <= came < 200 and waits == [1, 2]
     with serving(content) as fast:
         assert fetched(f"{fast.url}/a.npz") == content
         assert parts(fast) == [came]
@@ -270,6 +270,28 @@ def test_a_host_that_falls_silent(fetched, waits, monkeypatch):
     with pytest.raises(RunError, match="timed out, after 2 attempts"):
         fetched(policy=Policy(attempts=2, timeout=0.1, sleep=waits.append))
     done.set()
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [b"", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"],
+    ids=["headers", "size of a chunk"],
+)
+def test_a_host_that_drips_is_given_up(beginning, fetched, waits, monkeypatch):
+    """Each byte comes in time, but nothing is whole for ever; nobody waits for it at the end."""
+    over = threading.Event()
+
+    def drip(self):
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(beginning)
+            while not over.wait(0.02):
+                self.wfile.write(b"1")
+
+    monkeypatch.setattr(Handler, "do_GET", drip)
+    monkeypatch.setattr(download, "PATIENCE", 0.02)
+    with pytest.raises(RunError, match=r"a.npz: nothing came for 0\.4 seconds, after 2 attempts"):
+        fetched(policy=Policy(attempts=2, timeout=20, sleep=waits.append))
+    over.set()
 
 
 @pytest.mark.parametrize("kind", ["page", "bit", "foreign"])
@@ -402,7 +424,9 @@ def test_a_file_that_cannot_be_read_is_not_replaced(server, fetched, path, kind,
     assert server.seen == [] and path.read_bytes() == b"what it is nobody knows"
 
 
-def test_a_full_disk_is_not_the_hosts_fault(server, fetched, tmp_path, monkeypatch):
+def test_a_full_disk_is_not_the_hosts_fault(server, fetched, tmp_path, monkeypatch, content):
+    """What came is kept, and gone on with once there is room."""
+
     class Full(io.FileIO):
         def write(self, block):
             if self.tell():
@@ -413,9 +437,11 @@ def test_a_full_disk_is_not_the_hosts_fault(server, fetched, tmp_path, monkeypat
         return Full(path, mode.replace("b", "")) if mode == "ab" else open(path, mode, buffering)
 
     monkeypatch.setattr(download, "open", opened, raising=False)
-    with pytest.raises(RunError, match="cannot write .*No space left"):
+    with pytest.raises(RunError, match="cannot write to .*No space left.*what came is kept"):
         fetched()
-    assert len(server.seen) == 1 and files(tmp_path) == []
+    assert len(server.seen) == 1 and files(tmp_path) == [".a.npz.partial"]
+    monkeypatch.undo()
+    assert fetched() == content and parts(server) == [0, 100]
 
 
 def test_files_of_a_large_set(tmp_path):

@@ -1,7 +1,9 @@
 import csv
+import errno
 import importlib.util
 import json
 import math
+import os
 import shutil
 
 import numpy as np
@@ -142,6 +144,27 @@ def test_a_damaged_newest_checkpoint_is_passed_over(trained, tmp_path, capsys):
     assert run(copy) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: ") and "holds no whole checkpoint" in last
+
+
+def test_a_disk_that_takes_no_results(trained, tmp_path, capsys, monkeypatch):
+    """Said before the episodes are played, or else after the table is shown."""
+    file = tmp_path / "file"
+    file.write_text("mine")
+    seen = record(monkeypatch)
+    for out in (file, file / "out"):
+        assert run(trained[0], "--episodes", 1, "--out", out) == 2 and seen == []
+        printed = capsys.readouterr()
+        assert f"error: the results cannot be written to {out} (" in printed.err
+        assert "name another folder with --out" in printed.err and printed.out == ""
+    assert file.read_text() == "mine"
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(evaluate, "write_text", full)
+    assert run(trained[0], "--episodes", 1, "--out", tmp_path / "out") == 1
+    printed = capsys.readouterr()
+    assert "No space left" in printed.err and "pooled" in printed.out
 
 
 def test_unusable_runs_end_with_one_sentence(trained, tmp_path, capsys):

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests import own_tasks
 from trqam_fast.agents import TRQAMAgent, TRQAMConfig
+from trqam_fast.cli import run_command
 from trqam_fast.errors import RunError
 from trqam_fast.evaluation import Evaluator
 from trqam_fast.evaluation.episodes import Request, Slot, Start, Troupe, make_env
@@ -275,9 +277,35 @@ def test_an_episode_is_repeated_three_times_at_most(closing):
         return act(*arguments, **options)
 
     agent.act = killing
-    with pytest.raises(RunError, match="died 4 times.*--workers 0"):
+    with pytest.raises(RunError, match="died 4 times.*without workers to see why"):
         evaluator.evaluate(agent, 0, 2, seed=0)
     assert len(killed) == 4 and processes(evaluator) == [None]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_environment_that_fails_is_no_mistake_of_this_package(workers, closing, capfd):
+    agent = make_agent(act_dim=1)
+    evaluator = closing("tests.own_tasks:Failing", 2, workers, env_options={})
+    assert run_command(lambda: evaluator.evaluate(agent, 0, 2, seed=0)) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    place = f"{Path(own_tasks.__file__)}:{own_tasks.FAILING_LINE}"
+    start = f"error: ValueError: motor is off; it comes from {place}, which is not of trqam_fast; "
+    assert line.startswith(f"{start}its trace is in ")
+    trace = Path(line.rpartition(" ")[2])
+    assert "in step" in trace.read_text()
+    trace.unlink()
+
+
+def test_a_mistake_of_this_package_is_called_one(capsys):
+    """Wherever below it the error arose: here in torch, called by a user's code before."""
+
+    def of_a_user():
+        choose_chunks(make_agent(), 0, [Request(np.zeros(7), np.zeros((1, 10)))])
+
+    assert run_command(of_a_user) == 1
+    said = capsys.readouterr().err
+    assert "this is a mistake in trqam_fast, whose trace is in" in said
+    Path(said.partition("trace is in ")[2].partition(";")[0]).unlink()
 
 
 def alive(pid):

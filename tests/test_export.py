@@ -13,10 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from tests.runs import run
 from trqam_fast import export
-from trqam_fast.agents import ALGORITHMS, declare
+from trqam_fast.agents import ALGORITHMS, algorithm, declare
 from trqam_fast.cli import run_command
 from trqam_fast.errors import UsageError
 from trqam_fast.export import load_export, weights, write_export
+from trqam_fast.files import write_json
+from trqam_fast.policy import Policy
 from trqam_fast.runs import checkpoint
 from trqam_fast.runs.folder import RunFolder
 from trqam_fast.training.backend import settle_backend
@@ -26,7 +28,7 @@ from trqam_fast.training.presets import make_config
 STEP = 7
 
 
-def make_run(path, algo, seeds=(3, 5), **flags):
+def make_run(path, algo, seeds=(3, 5), low=(-1.0, -1.0), high=(1.0, 1.0), **flags):
     """A run folder with one checkpoint of random weights."""
     config = make_config(
         algo=algo, preset="smoke", seeds=seeds, actor_hidden_dims=(16, 8), generated_dir=path / "x",
@@ -34,7 +36,8 @@ def make_run(path, algo, seeds=(3, 5), **flags):
     )  # fmt: skip
     folder = RunFolder(path)
     path.mkdir(parents=True)
-    folder.create(config.to_dict(), declare(ALGORITHMS[algo])._asdict())
+    folder.create(config.to_dict(), declare(algorithm(algo))._asdict())
+    write_json(path / "task.json", {"obs_dim": 2, "low": low, "high": high})
     stage = "pretrain" if algo == "bc" else "offline"
     agent = make_agent(settle_backend(config, 2), stage, 2, 2)
     generator = torch.Generator().manual_seed(1)
@@ -131,12 +134,43 @@ def test_hubs_can_read_its_header(exported):
     assert "model-index" not in values  # nothing was measured
 
 
-def test_the_snippet_of_the_card_runs(exported, monkeypatch, tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", (exported / "README.md").read_text(), re.DOTALL)
+def run_snippet(folder, monkeypatch, tmp_path):
+    """What the code of an export's card makes."""
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     (tmp_path / "snippet.py").write_text(code)
-    monkeypatch.chdir(exported)
-    values = runpy.run_path(str(tmp_path / "snippet.py"))
-    assert values["actions"].shape == (3, 2) and values["actions"].abs().max() <= 1
+    monkeypatch.chdir(folder)
+    return runpy.run_path(str(tmp_path / "snippet.py"))
+
+
+def test_the_snippet_of_the_card_runs(exported, monkeypatch, tmp_path):
+    card = (exported / "README.md").read_text()
+    assert "for [OGBench](" in card and '"ogbench"' in card and "decides on 3 steps" in card
+    assert "It holds 2 policies, one for each seed: 3 5." in card
+    values = run_snippet(exported, monkeypatch, tmp_path)
+    assert values["action"].shape == (2,) and abs(values["action"]).max() <= 1
+    assert (values["action"] == Policy.load(exported)([0, 0])).all()
+
+
+def test_the_card_of_an_own_task_and_algorithm(monkeypatch, tmp_path):
+    """It names neither OGBench nor its bounds, and how the class is given."""
+    folder = tmp_path / "run"
+    path = make_run(
+        folder, "examples.annealed_qam:AnnealedQAM", seeds=(4,), low=(-10, 20), high=(30, 90),
+        env_name="tests.own_tasks:Reach", dataset="reach.npz",
+    )  # fmt: skip
+    (folder / "evaluation/x").mkdir(parents=True)
+    rows = {"4": {"success": 1, "episodes": 1}}
+    write_json(
+        folder / "evaluation/x/summary.json", {"stage": "offline", "step": STEP, "by_seed": rows}
+    )
+    card = (write_export(folder, tmp_path / "out", checkpoint=path) / "README.md").read_text()
+    assert "A flow policy for `tests.own_tasks:Reach`, trained by QAM annealed" in card
+    assert "It holds the policy of seed 4." in card and "1 episode of 1 seed" in card
+    assert '"ogbench"' not in card and "[-1, 1]" not in card
+    assert "own bounds\n[-10, 30] x [20, 90]. The policy decides on every step" in card
+    values = run_snippet(tmp_path / "out", monkeypatch, tmp_path)
+    assert -10 <= values["action"][0] <= 30 and 20 <= values["action"][1] <= 90
+    assert (values["action"] == Policy.load(folder)([0, 0])).all()
 
 
 def test_the_card_of_a_trained_run(flags, tmp_path, capsys):

@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import multiprocessing
 import os
 import signal
@@ -313,6 +314,32 @@ def test_assembled_files_are_those_of_one_array(tmp_path):
             assert archive[name].dtype == expected.dtype
             assert np.array_equal(archive[name], expected)
     assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_a_damaged_shard_is_made_again(tmp_path, monkeypatch, capsys, refused):
+    """One that cannot be read stays: it may be whole."""
+    making, folder = Recipe(MAZE, 11_000, None, 3), tmp_path / "data"
+    monkeypatch.setattr(Recipe, "expert", lambda self: RaisingExpert())
+    with pytest.raises(RunError, match="trajectory 5 of train"):
+        making.ensure(folder, progress=False)
+    (shard,) = folder.glob(".*.shards/train-*.npz")
+    whole = shard.read_bytes()
+    monkeypatch.setattr(Recipe, "expert", lambda self: FakeExpert())
+    with refused(shard, errno.EACCES), pytest.raises(RunError, match=f"{shard} cannot be read"):
+        making.ensure(folder, progress=False)
+    assert shard.read_bytes() == whole
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    shard.write_bytes(flipped)
+    with pytest.raises(UsageError, match=f"{shard} is damaged .*; the command makes it again"):
+        shards.assemble([shards.Shard(shard, "train", 0, 4)], tmp_path / "all.npz")
+    capsys.readouterr()
+    making.ensure(folder, progress=False)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {shard} is damaged (")
+    making.ensure(tmp_path / "undisturbed", progress=False)
+    found, expected = contents(folder), contents(tmp_path / "undisturbed")
+    assert len(expected) == 2 and found == expected
 
 
 def test_the_second_of_two_generations_waits(tmp_path, monkeypatch, capsys):

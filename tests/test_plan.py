@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 
 import pytest
@@ -11,6 +12,7 @@ from tests.helpers import draw
 from tests.kill_run import compare_runs
 from tests.runs import run
 from trqam_fast import train
+from trqam_fast.damage import Damaged, Unreadable
 from trqam_fast.data.dataset import Dataset
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.kernels import BackendError
@@ -19,11 +21,16 @@ from trqam_fast.training import backend, plan, updater
 from trqam_fast.training.backend import check_asked
 from trqam_fast.training.flags import parse_config
 from trqam_fast.training.loop import Trainer
-from trqam_fast.training.plan import Choice, read_choice, settle_plan, write_choice
+from trqam_fast.training.plan import Choice, kept_choice, read_choice, settle_plan, write_choice
+from trqam_fast.training.presets import make_config
 from trqam_fast.training.updater import UPDATES_PER_REPLAY, WARMUP, Updater
 
 GPU = "Imagined GPU"
 TIMES = {"tiles": 3.0, "tiles-pdl": 3.2, "layers": 2.0}
+
+
+DEEP = "[" * 100_000
+"""JSON that no parser follows to its end."""
 
 
 @pytest.fixture
@@ -116,12 +123,20 @@ def test_times_are_of_the_code_of_an_update(tmp_path):
     assert plan.code_digest(tmp_path) == digests[-1] != plan.code_digest()
 
 
-@pytest.mark.parametrize("damage", ["{", "[1]", '{"a": 1}', '{"a": {"tiles": "x"}}'])
+@pytest.mark.parametrize("damage", ["{", "[1]", '{"a": 1}', '{"a": {"tiles": "x"}}', DEEP])
 def test_a_damaged_cache_is_measured_anew(damage, gpu):
     settle(TIMES)
     plan.cache_path().write_text(damage)
     assert settle(TIMES)[1].how == "measured"
     assert settle({})[1].how == "remembered"
+
+
+def test_a_cache_that_cannot_be_read_is_left_alone(gpu, refused):
+    settle(TIMES)
+    before = plan.cache_path().read_bytes()
+    with refused(plan.cache_path(), errno.EIO):
+        assert settle(TIMES)[1].how == "measured"
+    assert plan.cache_path().read_bytes() == before
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(gpu, monkeypatch, tmp_path):
@@ -213,10 +228,31 @@ def test_a_run_keeps_its_plan(gpu, tmp_path):
     gpu.append("mlp is off")
     with pytest.raises(BackendError, match="--plan tiles cannot be used: mlp is off"):
         settle({}, kept=kept)
-    for damage in ("{", '{"plan": "other"}', "[]"):
-        path.write_text(damage)
-        assert read_choice(path) is None
     assert read_choice(tmp_path / "none") is None
+    write_choice(path, kept._replace(plan="of another version"))
+    assert read_choice(path) is None
+
+
+def test_a_plan_that_cannot_be_kept_is_not_measured_anew(gpu, tmp_path, refused):
+    """Another one would give other bits; neither is it where flags or the device need none."""
+    path, kept = tmp_path / "update_plan.json", Choice("tiles", "bf16", "measured", {"tiles": 1.0})
+    ours, asked, cpu = (
+        make_config(**{"device": "cuda", **more})
+        for more in ({}, {"plan": "tiles"}, {"device": "cpu"})
+    )
+    for odd in ({"plan": ["tiles"]}, {"precision": "bf8"}, {"times_ms": 3}):
+        write_choice(path, kept)
+        assert kept_choice(path, ours) == kept
+        path.write_text(json.dumps(kept._asdict() | odd))
+        with pytest.raises(Damaged, match=f"{path} is damaged .*; name the run's plan with --plan"):
+            kept_choice(path, ours)
+    for damage in ("{", '{"plan": "other"}', "[]", DEEP):
+        path.write_text(damage)
+        with pytest.raises(Damaged, match="is damaged"):
+            kept_choice(path, ours)
+    with refused(path, errno.EACCES), pytest.raises(Unreadable, match="cannot be read"):
+        kept_choice(path, ours)
+    assert kept_choice(path, asked) is None and kept_choice(path, cpu) is None
 
 
 class FakeGraph:

@@ -1,5 +1,6 @@
 """The Python API: training, evaluating and acting without the command line."""
 
+import re
 import subprocess
 import sys
 
@@ -75,6 +76,28 @@ def test_train_takes_a_configuration_or_flags(flags, tmp_path):
         tf.train(learning_rate=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("seeds", 3, "a list of a whole number"), ("seeds", (0.5,), "a list of a whole number"),
+        ("lr", "0.1", "a number"), ("algo", 3, "text"), ("env_name", 3, "text"),
+        ("preset", 3, "text"), ("clip_grad", "no", "true or false"), ("bc_steps", 1.5, "a whole"),
+        ("backend", "nope", "'auto' or"), ("resume", "maybe", "'no' or"), ("run_dir", 3, "a path"),
+        ("dual", "x", "'additive' or 'log'"), ("dataset", 3, "text"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_is_one_sentence(name, value, remedy, tmp_path):
+    """Wherever it enters: by flags, as a configuration, or for a run that goes on."""
+    sentence = re.escape(f"--{name.replace('_', '-')} is {value!r}; give {remedy}")
+    with pytest.raises(UsageError, match=sentence):
+        tf.make_config(**{name: value})
+    with pytest.raises(UsageError, match=sentence):
+        tf.train(**{"resume": "auto", "run_dir": str(tmp_path), name: value})
+    if name not in ("lr", "clip_grad", "dual"):
+        with pytest.raises(UsageError, match=sentence):
+            tf.TrainConfig(**{name: value})
+
+
 def test_the_same_call_goes_on_where_it_was(flags, tmp_path):
     """By the names of the first call; a flag that does not exist is told as there."""
     call = {**flags, "algo": "bc", "run_dir": str(tmp_path / "bc"), "resume": "auto"}
@@ -85,6 +108,8 @@ def test_the_same_call_goes_on_where_it_was(flags, tmp_path):
         tf.train(**call, learning_rate=1e-3)
     with pytest.raises(UsageError, match="cannot resume .* with --lr 0.5"):
         tf.train(**call, lr=0.5)
+    with pytest.raises(UsageError, match="--lr is '0.5'; give a number"):
+        tf.train(**call, lr="0.5")
 
 
 def test_a_policy_acts_as_the_evaluation_does(result):

@@ -20,6 +20,7 @@ from trqam_fast.cli import run_command
 from trqam_fast.data.generate.recipe import Recipe
 from trqam_fast.runs import checkpoint
 from trqam_fast.runs.csv_log import CsvLog
+from trqam_fast.status.lines import read_lines
 from trqam_fast.training.flags import parse_config
 from trqam_fast.training.start import field_of
 
@@ -169,6 +170,28 @@ def test_intervals_may_change(flags, whole, tmp_path, monkeypatch):
     assert differences(ours["online"], theirs["online"]) == []
     rows = (folder / "metrics.csv").read_text().splitlines()
     assert [row.split(",")[1] for row in rows[-2:]] == ["420", "420"]
+
+
+def test_a_finished_run_that_goes_on_has_not_ended(whole, tmp_path, monkeypatch):
+    folder, seen, begin = tmp_path / "run", [], train.Trainer.run_stages
+    shutil.copytree(whole, folder)
+
+    def looked_at(self, state):
+        (line,), _ = read_lines(folder)
+        seen.append(line.kind)
+        return begin(self, state)
+
+    monkeypatch.setattr(train.Trainer, "run_stages", looked_at)
+    assert run([], folder, "--resume") == 0
+    stop_at(440, monkeypatch, "check_finite")
+    assert run([], folder, "--resume", "--online-steps", "100") == 75
+    (line,), _ = read_lines(folder)
+    assert [*seen, line.kind] == ["done", "running", "interrupted"]
+    assert not (folder / "curves.png").exists()
+    monkeypatch.undo()
+    assert run([], folder, "--resume") == 0
+    (line,), _ = read_lines(folder)
+    assert line.kind == "done" and (folder / "curves.png").exists()
 
 
 @pytest.mark.parametrize("source", ["step_000000300.pt", "step_000000360.pt", ""])

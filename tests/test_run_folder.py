@@ -1,16 +1,21 @@
 """A run's folder belongs to one process, and what is in it is replaced only if that was asked."""
 
 import contextlib
+import errno
 import fcntl
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from tests.runs import run
 from trqam_fast import train
+from trqam_fast.cli import run_command
 from trqam_fast.errors import UsageError
 from trqam_fast.runs.folder import LOCK, RunFolder
+from trqam_fast.training.config import TrainConfig
 
 
 @pytest.fixture
@@ -36,6 +41,37 @@ def test_a_run_is_written_by_one_process_at_a_time(flags, tmp_path, capsys):
         assert run(flags, folder, "--resume", "--bc-steps", "30") == 2
         assert run(flags, folder, "--overwrite") == 2
     assert contents(folder) == before
+
+
+def refused_at(place, method):
+    """A method of paths for which the system refuses one."""
+
+    def refusing(path):
+        if path == place:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return method(path)
+
+    return refusing
+
+
+def test_runs_that_cannot_be_looked_for_are_not_begun_anew(flags, tmp_path, monkeypatch, capsys):
+    """The newest one, by its name, is the one to continue."""
+    monkeypatch.chdir(tmp_path)
+    parent = Path("runs") / TrainConfig.env_name / "bc"
+    assert RunFolder.newest(TrainConfig.env_name, "bc") is None
+    for name in ("20260102-000000", "20260101-000000"):
+        (parent / name).mkdir(parents=True)
+        (parent / name / "config.json").write_text("{}")
+    (parent / "20260103-000000").mkdir()
+    (parent / "notes").write_text("")
+    assert RunFolder.newest(TrainConfig.env_name, "bc") == parent / "20260102-000000"
+    before = sorted(parent.iterdir())
+    for name, place in (("iterdir", parent), ("exists", parent / "20260101-000000/config.json")):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, name, refused_at(place, getattr(Path, name)))
+            assert run_command(lambda: train.main([*flags, "--resume", "auto"])) == 1
+        assert f"error: {place} cannot be read (Permission denied)" in capsys.readouterr().err
+    assert sorted(parent.iterdir()) == before
 
 
 def test_the_folder_is_held_while_data_are_loaded(flags, tmp_path, monkeypatch, capsys):

@@ -124,6 +124,12 @@ def test_one_job_from_the_command(tmp_path, small, capsys, monkeypatch):
     assert finished(tmp_path, jobs[0])
     assert run("--out", tmp_path, "--job", "nope") == 2
     assert "is none of" in capsys.readouterr().err
+    others = (["--dry-run"], ["--slurm-script"], ["sweep.toml"], ["--num-cpus", 1])
+    for words in others:
+        assert run("--out", tmp_path, "--job", jobs[1].name, *words) == 2
+        dropped = words[0] if words[0].startswith("--") else "a sweep's file"
+        assert f"drop {dropped}\n" in capsys.readouterr().err
+    assert read_state(tmp_path, jobs[1]).attempt == 0
 
     def stop(config):
         raise Stopped("stopped by SIGUSR1 after step 5")

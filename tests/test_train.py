@@ -10,10 +10,10 @@ import torch
 from tests.kill_run import compare_runs
 from tests.runs import rows, run
 from trqam_fast import train
-from trqam_fast.agents import TRQAMConfig
+from trqam_fast.agents import ALGORITHMS, TRQAMConfig
 from trqam_fast.errors import UsageError
 from trqam_fast.runs import checkpoint
-from trqam_fast.training.flags import parse_config
+from trqam_fast.training.flags import field_help, parse_config
 from trqam_fast.training.loop import Trainer
 from trqam_fast.training.presets import DEFAULT, SMOKE, make_config
 
@@ -305,11 +305,23 @@ def test_help_explains_every_flag(capsys):
     assert "--inv-temp" in text and "--kl-budget" not in text
 
 
+def test_braces_below_a_flag_are_text():
+    """As a user may write them; only the names of the algorithms are put in."""
+
+    class Own:
+        share: float = 0.5
+        """Of the {0, 1} labels, 5 %; see {algorithms}."""
+
+    names = ", ".join(ALGORITHMS)
+    assert field_help(Own)["share"] == f"Of the {{0, 1}} labels, 5 %; see {names}."
+
+
 def test_single_updates_of_the_start_are_logged(flags, tmp_path, monkeypatch):
     monkeypatch.setattr("trqam_fast.training.logger.FIRST_UPDATES", 12)
     monkeypatch.setattr("trqam_fast.training.logger.EVERY", 4)
     folder = tmp_path / "run"
-    assert run(flags, folder, "--kl-budget-per-dim", "0.2", "--seeds", "0", "1") == 0
+    more = ("--log-interval", "10", "--save-interval", "3", "--keep", "9", "--seeds", "0", "1")
+    assert run(flags, folder, "--kl-budget-per-dim", "0.2", *more) == 0
     first = rows(folder / "first_updates.csv")
     assert [(r["step"], r["seed"]) for r in first] == [
         (str(step), seed) for step in (21, 25, 29) for seed in "01"
@@ -318,7 +330,13 @@ def test_single_updates_of_the_start_are_logged(flags, tmp_path, monkeypatch):
     lam = float(first[0]["lam"])
     assert 1 - 0.01 * 0.4 <= lam < 1
     assert json.loads((folder / "config.json").read_text())["kl_budget"] == pytest.approx(0.4)
+    # As after a kill: rows and checkpoints were written after the one to go on from.
+    written = (folder / "first_updates.csv").read_bytes()
+    for path in checkpoint.found(folder / "checkpoints"):
+        if path.name > "step_000000026.pt":
+            path.unlink()
     assert run([], folder, "--resume") == 0
+    assert (folder / "first_updates.csv").read_bytes() == written
 
 
 def test_flags_of_other_algorithms_are_noted_and_left_out(capsys):

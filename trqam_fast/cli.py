@@ -6,16 +6,21 @@ import contextlib
 import os
 import signal
 import sys
+import sysconfig
 import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 
 from trqam_fast.damage import lacks_memory, reason_of
 from trqam_fast.errors import FAILURE, INTERRUPTED, REQUEUE, RunError, Stopped, UsageError
 from trqam_fast.text import printable
 
+HERE = Path(__file__).parent
+INSTALLED = {"site-packages", "dist-packages", *map(sysconfig.get_path, ("stdlib", "platstdlib"))}
+"""Folders of other people's modules: names, and whole paths."""
 LONGEST = 2000
 """Characters of an error that are printed."""
 
@@ -66,8 +71,6 @@ def run_command(main: Callable[[], int]) -> int:
         except BrokenPipeError:  # the reader of our output has seen enough, as `head` does
             sys.stdout = None
             return FAILURE
-        except OSError as error:
-            return fail(f"{error}; what was saved before is untouched")
         except KeyboardInterrupt:
             print(f"{own_line()}interrupted", file=sys.stderr)
             return INTERRUPTED
@@ -76,9 +79,7 @@ def run_command(main: Callable[[], int]) -> int:
 
             if isinstance(error, BackendError):
                 return fail(error, UsageError.status)
-            if lacks_memory(error):
-                return fail("too little memory; use smaller sizes, or a machine with more of it")
-            return fail(f"{type(error).__name__}: {reason_of(error)}; {trace_of(error)}")
+            return fail(in_words(error))
 
 
 @contextlib.contextmanager
@@ -101,8 +102,37 @@ def fail(error: object, status: int = FAILURE) -> int:
     return status
 
 
+def in_words(error: Exception) -> str:
+    """Return an error in one sentence; the trace of one that nobody foresaw goes to a file."""
+    if isinstance(error, UsageError | RunError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error}; what was saved before is untouched"
+    if lacks_memory(error):
+        return "too little memory; use smaller sizes, or a machine with more of it"
+    return f"{type(error).__name__}: {reason_of(error)}; {trace_of(error)}"
+
+
+def place_of(error: Exception) -> str | None:
+    """Return where a user's environment, algorithm or data failed, None if this package did.
+
+    Installed packages and Python's own modules are nobody's: who called them answers for them.
+    """
+    place = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = Path(frame.f_code.co_filename)
+        if file.is_relative_to(HERE):
+            place = None
+        elif not file.is_absolute():  # compiled, or made while running
+            continue
+        elif not INSTALLED.intersection((*file.parts, *map(str, file.parents))):
+            place = f"{file}:{line}"
+    return place
+
+
 def trace_of(error: Exception) -> str:
-    """Write the trace of an error that nobody foresaw to a file; return where, in words."""
+    """Write the trace of an error that nobody foresaw to a file; return whose it is, and where."""
+    place = place_of(error)
     try:
         number, path = tempfile.mkstemp(".log", "trqam_fast-")
         with open(number, "w", errors="backslashreplace") as file:
@@ -110,4 +140,6 @@ def trace_of(error: Exception) -> str:
             traceback.print_exception(error, file=file)
     except OSError as problem:
         return f"its trace could not be written ({reason_of(problem)})"
+    if place is not None:
+        return f"it comes from {place}, which is not of trqam_fast; its trace is in {path}"
     return f"this is a mistake in trqam_fast, whose trace is in {path}; please report it"

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import operator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -46,10 +47,18 @@ class CompletionArgs:
 
 
 def train_flags() -> type:
-    """Return a class of the trainer's flags, those of every algorithm among them."""
-    kinds = (TrainConfig, *(kind.Config for kind in ALGORITHMS.values()))
-    groups = functools.reduce(operator.or_, map(parser_groups, kinds))
-    return dataclasses.make_dataclass("TrainFlags", list(groups.items()))
+    """Return a class of the trainer's flags, those of every algorithm among them, each once."""
+    groups: dict[str, list[tuple]] = {}
+    seen: set[str] = set()
+    for config in (TrainConfig, *(kind.Config for kind in ALGORITHMS.values())):
+        for title, group in parser_groups(config).items():
+            new = [field for field in dataclasses.fields(group) if field.name not in seen]
+            groups.setdefault(title, []).extend((field.name, field.type, field) for field in new)
+            seen.update(field.name for field in new)
+    made = [(title, dataclasses.make_dataclass(title, fields)) for title, fields in groups.items()]
+    parts = [(title, group, dataclasses.field(default_factory=group)) for title, group in made]
+    others = [("config", Path | None, None), ("env_id", str | None, None)]
+    return dataclasses.make_dataclass("TrainFlags", [*others, *parts])
 
 
 def commands() -> dict[str, Any]:
@@ -58,8 +67,8 @@ def commands() -> dict[str, Any]:
     return {
         "train": train_flags(), "evaluate": EvaluateArgs, "report": ReportArgs,
         "status": StatusArgs, "sweep": SweepArgs, "data": data, "convert": ConvertArgs,
-        "export": ExportArgs, "doctor": DoctorArgs, "parity": ParityArgs,
-        "completion": CompletionArgs,
+        "export": ExportArgs, "doctor": DoctorArgs, "completion": CompletionArgs,
+        "parity": tyro.conf.PositionalRequiredArgs[ParityArgs],
     }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import contextlib
 import csv
 import dataclasses
 import io
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 import tyro
 
 from trqam_fast.callable_module import make_callable
+from trqam_fast.damage import reason_of
 from trqam_fast.data.tasks import find_task
 from trqam_fast.devices import check_device
 from trqam_fast.errors import RunError, UsageError
@@ -149,9 +151,24 @@ def format_summary(summary: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder of the results and see that it takes files, before hours of episodes.
+
+    Raises:
+        UsageError: it does not.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UsageError(
+            f"the results cannot be written to {folder} ({reason_of(error)}); name another folder "
+            "with --out"
+        ) from None
+
+
 def write_results(folder: Path, table: Table, summary: dict[str, Any]) -> None:
     """Write episodes.csv and summary.json."""
-    folder.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -255,6 +272,7 @@ def main(argv: list[str] | None = None) -> int:
     args = dataclasses.replace(args, episodes=episodes)
     name = f"step_{loaded.step:09d}-seed_{args.seed}-episodes_{episodes}"
     folder = args.out or args.run / "evaluation" / name
+    make_folder(folder)
 
     def say(seed: int, results: list[EpisodeResult]) -> None:
         success = np.mean([result.success for result in results])
@@ -262,8 +280,8 @@ def main(argv: list[str] | None = None) -> int:
 
     table = play(loaded, args, say)
     summary = summarise(loaded, args, table)
+    print(format_summary(summary), flush=True)
     write_results(folder, table, summary)
-    print(format_summary(summary))
     print(f"results: {folder}", flush=True)
     if args.video > 0:
         write_videos(loaded, args, table, folder)

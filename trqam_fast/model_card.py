@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from trqam_fast import __version__
+from trqam_fast.agents import ALGORITHMS
 from trqam_fast.damage import reading
+from trqam_fast.data.tasks import single_task
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.evaluation.statistics import wilson_interval
 from trqam_fast.runs.read import Row, Run, success_of
 from trqam_fast.runs.values import load_json
+from trqam_fast.simulator.bounds import bounds_in_words
+from trqam_fast.text import count_of
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.load_run import LoadedRun
 from trqam_fast.training.presets import (
@@ -28,18 +32,33 @@ TRAINER = "the trainer, at this update"
 
 HOW_TO_ACT = """\
 ```python
-import torch
-from trqam_fast.export import load_export
+import numpy as np
+{imports}
 
-config, agent, *_ = load_export(".")  # the folder of this file
-observation = torch.zeros(1, 1, agent.obs_dim)  # one observation of the environment
-noise = torch.randn(1, 1, agent.candidates, agent.noise_dim)
-actions = agent.act(observation, noise, run=0)[0, 0].view(-1, agent.act_dim)  # run 0: seed {seed}
+{load}
+observation = np.zeros({obs_dim})  # one of the environment
+action = policy(observation)
 ```
 
-`actions` has a row for each environment step until the policy is asked again: {length}. They lie in
-[-1, 1]. `pip install 'trqam_fast[export]'` installs what this needs; nothing in the folder is
+`action` has the {act_dim} numbers of one environment step, within the environment's own bounds
+{bounds}. The policy decides on {decides}; `policy.reset()` begins an
+episode. `pip install 'trqam_fast[export]'` installs what this needs; nothing in the folder is
 executed."""
+
+LOAD = (
+    "import trqam_fast as tf",
+    'policy = tf.Policy.load(".", train_seed={seed})  # the folder of this file',
+)
+LOAD_OWN = (
+    """\
+from {module} import {name}
+from trqam_fast import Policy
+from trqam_fast.export import load_export""",
+    """\
+loaded = load_export(".", kind={kind})  # the folder of this file
+policy = Policy(loaded.agent, loaded.sizes, run=0)  # of seed {seed}""",
+)
+"""Imports and the making of the policy; its class is given where the algorithm is one's own."""
 
 
 def model_card(
@@ -57,21 +76,22 @@ def model_card(
     config, found = loaded.config, evaluations(loaded, run)
     label, task = type(loaded.agent).label, config.env_name
     seeds = " ".join(map(str, config.seeds))
-    chunk = config.agent.chunk_length
-    length = f"{chunk}, a chunk to be executed whole" if chunk > 1 else "one"
+    home = "[OGBench](https://github.com/seohongpark/ogbench)"
+    purpose = home if of_ogbench(config) else f"`{task}`"
+    held = f"{len(config.seeds)} policies, one for each seed: {seeds}"
+    held = held if len(config.seeds) > 1 else f"the policy of seed {seeds}"
     parts = [
         header(loaded, found, license),
         f"# {label} on {task}",
-        f"A flow policy for [OGBench](https://github.com/seohongpark/ogbench), trained by {label} "
+        f"A flow policy for {purpose}, trained by {label} "
         f"with trqam_fast {run.versions.get('trqam_fast', 'of unknown version')}: stage "
-        f"{loaded.stage}, step {loaded.step:,} from the start of pretraining. It holds "
-        f"{len(config.seeds)} policies, one for each seed: {seeds}."
+        f"{loaded.stage}, step {loaded.step:,} from the start of pretraining. It holds {held}."
         + (" They started from another run's checkpoint." if config.pretrained else ""),
         "## Success",
         success_table(found) or "These weights have not been evaluated.",
         *failures(run),
         "## Acting",
-        HOW_TO_ACT.format(seed=config.seeds[0], length=length),
+        how_to_act(loaded),
         "## Settings",
         table(["flag", "value", "where it comes from"], setting_rows(config, settings)),
         "## Data",
@@ -85,6 +105,27 @@ def model_card(
         "([arXiv 2605.27079](https://arxiv.org/abs/2605.27079)) and its relatives.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def of_ogbench(config: TrainConfig) -> bool:
+    """Whether a run's environment is one of OGBench's tasks."""
+    return single_task(config.env_name) is not None
+
+
+def how_to_act(loaded: LoadedRun) -> str:
+    """Return how the export is loaded and asked for an action."""
+    config, sizes = loaded.config, loaded.sizes
+    module, _, kind = config.algo.partition(":")
+    imports, load = (
+        part.format(module=module, name=kind.partition(".")[0], kind=kind, seed=config.seeds[0])
+        for part in (LOAD if config.algo in ALGORITHMS else LOAD_OWN)
+    )
+    chunk = config.agent.chunk_length
+    return HOW_TO_ACT.format(
+        imports=imports, load=load, obs_dim=sizes.obs_dim, act_dim=sizes.act_dim,
+        bounds=bounds_in_words(sizes.low, sizes.high),
+        decides=f"{chunk} steps at a time" if chunk > 1 else "every step",
+    )  # fmt: skip
 
 
 def evaluations(loaded: LoadedRun, run: Run) -> dict[str, list[Row]]:
@@ -139,8 +180,8 @@ def header(loaded: LoadedRun, found: dict[str, list[Row]], license: str | None) 
         "library_name": "trqam_fast",
         "pipeline_tag": "reinforcement-learning",
         "tags": [
-            "reinforcement-learning", "offline-rl", "flow-matching", "ogbench", config.algo,
-            config.env_name,
+            "reinforcement-learning", "offline-rl", "flow-matching",
+            *["ogbench"] * of_ogbench(config), config.algo, config.env_name,
         ],
     }  # fmt: skip
     if license is not None:
@@ -149,7 +190,8 @@ def header(loaded: LoadedRun, found: dict[str, list[Row]], license: str | None) 
     if rows:
         metric = {
             "type": "success_rate",
-            "name": f"success in %, {episodes(rows)} episodes of {len(rows)} seeds",
+            "name": f"success in %, {count_of(episodes(rows), 'episode')} of "
+            f"{count_of(len(rows), 'seed')}",
             "value": round(100 * success_of(rows).value, 1),
         }
         result = {

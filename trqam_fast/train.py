@@ -42,8 +42,9 @@ from trqam_fast.training.interface import describe, own_interface, write_sizes
 from trqam_fast.training.ledger import Ledger
 from trqam_fast.training.logger import Logger
 from trqam_fast.training.loop import Trainer
-from trqam_fast.training.plan import read_choice, settle_plan, write_choice
+from trqam_fast.training.plan import kept_choice, settle_plan, write_choice
 from trqam_fast.training.presets import (
+    check_kinds,
     describe_settings,
     flag_of,
     make_config,
@@ -314,7 +315,7 @@ def run_in(folder: RunFolder, config: TrainConfig, stop: StopRequest) -> Result:
         )
     plan = folder.path / "update_plan.json"
     with stop.at_once():
-        kept = read_choice(plan) if begun else None
+        kept = kept_choice(plan, config) if begun else None
         settled, choice = settle_plan(config, dataset, kept)
     if not resuming:
         declaration = declare(algorithm(config.algo))._asdict()
@@ -370,11 +371,13 @@ def config_from(flags: dict[str, Any]) -> TrainConfig:
     env_id = flags.pop("env_id", None)
     if env_id is not None:
         flags["env_name"] = env_id
+    check_kinds(flags)
     folder = folder_to_resume(flags)
     if folder is None:
         return make_config(**flags)
     before = read_config(folder)
     unused_flags(flags.get("algo", before.algo), flags)
+    check_kinds({"algo": before.algo} | flags)  # which may be one's own
     config = TrainConfig.from_dict(before.to_dict() | flags)
     return continued(before, dataclasses.replace(config, run_dir=folder.path))
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_type_hints
 
 from trqam_fast.errors import UsageError
+from trqam_fast.kinds import check_kind
 
 WIDEST = 65_536
 """Most units of a hidden layer."""
@@ -41,8 +42,11 @@ class Group:
     """A group of hyperparameters: fields, and a check of their values in `check`."""
 
     def __post_init__(self) -> None:
-        """Check the values of every group that this configuration inherits."""
+        """Check the values of every group that this configuration inherits, their types first."""
+        hints = get_type_hints(type(self))
         for name, value in vars(self).items():
+            if name in hints and name != "agent":  # whose class follows from the algorithm
+                check_kind(name, value, hints[name])
             if isinstance(value, float):
                 self.require(name, math.isfinite(value), "use a finite number")
         for kind in type(self).__mro__:
@@ -65,10 +69,6 @@ class Group:
             value = getattr(self, name)
             self.require(name, value >= bound, f"use {bound} or more")
             self.require(name, value < 2**63, "use a number below 2^63")
-
-    def require_choice(self, name: str, *choices: str) -> None:
-        """Require one of some words."""
-        self.require(name, getattr(self, name) in choices, f"use {' or '.join(choices)}")
 
     def require_positive(self, *names: str) -> None:
         """Require finite numbers above zero."""
@@ -265,8 +265,6 @@ class TrustRegionConfig(Group):
         self.require("kl_budget_per_dim", fits, "use a positive number")
         self.require_at_least(0, "budget_ramp")
         self.require_positive("init_lambda")
-        self.require_choice("lambda_start", "value", "closed-form")
-        self.require_choice("dual", "additive", "log")
         self.require_fraction("kl_ema_coef")
         self.require_not_negative("eta_lambda", "lambda_min", "value_penalty")
         self.require("lambda_max", self.lambda_max >= self.lambda_min, "use --lambda-min or more")

@@ -8,14 +8,17 @@ anew.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import re
+import threading
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import requests
 import urllib3
@@ -32,6 +35,10 @@ REQUIRED = {"observations", "actions", "terminals"}
 BLOCK = 2**18
 PASSING = (408, 416, 425, 429)
 """Statuses below 500 that another try may change."""
+PATIENCE = 4
+"""Timeouts without anything that came of a connection, which may ask several addresses."""
+AHEAD = 4
+"""Blocks that are read before the disk takes them."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +228,47 @@ def problem_of(path: Path) -> str | None:
     return None
 
 
+def in_thread(items: Iterator[Any], patience: float) -> Iterator[Any]:
+    """Yield what a generator yields in a thread of its own.
+
+    The thread is left to itself where it stays behind: a host may send a byte now and then of what
+    has to be whole before anything comes of it, as headers have.
+
+    Raises:
+        Broken: nothing came for `patience` seconds.
+    """
+    came: queue.Queue[Any] = queue.Queue(AHEAD)
+    left = threading.Event()
+
+    def fill() -> None:
+        with contextlib.closing(items):
+            try:
+                for item in items:
+                    came.put(item)
+                    if left.is_set():
+                        return
+                came.put(None)
+            except Exception as error:
+                came.put(error)
+
+    threading.Thread(target=fill, daemon=True).start()
+    try:
+        while True:
+            try:
+                item = came.get(timeout=patience)
+            except queue.Empty:
+                item = Broken(f"nothing came for {patience:g} seconds")
+            if item is None:
+                return
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        left.set()
+        while not came.empty():  # or it would wait for room
+            came.get()
+
+
 class Transfer:
     """The download of one address to the end of one file, over as many connections as it takes."""
 
@@ -262,9 +310,9 @@ class Transfer:
         headers = {"Accept-Encoding": "identity", "User-Agent": "trqam_fast"}
         if have:
             headers["Range"] = f"bytes={have}-"
-        with requests.get(
-            self.url, headers=headers, stream=True, timeout=self.policy.timeout
-        ) as answer:
+        asked = in_thread(self.ask(headers), PATIENCE * self.policy.timeout)
+        with contextlib.closing(asked):
+            answer = next(asked)
             status = answer.status_code
             span, _, total = answer.headers.get("Content-Range", "").partition("/")
             part = status == 206 and span.startswith(f"bytes {have}-")
@@ -281,16 +329,25 @@ class Transfer:
             size = int(total) if re.fullmatch("[0-9]{1,18}", total) else None
             self.bar.reset(size)
             self.bar.update(file.tell())
-            answer.raw.enforce_content_length = False  # The sizes are compared below.
-            self.receive(answer.raw, file, size)
+            self.receive(asked, file, size)
         if size not in (None, file.tell()):
             raise Broken(f"{file.tell()} of {size} bytes came")
 
-    def receive(self, answer: urllib3.HTTPResponse, file: BinaryIO, size: int | None) -> None:
+    def ask(self, headers: dict[str, str]) -> Iterator[Any]:
+        """Yield the answer to a request, then the blocks of its body as they come."""
+        with requests.get(
+            self.url, headers=headers, stream=True, timeout=self.policy.timeout
+        ) as answer:
+            answer.raw.enforce_content_length = False  # the sizes are compared by `connect`
+            yield answer
+            while block := answer.raw.read1(BLOCK):
+                yield block
+
+    def receive(self, blocks: Iterator[bytes], file: BinaryIO, size: int | None) -> None:
         """Write a body as it comes, so that a connection that stands still loses nothing."""
         policy, came, clock = self.policy, 0, time.monotonic()
         while max(size or 0, file.tell()) <= policy.largest:
-            block = answer.read1(BLOCK)
+            block = next(blocks, b"")
             if not block:
                 return
             try:
@@ -299,8 +356,10 @@ class Transfer:
                     self.bar.update(done)
                     block, came = block[done:], came + done
             except OSError as error:
-                self.path.unlink()
-                raise RunError(f"cannot write {self.path.parent}: {error}") from None
+                raise RunError(
+                    f"cannot write to {self.path.parent} ({reason_of(error)}); what came is kept, "
+                    "and the same command goes on from there"
+                ) from None
             seconds = time.monotonic() - clock
             if seconds > policy.timeout:
                 if came < policy.slowest * seconds:

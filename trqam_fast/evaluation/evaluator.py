@@ -98,7 +98,8 @@ class Evaluator:
             One result per episode, in order.
 
         Raises:
-            RunError: the worker of an episode died more than three times.
+            RunError: an environment failed in a worker, or the worker of an episode died more
+                than three times.
         """
         # Here and not above, because the workers import this package without torch.
         from trqam_fast.evaluation.policy import choose_chunks, single_thread
@@ -194,8 +195,8 @@ class Evaluator:
                 if deaths[order.episode] > REPEATS:
                     raise RunError(
                         f"the worker playing episode {order.episode} of {self.env_name} died "
-                        f"{REPEATS + 1} times (last exit status {worker.process.wait()}); evaluate "
-                        "with fewer workers and environments, or with --workers 0 to see why"
+                        f"{REPEATS + 1} times (last exit status {worker.process.wait()}); play "
+                        "with fewer workers and environments, or without workers to see why"
                     )
                 group.start(slot, order)
         worker.close()

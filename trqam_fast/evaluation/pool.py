@@ -16,6 +16,8 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
+from trqam_fast.cli import in_words
+from trqam_fast.errors import RunError
 from trqam_fast.evaluation.episodes import Troupe
 
 ONE_THREAD = dict.fromkeys(
@@ -82,11 +84,18 @@ class Worker:
             self.connection.send(message)
 
     def receive(self) -> list | None:
-        """Return the replies to the oldest orders, or None if the process has died."""
+        """Return the replies to the oldest orders, or None if the process has died.
+
+        Raises:
+            RunError: an environment failed there; the sentence says how.
+        """
         try:
-            return self.connection.recv()
+            replies = self.connection.recv()
         except (EOFError, OSError):
             return None
+        if isinstance(replies, str):
+            raise RunError(replies)
+        return replies
 
     def close(self) -> None:
         """End the process."""
@@ -103,7 +112,12 @@ def serve(connection: Connection) -> None:
         troupe = Troupe(*connection.recv())
         with contextlib.closing(troupe):
             while True:
-                connection.send(troupe.play(connection.recv()))
+                orders = connection.recv()
+                try:
+                    replies = troupe.play(orders)
+                except Exception as error:  # it would only fail again
+                    replies = in_words(error)
+                connection.send(replies)
 
 
 if __name__ == "__main__":

@@ -137,6 +137,8 @@ def check_types(state: dict[str, Any]) -> None:
         raise ValueError("its count of random numbers is impossible")
     if not 0 <= state["step"] < 2**53 or state["agent"]["online"].ndim != 2:
         raise ValueError("its step or its weights are impossible")
+    if "history" in state and state["history"].ndim != 3:
+        raise ValueError(f"its history has shape {list(state['history'].shape)}")
     known = {"seconds": TIMED, "updates": STAGES}
     if any(name in state and state[name].keys() != set(known[name]) for name in known):
         raise ValueError("its times or counts are of other stages")

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import torch
 
-from trqam_fast.damage import reading
+from trqam_fast.damage import Unreadable, reading
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.files import PARTIAL, write_json
 from trqam_fast.kernels.dispatch import load_extension
@@ -28,6 +28,8 @@ STAGES = ("pretrain", "offline", "online")
 
 RUNS_DIR = Path("runs")
 LOCK = "run.lock"
+ENDING = ("summary.json", "curves.png")
+"""What the end of a run writes."""
 LOOKS, LOOK_SECONDS = 3, 0.02
 """Attempts to take a lock, and the time between them: a look at it lasts microseconds."""
 PACKAGES = ("torch", "triton", "numpy", "ogbench", "mujoco", "gymnasium")
@@ -74,9 +76,19 @@ class RunFolder:
 
     @staticmethod
     def newest(env_name: str, algo: str) -> Path | None:
-        """Return the newest run of a task and algorithm, None if there is none."""
-        runs = (RUNS_DIR / folder_name(env_name) / folder_name(algo)).glob("*/config.json")
-        return max((path.parent for path in runs), default=None)
+        """Return the run of a task and algorithm that began last by its name, None without any.
+
+        Raises:
+            Unreadable: the system refuses to look for them.
+        """
+        parent = RUNS_DIR / folder_name(env_name) / folder_name(algo)
+        try:
+            runs = [path for path in parent.iterdir() if RunFolder(path).exists]
+        except FileNotFoundError:
+            return None
+        except OSError as error:  # glob would find none
+            raise Unreadable(parent, error) from None
+        return max(runs, default=None)
 
     @property
     def exists(self) -> bool:
@@ -174,7 +186,7 @@ class RunFolder:
         try:
             for log in self.logs:
                 log.path.unlink(missing_ok=True)
-            for name in ("summary.json", "curves.png", "update_plan.json"):
+            for name in (*ENDING, "update_plan.json"):
                 (self.path / name).unlink(missing_ok=True)
             for name in ("checkpoints", "evaluation", "trackers"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
@@ -185,15 +197,21 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"cannot write to --run-dir {self.path}: {error}") from None
 
+    def reopen(self) -> None:
+        """Take back that the run has ended, before it goes on."""
+        for name in ENDING:
+            (self.path / name).unlink(missing_ok=True)
+
     def checkpoint(self, step: int) -> Path:
         """Return where the checkpoint of a step lies."""
         return self.checkpoints / f"step_{step:09d}.pt"
 
-    def truncate(self, step: int, evaluated: int) -> None:
-        """Drop the log rows after `step`, and evaluations after `evaluated`."""
+    def truncate(self, step: int, evaluated: int, logged: int) -> None:
+        """Drop the log rows after `step`, evaluations after `evaluated`, updates after `logged`."""
+        last = {self.eval: evaluated, self.first_updates: logged}
         for log in self.logs:
             with reading(log.path, "is damaged", "move it away to go on without its rows"):
-                log.truncate(evaluated if log is self.eval else step)
+                log.truncate(last.get(log, step))
 
     def read_config(self) -> dict[str, Any]:
         """Return config.json.

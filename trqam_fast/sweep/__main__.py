@@ -60,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.out is None:
         raise UsageError("--out is missing; name the folder of the sweep")
     if args.job is not None:
+        check_alone(args)
         return run_one(args.out, args.job)
     if args.spec is None:
         raise UsageError("no sweep is named; give its file, e.g. sweeps/smoke.toml")
@@ -80,6 +81,15 @@ def main(argv: list[str] | None = None) -> int:
         print(f"submit with: bash {script}")
         return 0
     return run_all(jobs, spec, args)
+
+
+def check_alone(args: SweepArgs) -> None:
+    """Raise `UsageError` if --job, which runs one job of a plan here, comes with other flags."""
+    alone = SweepArgs(out=args.out, job=args.job)
+    for name, value in vars(args).items():
+        if value != getattr(alone, name):
+            flag = "a sweep's file" if name == "spec" else f"--{name.replace('_', '-')}"
+            raise UsageError(f"--job runs one job of --out, whatever {flag} says; drop {flag}")
 
 
 def run_one(out: Path, name: str) -> int:

@@ -18,9 +18,9 @@ from trqam_fast.data.names import known_tasks, nearest
 from trqam_fast.data.tasks import find_task
 from trqam_fast.errors import UsageError
 from trqam_fast.files import read_text
+from trqam_fast.kinds import is_a, kind_in_words
 from trqam_fast.text import printable
 from trqam_fast.training.config import MOST_THREADS, TrainConfig
-from trqam_fast.training.kinds import is_a, kind_in_words
 
 if sys.version_info >= (3, 11):
     import tomllib

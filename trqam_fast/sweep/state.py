@@ -16,8 +16,8 @@ from typing import Any, Literal, get_type_hints
 from trqam_fast.damage import reading
 from trqam_fast.errors import UsageError
 from trqam_fast.files import read_text, write_json
+from trqam_fast.kinds import is_a, kind_in_words
 from trqam_fast.sweep.plan import Job
-from trqam_fast.training.kinds import is_a, kind_in_words
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0

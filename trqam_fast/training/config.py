@@ -16,7 +16,7 @@ from trqam_fast.data.readers import parse_source
 from trqam_fast.devices import check_device
 from trqam_fast.errors import UsageError
 from trqam_fast.kernels import Backend
-from trqam_fast.training.kinds import is_a, kind_in_words
+from trqam_fast.kinds import is_a, kind_in_words
 
 OFFICIAL_ALONE = "it is for OGBench's data, not for --dataset"
 PATHS = ("dataset_dir", "generated_dir", "pretrained", "run_dir")
@@ -238,16 +238,16 @@ class TrainConfig(TaskConfig, MachineConfig, DataConfig, StageConfig, LogConfig,
     by name."""
 
     def __post_init__(self) -> None:
-        """Take text for paths and lists for tuples, then check all values."""
+        """Take text for paths and lists for tuples, and check all values."""
         for name in run_flags():
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
             if isinstance(value, str) and name in PATHS:
                 object.__setattr__(self, name, Path(value))
+        super().__post_init__()
         if self.dataset is not None:
             object.__setattr__(self, "dataset", parse_source(self.dataset).absolute)
-        super().__post_init__()
 
     def check(self) -> None:
         """Raise `UsageError` if values do not go together."""
@@ -276,6 +276,11 @@ class TrainConfig(TaskConfig, MachineConfig, DataConfig, StageConfig, LogConfig,
                 f"--start-training is {self.start_training}, but half of a balanced batch needs "
                 f"--horizon-length {self.agent.horizon_length} online steps; use more"
             )
+
+    @property
+    def end(self) -> int:
+        """Step at which the run ends."""
+        return self.stage_ends["online" if algorithm(self.algo).fine_tunes else "pretrain"]
 
     @property
     def sequences(self) -> dict[str, Any]:
@@ -331,6 +336,22 @@ class TrainConfig(TaskConfig, MachineConfig, DataConfig, StageConfig, LogConfig,
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         own = {name: values[name] for name in run_flags() if name in values}
         return cls(**own, agent=kind(**select(kind, values)))
+
+
+def flag_hints(algo: str) -> dict[str, Any]:
+    """Return the type hints of all flags by name, those of every algorithm among them.
+
+    Args:
+        algo: An algorithm, possibly of one's own; where two have a flag of one name, its own.
+
+    Raises:
+        UsageError: there is no such algorithm.
+    """
+    hints = get_type_hints(TrainConfig)
+    for kind in (*ALGORITHMS.values(), algorithm(algo)):
+        hints |= get_type_hints(kind.Config)
+    del hints["agent"]
+    return hints
 
 
 def run_flags() -> list[str]:

@@ -14,14 +14,14 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import tyro
 
-from trqam_fast.agents import ALGORITHMS, algorithm
+from trqam_fast.agents import ALGORITHMS
 from trqam_fast.agents.config import Group, groups_of, select
 from trqam_fast.damage import reading
 from trqam_fast.data.names import nearest
 from trqam_fast.errors import UsageError
 from trqam_fast.files import read_text
-from trqam_fast.training.config import PATHS, FolderConfig, TrainConfig, run_flags
-from trqam_fast.training.kinds import is_a, kind_in_words
+from trqam_fast.kinds import is_a, kind_in_words
+from trqam_fast.training.config import PATHS, FolderConfig, TrainConfig, flag_hints, run_flags
 from trqam_fast.training.presets import flag_of, make_config, unused_flags
 
 if sys.version_info >= (3, 11):
@@ -67,10 +67,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     algo = values.get("algo", TrainConfig.algo)
     if not isinstance(algo, str):
         raise UsageError(f"{path}: algo is {algo!r}; give text in quotes")
-    hints = get_type_hints(TrainConfig)
-    for kind in (*ALGORITHMS.values(), algorithm(algo)):
-        hints |= get_type_hints(kind.Config)
-    del hints["agent"]
+    hints = flag_hints(algo)
     for name, value in values.items():
         if name not in hints:
             raise UsageError(f"{path} has {name!r}, which means nothing{nearest(name, [*hints])}")
@@ -133,16 +130,19 @@ def flag_name(word: str) -> str:
 def parser_groups(config: type[Group]) -> dict[str, type]:
     """Return the groups of a configuration as classes for a parser, by title.
 
-    Each holds the fields that one class adds, with what stands below a field as its help.
+    Each holds the fields that one class adds, with their defaults, and with what stands below a
+    field as its help.
     """
     hints, groups = get_type_hints(config), {}
+    found = {field.name: field for field in dataclasses.fields(config) if field.name != "agent"}
     for kind, names in groups_of(config).items():
-        help_of = field_help(kind)
-        fields = [
-            (name, Annotated[hints[name], tyro.conf.arg(prefix_name=False, help=help_of.get(name))])
-            for name in names
-            if name != "agent"
-        ]
+        help_of, fields = field_help(kind), []
+        for field in (found[name] for name in names if name in found):
+            argument = tyro.conf.arg(prefix_name=False, help=help_of.get(field.name))
+            default = dataclasses.field(
+                default=field.default, default_factory=field.default_factory, kw_only=True
+            )
+            fields.append((field.name, Annotated[hints[field.name], argument], default))
         title = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__.removesuffix("Config")).lower()
         groups[title] = dataclasses.make_dataclass(
             title, fields, namespace={"__doc__": kind.__doc__}
@@ -164,7 +164,7 @@ def field_help(kind: type) -> dict[str, str]:
     body = ast.parse(source).body[0].body
     names = ", ".join(ALGORITHMS)
     return {
-        field.target.id: one_line(below.value.value).format(algorithms=names)
+        field.target.id: one_line(below.value.value).replace("{algorithms}", names)
         for field, below in zip(body, body[1:], strict=False)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
         if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)

@@ -313,14 +313,18 @@ class Trainer:
     def load_newest(self) -> dict[str, Any] | None:
         """Load the newest whole checkpoint and drop the log rows after it.
 
+        A run that has more to do has not ended, whatever its folder says so far.
+
         Raises:
             UsageError: no checkpoint is whole, or the flags move the end of a stage before it.
         """
         folder, ledger = self.folder.checkpoints, self.ledger
         state, name = checkpoint.load_newest(folder, lambda text: self.logger.say(text, error=True))
-        step = -1
+        step = logged = -1
         if state is not None:
-            step = state["step"]
+            step = logged = state["step"]
+            if state["stage"] == "offline":  # updates of its history come with the next log row
+                logged -= len(state["history"])
             start.check_continuation(state, self.config.stage_ends, self.fingerprint)
             ledger.restore(state)
             for path in checkpoint.found(folder):
@@ -328,7 +332,9 @@ class Trainer:
                     path.rename(path.with_suffix(".damaged"))
         for path in folder.glob(f"*{PARTIAL}"):
             path.unlink()
+        if step < self.config.end:
+            self.folder.reopen()
         write_json(self.folder.path / "config.json", self.asked.to_dict())
-        self.folder.truncate(step, ledger.evaluated)
+        self.folder.truncate(step, ledger.evaluated, logged)
         self.logger.say(f"resuming from {name or 'the start'}")
         return state

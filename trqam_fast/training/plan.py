@@ -16,15 +16,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 
 import trqam_fast
 from trqam_fast.agents import algorithm
+from trqam_fast.damage import is_damage, reading
 from trqam_fast.data.dataset import Transitions
 from trqam_fast.errors import RunError
 from trqam_fast.files import expanded, read_bytes, write_json
+from trqam_fast.kernels import Precision
 from trqam_fast.runs.folder import versions
 from trqam_fast.self_test import launch_errors
 from trqam_fast.training.backend import (
@@ -135,7 +137,7 @@ def measured_times(
         RunError: no plan's update runs.
     """
     cache, key = read_cache(), case_of(plans, dataset)
-    if set(cache.get(key, {})) == set(plans):
+    if cache is not None and set(cache.get(key, {})) == set(plans):
         return "remembered", cache[key]
     times, reason = {}, ""
     for name, settled in plans.items():
@@ -146,7 +148,7 @@ def measured_times(
             print(f"warning: plan {name} is left out: {reason}", file=sys.stderr)
     if not times:
         raise RunError(f"an update runs with no plan on {settled.device}: {reason}")
-    if len(times) == len(plans):
+    if cache is not None and len(times) == len(plans):
         write_cache(cache | {key: times})
     return "measured", times
 
@@ -211,16 +213,25 @@ def cache_path() -> Path:
     return expanded(folder) / "trqam_fast" / "plans.json"
 
 
-def read_cache() -> dict[str, dict[str, float]]:
-    """Return the times of earlier runs by case; none if the file is missing or damaged."""
+def read_cache() -> dict[str, dict[str, float]] | None:
+    """Return the times of earlier runs by case, None if the system refuses.
+
+    There are none if the file is missing or damaged.
+    """
     try:
         found = json.loads(read_bytes(cache_path(), LARGEST_FILE))
         return {
             str(case): {str(name): float(ms) for name, ms in times.items()}
             for case, times in found.items()
         }
-    except (OSError, ValueError, AttributeError, TypeError):
+    except FileNotFoundError:
         return {}
+    except Exception as error:
+        if is_damage(error):
+            return {}
+        if isinstance(error, OSError | MemoryError):
+            return None
+        raise
 
 
 def write_cache(times: dict[str, dict[str, float]]) -> None:
@@ -233,14 +244,40 @@ def write_cache(times: dict[str, dict[str, float]]) -> None:
         return
 
 
+def kept_choice(path: Path, config: TrainConfig) -> Choice | None:
+    """Return the choice that a continued run keeps, None where it has none, or needs none.
+
+    Args:
+        path: What `write_choice` wrote.
+        config: What is asked for.
+
+    Raises:
+        Damaged: another plan would give other bits, so none is measured in the place of it.
+        Unreadable: the system refuses.
+    """
+    return read_choice(path) if takes_plan(config) and config.plan == "auto" else None
+
+
 def read_choice(path: Path) -> Choice | None:
-    """Return the choice that `write_choice` stored, None if there is none that is known here."""
-    try:
-        found = json.loads(read_bytes(path, LARGEST_FILE))
+    """Return the choice that `write_choice` stored, None if there is none that is known here.
+
+    Raises:
+        Damaged: it is another.
+        Unreadable: the system refuses.
+    """
+    with reading(
+        path, "is damaged", "name the run's plan with --plan, or delete it to measure them again"
+    ):
+        try:
+            found = json.loads(read_bytes(path, LARGEST_FILE))
+        except FileNotFoundError:  # begun without a GPU, or by a version without plans
+            return None
         times = {str(name): float(ms) for name, ms in found["times_ms"].items()}
         choice = Choice(found["plan"], found["precision"], found["how"], times)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return None
+        if not all(isinstance(name, str) for name in choice[:3]):
+            raise ValueError("its names are no text")
+        if choice.precision not in get_args(Precision):
+            raise ValueError(f"its precision is {choice.precision!r}")
     return choice if choice.plan in PLANS else None
 
 

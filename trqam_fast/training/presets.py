@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from trqam_fast.agents import ALGORITHMS, algorithm
@@ -10,7 +10,8 @@ from trqam_fast.agents.config import names_of, select
 from trqam_fast.data.names import nearest
 from trqam_fast.data.tasks import find_task
 from trqam_fast.errors import UsageError
-from trqam_fast.training.config import DEFAULT_ENV, TrainConfig, run_flags
+from trqam_fast.kinds import check_kind
+from trqam_fast.training.config import DEFAULT_ENV, TrainConfig, flag_hints, run_flags
 from trqam_fast.training.domains import Setting, domain_settings
 
 # The authors' hyperparameters and training lengths are the flags' defaults; the task's domain adds
@@ -88,6 +89,7 @@ def make_config(
         UsageError: no such preset, task, algorithm or flag, or an impossible value.
     """
     env_name = env_name if env_id is None else env_id
+    check_kinds({"env_name": env_name, "algo": algo, "preset": preset} | flags)
     preset = default_preset(env_name) if preset is None else preset
     kind = algorithm(algo)
     unused_flags(algo, flags)
@@ -104,6 +106,16 @@ def make_config(
     own |= {"env_name": env_name, "algo": algo, "preset": preset}
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     return TrainConfig(**own, agent=kind.Config(**select(kind.Config, values)))
+
+
+def check_kinds(flags: Mapping[str, Any]) -> None:
+    """Raise `UsageError` if a flag, by name, has a value of another type than it takes."""
+    algo = flags.get("algo", TrainConfig.algo)
+    check_kind("algo", algo, str)
+    hints = flag_hints(algo) | {"preset": str | None}  # none is what the task implies
+    for name, value in flags.items():
+        if name in hints:
+            check_kind(name, value, hints[name])
 
 
 def flag_of(name: str) -> str:

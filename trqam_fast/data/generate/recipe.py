@@ -145,7 +145,8 @@ class Recipe:
 
         Raises:
             UsageError: no worker.
-            RunError: the expert failed, or the files cannot be written.
+            RunError: the expert failed, the files cannot be written, or what an earlier process
+                has made cannot be read.
         """
         if workers < 1:
             raise UsageError(f"--workers is {workers}; use 1 or more")
@@ -166,13 +167,13 @@ class Recipe:
         return self.path(folder).exists() and self.val_path(folder).exists()
 
     def make(self, folder: Path, progress: bool, workers: int) -> None:
-        """Make missing shards, join them to the two files and remove them."""
+        """Make missing and damaged shards, join them to the two files and remove them."""
         path = self.path(folder)
         work = path.parent.with_name(f".{self.folder_name}-{versions()}.shards")
         work.mkdir(exist_ok=True)
         train = plan_shards(work, "train", self.episodes)
         val = plan_shards(work, "val", self.val_episodes)
-        missing = [shard for shard in train + val if not shard.path.exists()]
+        missing = [shard for shard in train + val if not shard.is_made()]
         total = self.episodes + self.val_episodes
         made = total - sum(shard.episodes for shard in missing)
         bar = tqdm(desc="generate", unit="episode", total=total, initial=made, disable=not progress)

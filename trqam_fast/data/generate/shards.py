@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from trqam_fast.damage import Damaged, reading
 from trqam_fast.data.generate.expert import Episode, Expert, Stream
 from trqam_fast.errors import RunError
-from trqam_fast.files import written_whole
+from trqam_fast.files import open_file, written_whole
 
 SHARD_EPISODES = 4
 KEPT = "finished trajectories are kept, and the same command goes on from there"
@@ -52,6 +55,47 @@ class Shard:
         with written_whole(self.path) as file:
             np.savez(file, **{k: np.concatenate([part[k] for part in made]) for k in made[0]})
 
+    def is_made(self) -> bool:
+        """Return whether its file is there and whole; a damaged one is told of on stderr.
+
+        Raises:
+            Unreadable: the system refuses; the file may be whole.
+        """
+        if not self.path.exists():
+            return False
+        try:
+            for name in self.names():
+                self.read(name)
+        except Damaged as error:
+            print(f"warning: {error}", file=sys.stderr)
+            return False
+        return True
+
+    def names(self) -> list[str]:
+        """Return the names of its arrays; errors as of `read`."""
+        with self.opened() as archive:
+            return archive.files
+
+    def read(self, name: str) -> np.ndarray:
+        """Return one of its arrays.
+
+        Raises:
+            Damaged: it has another content than was written.
+            Unreadable: the system refuses.
+        """
+        with self.opened() as archive:
+            return archive[name]
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[np.lib.npyio.NpzFile]:
+        """Open its file to read from; errors as of `read`."""
+        with (
+            reading(self.path, "is damaged", "the command makes it again"),
+            open_file(self.path) as file,
+            np.load(file) as archive,
+        ):
+            yield archive
+
 
 def plan_shards(folder: Path, stream: Stream, episodes: int) -> list[Shard]:
     """Divide the trajectories of a stream into shards."""
@@ -64,12 +108,8 @@ def plan_shards(folder: Path, stream: Stream, episodes: int) -> list[Shard]:
 
 def assemble(shards: Sequence[Shard], path: Path) -> None:
     """Join shards to one compressed npz file, with one array of one shard in memory at a time."""
-    rows = 0
-    with np.load(shards[0].path) as archive:
-        heads = {name: archive[name][:0] for name in archive.files}
-    for shard in shards:
-        with np.load(shard.path) as archive:
-            rows += len(archive["terminals"])
+    heads = {name: shards[0].read(name)[:0] for name in shards[0].names()}
+    rows = sum(len(shard.read("terminals")) for shard in shards)
     with (
         written_whole(path) as file,
         zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
@@ -80,5 +120,4 @@ def assemble(shards: Sequence[Shard], path: Path) -> None:
                 header["shape"] = (rows, *head.shape[1:])
                 np.lib.format.write_array_header_1_0(member, header)
                 for shard in shards:
-                    with np.load(shard.path) as part:
-                        member.write(np.ascontiguousarray(part[name]).data.cast("B"))
+                    member.write(np.ascontiguousarray(shard.read(name)).data.cast("B"))

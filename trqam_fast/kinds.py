@@ -1,4 +1,4 @@
-"""Values of flags, as files hold them, against the type hints of their fields."""
+"""Values of flags, as files and Python give them, against the type hints of their fields."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
+from trqam_fast.errors import UsageError
+from trqam_fast.text import printable
+
 
 def is_a(value: Any, kind: Any) -> bool:
-    """Whether a value of a file is what a type hint says; whole numbers serve as float."""
+    """Whether a value is what a type hint says; whole numbers serve as float."""
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if get_origin(kind) is tuple:
@@ -38,3 +41,10 @@ def kind_in_words(kind: Any) -> str:
         bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes",
         Path: "a path in quotes",
     }.get(kind, str(kind))  # fmt: skip
+
+
+def check_kind(name: str, value: Any, kind: Any) -> None:
+    """Raise `UsageError` unless the value of a flag is what its type hint says."""
+    if not is_a(value, kind):
+        flag = name.replace("_", "-")
+        raise UsageError(f"--{flag} is {printable(repr(value))}; give {kind_in_words(kind)}")
