@@ -5,10 +5,10 @@
     python -m benchmarks.gpu_model --write                    # docs/kernels.md, benchmarks/results
 
 A *plan* is a way of doing the update: `tiles`, the trainer's Triton kernels, `tiles-pdl`, the same
-launched dependently, or `layers`, a library's product for each layer as in `benchmarks.baselines`.
-Its launches, with their shapes, bytes and programs, are those that are dispatched
-(`benchmarks.launches`), none is typed here. What a launch takes is computed from them and from the
-limits of a `Machine`:
+launched dependently, or `baseline`, a library's product for each layer by hand, as in
+`benchmarks.baselines`; the trainer's plan `layers` is not among them. Its launches, with their
+shapes, bytes and programs, are those that are dispatched (`benchmarks.launches`), none is typed
+here. What a launch takes is computed from them and from the limits of a `Machine`:
 
 * every launch waits for the one before it (`node_us`, a small kernel included; `dependent_us`, if
   both are dependent);
@@ -63,7 +63,7 @@ END = "<!-- end of model -->"
 RUNS = (1, 8, 16)
 PLANS = (
     ("tiles", "tf32"), ("tiles", "fp16"), ("tiles-pdl", "tf32"), ("tiles-pdl", "fp16"),
-    ("layers", "tf32"),
+    ("baseline", "tf32"),
 )  # fmt: skip
 SHOWN = "fp16"
 """Operands of the tables by kernel."""
@@ -274,7 +274,7 @@ def make_updater(plan: str, size: Size, precision: str) -> Callable[[], Updater]
 
     def build() -> Updater:
         match plan:
-            case "layers":
+            case "baseline":
                 agent = make_agent(size, "cpu", "reference", "ieee", agent_class=TogetherAgent)
             case _:
                 agent = make_agent(size, "cpu", PLAN_BACKENDS[plan], precision)
@@ -400,12 +400,15 @@ def format_tables(found: dict[str, Any], machines: dict[str, Machine]) -> str:
 def measured_update(plan: str, precision: str, runs: int) -> str:
     """Return the milliseconds a run that an update of a plan has taken on an H100, if any has.
 
-    Those of `tiles` are of kernels that have changed since.
+    Those of `tiles` are of kernels that have changed since. The record calls the baseline
+    ``layers``, as the trial then did.
     """
+    if plan != "baseline":
+        return ""
     rows = json.loads((RESULTS / "h100_trial.json").read_text())["measurements"]
     for row in rows:
         named = row["stage"], row.get("variant"), row.get("precision"), row.get("runs")
-        if named == ("bench_layers", plan, precision, runs):
+        if named == ("bench_layers", "layers", precision, runs):
             return f"{1e-3 * row['median_us'] / runs:.2f}"
     return ""
 

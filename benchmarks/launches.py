@@ -8,7 +8,6 @@ machine. Interpreted kernels must be asked for before Triton is imported: TRITON
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 import os
@@ -308,10 +307,7 @@ class Recorder(TorchDispatchMode):
         fresh = {storage(tensor) for tensor in tensors} & (self.known - self.written)
         inputs = [tensor for tensor in tensors if storage(tensor) not in fresh]
         outputs = [tensor for tensor in tensors if storage(tensor) in fresh]
-        again = []
-        for path in REWRITES.get(name, ()):
-            argument, *attributes = path.split(".")
-            again += tree_leaves(functools.reduce(getattr, attributes, arguments[argument]))
+        again = tree_leaves([arguments[argument] for argument in REWRITES.get(name, ())])
         outputs += [leaf for leaf in again if isinstance(leaf, Tensor) and leaf.numel()]
         self.add(name, inputs, outputs, arguments=arguments, grid=grid)
 

@@ -55,8 +55,13 @@ def test_update_of_the_compiled_baseline(measure, size, variant):
     measure_baseline(measure, size, variant, CompiledAgent)
 
 
-def make_updater(agent, size, device, graph, interval=UPDATES_PER_REPLAY, streams=True):
-    """Return the trainer's loop body on random data, warmed up; `interval` of its history."""
+def make_updater(
+    agent, size, device, graph, interval=UPDATES_PER_REPLAY, streams=True, draws="auto"
+):
+    """Return the trainer's loop body on random data, warmed up.
+
+    `interval` is of its history, `draws` the backend of its random numbers.
+    """
     count = 10_000
     arrays = {
         "observations": torch.randn(count, size.obs_dim),
@@ -67,7 +72,7 @@ def make_updater(agent, size, device, graph, interval=UPDATES_PER_REPLAY, stream
         "next_observations": torch.randn(count, size.obs_dim),
     }
     dataset = Dataset.from_arrays(arrays, device)
-    randomness = Randomness(range(size.runs), device)
+    randomness = Randomness(range(size.runs), device, draws)
     history = History(interval)
     updater = Updater(agent, dataset, randomness, history, graph=graph, streams=streams)
     updater.run(WARMUP)

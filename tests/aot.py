@@ -13,6 +13,7 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,8 +35,8 @@ SHARED_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 class StubDriver(DriverBase):
     """Claims a GPU of one architecture; nothing can be launched on it."""
 
-    def __init__(self, architecture: int) -> None:
-        self.architecture = architecture
+    def __init__(self, architecture: int, report: bool) -> None:
+        self.architecture, self.report = architecture, report
         self.utils = self
 
     def get_device_properties(self, device: int) -> dict[str, int]:
@@ -55,8 +56,9 @@ class StubDriver(DriverBase):
         return torch.device("cpu")
 
     def get_current_device(self) -> int:
-        # Compiled kernels are cached by device, so every architecture is another one.
-        return self.architecture
+        # Compiled kernels are kept by device, so every architecture is another one, with and
+        # without reports.
+        return 2 * self.architecture + self.report
 
     def get_current_stream(self, device: int = 0) -> int:
         return 0
@@ -84,8 +86,9 @@ class Compiled:
 def keep_report(*arguments):
     """Have Triton keep what ptxas reports with the kernel, so that it assembles once.
 
-    Triton calls it without arguments for the key and the hash of the change, and with the backend
-    and its stages before it compiles (``knobs.runtime.add_stages_inspection_hook``).
+    Triton calls it with the backend and its stages before it compiles
+    (``knobs.runtime.add_stages_inspection_hook``), and from 3.7 on without arguments for the key
+    and the hash of the change.
     """
     if not arguments:
         return "keep_report", "keep_report"
@@ -156,7 +159,8 @@ def compiling(architecture: int, *, report: bool = True) -> Iterator[list[Any]]:
     """Compile the kernels launched inside for `architecture`; yields their descriptions.
 
     Without `report` it yields the kernels, which are then those that a launch on a GPU finds in
-    Triton's cache: what reports changes their keys.
+    Triton's cache. Those with a report lie in a folder of their own within it, as Triton 3.6 would
+    take one for the other.
     """
     found: list[Any] = []
     described: dict[str, Compiled] = {}
@@ -169,12 +173,13 @@ def compiling(architecture: int, *, report: bool = True) -> Iterator[list[Any]]:
         found.append(described[kernel.hash] if report else kernel)
 
     before = driver._active
-    driver.set_active(StubDriver(architecture))
+    driver.set_active(StubDriver(architecture, report))
     JITFunction.run = compile_only
     try:
-        with knobs.runtime.scope():
+        with knobs.runtime.scope(), knobs.cache.scope():
             if report:
                 knobs.runtime.add_stages_inspection_hook = keep_report
+                knobs.cache.dir = str(Path(knobs.cache.dir) / "with_report")
             yield found
     finally:
         JITFunction.run = launch

@@ -98,18 +98,22 @@ def test_paper_scale(architecture, precision, layer_norm):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", [90, 100])
-def test_dependent_launches_wait_for_the_one_before(architecture):
+@pytest.mark.parametrize(
+    ("architecture", "precision", "layer_norm"),
+    [(90, "tf32", True), (100, "tf32", True), (90, "fp16", False)],
+)
+def test_dependent_launches_wait_for_the_one_before(architecture, precision, layer_norm):
     """Every kernel of a chain or a pass; `check` finds that no other launch is dependent."""
-    sizes = replace(PAPER, layer_norm=True)
+    sizes = replace(PAPER, layer_norm=layer_norm)
+    options = {"backend": "triton_pdl", "precision": precision}
     with compiling(architecture) as found, pretending():
         for op in ("mlp", "sde_rollout", "lean_adjoint"):
             case = CASES[op]
-            options = {"wanted": case.differentiable, "backend": "triton_pdl", "precision": "tf32"}
-            evaluate(case, inputs_of(op, sizes), **options)
-    assert {kernel.name for kernel in found} == PRODUCTS | PREPARES | NORMS
+            evaluate(case, inputs_of(op, sizes), wanted=case.differentiable, **options)
+    expected = PRODUCTS | PREPARES | (NORMS if layer_norm else set())
+    assert {kernel.name for kernel in found} == expected
     assert all(kernel.dependent for kernel in found)
-    check_each(found, architecture, "tf32", registers=168, full=True)
+    check_each(found, architecture, precision, registers=168, full=True)
 
 
 @pytest.mark.slow
@@ -185,6 +189,19 @@ def test_the_check_finds_a_spill(registers, spilled):
         greedy_kernel[(1,)](data, data, 8192, num_warps=4, maxnreg=registers)
     (kernel,) = found
     assert (kernel.spills > 0) == spilled, kernel
+
+
+def test_a_kernel_compiled_without_a_report_gets_one(monkeypatch, tmp_path):
+    """In this process, and in another one that finds it on the disk."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    data = torch.empty(1024)
+    for report in (False, True):
+        with compiling(90, report=report) as found:
+            greedy_kernel[(1,)](data, data, 1024, num_warps=4)
+    assert found[0].registers > 0
+    (kept,) = tmp_path.glob("*/*.cubin")
+    (reported,) = tmp_path.glob("with_report/*/*.cubin")
+    assert kept.name == reported.name == "greedy_kernel.cubin"
 
 
 @triton.jit

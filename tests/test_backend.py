@@ -5,9 +5,10 @@ import functools
 import pytest
 import torch
 
+from trqam_fast import self_test
 from trqam_fast.errors import RunError
 from trqam_fast.kernels import BackendError
-from trqam_fast.kernels.dispatch import choose_backend
+from trqam_fast.kernels.dispatch import TRITON, choose_backend
 from trqam_fast.training import backend
 from trqam_fast.training.flags import parse_config
 
@@ -82,12 +83,34 @@ def test_a_failed_self_test_warns_once(gpu, capsys):
             26,
             "128 outputs, and the network has 130",
         ),
+        (["--algo", "dsrl"], 65, "128 outputs, and the network has 130"),  # a mean and a deviation
+        (["--algo", "qam-e", "--edit-scale", "0.1"], 65, "outputs, and the network has 130"),
     ],
 )
 def test_networks_beyond_the_kernels_train_with_the_reference(flags, act_dim, reason, gpu, capsys):
     assert settle(*flags, act_dim=act_dim).backend == "reference"
     assert reason in capsys.readouterr().err
     assert gpu[0] == [], "no self-test of kernels that cannot be used"
+
+
+@pytest.mark.parametrize(
+    ("op", "backends", "plans"),
+    [
+        ("adam_step", TRITON, ["layers"]),  # one kernel, whatever launches the networks' passes
+        ("mlp", TRITON, ["layers"]),
+        ("mlp", ("triton_pdl",), ["tiles", "layers"]),
+    ],
+)
+def test_a_plan_with_a_wrong_kernel_does_not_train(op, backends, plans, gpu, monkeypatch):
+    def problem(name, backend, *_):
+        return "", f"{name} is off" if name == op and backend in backends else ""
+
+    monkeypatch.setattr(backend, "triton_problems", self_test.triton_problems)
+    monkeypatch.setattr(self_test, "problem", problem)
+    config = parse_config(["--device", "cuda"])
+    assert [settled.plan for settled in backend.working_plans(config, 2)] == plans
+    with pytest.raises(BackendError, match=f"--plan tiles-pdl cannot be used: {op} is off"):
+        settle("--plan", "tiles-pdl")
 
 
 def test_old_gpus_train_with_the_reference(gpu, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """The trial's own machinery; .ci/run rehearses its stages."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,8 +10,10 @@ import time
 import pytest
 
 from tools import gpu_trial
-from tools.trial import contact, deep, train
+from tools.trial import contact, deep, record, train
 from tools.trial.record import RESULTS, Trial
+from trqam_fast import op_cases
+from trqam_fast.kernels.dispatch import OPS
 
 
 def trial(out, **changes):
@@ -38,6 +41,15 @@ def test_a_measurement_is_one_line(tmp_path):
     assert (line["q1_us"], line["median_us"], line["q3_us"], line["n"]) == (1.0, 2.0, 3.0, 3)
     assert line["commit"] == "abc" and line["torch"] and line["error"] is None
     assert gpu_trial.surprise(line) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(("gpu", "known"), [("NVIDIA H100 80GB HBM3", True), ("H200", False)])
+def test_a_kernel_is_held_to_the_model_of_its_own_gpu(gpu, known, monkeypatch):
+    monkeypatch.setattr(record, "versions", lambda _: {"gpu": gpu})
+    record.model.cache_clear()
+    found = record.predicted_kernel(True, "hidden_layer_kernel", "fp16", 1)
+    record.model.cache_clear()
+    assert (found is not None) == known
 
 
 def test_a_program_that_fails_or_hangs_is_told(tmp_path, capsys):
@@ -131,8 +143,34 @@ def test_counters_are_read_by_launch():
     assert values == {"lts__t_bytes.sum": "75,000", "gpu__time_duration.sum": "900,000"}
 
 
+def test_counters_are_of_every_kernel():
+    sources = (gpu_trial.ROOT / "kernels").rglob("triton*.py")
+    named = {
+        name for path in sources for name in re.findall(r"\ndef (\w+_kernel)\(", path.read_text())
+    }
+    assert set(deep.KERNELS) == named
+
+
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck, of extra 'test'")
 def test_the_wheelhouse_script_is_sound():
     script = gpu_trial.ROOT / "tools" / "wheelhouse.sh"
     done = subprocess.run(["shellcheck", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_the_sanitizers_see_what_training_launches(tmp_path, monkeypatch):
+    """All passes in the precisions of training, of one tile and of several rows and features."""
+    seen = set()
+
+    def evaluate(case, sizes, **how):
+        seen.add((case.op, how.get("precision"), sizes.batch > 64 and max(sizes.hidden) > 64))
+
+    monkeypatch.setattr(op_cases, "draw_inputs", lambda case, sizes, **_: sizes)
+    monkeypatch.setattr(op_cases, "evaluate", evaluate)
+    deep.small_ops(trial(tmp_path, device="cuda"))
+    assert seen == {
+        (op, precision, several)
+        for op, has in OPS.items() if has.triton
+        for precision in (("tf32", "fp16") if has.networks else (None,))
+        for several in (False, True)
+    }  # fmt: skip

@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from benchmarks.launches import ALLOCATES, FREE, IMPLEMENTATIONS, copies, launches_of
+from benchmarks.launches import ALLOCATES, FREE, IMPLEMENTATIONS, copies, launches_of, recording
 from tests.helpers import draw
 from tests.test_branches import races
 from trqam_fast.agents import TRQAMAgent, TRQAMConfig
 from trqam_fast.agents.branches import MAIN
 from trqam_fast.data.dataset import FIELDS, Dataset
+from trqam_fast.op_cases import CASES, Sizes, draw_inputs, evaluate
 from trqam_fast.randomness import Randomness
 from trqam_fast.training.history import History
 from trqam_fast.training.updater import Updater
@@ -117,3 +118,13 @@ def test_an_update_launches_few_kernels(runs, monkeypatch):
     assert both[: len(both) // 2] == both[len(both) // 2 :]
     assert {launch.place[0] for launch in listed} == {MAIN, "critic", "cloning", "base", "log"}
     assert races(listed) == []
+
+
+@pytest.mark.parametrize(("op", "prepared"), [("ode_rollout", [2]), ("sde_rollout", [4, 4])])
+def test_a_rollout_prepares_the_fields_that_rows_follow(op, prepared):
+    """Acting has no rows of the base field."""
+    inputs = draw_inputs(CASES[op], Sizes(2, 4, 3, 2, (32,), True), dtype=torch.float32)
+    with recording() as recorder:
+        evaluate(CASES[op], inputs, wanted=(), backend="triton")
+    launches = [each for each in recorder.launches if each.name == "prepare_kernel"]
+    assert [len(launch.arguments["prepared"].first) for launch in launches] == prepared

@@ -108,6 +108,21 @@ def test_times_are_remembered_for_equal_cases(gpu, monkeypatch):
     assert settle(faster)[1].how == "measured"
 
 
+def test_times_are_of_the_code_of_an_update(tmp_path):
+    kept = [tmp_path / name for name in plan.TIMED]
+    kept = [path if path.suffix else path / "deep" / "one.py" for path in kept]
+    for path in (*kept, tmp_path / "report" / "one.py"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("first")
+    digests = [plan.code_digest(tmp_path)]
+    for path in kept:
+        path.write_text("second")
+        digests.append(plan.code_digest(tmp_path))
+    assert len(set(digests)) == len(digests)
+    (tmp_path / "report" / "one.py").write_text("second")
+    assert plan.code_digest(tmp_path) == digests[-1] != plan.code_digest()
+
+
 @pytest.mark.parametrize("damage", ["{", "[1]", '{"a": 1}', '{"a": {"tiles": "x"}}', DEEP])
 def test_a_damaged_cache_is_measured_anew(damage, gpu):
     settle(TIMES)

@@ -103,6 +103,20 @@ def test_float16_within_budget(name):
     budget.check(DRAWS)
 
 
+def test_layer_norm_of_activations_far_from_zero():
+    """What products and sums of rounded weights subtract cancels: rows have no error in common."""
+    weights = make_mlp(16, 8, (64,), runs=2, layer_norm=True).map(torch.Tensor.detach)
+    weights.kernels[0].copy_(0.3 / 4 * draw(2, 16, 64, seed=1))
+    weights.biases[0].fill_(3.0)
+    single = weights.map(lambda t: t.float().to(DEVICE))
+    inputs = on_device(2, 128, 16, seed=2)
+    out = mlp(single, inputs, backend="triton", precision="fp16")
+    exact = mlp(single.map(torch.Tensor.double), inputs.double(), backend="reference")
+    wrong = out.double() - exact
+    common = wrong.mean(1).square().mean().sqrt() / wrong.square().mean().sqrt()
+    assert wrong.abs().max() < 2e-2 and common < 0.3, common
+
+
 ROW_SIZES = (1e-12, 1e12, 0.0, 1e-3, 1.0)
 """Of the gradients of five rows."""
 

@@ -1,6 +1,7 @@
 """Updates run eagerly and as graphs."""
 
 import contextlib
+import dataclasses
 
 import pytest
 import torch
@@ -20,6 +21,11 @@ CONFIG = TRQAMConfig(
     batch_size=8, actor_hidden_dims=(32,), value_hidden_dims=(32,), num_qs=2, flow_steps=3,
     horizon_length=2,
 )  # fmt: skip
+WIDE = dataclasses.replace(
+    CONFIG, batch_size=100, actor_hidden_dims=(128, 128), actor_layer_norm=True,
+    value_hidden_dims=(128, 128),
+)  # fmt: skip
+"""Launches of every kernel, several tiles of rows and of features in each: for races on a GPU."""
 KINDS = [BCAgent, TRQAMAgent]
 
 
@@ -32,8 +38,9 @@ class GrowingBuffer(ReplayBuffer):
 
 
 def make(
-    kind, device="cpu", graph=False, interval=100, growing=False, streams=True, backend="auto"
-):
+    kind, device="cpu", graph=False, interval=100, growing=False, streams=True, backend="auto",
+    config=CONFIG, precision="ieee",
+):  # fmt: skip
     arrays = {
         "observations": draw(50, 3, seed=1), "actions": draw(50, 2, seed=2).clamp(-1, 1),
         "rewards": -draw(50, seed=3).abs(), "masks": torch.ones(50), "terminals": torch.zeros(50),
@@ -42,7 +49,7 @@ def make(
     source = Dataset.from_arrays(arrays, device)
     if growing:
         source = GrowingBuffer(source, 2, 50, CONFIG.horizon_length, device=device)
-    agent = kind(CONFIG, 3, 2, [0, 1], device=device, backend=backend)
+    agent = kind(config, 3, 2, [0, 1], device=device, backend=backend, precision=precision)
     randomness = Randomness((5, 6), device)
     return Updater(agent, source, randomness, History(interval), graph=graph, streams=streams)
 
@@ -187,8 +194,9 @@ def test_history_keeps_every_update_in_order():
 @pytest.mark.parametrize("growing", [False, True])
 def test_replay_equals_eager_on_a_gpu(kind, growing):
     """With the branches side by side, and one after another."""
+    how = {"growing": growing, "backend": "triton", "config": WIDE, "precision": "tf32"}
     eager, replayed = (
-        make(kind, "cuda", graph=graph, growing=growing, streams=graph) for graph in (False, True)
+        make(kind, "cuda", graph=graph, streams=graph, **how) for graph in (False, True)
     )
     for step, count in enumerate((2, 25, 1, 14)):
         for updating in (eager, replayed):
@@ -206,10 +214,12 @@ def test_replay_equals_eager_on_a_gpu(kind, growing):
 )
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("streams", [False, True])
-def test_dependent_launches_give_the_same_bits_on_a_gpu(graph, streams):
+@pytest.mark.parametrize("precision", ["tf32", "fp16"])
+def test_dependent_launches_give_the_same_bits_on_a_gpu(graph, streams, precision):
     """A launch that did not wait for the one before would read what is not there yet."""
-    ordinary = make(TRQAMAgent, "cuda", backend="triton", streams=False)
-    dependent = make(TRQAMAgent, "cuda", backend="triton_pdl", graph=graph, streams=streams)
+    how = {"config": WIDE, "precision": precision}
+    ordinary = make(TRQAMAgent, "cuda", backend="triton", streams=False, **how)
+    dependent = make(TRQAMAgent, "cuda", backend="triton_pdl", graph=graph, streams=streams, **how)
     for updating in (ordinary, dependent):
         updating.run(42)
     for ours, theirs in zip(outcome(dependent), outcome(ordinary), strict=True):

@@ -45,7 +45,7 @@ CALLS: dict[str, list[Group]] = {
             **dict.fromkeys([*SELF_TESTS, *WARM_UPS], 180),
         },
         {"self_test.cpp.ieee": 90, "parity": 90, "kernel_tests": 180},
-        {"environment": 60}, {"bench_tiles": 180}, {"bench_layers": 90}, {"reference": 150},
+        {"environment": 60}, {"bench_tiles": 180}, {"bench_baseline": 90}, {"reference": 150},
     ],
     "deep": [
         {"extension": 180}, {"profile.tf32": 90}, {"profile.fp16": 90}, {"micro": 90},

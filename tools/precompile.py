@@ -60,19 +60,19 @@ def compile_part(backend: str, precision: str, architecture: int, ops: list[str]
         # An update's random numbers may come from anywhere but an extension for the CPU.
         dispatch.unavailable = lambda op, chosen, *_, **__: "no" if chosen == "cpp" else None
         for runs in (1, 8) if ops is None and precision != "ieee" else ():
-            one_update(runs, backend, precision)
+            update(runs, backend, precision)
     return len({kernel.hash for kernel in found})
 
 
-def one_update(runs: int, backend: str, precision: str) -> None:
-    """Do an update at paper scale, of which nothing but the launches counts."""
+def update(runs: int, backend: str, precision: str) -> None:
+    """Warm an updater up at paper scale; nothing but the launches counts."""
     from dataclasses import replace
 
     from benchmarks.sizes import PAPER, make_agent
     from benchmarks.test_update import make_updater
 
     size = replace(PAPER, runs=runs)
-    make_updater(make_agent(size, "cpu", backend, precision), size, "cpu", graph=False).update()
+    make_updater(make_agent(size, "cpu", backend, precision), size, "cpu", graph=False)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trqam_fast.kernels import GradientMemory, MLPWeights
 from trqam_fast.kernels.mlp.constants import ALIGNMENT, aligned
+from trqam_fast.kernels.mlp.weights import packed_size, split
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class MLPShape:
     @property
     def size(self) -> int:
         """Elements of one run in a block, gaps between the tensors included."""
-        return sum(aligned(math.prod(shape)) for shape in self.tensor_shapes)
+        return packed_size(self.tensor_shapes)
 
     def group(self, tensors: list[Tensor]) -> MLPWeights:
         """Arrange tensors, ordered as `tensor_shapes`, as `MLPWeights`."""
@@ -93,25 +94,22 @@ class ParameterBlock:
         self._gap = torch.zeros(runs, ALIGNMENT, dtype=dtype, device=device)
         self.networks: dict[str, MLPWeights] = {}
         self.scalars: dict[str, Tensor] = {}
-        self.leaves: list[Tensor] = []
+        tensor_shapes = [each for shape in shapes.values() for each in shape.tensor_shapes]
+        self.leaves = [
+            view.detach().requires_grad_(trainable) for view in split(self.flat, tensor_shapes)
+        ]
         self.spans: dict[str, tuple[int, int]] = {}
-        offset = 0
         # Zero, as the gaps between its tensors must stay.
         self.gradient = torch.zeros_like(self.flat) if trainable else None
+        first = start = 0
         for name, shape in self.shapes.items():
-            tensors = []
-            start = offset
-            for tensor_shape in shape.tensor_shapes:
-                count = math.prod(tensor_shape)
-                view = self.flat[:, offset : offset + count].view(runs, *tensor_shape).detach()
-                tensors.append(view.requires_grad_(trainable))
-                offset += aligned(count)
-            self.leaves += tensors
+            tensors = self.leaves[first : first + len(shape.tensor_shapes)]
             if isinstance(shape, ScalarShape):
                 (self.scalars[name],) = tensors
             else:
                 self.networks[name] = shape.group(tensors)
-            self.spans[name] = (start, offset)
+            self.spans[name] = (start, start + shape.size)
+            first, start = first + len(tensors), start + shape.size
         if self.gradient is not None:
             self._adopt_gradient(self.gradient)
 
@@ -133,12 +131,7 @@ class ParameterBlock:
 
     def unflatten(self, flat: Tensor) -> list[Tensor]:
         """Return the tensors of a `[S, P]` laid out like `flat`, in the order of `leaves`."""
-        parts, offset = [], 0
-        for leaf in self.leaves:
-            count = leaf[0].numel()
-            parts.append(flat[:, offset : offset + count].view(leaf.shape))
-            offset += aligned(count)
-        return parts
+        return split(flat, [leaf.shape[1:] for leaf in self.leaves])
 
     @torch.no_grad()
     def initialise(self, generators: list[torch.Generator]) -> None:

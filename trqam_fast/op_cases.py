@@ -15,6 +15,7 @@ from torch import Tensor
 from trqam_fast.kernels import (
     MLPWeights,
     NoiseSchedule,
+    adam_norm,
     adam_step,
     adjoint_matching,
     adjoint_sizes,
@@ -251,24 +252,41 @@ def _draw_path_kl(draw: Draw) -> Inputs:
     return {name: inputs[name] for name in ("velocity", "base_velocity", "horizon")}
 
 
-def _adam_step(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+ADAM = {"lr": 1e-3, "max_norm": 1.0, "tau": 0.1}
+
+
+def _adam_state(inputs: Inputs) -> tuple[dict[str, Tensor], Tensor]:
+    """Return what a step reads and writes, apart from the inputs, and the number of steps."""
     written = ("params", "exp_avg", "exp_avg_sq", "targets")
     state = {name: inputs[name].clone() for name in written}
-    step = torch.zeros((), device=inputs["params"].device)
-    norm = adam_step(
-        **state,
-        gradient=inputs["gradient"],
-        step=step,
-        lr=1e-3,
-        max_norm=1.0,
-        tau=0.1,
-        **options,
-    )
+    return state, torch.zeros((), device=inputs["params"].device)
+
+
+def _adam_step(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+    state, step = _adam_state(inputs)
+    norm = adam_step(**state, gradient=inputs["gradient"], step=step, **ADAM, **options)
     return {"norm": norm, **state}
 
 
+def _adam_step_in_parts(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+    """The step of a captured update: the norm of all, then the columns in two parts."""
+    state, step = _adam_state(inputs)
+    gradient = inputs["gradient"]
+    norm = adam_norm(gradient, step, **options)
+    if norm is None:  # The reference does no parts.
+        return _adam_step(inputs, **options)
+    size = gradient.shape[1]
+    before, begin = size - state["targets"].shape[1], size // 3
+    for first, last in ((0, begin), (begin, size)):
+        part = {name: state[name][:, first:last] for name in ("params", "exp_avg", "exp_avg_sq")}
+        part["targets"] = state["targets"][:, max(first - before, 0) : last - before]
+        part["gradient"] = gradient[:, first:last]
+        norms = adam_step(**part, step=step, norm=norm, **ADAM, **options)
+    return {"norm": norms, **state}
+
+
 def _draw_adam_step(draw: Draw) -> Inputs:
-    runs, params = draw.sizes.runs, 37
+    runs, params = draw.sizes.runs, 131 * draw.sizes.batch  # Blocks, of large batches several.
     names = ("params", "gradient", "exp_avg")
     inputs = {name: draw.normal(runs, params) for name in names}
     inputs["exp_avg_sq"] = draw.normal(runs, params).square()
@@ -389,6 +407,7 @@ CASES = {
     "td_target": OpCase("td_target", _draw_td_target, _td_target),
     "path_kl": OpCase("path_kl", _draw_path_kl, _path_kl, ("velocity", "base_velocity")),
     "adam_step": OpCase("adam_step", _draw_adam_step, _adam_step, strided=False),
+    "adam_step_in_parts": OpCase("adam_step", _draw_adam_step, _adam_step_in_parts, strided=False),
     "dual_update": OpCase("dual_update", _draw_dual_update, _dual_update),
     "dual_update_log": OpCase("dual_update", _draw_dual_update_log, _dual_update),
     "philox": OpCase("philox", _draw_philox, _philox, rounds=False),

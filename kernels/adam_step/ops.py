@@ -54,7 +54,7 @@ def _adam_norm(gradient, step, backend, beta1, beta2):
 
         return triton.adam_norm(gradient, step, beta1, beta2)
     step += 1
-    return [_norms(gradient), step.clone()]
+    return _norms(gradient), step.clone()
 
 
 def _norms(gradient: Tensor) -> Tensor:
@@ -70,12 +70,12 @@ def _adam_norm_fake(gradient, step, backend, beta1, beta2):
         from trqam_fast.kernels.adam_step import triton
 
         return triton.empty_norm(gradient)
-    return [gradient.new_empty(gradient.shape[0]), torch.empty_like(step)]
+    return gradient.new_empty(gradient.shape[0]), torch.empty_like(step)
 
 
 register(
     "adam_norm(Tensor gradient, Tensor(a!) step, str backend, float beta1, float beta2) "
-    "-> Tensor[]",
+    "-> (Tensor, Tensor)",
     _adam_norm,
     _adam_norm_fake,
 )
@@ -127,8 +127,9 @@ register(
 
 def adam_norm(gradient: Tensor, step: Tensor, betas: tuple[float, float], backend: str) -> AdamNorm:
     """Return the norms, and count the step; see the package's `adam_norm`."""
+    # Two tensors, not a list: an op that writes an argument cannot be functionalised with one.
     found = torch.ops.trqam_fast.adam_norm(gradient, step, backend, *betas)
-    return AdamNorm(found, backend)
+    return AdamNorm(list(found), backend)
 
 
 def adam_step(

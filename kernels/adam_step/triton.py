@@ -9,6 +9,7 @@ second pass may be several launches, each of some columns.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -120,7 +121,7 @@ def adam_step_kernel(
         tl.store(online + at, value, mask=mask)
 
 
-def empty_norm(gradient: Tensor) -> list[Tensor]:
+def empty_norm(gradient: Tensor) -> tuple[Tensor, Tensor]:
     """Return memory for sums of squares `[S, parts]`, and for the moments' corrections `[2]`.
 
     Raises:
@@ -133,10 +134,10 @@ def empty_norm(gradient: Tensor) -> list[Tensor]:
             "so take another backend"
         )
     parts = triton.cdiv(size, NORM_BLOCKS * BLOCK)
-    return [gradient.new_empty(runs, parts), gradient.new_empty(2)]
+    return gradient.new_empty(runs, parts), gradient.new_empty(2)
 
 
-def adam_norm(gradient: Tensor, step: Tensor, beta1: float, beta2: float) -> list[Tensor]:
+def adam_norm(gradient: Tensor, step: Tensor, beta1: float, beta2: float) -> tuple[Tensor, Tensor]:
     """Count the step, and return what its parts share; see `empty_norm`."""
     partial, corrections = found = empty_norm(gradient)
     runs, parts = partial.shape
@@ -154,7 +155,7 @@ def adam_step(
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     targets: Tensor | None,
-    norm: list[Tensor],
+    norm: Sequence[Tensor],
     settings: Settings,
 ) -> Tensor:
     """Do the step, or a part of it, with what `adam_norm` returned."""

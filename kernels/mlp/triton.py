@@ -15,12 +15,14 @@ import triton
 from torch import Tensor
 
 from trqam_fast.kernels.mlp.triton_config import (
+    PASS_STAGES,
+    WARPS,
     KernelConfig,
     dependent_options,
-    has_little_shared_memory,
     has_wgmma,
     make_config,
     operand_dtype,
+    stages_for,
 )
 from trqam_fast.kernels.mlp.triton_forward import (
     Prepared,
@@ -42,8 +44,6 @@ from trqam_fast.kernels.mlp.triton_tile import Gradients, Tape
 from trqam_fast.kernels.mlp.triton_weights import WeightPointers, weight_pointers
 from trqam_fast.kernels.mlp.weights import MLPWeights
 
-WARPS = {"ieee": 8, "tf32": 4, "fp16": 4, "bf16": 4}
-"""Of a program."""
 MAX_REGISTERS = {"ieee": 255, "tf32": 168, "fp16": 168, "bf16": 168}
 """Registers of a thread: three programs of 168 share a multiprocessor, as many as their shared
 memory allows."""
@@ -51,20 +51,15 @@ memory allows."""
 STEP_WARPS = 8
 """Warps of a step of the rollout or of the sweep, two products one after the other."""
 
-STAGES = {"ieee": 2, "tf32": 4, "fp16": 3, "bf16": 3}
 NORM_ROWS, NORM_WARPS = 8, 4
 """Rows and warps of a program of `pull_norm_kernel`, which takes whole rows one after another."""
 
 
 def tile_options(precision: str, config: KernelConfig, **changes: int) -> dict[str, int]:
     """Return Triton's options for a launch on the current device, with `changes`."""
-    stages = STAGES[precision]
-    if not triton.knobs.runtime.interpret:
-        device = triton.runtime.driver.active.get_current_device()
-        stages = min(stages, 3) if has_little_shared_memory(device) else stages
     options = {
         "num_warps": WARPS[precision],
-        "num_stages": stages,
+        "num_stages": stages_for(PASS_STAGES, precision),
         "maxnreg": MAX_REGISTERS[precision],
     }
     return options | changes | dependent_options(config)

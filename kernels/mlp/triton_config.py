@@ -11,7 +11,6 @@ import torch
 import triton
 import triton.language as tl
 
-from trqam_fast.kernels.mlp.constants import ALIGNMENT, aligned
 from trqam_fast.kernels.mlp.weights import MLPWeights
 
 
@@ -42,8 +41,6 @@ class KernelConfig:
         columns: Columns of a prepared first kernel, whole steps of a product.
         operand: Element type of the products' operands.
         precision: ``ieee`` or ``tf32`` for float32 operands.
-        alignment: Elements to which parts of packed weights are aligned; a field because compiled
-            kernels are stored under the config's values.
         dependent: The launch is dependent: it may begin before the one before it has ended, and
             the kernel waits for it (`trqam_fast.kernels.mlp.triton_tile.await_predecessor`).
     """
@@ -68,23 +65,7 @@ class KernelConfig:
     columns: int
     operand: Any
     precision: str
-    alignment: int = ALIGNMENT
     dependent: bool = False
-
-    @property
-    def kernel_offsets(self) -> tuple[int, int, int]:
-        """Elements before a packed run's hidden kernels, before the last one, and in all."""
-        first = aligned(self.ensemble * self.inputs * self.width)
-        last = first + (self.depth - 1) * aligned(self.ensemble * self.width**2)
-        return first, last, last + aligned(self.ensemble * self.width * self.out)
-
-    @property
-    def vector_offsets(self) -> tuple[int, int, int, int]:
-        """Elements before a packed run's output biases, scales and shifts, and in all."""
-        hidden = self.depth * aligned(self.ensemble * self.width)
-        scales = hidden + aligned(self.ensemble * self.out)
-        norms = hidden if self.norm else 0
-        return hidden, scales, scales + norms, scales + 2 * norms
 
     @property
     def depth(self) -> int:
@@ -109,7 +90,7 @@ class KernelConfig:
 
 @dataclass(frozen=True)
 class BlockSizes:
-    """Blocks and launch of one precision.
+    """Blocks of one precision.
 
     Attributes:
         block_m: Rows of a program.
@@ -117,8 +98,6 @@ class BlockSizes:
         block_k: Depth of a product's step.
         block_i: Rows (inputs) of a block of a weight gradient.
         block_o: Its columns (outputs).
-        stages: Stages of the pipelines that load a weight gradient's operands.
-        lean_stages: The same on GPUs with less than 160 KiB of shared memory.
     """
 
     block_m: int
@@ -126,18 +105,23 @@ class BlockSizes:
     block_k: int
     block_i: int
     block_o: int
-    stages: int
-    lean_stages: int
 
 
 # Measured on an H100 (docs/kernels.md): with 64 x 64 tiles there are the most programs, with steps
 # of 64 of 16-bit operands the fewest waits. Features are the side of 64 that wgmma needs.
 BLOCK_SIZES = {
-    "ieee": BlockSizes(32, 32, 32, 32, 32, stages=2, lean_stages=2),
-    "tf32": BlockSizes(64, 64, 32, 64, 64, stages=3, lean_stages=3),
-    "fp16": BlockSizes(64, 64, 64, 64, 128, stages=3, lean_stages=2),
-    "bf16": BlockSizes(64, 64, 64, 64, 128, stages=3, lean_stages=2),
+    "ieee": BlockSizes(32, 32, 32, 32, 32),
+    "tf32": BlockSizes(64, 64, 32, 64, 64),
+    "fp16": BlockSizes(64, 64, 64, 64, 128),
+    "bf16": BlockSizes(64, 64, 64, 64, 128),
 }
+WARPS = {"ieee": 8, "tf32": 4, "fp16": 4, "bf16": 4}
+"""Of a program of products."""
+PASS_STAGES = {"ieee": (2, 2), "tf32": (4, 3), "fp16": (3, 3), "bf16": (3, 3)}
+"""Stages of the pipelines that load a pass's operands, and those on GPUs with less than 160 KiB of
+shared memory."""
+GRADIENT_STAGES = {"ieee": (2, 2), "tf32": (3, 3), "fp16": (3, 2), "bf16": (3, 2)}
+"""The same of a weight gradient's operands."""
 OPERANDS = {"ieee": tl.float32, "tf32": tl.float32, "fp16": tl.float16, "bf16": tl.bfloat16}
 STORED = {tl.float32: torch.float32, tl.bfloat16: torch.bfloat16, tl.float16: torch.float16}
 
@@ -155,6 +139,14 @@ def has_little_shared_memory(device: int) -> bool:
     """Whether a program on `device` may have less than 160 KiB of shared memory."""
     properties = triton.runtime.driver.active.utils.get_device_properties(device)
     return properties["max_shared_mem"] < 160 * 1024
+
+
+def stages_for(table: dict[str, tuple[int, int]], precision: str) -> int:
+    """Return the stages of a table's pipelines that the current device has the memory for."""
+    lean = not triton.knobs.runtime.interpret and has_little_shared_memory(
+        triton.runtime.driver.active.get_current_device()
+    )
+    return table[precision][lean]
 
 
 def has_wgmma() -> bool:

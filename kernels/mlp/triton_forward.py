@@ -12,7 +12,8 @@ and go to the matrix units from there.
 
 LayerNorm is folded into the product that reads it. A program leaves the mean and the squared
 deviations of its features in every row; whoever reads the layer merges them to a row's mean m and
-1 / standard deviation r, and with W' = scale * W, s = sum_k W'_k and c = shift W + b has
+1 / standard deviation r, and with W' = scale * W rounded to an operand, s = sum_k W'_k and
+c = shift W + b has
 
     z_{l+1} = r (h_l W' - m s) + c
 
@@ -182,13 +183,17 @@ def output_product(weights, wide, layer_width, tape, row, mask, C: tl.constexpr)
 
 @triton.jit
 def folded(w, net, at, slope, offset, C: tl.constexpr):
-    """Return rows of a kernel as operands, LayerNorm folded in, and the sums with theirs."""
+    """Return rows of a kernel as operands, LayerNorm folded in, and the sums with theirs.
+
+    The slope is of the rounded operands, so that a mean far from the deviation cancels. TF32's are
+    cut by the products alone.
+    """
+    operand = to_operand(w, C)
     if C.norm:
-        scaled = w * tl.load(net.scale + at)[:, None]
-        slope += tl.sum(scaled, 0)
         offset += tl.sum(w * tl.load(net.shift + at)[:, None], 0)
-        w = scaled
-    return to_operand(w, C), slope, offset
+        operand = to_operand(w * tl.load(net.scale + at)[:, None], C)
+        slope += tl.sum(operand.to(tl.float32), 0)
+    return operand, slope, offset
 
 
 @triton.jit(do_not_specialize=["group_at"])
@@ -298,7 +303,7 @@ def first_layer_kernel(
     ]
 )  # fmt: skip
 def hidden_layer_kernel(
-    weights,  # Prepared, of G networks, or twice as many with base fields
+    weights,  # Prepared, of G networks, or twice as many with base fields behind them
     tape,  # Tape of G networks
     rows,  # rows of the tape
     layer_rows,  # G * rows

@@ -15,11 +15,12 @@ import triton.language as tl
 from torch import Tensor
 
 from trqam_fast.kernels.mlp.triton_config import (
-    BLOCK_SIZES,
+    GRADIENT_STAGES,
+    WARPS,
     KernelConfig,
     dependent_options,
-    has_little_shared_memory,
     operand_dtype,
+    stages_for,
 )
 from trqam_fast.kernels.mlp.triton_inputs import (
     BatchInputs,
@@ -45,11 +46,10 @@ from trqam_fast.kernels.mlp.triton_weights import (
     packed_shapes,
     parts_of,
 )
-from trqam_fast.kernels.mlp.weights import MLPWeights, split
+from trqam_fast.kernels.mlp.weights import MLPWeights, packed_size, split
 
-WARPS = {"ieee": 8, "tf32": 4, "fp16": 4, "bf16": 4}
 OPERAND_WARPS = 4
-MAX_REGISTERS = 255
+GRADIENT_REGISTERS = 255
 """Left alone, ptxas stops at 128 or 168 and spills."""
 
 SUMMED = tl.constexpr(8192)
@@ -241,15 +241,6 @@ def weight_gradient_kernel(
         tl.store(into.w_out + at, acc, mask=(outs < C.out)[None, :])
 
 
-def stages_of(precision: str) -> int:
-    """Return the stages of the pipelines that the current device has the memory for."""
-    tile = BLOCK_SIZES[precision]
-    if triton.knobs.runtime.interpret:
-        return tile.stages
-    lean = has_little_shared_memory(triton.runtime.driver.active.get_current_device())
-    return tile.lean_stages if lean else tile.stages
-
-
 def kernel_blocks(config: KernelConfig) -> int:
     """Return the blocks of all kernels of a network."""
     down, across = config.width // config.block_i, config.width // config.block_o
@@ -288,11 +279,8 @@ def weight_gradients(
     in_place = all(map(laid_out, wanted, shapes))
     into = wanted
     if not in_place:
-        sizes, runs = (config.kernel_offsets[-1], config.vector_offsets[-1]), len(wanted[0][0])
-        into = [
-            split(cotangent.new_empty(runs, size), each)
-            for size, each in zip(sizes, shapes, strict=True)
-        ]
+        runs = len(wanted[0][0])
+        into = [split(cotangent.new_empty(runs, packed_size(each)), each) for each in shapes]
     dtype, steps, batch = operand_dtype(config), inputs.steps, inputs.observations.shape[1]
     runs = len(inputs.observations)
     operands = cotangent.new_empty(runs, rows, config.columns, dtype=dtype)
@@ -308,8 +296,8 @@ def weight_gradients(
         )  # fmt: skip
         weight_gradient_kernel[(kernel_blocks(config), groups)](
             operands, tape, tape_rows, groups * tape_rows, grads, given, pointers, 1.0, rows,
-            config, num_warps=WARPS[precision], num_stages=stages_of(precision),
-            maxnreg=MAX_REGISTERS, **dependent_options(config),
+            config, num_warps=WARPS[precision], num_stages=stages_for(GRADIENT_STAGES, precision),
+            maxnreg=GRADIENT_REGISTERS, **dependent_options(config),
         )  # fmt: skip
     if not in_place:
         for tensor, part in zip([*wanted[0], *wanted[1]], [*into[0], *into[1]], strict=True):

@@ -45,8 +45,9 @@ class Gradients(NamedTuple):
     """Pulled-back gradients: of pre-activations, `[layers, G, rows, width]`, and column sums.
 
     Without `train`, `pre` has two layers that take turns. `normed` is scratch `[G, rows, width]`;
-    `sums` is `[3, depth, tiles, G, width]`: of dz, dscale, dshift; `row_scale` is `[G, rows]`, the
-    powers of two over which float16 gradients are stored (`triton_operands`).
+    `sums` is `[kinds, depth, tiles, G, width]`: with `train` of dz, with LayerNorm of dscale and
+    dshift too; `row_scale` is `[G, rows]`, the powers of two over which float16 gradients are
+    stored (`triton_operands`).
     """
 
     pre: Any

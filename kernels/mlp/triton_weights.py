@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trqam_fast.kernels.mlp.constants import aligned
 from trqam_fast.kernels.mlp.triton_config import KernelConfig
-from trqam_fast.kernels.mlp.weights import MLPWeights, split
+from trqam_fast.kernels.mlp.weights import MLPWeights, packed_size, split
 
 
 class WeightPointers(NamedTuple):
@@ -96,8 +96,7 @@ def packed(
     tensors: Sequence[Tensor], shapes: Sequence[tuple[int, ...]], dtype: torch.dtype
 ) -> list[Tensor]:
     """Return copies of `[S, ...]` tensors of `dtype` that lie as packed weights do."""
-    size = sum(aligned(math.prod(shape)) for shape in shapes)
-    buffer = tensors[0].new_empty(len(tensors[0]), size, dtype=dtype)
+    buffer = tensors[0].new_empty(len(tensors[0]), packed_size(shapes), dtype=dtype)
     fill(buffer, tensors, shapes)
     if dtype == torch.float16:
         largest = torch.finfo(dtype).max

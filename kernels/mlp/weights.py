@@ -13,6 +13,11 @@ from trqam_fast.kernels.checks import FLOATING, check_same, check_tensor
 from trqam_fast.kernels.mlp.constants import aligned
 
 
+def packed_size(shapes: Sequence[Sequence[int]]) -> int:
+    """Return the elements of one run's packed weights of `shapes`, gaps between them included."""
+    return sum(aligned(math.prod(shape)) for shape in shapes)
+
+
 def split(buffer: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
     """Return the parts `[S, *shape]` of packed weights `[S, n]`."""
     parts, offset = [], 0
@@ -118,8 +123,7 @@ class MLPWeights(NamedTuple):
     def empty_gradients(self) -> list[Tensor]:
         """Return uninitialised memory for gradients of `tensors`, packed like the trainer's."""
         shapes = [tensor.shape[1:] for tensor in self.tensors]
-        size = sum(aligned(math.prod(shape)) for shape in shapes)
-        return split(self.kernels[0].new_empty(self.lead[0], size), shapes)
+        return split(self.kernels[0].new_empty(self.lead[0], packed_size(shapes)), shapes)
 
     def is_mlp(self) -> bool:
         """Whether the tensors form a stack of MLPs of one dtype and device."""

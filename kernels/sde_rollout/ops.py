@@ -22,7 +22,7 @@ from trqam_fast.kernels.registration import register
 from trqam_fast.kernels.sde_rollout.inputs import RolloutInputs
 
 
-class Rollout(NamedTuple):
+class RolloutCall(NamedTuple):
     """csrc/mlp.h: Rollout."""
 
     velocity: list[int]
@@ -67,7 +67,7 @@ def _rollout(
     rows = velocities.shape[1] * velocities.shape[2]
     tape = [velocities.new_empty(tape_elements(velocity, rows))] if train else []
     (numbers, _alive), (base_numbers, _base_alive) = describe(velocity), describe(base)
-    fields = Rollout(
+    fields = RolloutCall(
         velocity=numbers,
         base=base_numbers,
         batch=inputs.x0.shape[1],

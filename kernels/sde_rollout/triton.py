@@ -48,10 +48,11 @@ from trqam_fast.kernels.sde_rollout.inputs import RolloutInputs
     ]
 )  # fmt: skip
 def rollout_step_kernel(
-    weights,  # Prepared, of S networks and then of their base fields
+    weights,  # Prepared, of S networks, and then of their base fields if there are rows of the SDE
     tape,  # Tape of S networks
     rows,  # rows of the tape
     layer_rows,  # S * rows
+    layer_width,  # prepared networks * width
     before,  # row of the tape at which the last step's rows of the SDE begin
     ode_before,  # the same of the ODE's
     observations,  # [S, B, O]
@@ -112,9 +113,8 @@ def rollout_step_kernel(
         by_base = base if LAST else 0
         if LAST:
             read = tl.where(base == 1, base_start + local, read)
-        runs = tl.num_programs(2)
-        field = tl.cast(run + by_base * runs, tl.int64)
-        v = output_product(weights, field, 2 * runs * C.width, tape, read, mask, C)
+        field = tl.cast(run + by_base * tl.num_programs(2), tl.int64)
+        v = output_product(weights, field, layer_width, tape, read, mask, C)
         fine = storing & (kind == 0)
         kept = velocity + (wide * steps + k - 1) * batch * C.dim
         tl.store(kept + element, v, mask=fine)
@@ -202,17 +202,19 @@ def sde_rollout(
 
     with torch.cuda.device_of(x0):
         options = step_options(precision, config)
-        weights = empty_prepared(config, 2 * runs, x0)
-        for first, field in ((0, velocity), (runs, base)):
-            prepare(weight_pointers(field, config), weights, first, runs, config, precision)
+        fields = (velocity, base) if batch else (velocity,)
+        weights = empty_prepared(config, len(fields) * runs, x0)
+        for index, field in enumerate(fields):
+            prepare(weight_pointers(field, config), weights, index * runs, runs, config, precision)
+        layer_width = len(weights.first) * config.width
         for k in range(steps + 1):
             blocks = RowBlocks(tiles, ode_tiles, *place(k), base_start, batch, ode_batch)
             count = tiles + ode_tiles + (tiles if k >= steps - 1 else 0)
             first, last = k == 0, k == steps
             features = 1 if last else config.width // config.block_n
             rollout_step_kernel[(count, features, runs)](
-                weights, tape, rows, runs * rows, *place(k - 1), inputs.observations, x0,
-                inputs.noise, trajectory, velocities, inputs.ode_observations, inputs.ode_x0,
+                weights, tape, rows, runs * rows, layer_width, *place(k - 1), inputs.observations,
+                x0, inputs.noise, trajectory, velocities, inputs.ode_observations, inputs.ode_x0,
                 ode_x, k, steps, *blocks, first, last, config, **options,
             )  # fmt: skip
             if not last:

@@ -171,8 +171,8 @@ def graph(trial: Trial) -> None:
     chosen = ["tests/test_updater.py", "tests/test_baselines.py", "-k", "on_a_gpu or graphed"]
     if not trial.gpu:
         chosen = ["tests/test_updater.py", "-k", "replays"]
-    if not run_tests(trial, chosen, 120):
-        run_tests(trial, chosen, 120, command=[sys.executable, "-c", THREAD_LOCAL, "-q"])
+    if not run_tests(trial, chosen, 170):
+        run_tests(trial, chosen, 170, command=[sys.executable, "-c", THREAD_LOCAL, "-q"])
 
 
 def run_tests(
@@ -196,10 +196,14 @@ def bench_tiles(trial: Trial) -> None:
     bench(trial, "tiles", 1, "tf32" if trial.gpu else "ieee", streams=False)
 
 
-def bench_layers(trial: Trial) -> None:
-    """Time the same with a library's product for each layer: what the kernels must beat."""
-    for runs in (1,) if trial.dry else (1, 8, 2):
-        bench(trial, "layers", runs, "tf32" if trial.gpu else "ieee")
+def bench_baseline(trial: Trial) -> None:
+    """Time the same with a library's product for each layer: what the kernels must beat.
+
+    By hand, in `benchmarks.baselines`, and by the trainer's plan `layers`.
+    """
+    for variant, sizes in (("baseline", (1, 8, 2)), ("layers", (1, 8))):
+        for runs in (1,) if trial.dry else sizes:
+            bench(trial, variant, runs, "tf32" if trial.gpu else "ieee")
 
 
 def bench(trial: Trial, variant: str, runs: int, precision: str, *, streams: bool = True) -> None:
@@ -214,23 +218,26 @@ def bench(trial: Trial, variant: str, runs: int, precision: str, *, streams: boo
     from benchmarks.sizes import PAPER, PAPER_SMALL, make_agent
     from benchmarks.test_update import make_updater
     from trqam_fast.agents import TRQAMAgent
+    from trqam_fast.kernels.dispatch import TRITON
     from trqam_fast.training.backend import PLANS
     from trqam_fast.training.updater import UPDATES_PER_REPLAY
 
     size = replace(PAPER_SMALL if trial.dry else PAPER, runs=runs)
-    backend = PLANS[variant]
-    kind = EagerAgent if variant == "layers" else TRQAMAgent
-    backend = backend if trial.gpu or variant == "layers" else "cpp"
+    backend = PLANS.get(variant, "reference")
+    backend = "cpp" if backend in TRITON and not trial.gpu else backend
+    kind = TRQAMAgent if variant in PLANS else EagerAgent
+    draws = "reference" if variant == "layers" else "auto"  # as in training
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
 
     def measure() -> tuple[list[float], str]:
-        own = "ieee" if variant == "layers" else precision
+        own = precision if variant in PLANS else "ieee"  # the baseline has but PyTorch's products
         agent = make_agent(size, trial.device, backend, own, agent_class=kind)
         replays = 2 if trial.dry else 20
         interval = UPDATES_PER_REPLAY * (replays + 3)
         updater = make_updater(
-            agent, size, trial.device, graph=trial.gpu, interval=interval, streams=streams
-        )
+            agent, size, trial.device, graph=trial.gpu, interval=interval, streams=streams,
+            draws=draws,
+        )  # fmt: skip
         if not trial.gpu:
             return time_block(updater.update, 3), "without a graph"
         torch.cuda.reset_peak_memory_stats()

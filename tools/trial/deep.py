@@ -27,8 +27,11 @@ KERNELS = (
     "prepare_kernel", "rollout_step_kernel", "first_layer_kernel", "hidden_layer_kernel",
     "output_kernel", "sweep_step_kernel", "pull_output_kernel", "pull_hidden_kernel",
     "pull_norm_kernel", "pull_inputs_kernel", "gradient_operands_kernel",
-    "weight_gradient_kernel", "adam_step_kernel",
+    "weight_gradient_kernel", "gradient_norm_kernel", "adam_step_kernel",
+    "adjoint_matching_kernel", "adjoint_sizes_kernel", "squared_error_kernel", "td_target_kernel",
+    "dual_update_kernel", "gather_sequences_kernel", "philox_kernel",
 )  # fmt: skip
+"""Every Triton kernel; an update on a batch that lies ready gathers none."""
 OUT_OF_TIME = 100.0
 """Seconds after which no further configuration of tiles is tried."""
 
@@ -106,7 +109,7 @@ def micro(trial: Trial) -> None:
 
 
 def counters(trial: Trial, precision: str) -> None:
-    """What the hardware counts in one launch of every Triton kernel."""
+    """What the hardware counts in each launch of a Triton kernel in one eager update."""
     ncu = shutil.which("ncu")
     if ncu is None or not trial.gpu:
         trial.emit("ncu", note="not run: it needs a GPU and ncu on the PATH")
@@ -141,9 +144,9 @@ def one_update(trial: Trial, precision: str) -> None:
 
 
 def tune(trial: Trial) -> None:
-    """Time the passes with other tiles, steps, pipelines and warps than the table's.
+    """Time the passes with other tiles, steps, pipelines and warps than the tables'.
 
-    The steps of rollout and sweep keep their warps.
+    The steps of rollout and sweep keep their warps; the gradients of weights have other warps too.
     """
     if not trial.gpu:
         trial.emit("tiles", note="not run: it needs a GPU")
@@ -190,20 +193,19 @@ def other_tiles(
     precision: str, rows: int, features: int, depth: int, warps: int, stages: int
 ) -> Iterator[None]:
     """Replace what the tables say of one precision; kernels are compiled anew."""
-    from trqam_fast.kernels.mlp import triton
-    from trqam_fast.kernels.mlp.triton_config import BLOCK_SIZES
+    from trqam_fast.kernels.mlp.triton_config import BLOCK_SIZES, PASS_STAGES, WARPS
 
     block = BLOCK_SIZES[precision]
-    before = triton.WARPS[precision], triton.STAGES[precision]
+    before = WARPS[precision], PASS_STAGES[precision]
     BLOCK_SIZES[precision] = dataclasses.replace(
         block, block_m=rows, block_n=features, block_k=depth
     )
-    triton.WARPS[precision], triton.STAGES[precision] = warps, stages
+    WARPS[precision], PASS_STAGES[precision] = warps, (stages, stages)
     try:
         yield
     finally:
         BLOCK_SIZES[precision] = block
-        triton.WARPS[precision], triton.STAGES[precision] = before
+        WARPS[precision], PASS_STAGES[precision] = before
 
 
 def passes(size, precision: str) -> dict:
@@ -236,7 +238,7 @@ def passes(size, precision: str) -> dict:
 
 
 def sanitize(trial: Trial, tool: str) -> None:
-    """The kernels at small size under one of compute-sanitizer's tools."""
+    """The kernels at sizes of the self-test under one of compute-sanitizer's tools."""
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None or not trial.gpu:
         trial.emit(tool, note="not run: it needs a GPU and compute-sanitizer on the PATH")
@@ -252,18 +254,26 @@ def sanitize(trial: Trial, tool: str) -> None:
 
 
 def small_ops(trial: Trial) -> None:
-    """Run every op once at small size; what `sanitize` looks at."""
+    """Run every op once in the precisions of training, of one tile and of several.
+
+    It is what `sanitize` looks at, by kernels that `self_test` has compiled.
+    """
     import torch
 
     from trqam_fast.kernels.dispatch import OPS
     from trqam_fast.op_cases import CASES, draw_inputs, evaluate
-    from trqam_fast.self_test import SMALL
+    from trqam_fast.self_test import SMALL, WIDE
 
     backend = "triton" if trial.gpu else "cpp"
+    sizes = (SMALL, WIDE[1]) if trial.gpu else (SMALL,)
     for name, case in CASES.items():
-        if OPS[case.op].triton if trial.gpu else name == "path_kl":
-            inputs = draw_inputs(case, SMALL, dtype=torch.float32, device=trial.device)
-            evaluate(case, inputs, backend=backend)
+        has = OPS[case.op]
+        if not (has.triton if trial.gpu else name == "path_kl"):
+            continue
+        ways = [{"precision": "tf32"}, {"precision": "fp16"}] if has.networks else [{}]
+        for size, how in itertools.product(sizes, ways):
+            inputs = draw_inputs(case, size, dtype=torch.float32, device=trial.device)
+            evaluate(case, inputs, backend=backend, **how)
 
 
 def child(stage: str, trial: Trial) -> list[str]:

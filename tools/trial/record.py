@@ -77,7 +77,7 @@ class Trial:
             name: What was measured.
             size: Sizes by name.
             precision: Operands of products.
-            variant: Whose code, e.g. tiles, layers or jax.
+            variant: Whose code, e.g. tiles, baseline or jax.
             mode: latency or throughput.
             seconds: Times, from which median and quartiles are taken.
             count: How many there were, if `seconds` are only their median and quartiles.
@@ -197,10 +197,10 @@ def predicted_update(
 
 
 def predicted_kernel(known: bool, name: str, precision: str, runs: int) -> float | None:
-    """Return the model's microseconds of all launches of a kernel in an update."""
-    found, _ = model(known)
-    rows = [row for key, row in found["kernels"].items() if f" {precision} S={runs} " in key]
-    return rows[0].get(name, {}).get("total_us") if rows else None
+    """Return the model's microseconds of all launches of a kernel, None for another GPU's."""
+    found, machine = model(known)
+    rows = found["kernels"].get(f"tiles {precision} S={runs} {machine}", {})
+    return rows.get(name, {}).get("total_us")
 
 
 def sm_clock() -> int | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
+from trqam_fast.agents import algorithm
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.kernels import BackendError
 from trqam_fast.kernels.dispatch import (
@@ -115,7 +116,7 @@ def working_plans(config: TrainConfig, act_dim: int) -> Iterator[TrainConfig]:
             if precision in OF_KERNELS:
                 continue
         else:
-            problem = find_problem(config, act_dim, backend)
+            problem = find_problem(config, act_dim, backend, precision)
             if problem is not None and config.plan != "auto":
                 raise BackendError(f"--plan {name} cannot be used: {problem}; take another one")
             if problem is not None:
@@ -145,15 +146,14 @@ def running_backend(config: TrainConfig) -> str:
     return "cpp" if problem is None else "reference"
 
 
-def find_problem(config: TrainConfig, act_dim: int, backend: str) -> str | None:
-    """Return why the Triton kernels of a backend must not train this run, or None."""
-    agent, device = config.agent, torch.device(config.device)
-    for dims in (agent.actor_hidden_dims, agent.value_hidden_dims):
-        shape = MLPShape(1, dims, agent.chunk_length * act_dim)
-        problem = unavailable("mlp", backend, device, networks=[shape])
+def find_problem(config: TrainConfig, act_dim: int, backend: str, precision: str) -> str | None:
+    """Return why the Triton kernels of a backend must not train the run, or None."""
+    device = torch.device(config.device)
+    for shape in algorithm(config.algo).network_shapes(config.agent, 1, act_dim).values():
+        networks = [shape] if isinstance(shape, MLPShape) else []
+        problem = unavailable("mlp", backend, device, networks=networks)
         if problem is not None:
             return problem
-    precision = "tf32" if config.precision == "auto" else config.precision
     problems = triton_problems(config.device, precision, backend)
     try:
         torch.cuda.synchronize(device)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 
-import trqam_fast.kernels
+import trqam_fast
 from trqam_fast.agents import algorithm
 from trqam_fast.damage import is_damage, reading
 from trqam_fast.data.dataset import Transitions
@@ -43,6 +43,13 @@ from trqam_fast.training.updater import UPDATES_PER_REPLAY, WARMUP, Updater
 
 ROUNDS, UPDATES = 5, 3 * UPDATES_PER_REPLAY
 """Times that are taken of a plan, and the updates of each."""
+
+PACKAGE = Path(trqam_fast.__file__).parent
+TIMED = (
+    "kernels", "agents", "networks.py", "randomness.py", "data/dataset.py", "training/updater.py",
+    "training/history.py",
+)  # fmt: skip
+"""Sources of what is timed, an update with its batch, random numbers and metrics."""
 
 LARGEST_FILE = 2**20
 """Bytes of a file of plans that are read at the most."""
@@ -176,7 +183,7 @@ def measure(settled: TrainConfig, dataset: Transitions) -> float:
 
 
 def case_of(plans: dict[str, TrainConfig], dataset: Transitions) -> str:
-    """Return what the times depend on: GPU, versions, kernels, algorithm, sizes."""
+    """Return what the times depend on: GPU, versions, sources, algorithm, sizes."""
     config = next(iter(plans.values()))
     known = versions()
     case: dict[str, Any] = {
@@ -191,11 +198,12 @@ def case_of(plans: dict[str, TrainConfig], dataset: Transitions) -> str:
     return json.dumps(case, sort_keys=True)
 
 
-def code_digest() -> str:
-    """Return a digest of the kernels' sources, which change between versions while in work."""
+def code_digest(package: Path = PACKAGE) -> str:
+    """Return a digest of an update's sources, which change between versions while in work."""
     digest = hashlib.sha256()
-    for path in sorted(Path(trqam_fast.kernels.__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
+    for path in (package / name for name in TIMED):
+        for source in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
 
 
