@@ -17,7 +17,8 @@ from tests import own_tasks
 from trqam_fast import convert, evaluate, export, parity, train
 from trqam_fast.cli import run_command
 from trqam_fast.data import __main__ as data
-from trqam_fast.data.generate.recipe import Recipe
+from trqam_fast.data.generate.recipe import Recipe, versions
+from trqam_fast.data.generate.shards import plan_shards
 from trqam_fast.evaluation.episodes import EpisodeResult
 from trqam_fast.policy import Policy
 from trqam_fast.report import __main__ as report
@@ -97,6 +98,8 @@ READERS = (
     Reader("npz: data list", "data", ("*.npz",), data.main, ("list", "--dataset-dir", "{}")),
     Reader("npz: data convert", "data", ("*.npz",), data.main,
            ("convert", "{}/" + DATASET + ".npz", "--dataset-dir", "{}/out")),
+    Reader("shards: data generate", "shards", (".*.shards/*.npz",), data.main,
+           ("generate", DATASET, "--transitions", "300", "--corners", "--dataset-dir", "{}")),
     Reader("npz: train", "data", (DATASET + ".npz",), train.main,
            (*TRAIN, "--no-generated", "--dataset-dir", "{}", "--run-dir", "{}/run")),
     Reader("flat set: data verify", "flat", ("*.flat/*",), data.main,
@@ -165,11 +168,20 @@ def shorten() -> None:
     def evaluate_nothing(self: Any, agent: Any, run: int, episodes: int, *_: Any) -> list:
         return [EpisodeResult(0.0, 0.0, 1)] * episodes
 
+    from trqam_fast.data.generate.pointmaze import MazeExpert
     from trqam_fast.evaluation import Evaluator
     from trqam_fast.report import page
     from trqam_fast.sweep import estimate
     from trqam_fast.training import trackers
 
+    rolled_out, made = MazeExpert.episode, {}
+
+    def remembered(self: Any, stream: str, index: int) -> Any:
+        if (stream, index) not in made:
+            made[stream, index] = rolled_out(self, stream, index)
+        return made[stream, index]
+
+    MazeExpert.episode = remembered  # A damaged shard is made again.
     Evaluator.evaluate = evaluate_nothing
     train.write_overview = lambda folder, path: None
     page.draw_picture = lambda *_, **__: None
@@ -188,7 +200,8 @@ def build(folder: Path) -> None:
     """
     tests = Path(__file__).parents[1] / "data"
     generated = folder / "generated"
-    archive = Recipe(DATASET, 300, 0.5, 0, True).ensure(generated, progress=False)
+    recipe = Recipe(DATASET, 300, 0.5, 0, True)
+    archive = recipe.ensure(generated, progress=False)
 
     def do(main: Callable[[list[str]], int], *words: object) -> None:
         said = io.StringIO()
@@ -199,6 +212,12 @@ def build(folder: Path) -> None:
     (folder / "data").mkdir()
     for name in (f"{DATASET}.npz", f"{DATASET}-val.npz"):
         shutil.copy(archive, folder / "data" / name)
+    # As a generation leaves them that is killed before it joins them.
+    shards = folder / f"shards/.{recipe.folder_name}-{versions()}.shards"
+    shards.mkdir(parents=True)
+    for part, stream in zip((archive, recipe.val_path(generated)), ("train", "val"), strict=True):
+        (shard,) = plan_shards(shards, stream, 1)
+        shutil.copy(part, shard.path)
     (folder / "own").mkdir()
     own_tasks.write_data(folder / "own/reach.npz", episodes=3)
     with h5py.File(folder / "own/low_dim.hdf5", "w") as file:
@@ -212,6 +231,9 @@ def build(folder: Path) -> None:
     flags += [*SMALL, "--bc-steps", 2]
     fine = ["--offline-steps", 2, "--online-steps", 2, "--start-training", 0, "--seeds", 3, 5]
     do(train.main, *flags, *fine, "--run-dir", folder / "run")
+    (folder / "run/update_plan.json").write_text(
+        '{"plan": "tiles", "precision": "tf32", "how": "measured", "times_ms": {"tiles": 1.5}}'
+    )
     do(evaluate.main, folder / "run")
     do(export.main, folder / "run", "--out", folder / "export")
     do(train.main, *flags, "--algo", "bc", "--run-dir", folder / "bc")
