@@ -2,8 +2,11 @@
 
 import dataclasses
 import functools
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -23,23 +26,26 @@ LOGS = ("metrics.csv", "eval.csv")
 
 
 @pytest.fixture(scope="module")
-def spec(generated):
-    return parse_spec(
-        {
-            "tasks": [TASK],
-            "algos": ["bc", "qam", "trqam"],
-            "seeds": [0, 1],
-            "seeds_per_job": 1,
-            "flags": {
-                "preset": "smoke", "generated_dir": str(generated), "generated_transitions": 3000,
-                "generated_noise": 0.5, "bc_steps": 100, "offline_steps": 500, "online_steps": 0,
-                "log_interval": 50, "eval_interval": 0, "save_interval": 25, "eval_episodes": 1,
-                "eval_envs": 1, "max_episode_steps": 50, "batch_size": 16,
-                "actor_hidden_dims": [32, 32], "value_hidden_dims": [32, 32],
-            },
-            "resources": {"cpus": 1, "memory_gb": 0.25},
-        }
-    )  # fmt: skip
+def values(generated):
+    return {
+        "tasks": [TASK],
+        "algos": ["bc", "qam", "trqam"],
+        "seeds": [0, 1],
+        "seeds_per_job": 1,
+        "flags": {
+            "preset": "smoke", "generated_dir": str(generated), "generated_transitions": 3000,
+            "generated_noise": 0.5, "bc_steps": 100, "offline_steps": 500, "online_steps": 0,
+            "log_interval": 50, "eval_interval": 0, "save_interval": 25, "eval_episodes": 1,
+            "eval_envs": 1, "max_episode_steps": 50, "batch_size": 16,
+            "actor_hidden_dims": [32, 32], "value_hidden_dims": [32, 32],
+        },
+        "resources": {"cpus": 1, "memory_gb": 0.25},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def spec(values):
+    return parse_spec(values)
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +121,13 @@ def test_a_worker_and_a_node_die_and_every_run_ends_as_without(spec, undisturbed
     for job in killed:
         assert read_state(tmp_path, job).attempt > 1
         assert "resuming from step_" in job.log(tmp_path).read_text()
+    assert_alike(jobs, tmp_path, undisturbed)
+
+
+def assert_alike(jobs, out, undisturbed):
+    """Every job ended with the rows and the weights of one that nobody disturbed."""
     for job in jobs:
-        ours, theirs = job.run_dir(tmp_path), job.run_dir(undisturbed)
+        ours, theirs = job.run_dir(out), job.run_dir(undisturbed)
         for log in LOGS:
             assert (ours / log).read_bytes() == (theirs / log).read_bytes(), job.name
         end = sorted((theirs / "checkpoints").glob("*.pt"))[-1].name
@@ -178,6 +189,29 @@ def test_a_sweep_is_stopped_given_up_and_ended(spec, place, tmp_path):
 
     assert run(0, lambda line: None)[jobs[1].name].state == "done"
     assert run(0, lambda line: None) == {}
+
+
+@pytest.mark.slow
+def test_a_driver_is_killed_and_the_same_command_goes_on(values, undisturbed, tmp_path):
+    """Its Ray dies with it, and so does the job that was under way."""
+    pytest.importorskip("ray")
+    small, out = values | {"algos": ["bc", "trqam"], "seeds": [0]}, tmp_path / "out"
+    lines = [f"{name} = {json.dumps(v)}" for name, v in small.items() if not isinstance(v, dict)]
+    for table in ("flags", "resources"):
+        lines += [f"{table}.{name} = {json.dumps(value)}" for name, value in small[table].items()]
+    file = tmp_path / "sweep.toml"
+    file.write_text("\n".join(lines))
+    jobs = make_plan(parse_spec(small), out)
+    words = [sys.executable, "-m", "trqam_fast.sweep", str(file), "--out", str(out)]
+    words += ["--num-cpus", "1"]
+    driver = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    thread = when_busy(jobs, out, lambda job, pid: driver.kill())
+    assert driver.wait() == -signal.SIGKILL, "it ended before a run was under way"
+    thread.join()
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "resuming from step_" in jobs[1].log(out).read_text()
+    assert_alike(jobs, out, undisturbed)
 
 
 @pytest.mark.slow

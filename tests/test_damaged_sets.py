@@ -169,5 +169,16 @@ def test_verify_without_names_says_what_it_did(flat, tmp_path, capsys):
     ]  # fmt: skip
     (flat / "records.npy").write_bytes(b"")
     assert command.main(here) == 1
-    assert command.main(["verify", "--dataset-dir", str(tmp_path / "none")]) == 0
-    assert capsys.readouterr().out.endswith(f"0 in {tmp_path / 'none'}, so nothing is checked\n")
+    capsys.readouterr()
+    with pytest.raises(UsageError, match=f"--dataset-dir {tmp_path}/none does not exist"):
+        command.main(["verify", "--dataset-dir", str(tmp_path / "none")])
+    odd = tmp_path / "odd\x1b[2J"
+    odd.mkdir()
+    shown = f"{tmp_path}/odd\\x1b[2J"
+    assert command.main(["verify", "--dataset-dir", str(odd)]) == 0
+    assert capsys.readouterr().out.endswith(f"0 in {shown}, so nothing is checked\n")
+    shutil.move(flat, odd)
+    for verb, status in (("verify", 1), ("list", 0)):
+        assert command.main([verb, "--dataset-dir", str(odd)]) == status
+        printed = capsys.readouterr().out
+        assert shown in printed and "\x1b" not in printed

@@ -288,6 +288,8 @@ def test_dataset_names():
     assert MAZE.single_task(None) == "pointmaze-medium-singletask-v0"
     with pytest.raises(UsageError, match="nearest: cube-triple-play-v0"):
         parse_dataset("cube-tripel-play-v0")
+    with pytest.raises(UsageError, match="'bogus' is not .*; 'python -m trqam_fast.data list' nam"):
+        parse_dataset("bogus")
     assert PUBLISHED["humanoidmaze-giant-navigate-v0"].transitions == 4_000_000
     assert LARGE_SETS["cube-triple-play-10m-v0"].file_names[-1] == "cube-triple-play-v0-009.npz"
     assert LARGE_SETS["humanoidmaze-giant-navigate-100m-v0"].transitions == 100_000_000

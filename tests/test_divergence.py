@@ -30,6 +30,7 @@ def test_non_finite_loss_stops_that_run_alone(flags, tmp_path, capsys, monkeypat
     assert run(flags, folder, "--seeds", "3", "5", "--keep", "9") == 1
     captured = capsys.readouterr()
     assert "seed 3: critic_loss is not finite at step 33" in captured.err
+    assert captured.err.endswith("last good checkpoint. Try a smaller --lr\n")
     monkeypatch.undo()
     last = checkpoint.load(folder / "checkpoints/step_000000040.pt")["agent"]
     good = checkpoint.load(folder / "checkpoints/step_000000030.pt")["agent"]

@@ -56,7 +56,7 @@ def test_python(tmp_path, generated):
     )  # fmt: skip
     small = (
         f'tf.train(preset="smoke", generated_dir={str(generated)!r}, generated_noise=0.5, '
-        "generated_transitions=3000, online_steps=0, "
+        "generated_transitions=3000, online_steps=60, "
     )
     code = code.replace('tf.train(preset="smoke", ', small)
     (tmp_path / "page.py").write_text(code)

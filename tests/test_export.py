@@ -1,10 +1,12 @@
 """Exports act as the run does, say what they are, and hold nothing of this machine."""
 
 import json
+import os
 import re
 import runpy
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,6 +17,7 @@ from tests.runs import run
 from trqam_fast import export
 from trqam_fast.agents import ALGORITHMS, algorithm, declare
 from trqam_fast.cli import run_command
+from trqam_fast.damage import Unreadable
 from trqam_fast.errors import UsageError
 from trqam_fast.export import load_export, weights, write_export
 from trqam_fast.files import write_json
@@ -185,8 +188,10 @@ def test_the_card_of_a_trained_run(flags, tmp_path, capsys):
         values = {"stage": "offline", "step": step, "by_seed": rows}
         (folder / "evaluation" / name).mkdir(parents=True)
         (folder / "evaluation" / name / "summary.json").write_text(json.dumps(values))
-    (folder / "evaluation" / "odd").mkdir()
-    (folder / "evaluation" / "odd" / "summary.json").write_text("{")
+    vast = {"stage": "offline", "step": 40, "by_seed": {"3": {"success": 1, "episodes": 1e999}}}
+    for name, text in (("odd", "{"), ("vast", json.dumps(vast))):
+        (folder / "evaluation" / name).mkdir()
+        (folder / "evaluation" / name / "summary.json").write_text(text)
     capsys.readouterr()
     words = [str(folder), "--out", str(tmp_path / "out")]
     assert run_command(lambda: export.main(words)) == 0
@@ -195,7 +200,7 @@ def test_the_card_of_a_trained_run(flags, tmp_path, capsys):
     assert "| the trainer, at this update | seed 0 | 1 |" in card
     assert "| `evaluate`, here | mean of 2 seeds | 16 | 75.0 |" in card
     assert "| `evaluate`, here | seed 1 | 8 | 50.0 | 21.5 to 78.5 |" in card
-    assert "before" not in card and "odd" not in card
+    assert not any(name in card for name in ("before", "odd", "vast"))
     assert "Seed 1 failed (critic_loss is not finite)" in card
     (result,) = yaml.safe_load(card.split("---\n")[1])["model-index"][0]["results"]
     assert result["metrics"][0]["value"] == 75.0
@@ -261,6 +266,10 @@ def test_odd_weights(exported, tmp_path):
     save_file(tensors, path)
     with pytest.raises(UsageError, match="lam is missing"):
         load_export(folder)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(Unreadable, match="no regular file"):
+        load_export(folder)
 
 
 def test_own_algorithms_are_given_as_classes(exported, tmp_path):
@@ -272,3 +281,8 @@ def test_own_algorithms_are_given_as_classes(exported, tmp_path):
         load_export(folder)
     with pytest.raises(UsageError, match="does not hold the weights"):  # TRQAM's has lambda too
         load_export(folder, kind=AnnealedQAM)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({n: t for n, t in tensors.items() if n not in ("lam", "kl_ema")},
+              folder / "model.safetensors")  # fmt: skip
+    policy = Policy.load(folder, kind=AnnealedQAM)
+    assert policy(np.zeros(policy.sizes.obs_dim)).shape == (len(policy.sizes.low),)

@@ -13,12 +13,15 @@ import numpy as np
 import ogbench
 import pytest
 
+from trqam_fast.data import __main__ as command
 from trqam_fast.data.generate import expert, manipspace, pointmaze, recipe, shards
 from trqam_fast.data.generate.manipspace import is_healthy
 from trqam_fast.data.generate.recipe import GENERATED_NAMES, GENERATOR_VERSION, Recipe
 from trqam_fast.data.generate.shards import plan_shards
 from trqam_fast.data.generate.workers import make_shards
 from trqam_fast.errors import RunError, UsageError
+from trqam_fast.model_card import data_in_words
+from trqam_fast.training.presets import make_config
 
 MAZE = "pointmaze-medium-navigate-v0"
 PROGRAM = """
@@ -362,15 +365,27 @@ def test_the_second_of_two_generations_waits(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.count("waiting for another process") == 2
 
 
-def test_recipe_names():
+def test_recipe_names(tmp_path):
     assert len(GENERATED_NAMES) == 18
     play = Recipe("cube-double-play-v0", 1500, None, 0)
     assert play == Recipe("cube-double-play-v0", 2000, 0.1, 0)
     name = f"cube-double-play-v0-generated{GENERATOR_VERSION}-2000-noise0.1-seed0"
     assert play.path(Path("/data")) == Path("/data") / name / "cube-double-play-v0.npz"
+    assert not play.is_stored(tmp_path)
+    play.path(tmp_path).with_suffix(".flat").mkdir(parents=True)  # alone, it is enough
+    assert play.is_stored(tmp_path)
     assert play.val_path(Path("/data")).name == "cube-double-play-v0-val.npz"
     assert Recipe("cube-double-play-v0", 100_000, None, 0).val_episodes == 10
     assert Recipe(MAZE, 1, None, 0).noise == 0.5
+
+
+def test_the_noise_is_told_in_full(monkeypatch, capsys):
+    """So that the flags name these data, and a card those that were trained on."""
+    monkeypatch.setattr(Recipe, "ensure", lambda self, folder, **options: self.path(folder))
+    assert command.main(["generate", MAZE, "--noise", "0.123456789"]) == 0
+    assert "--generated-noise 0.123456789 " in capsys.readouterr().out
+    config = make_config(generated=True, generated_noise=0.123456789)
+    assert "action noise 0.123456789," in data_in_words(config, "")
 
 
 def test_bad_recipes(tmp_path):

@@ -128,8 +128,20 @@ def test_what_cannot_be_read_costs_itself_alone(archive, monkeypatch, refused, c
         problems = doctor.describe_folder("official", folder)
     assert "archive (cannot be read)\n" in printed.out and "  archive\n" in printed.out
     expected = f"{folder}/closed\\x1b[2J cannot be read (Permission denied)"
-    assert printed.err == f"problem: {expected}\n" and problems == [expected]
+    assert printed.err == f"problem: {expected}\n"
+    assert problems == [expected, f"dataset {archive}: cannot be read"]
     assert "archive  pointmaze-large-navigate-v0.npz\n" in capsys.readouterr().out
+
+
+def test_doctor_does_not_pass_over_damaged_data(archive, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "check_ops", lambda device: [])
+    folder, flag = str(archive.parent), "--dataset-dir"
+    assert doctor.main([flag, folder, "--generated-dir", f"{folder}/none"]) == 0
+    archive.write_bytes(archive.read_bytes()[:99])
+    assert doctor.main([flag, folder, "--generated-dir", f"{folder}/none"]) == 1
+    printed = capsys.readouterr()
+    assert printed.err == f"problem: dataset {archive}: damaged\n"
+    assert printed.out.endswith("1 problem(s), see above\n")
 
 
 def test_nobodys_home(tmp_path):

@@ -133,6 +133,7 @@ def test_a_damaged_cache_is_measured_anew(damage, gpu):
 
 def test_a_cache_that_cannot_be_read_is_left_alone(gpu, refused):
     settle(TIMES)
+    plan.write_cache(plan.read_cache() | {"another case": TIMES})
     before = plan.cache_path().read_bytes()
     with refused(plan.cache_path(), errno.EIO):
         assert settle(TIMES)[1].how == "measured"

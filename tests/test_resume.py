@@ -245,8 +245,12 @@ def test_a_checkpoint_that_contradicts_the_flags(flags, whole, tmp_path, capsys)
         (["--actor-hidden-dims", "16", "8"], "has shape [16, 16], but the flags ask for [16, 8]"),
         (["--seeds", "1", "2", "3"], "holds 2 runs, but --seeds names 3"),
         (["--horizon-length", "4"], "was made with --horizon-length 5, but the flags ask for 4"),
+        (["--critic-warmup", "9"], "use --critic-warmup 0, or a checkpoint that ends pretraining"),
+        (["--algo", "sqam", "--budget-ramp", "9"], "--budget-ramp is 9, which is for the first"),
+        (["--lambda-start", "closed-form"], "use --lambda-start value, or a checkpoint that"),
     ):
-        assert run([*flags, "--pretrained", str(whole), *more], tmp_path / "run") == 2
+        more = [*more, "--pretrained", str(whole), "--bc-steps", "0"]
+        assert run([*flags, *more], tmp_path / "run") == 2
         assert message in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
 

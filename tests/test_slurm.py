@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from trqam_fast.cli import run_command
 from trqam_fast.errors import UsageError
+from trqam_fast.sweep import __main__ as command
 from trqam_fast.sweep.plan import Job
 from trqam_fast.sweep.slurm import slurm_script
 from trqam_fast.sweep.spec import Resources
@@ -214,6 +216,17 @@ def test_a_folder_that_slurm_cannot_write_to(name):
         slurm_script(make_jobs(1), Path("/tmp") / name, Resources())
     with pytest.raises(UsageError, match="--time"):
         slurm_script(make_jobs(1), Path("/tmp"), Resources(time=name))
+
+
+def test_a_refused_script_leaves_nothing(tmp_path, capsys):
+    words = ["sweeps/smoke.toml", "--slurm-script", "--out"]
+    assert run_command(lambda: command.main([*words, str(tmp_path / "it's")])) == 2
+    assert "use another name" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+    assert command.main([*words, str(tmp_path / "its")]) == 0
+    found = {path.name for path in (tmp_path / "its").iterdir()}
+    assert found >= {"plan.json", "sweep.toml", "sweep.slurm"}
+    copy = (tmp_path / "its/sweep.toml").read_bytes()
+    assert copy == Path("sweeps/smoke.toml").read_bytes()
 
 
 @pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed")

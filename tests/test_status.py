@@ -16,9 +16,8 @@ import pytest
 
 from trqam_fast.cli import run_command
 from trqam_fast.errors import UsageError
-from trqam_fast.runs.folder import RunFolder
+from trqam_fast.runs.folder import KEYS, RunFolder
 from trqam_fast.runs.progress import TAIL, newest_rows, read_progress, stage_ends
-from trqam_fast.runs.read import KEYS
 from trqam_fast.status import __main__ as command
 from trqam_fast.status.lines import read_lines
 from trqam_fast.status.table import COLUMNS, cut, ranges, render
@@ -360,11 +359,12 @@ def test_exit_status_and_errors(sweep, tmp_path, capsys):
     capsys.readouterr()
     assert status(tmp_path / "missing") == 2
     assert status(tmp_path / "empty") == 2
-    assert status(out, "--watch", "--interval", "0") == 2
+    for interval in ("0", "inf", "nan"):
+        assert status(out, "--watch", "--interval", interval) == 2
     (out / "plan.json").write_text("{")
     assert status(out) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 4 and all(line.startswith("error: ") for line in lines)
+    assert len(lines) == 6 and all(line.startswith("error: ") for line in lines)
 
 
 def test_watch_prints_what_changed_until_the_end(tmp_path, monkeypatch, capsys):

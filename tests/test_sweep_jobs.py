@@ -158,6 +158,9 @@ def test_no_time_is_guessed_for_gpus(tmp_path, capsys):
 
 
 def test_a_command_that_lacks_something(tmp_path, capsys):
+    for flag, value, bound in (("--num-cpus", 0, 1), ("--num-cpus", -3, 1), ("--num-gpus", -1, 0)):
+        assert run("sweeps/smoke.toml", "--out", tmp_path, "--dry-run", flag, value) == 2
+        assert f"{flag} is {value}; use {bound} or more" in capsys.readouterr().err
     assert run("sweeps/smoke.toml") == 2
     assert run("--out", tmp_path) == 2
     assert "--out is missing" in capsys.readouterr().err

@@ -12,8 +12,12 @@ from tests.runs import rows, run
 from trqam_fast import train
 from trqam_fast.agents import ALGORITHMS, TRQAMConfig
 from trqam_fast.errors import UsageError
+from trqam_fast.evaluate import EvaluateArgs, evaluate
+from trqam_fast.policy import Policy
 from trqam_fast.runs import checkpoint
+from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.flags import field_help, parse_config
+from trqam_fast.training.load_run import load_run
 from trqam_fast.training.loop import Trainer
 from trqam_fast.training.presets import DEFAULT, SMOKE, make_config
 
@@ -105,12 +109,16 @@ def test_existing_run_is_refused_resumed_or_overwritten(flags, tmp_path, capsys)
     folder = tmp_path / "run"
     assert run(flags, folder, "--algo", "bc") == 0
     before = (folder / "metrics.csv").read_text()
+    (folder / "report").mkdir()
+    for name in ("index.html", "success.svg", "notes.txt"):
+        (folder / "report" / name).touch()
     assert run(flags, folder, "--algo", "bc") == 2
     message = capsys.readouterr().err
     assert "already holds a run" in message and "--resume" in message
     assert (folder / "metrics.csv").read_text() == before
     assert run(flags, folder, "--algo", "qam", "--overwrite") == 0
     assert {r["stage"] for r in rows(folder / "metrics.csv")} == {"pretrain", "offline"}
+    assert [path.name for path in (folder / "report").iterdir()] == ["notes.txt"]
     assert run([], folder, "--resume") == 0  # --overwrite is not remembered
     other = tmp_path / "other"
     other.mkdir()
@@ -127,7 +135,8 @@ def test_resume_refuses_what_changes_the_mathematics(flags, tmp_path, capsys):
     message = capsys.readouterr().err
     assert "--kl-budget 3.0 (the run has" in message
     assert "--actor-hidden-dims 8 8 (the run has 16 16)" in message
-    assert run([], folder, "--resume", "--log-interval", "10", "--offline-steps", "30") == 0
+    more = ["--log-interval", "1000000000000", "--offline-steps", "30"]  # no memory for so many
+    assert run([], folder, "--resume", *more) == 0
     assert rows(folder / "eval.csv")[-1]["step"] == "50"
     assert json.loads((folder / "config.json").read_text())["offline_steps"] == 30
     assert run([], tmp_path / "nothing", "--resume") == 2
@@ -211,7 +220,7 @@ def test_no_whole_checkpoint(flags, tmp_path, capsys):
         (["--bc-steps", "0", "--offline-steps", "0"], "so there is nothing to do; set one of them"),
         (["--online-steps", "50"], "updates begin after --start-training 50, so none would happen"),
         (["--utd-ratio", "0"], "--utd-ratio is 0; use 1 or more"),
-        (["--pretrained", "nowhere.pt"], "--pretrained nowhere.pt does not exist"),
+        (["--pretrained", "/nowhere.pt"], "--pretrained /nowhere.pt does not exist"),
         (["--log-interval", "0"], "--log-interval is 0; use 1 or more"),
         (["--log-interval", f"{2**63}"], f"--log-interval is {2**63}; use a number below 2^63"),
         (["--eval-episodes", "1000001"], "--eval-episodes is 1000001; use 1 to 1000000"),
@@ -224,6 +233,31 @@ def test_bad_flags(bad, message, flags, tmp_path, capsys, monkeypatch):
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_paths_are_the_same_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    paths = {name: f"sub/{name}" for name in ("pretrained", "run_dir", "dataset_dir")}
+    config = make_config(**paths, generated_dir="~/made")
+    values = config.to_dict()
+    assert {name: values[name] for name in paths} == {
+        name: str(tmp_path / path) for name, path in paths.items()
+    }
+    assert values["generated_dir"] == str(tmp_path / "home/made")
+    assert make_config().to_dict()["dataset_dir"] == "~/.ogbench/data"
+    monkeypatch.chdir("/")
+    assert TrainConfig.from_dict(values) == config
+
+
+def test_every_command_takes_a_run_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert train.folder_to_resume({"resume": "yes", "run_dir": "~/run"}).path == tmp_path / "run"
+    args = EvaluateArgs(Path("~/run"), out=Path("~/out"))
+    assert (args.run, args.out) == (tmp_path / "run", tmp_path / "out")
+    for load in (load_run, Policy.load, evaluate):
+        with pytest.raises(UsageError, match=f"{tmp_path}/run holds no config.json"):
+            load("~/run")
 
 
 def test_overwrite_keeps_the_old_run_when_the_new_one_cannot_start(flags, tmp_path, generated):

@@ -70,10 +70,12 @@ def check_ops(device: str) -> list[str]:
 def describe_folder(label: str, folder: Path) -> list[str]:
     """Print which datasets a folder holds and what is wrong with them; return the problems."""
     datasets, problems = present(folder)
-    print(f"  {label:10} {folder}" + ("" if datasets else ": no datasets"))
+    print(f"  {label:10} {printable(folder, 400)}" + ("" if datasets else ": no datasets"))
     for found in datasets:
         name = printable(found.path.relative_to(expanded(folder)), 400)
         print(f"    {found.form:8} {name}" + (f" ({found.problem})" if found.problem else ""))
+        if found.problem:
+            problems.append(f"dataset {printable(found.path, 400)}: {found.problem}")
     return problems
 
 

@@ -30,7 +30,7 @@ from trqam_fast.errors import RunError, UsageError
 from trqam_fast.evaluation import EpisodeResult, Evaluator
 from trqam_fast.evaluation.statistics import success_interval, wilson_interval
 from trqam_fast.evaluation.video import RENDERERS, check_encoder, find_renderer, render_options
-from trqam_fast.files import write_json, write_text
+from trqam_fast.files import expanded, write_json, write_text
 from trqam_fast.kernels import Backend
 from trqam_fast.training.config import MAX_EPISODES
 from trqam_fast.training.load_run import LoadedRun, load_run
@@ -73,6 +73,9 @@ class EvaluateArgs:
     folder by default."""
 
     def __post_init__(self) -> None:
+        for name in ("run", "checkpoint", "out"):
+            path = getattr(self, name)
+            object.__setattr__(self, name, None if path is None else expanded(Path(path)))
         bounds = {"episodes": 1, "workers": 0, "envs": 1, "seed": 0, "video": 0}
         for name, bound in bounds.items():
             value = getattr(self, name)

@@ -28,7 +28,7 @@ from trqam_fast.agents import ALGORITHMS, Agent
 from trqam_fast.agents.config import groups_of
 from trqam_fast.damage import reading
 from trqam_fast.errors import UsageError
-from trqam_fast.files import write_json, write_text, written_whole
+from trqam_fast.files import open_file, write_json, write_text, written_whole
 from trqam_fast.model_card import model_card
 from trqam_fast.runs import checkpoint as checkpoints
 from trqam_fast.runs.read import read_runs
@@ -180,6 +180,7 @@ def load_export(
     agent = make_agent(config, stage, sizes.obs_dim, act_dim)
     path = folder / MODEL
     with reading(path, "does not hold the weights", "export the run again"):
+        open_file(path).close()  # safetensors would wait for a pipe's writer
         try:
             saved = safetensors.torch.load_file(path)
         except safetensors.SafetensorError as error:

@@ -13,6 +13,7 @@ from trqam_fast.errors import UsageError
 from trqam_fast.evaluation.episodes import Request
 from trqam_fast.evaluation.policy import choose_chunks
 from trqam_fast.export import MODEL, load_export
+from trqam_fast.files import expanded
 from trqam_fast.program import write_program
 from trqam_fast.simulator.bounds import unscaled
 from trqam_fast.training.interface import Sizes
@@ -50,6 +51,7 @@ class Policy:
         train_seed: int | None = None,
         device: str = "cpu",
         backend: str = "auto",
+        kind: type[Agent] | None = None,
     ) -> Policy:
         """Load the policy of a run; its environment need not be installed.
 
@@ -60,15 +62,16 @@ class Policy:
             train_seed: Seed of the run, where a folder holds several; the first by default.
             device: Torch device to act on.
             backend: Implementation of the ops.
+            kind: Class of an export's algorithm, where that is not of this package.
 
         Raises:
             UsageError: there is none, it is damaged, or it has no such seed.
         """
-        folder, checkpoint = Path(path), None
+        folder, checkpoint = expanded(Path(path)), None
         if folder.is_file():
             folder, checkpoint = folder.resolve().parent.parent, folder
         if (folder / MODEL).exists():
-            loaded = load_export(folder, device, backend)
+            loaded = load_export(folder, device, backend, kind)
         else:
             loaded = load_run(folder, checkpoint, device, backend)
         seeds = loaded.config.seeds

@@ -26,7 +26,7 @@ from trqam_fast.damage import reading
 from trqam_fast.data.dataset import Transitions
 from trqam_fast.data.load import load_task
 from trqam_fast.errors import FAILURE, INTERRUPTED, Stopped, UsageError
-from trqam_fast.files import write_json
+from trqam_fast.files import expanded, write_json
 from trqam_fast.memory import keep_freed_memory
 from trqam_fast.policy import Policy
 from trqam_fast.runs import checkpoint
@@ -138,9 +138,10 @@ def folder_to_resume(flags: Mapping[str, Any]) -> RunFolder | None:
             raise UsageError(
                 f"--resume found no run of {algo} on {env_name}; name one with --run-dir"
             )
-    if path is None or (resume == "auto" and not RunFolder(Path(path)).exists):
+    if path is None:
         return None
-    return RunFolder(Path(path))
+    folder = RunFolder(expanded(Path(path)))
+    return None if resume == "auto" and not folder.exists else folder
 
 
 def read_config(folder: RunFolder) -> TrainConfig:
@@ -206,7 +207,7 @@ def load_data(
         UsageError: no such task, no data for it, or not enough.
     """
     recipe = config.recipe
-    if recipe is not None and not recipe.path(config.generated_dir).exists():
+    if recipe is not None and not recipe.is_stored(config.generated_dir):
         logger.say(f"generating {recipe.transitions} transitions")
     with ledger.timed("data"):
         dataset, path = load_task(
@@ -226,7 +227,7 @@ def load_data(
     return dataset
 
 
-def load_pretrained(
+def load_start(
     config: TrainConfig, dataset: Transitions, logger: Logger, ledger: Ledger
 ) -> dict[str, Any]:
     """Read what --pretrained names, and take over which seeds diverged there.
@@ -234,12 +235,14 @@ def load_pretrained(
     Raises:
         UsageError: there is none, it is damaged, or has other networks than the flags.
     """
-    state, path = start.load_pretrained(config.pretrained)
+    state, path = start.read_pretrained(config.pretrained)
     kind = algorithm(config.algo)
     shapes = kind.stored_shapes(config.agent, dataset.obs_dim, dataset.act_dim)
     if config.bc_steps > 0:
         shapes = {"actor_slow": shapes["actor_slow"]}
     start.check_start(state, path, shapes, config.sequences, len(config.seeds))
+    if config.bc_steps == 0 and state["stage"] != "pretrain":
+        start.check_first_updates(kind, config.agent, path)
     ledger.failures = start.inherited_failures(state, path)
     logger.say(f"starting from {path}, stage {state['stage']}")
     for run, reason in ledger.failures.items():
@@ -306,7 +309,7 @@ def run_in(folder: RunFolder, config: TrainConfig, stop: StopRequest) -> Result:
         dataset = load_data(config, interface, logger, ledger)
         pretrained = None
         if config.pretrained is not None and not begun:
-            pretrained = load_pretrained(config, dataset, logger, ledger)
+            pretrained = load_start(config, dataset, logger, ledger)
     asked, config = config, start.settle_budget(config, dataset.act_dim)
     if config is not asked:
         logger.say(

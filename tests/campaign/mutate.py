@@ -187,6 +187,17 @@ def mutate_json(path: Path, random: Random) -> str:
     return said
 
 
+def mutate_safetensors(path: Path, random: Random) -> str:
+    """Another header, of which the length fits."""
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    values = json.loads(data[8:end])
+    said = mutate_values(values, random)
+    header = json.dumps(values).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data[end:])
+    return said
+
+
 def mutate_checkpoint(path: Path, random: Random) -> str:
     """Other values, or another tensor, in a file that torch itself has written."""
     state = torch.load(path, weights_only=True)
@@ -304,6 +315,7 @@ KINDS: dict[str, tuple[Mutation, ...]] = {
     ".parquet": (mutate_bytes,),
     ".pt": (mutate_bytes, mutate_checkpoint, mutate_checkpoint),
     ".pkl": (mutate_bytes, mutate_pickle),
+    ".safetensors": (mutate_bytes, mutate_safetensors),
     ".json": (mutate_bytes, mutate_json, mutate_json, mutate_text),
     ".csv": (mutate_bytes, mutate_text, mutate_text),
     ".toml": (mutate_bytes, mutate_text, mutate_text),

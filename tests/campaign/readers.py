@@ -14,11 +14,12 @@ import h5py
 import torch
 
 from tests import own_tasks
-from trqam_fast import convert, evaluate, parity, train
+from trqam_fast import convert, evaluate, export, parity, train
 from trqam_fast.cli import run_command
 from trqam_fast.data import __main__ as data
 from trqam_fast.data.generate.recipe import Recipe
 from trqam_fast.evaluation.episodes import EpisodeResult
+from trqam_fast.policy import Policy
 from trqam_fast.report import __main__ as report
 from trqam_fast.status import __main__ as status
 from trqam_fast.sweep import __main__ as sweep
@@ -83,6 +84,12 @@ class Reader:
     words: tuple[str, ...]
 
 
+def load_policy(words: list[str]) -> int:
+    """Stands for a command that acts with what was exported."""
+    Policy.load(words[0])
+    return 0
+
+
 TRAIN = ("--env-name", TASK, "--preset", "smoke", "--algo", "bc", "--bc-steps", "1", *SMALL)
 RUN_FILES = ("*.json", "*.csv")
 READERS = (
@@ -119,6 +126,10 @@ READERS = (
     Reader("run folder: report DIR", "runs", ("*/*.json", "*/*.csv"), report.main,
            ("{}", "--out", "{}/page")),
     Reader("run folder: status", "runs", ("*/*.json", "*/*.csv"), status.main, ("{}",)),
+    Reader("evaluation: export", "run", ("evaluation/*/summary.json",), export.main,
+           ("{}", "--out", "{}/export")),
+    Reader("export: Policy.load", "export", ("model.safetensors", "config.json"), load_policy,
+           ("{}",)),
     Reader("sweep folder: report", "sweep", ("plan.json", "jobs/**/*.json", "runs/**/*.json"),
            report.main, ("{}", "--out", "{}/page")),
     Reader("sweep folder: status", "sweep", ("plan.json", "jobs/**/*.json"), status.main, ("{}",)),
@@ -201,6 +212,8 @@ def build(folder: Path) -> None:
     flags += [*SMALL, "--bc-steps", 2]
     fine = ["--offline-steps", 2, "--online-steps", 2, "--start-training", 0, "--seeds", 3, 5]
     do(train.main, *flags, *fine, "--run-dir", folder / "run")
+    do(evaluate.main, folder / "run")
+    do(export.main, folder / "run", "--out", folder / "export")
     do(train.main, *flags, "--algo", "bc", "--run-dir", folder / "bc")
     do(train.main, *flags, "--algo", "bc", "--tensorboard", "--run-dir", folder / "tracked")
     (folder / "tracked/trackers/wandb_id").write_text("0123456789ab\n")

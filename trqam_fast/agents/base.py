@@ -158,6 +158,10 @@ class Agent:
     cloned: ClassVar[tuple[str, ...]] = ("actor_slow",)
     """Networks that start from a pretrained velocity field, and their targets with them."""
 
+    first_updates: ClassVar[tuple[str, ...]] = ()
+    """Hyperparameters of the first updates of fine-tuning alone, which a run that starts from
+    fine-tuned weights is past: with those it takes none but their defaults."""
+
     recorded: ClassVar[Recorded] = Recorded()
     """What the authors' recordings call its parts."""
 

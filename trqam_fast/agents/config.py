@@ -71,16 +71,16 @@ class Group:
             self.require(name, value < 2**63, "use a number below 2^63")
 
     def require_positive(self, *names: str) -> None:
-        """Require finite numbers above zero."""
+        """Require numbers above zero."""
         for name in names:
             value = getattr(self, name)
-            self.require(name, value > 0 and math.isfinite(value), "use a positive number")
+            self.require(name, value > 0, "use a positive number")
 
     def require_not_negative(self, *names: str) -> None:
-        """Require finite numbers of zero or more."""
+        """Require numbers of zero or more."""
         for name in names:
             value = getattr(self, name)
-            self.require(name, value >= 0 and math.isfinite(value), "use zero or more")
+            self.require(name, value >= 0, "use zero or more")
 
     def require_fraction(self, *names: str) -> None:
         """Require numbers above 0 and up to 1."""
@@ -257,12 +257,9 @@ class TrustRegionConfig(Group):
     def check(self) -> None:
         """Raise `UsageError` if a value is impossible."""
         self.require_positive("kl_budget", "lam_scale", "kl_clip_coef")
-        online = self.kl_budget_online
-        fits = online is None or (online > 0 and math.isfinite(online))
-        self.require("kl_budget_online", fits, "use a positive number")
-        per_dim = self.kl_budget_per_dim
-        fits = per_dim is None or (per_dim > 0 and math.isfinite(per_dim))
-        self.require("kl_budget_per_dim", fits, "use a positive number")
+        for name in ("kl_budget_online", "kl_budget_per_dim"):
+            if getattr(self, name) is not None:
+                self.require_positive(name)
         self.require_at_least(0, "budget_ramp")
         self.require_positive("init_lambda")
         self.require_fraction("kl_ema_coef")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +22,7 @@ from trqam_fast.agents.base import (
 )
 from trqam_fast.agents.branches import MAIN
 from trqam_fast.agents.config import ByDomain, CloningConfig, CriticConfig, Setting
-from trqam_fast.agents.gaussian import tanh_gaussian
+from trqam_fast.agents.gaussian import held_entropy, tanh_gaussian
 from trqam_fast.agents.qam import QAM_AUTHORS
 from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import MLPWeights, mlp
@@ -52,8 +51,6 @@ class DSRLConfig(CloningConfig, CriticConfig):
     def check(self) -> None:
         """Raise `UsageError` if a value is impossible."""
         self.require_positive("noise_scale")
-        finite = math.isfinite(self.target_entropy)
-        self.require("target_entropy", finite, "use a finite number")
 
 
 class DSRLAgent(Agent):
@@ -158,19 +155,19 @@ class DSRLAgent(Agent):
             latent, log_prob, log_std = tanh_gaussian(
                 self.network("latent_actor", s), noise["latent_eps"]
             )
-            alpha = self.online.scalars["latent_alpha"].exp().squeeze(-1)
             values = self.critic_values(
                 latent_critic.detach(), s, self.config.noise_scale * latent
             ).mean((1, 2))
-            entropy = -log_prob.mean(-1)
-            actor_loss = -alpha.detach() * entropy - values
-            alpha_loss = alpha * (entropy.detach() - self.config.target_entropy * self.dim)
-            policy_loss, latent_std = actor_loss + alpha_loss, log_std.detach().exp().mean((1, 2))
+            target = self.config.target_entropy * self.dim
+            entropy = held_entropy(self.online.scalars["latent_alpha"], log_prob, target)
+            actor_loss = entropy.policy_loss - values
+            policy_loss = actor_loss + entropy.alpha_loss
+            latent_std = log_std.detach().exp().mean((1, 2))
 
         metrics = {
             "critic_loss": critic_loss, "bc_loss": cloning_loss, "distill_loss": distill_loss,
-            "actor_loss": actor_loss, "latent_q": values, "latent_entropy": entropy,
-            "latent_alpha": alpha, "latent_std": latent_std,
+            "actor_loss": actor_loss, "latent_q": values, "latent_entropy": entropy.value,
+            "latent_alpha": entropy.alpha, "latent_std": latent_std,
         }  # fmt: skip
         metrics = {name: value.detach() for name, value in metrics.items()}
         outputs = {

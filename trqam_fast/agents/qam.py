@@ -107,6 +107,7 @@ class QAMAgent(Agent):
     targets = ("actor_slow", "critic")
     late = "critic"
     cloned = ("actor_fast", "actor_slow")
+    first_updates = ("critic_warmup",)
     recorded = Recorded(
         outputs={"xs": "points", "adjs": "adjoint", "next_actions": "next_actions"},
         infos={

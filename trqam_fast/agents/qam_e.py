@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from trqam_fast.agents.base import Losses, Networks, Noise, Shapes, Terms
 from trqam_fast.agents.config import ByDomain, Setting
-from trqam_fast.agents.gaussian import tanh_gaussian
+from trqam_fast.agents.gaussian import held_entropy, tanh_gaussian
 from trqam_fast.agents.qam import QAM_AUTHORS, QAMAgent, QAMConfig
 from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import MLPWeights, mlp
@@ -38,8 +37,6 @@ class QAMEConfig(QAMConfig):
     def check(self) -> None:
         """Raise `UsageError` if a value is impossible."""
         self.require_not_negative("edit_scale")
-        finite = math.isfinite(self.edit_target_entropy)
-        self.require("edit_target_entropy", finite, "use a finite number")
 
 
 class QAMEAgent(QAMAgent):
@@ -154,16 +151,14 @@ class QAMEAgent(QAMAgent):
         edited = (actions + config.edit_scale * edit).clamp(-1.0, 1.0)
         critic = networks["critic"].detach()
         q_loss = -self.critic_values(critic, batch.observations, edited).mean((1, 2))
-        alpha = self.online.scalars["edit_alpha"].exp().squeeze(-1)
-        entropy = -log_prob.mean(-1)
-        entropy_loss = -alpha.detach() * entropy
         target = config.edit_target_entropy * self.dim
-        alpha_loss = alpha * (entropy.detach() - target)
+        entropy = held_entropy(self.online.scalars["edit_alpha"], log_prob, target)
         terms.metrics.update(
-            edit_q_loss=q_loss.detach(), edit_entropy=entropy.detach(), edit_alpha=alpha.detach()
-        )
+            edit_q_loss=q_loss.detach(), edit_entropy=entropy.value.detach(),
+            edit_alpha=entropy.alpha.detach(),
+        )  # fmt: skip
         terms.outputs.update(
             edit_flow_actions=actions, edit=edit.detach(), edited_actions=edited.detach(),
             edit_log_probs=log_prob.detach(),
         )  # fmt: skip
-        return q_loss + entropy_loss + alpha_loss
+        return q_loss + entropy.policy_loss + entropy.alpha_loss

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from trqam_fast.cli import begin, run_command
+from trqam_fast.cli import LONGEST, begin, run_command
 
 if __name__ == "__main__":
     begin()
@@ -143,7 +143,7 @@ def list_datasets(args: ListArgs) -> int:
         stored.setdefault(key, []).append(found)
     sizes = {name: entry.transitions for name, entry in PUBLISHED.items()}
     sizes |= {name: large.transitions for name, large in LARGE_SETS.items()}
-    print(f"{'dataset':<38}{'transitions':>12}  present in {folder}")
+    print(f"{'dataset':<38}{'transitions':>12}  present in {printable(folder, 400)}")
     for name in sorted(sizes, key=lambda name: (name.partition("-")[0], sizes[name], name)):
         here = stored.get(
             (parse_dataset(name).dataset_name, name if name in LARGE_SETS else ""), []
@@ -233,6 +233,8 @@ def verify(args: VerifyArgs) -> int:
     """Check each archive and flat set, print what is wrong or that nothing is."""
     wrong, sources = False, args.sources
     if not sources:
+        if args.dataset_dir != OFFICIAL_DIR and not expanded(args.dataset_dir).exists():
+            raise UsageError(f"--dataset-dir {args.dataset_dir} does not exist; name a folder")
         there, unreadable = present(args.dataset_dir)
         sources = tuple(str(one.path) for one in there)
         wrong = bool(unreadable)
@@ -246,7 +248,8 @@ def verify(args: VerifyArgs) -> int:
             except Unreadable as error:
                 problems = [str(error)]
             wrong |= bool(problems)
-            print(*(problems or [f"{source if own else found} is whole"]), sep="\n")
+            said = problems or [f"{source if own else found} is whole"]
+            print(*(printable(line, LONGEST) for line in said), sep="\n")
     return FAILURE if wrong else 0
 
 
@@ -282,7 +285,7 @@ def generate(args: GenerateArgs) -> int:
     path = recipe.ensure(args.dataset_dir, workers=args.workers, progress=sys.stderr.isatty())
     flags = (
         f"--generated --generated-transitions {recipe.transitions} "
-        f"--generated-noise {recipe.noise:g} --generated-seed {recipe.seed} "
+        f"--generated-noise {recipe.noise} --generated-seed {recipe.seed} "
         f"--{'' if recipe.corners else 'no-'}generated-corners"
     )
     if args.dataset_dir != GENERATED_DIR:

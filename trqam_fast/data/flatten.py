@@ -9,7 +9,6 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from trqam_fast.data.names import DatasetName
 from trqam_fast.data.npz import Layout, checksum, layout_of, read_raw, read_terminals
 from trqam_fast.errors import RunError
 from trqam_fast.files import locked
+from trqam_fast.packages import version_of
 from trqam_fast.simulator.environment import relabel, task_env
 
 PACKAGES = ("trqam_fast", "numpy", "ogbench", "mujoco", "gymnasium")
@@ -157,7 +157,7 @@ def convert(sources: list[Path], name: DatasetName, target: Path, progress: bool
             }
             for path, (transitions, _) in zip(sources, counts, strict=True)
         ],
-        "versions": {package: metadata.version(package) for package in PACKAGES},
+        "versions": {package: version_of(package) for package in PACKAGES},
     }
     try:
         with new_folder(target) as folder, contextlib.ExitStack() as stack:

@@ -212,6 +212,7 @@ def parse_dataset(name: str) -> DatasetName:
     found = re.fullmatch(r"(.+)-([a-z]+)-(v\d+)(-\d+)?(-val)?", plain)
     if found is None or found[2] not in kinds_of(found[1]):
         hint = nearest(name, [*PUBLISHED, *LARGE_SETS])
+        hint = hint or "; 'python -m trqam_fast.data list' names them all"
         raise UsageError(f"{name!r} is not a dataset of OGBench{hint}")
     head, kind, version = found.group(1, 2, 3)
     return DatasetName(f"{head}-{kind}-{version}", f"{head}-{version}")

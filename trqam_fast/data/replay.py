@@ -42,7 +42,7 @@ class ReplayBuffer:
         device: torch.device | str = "cpu",
     ) -> None:
         self.offline, self.runs, self.balanced = offline, runs, balanced
-        self.horizon, self.lead, self.added = horizon, horizon - 1, 0
+        self.lead, self.added = horizon - 1, 0
         widths = {"observations": (offline.obs_dim,), "actions": (offline.act_dim,)}
         widths["next_observations"] = widths["observations"]
         tail = offline.tail(self.lead)
@@ -51,9 +51,6 @@ class ReplayBuffer:
             size = (runs, self.lead + capacity, *widths.get(name, ()))
             self.online[name] = torch.zeros(size, device=device)
             self.online[name][:, : self.lead] = torch.as_tensor(tail[name], device=device)
-
-    def __len__(self) -> int:
-        return len(self.offline) + self.added
 
     def add(self, transitions: dict[str, np.ndarray]) -> None:
         """Append one transition of every run: arrays `[S, ...]` named like `FIELDS`."""

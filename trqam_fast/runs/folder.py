@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib.metadata
 import itertools
 import os
 import platform
@@ -20,11 +19,15 @@ from trqam_fast.damage import Unreadable, reading
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.files import PARTIAL, write_json
 from trqam_fast.kernels.dispatch import load_extension
+from trqam_fast.packages import version_of
 from trqam_fast.runs.csv_log import CsvLog
 from trqam_fast.runs.values import load_json
 
 STAGES = ("pretrain", "offline", "online")
 """What a run does, in order."""
+
+KEYS = ("stage", "step", "seed")
+"""Columns that say what a row of metrics is of."""
 
 RUNS_DIR = Path("runs")
 LOCK = "run.lock"
@@ -43,7 +46,6 @@ class RunFolder:
         metrics: Columns of metrics.csv, in this order; others may follow.
     """
 
-    KEYS = ("stage", "step", "seed")
     EVAL = ("step", "success", "stage", "seed", "episodes", "return", "length")
     EPISODES = ("step", "seed", "episode", "success", "return", "length")
     TIMING = ("stage", "step", "updates_per_second", "seconds")
@@ -52,7 +54,7 @@ class RunFolder:
         self.path = path
         self._made: list[Path] = []
         self.checkpoints = path / "checkpoints"
-        self.metrics = CsvLog(path / "metrics.csv", (*self.KEYS, *metrics))
+        self.metrics = CsvLog(path / "metrics.csv", (*KEYS, *metrics))
         self.first_updates = CsvLog(path / "first_updates.csv", self.metrics.columns)
         self.eval = CsvLog(path / "eval.csv", self.EVAL)
         self.episodes = CsvLog(path / "episodes.csv", self.EPISODES)
@@ -168,6 +170,14 @@ class RunFolder:
                     return file
             file.close()  # its holder has removed it since
 
+    def _remove_report(self) -> None:
+        """Remove the report on the older run, and its folder unless it holds other files."""
+        report = self.path / "report"
+        with contextlib.suppress(OSError):
+            for path in (report / "index.html", *report.glob("*.svg")):
+                path.unlink(missing_ok=True)
+            report.rmdir()
+
     def create(
         self, config: dict[str, Any], declaration: dict[str, Any], overwrite: bool = False
     ) -> None:
@@ -190,6 +200,7 @@ class RunFolder:
                 (self.path / name).unlink(missing_ok=True)
             for name in ("checkpoints", "evaluation", "trackers"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
+            self._remove_report()
             write_json(self.path / "config.json", config)
             write_json(self.path / "algorithm.json", declaration)
             write_json(self.path / "versions.json", versions())
@@ -265,10 +276,7 @@ def versions() -> dict[str, str]:
     """Versions of everything that a run's numbers depend on."""
     found = {"python": platform.python_version()}
     for package in ("trqam_fast", *PACKAGES):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
+        found[package] = version_of(package)
     module, _ = load_extension()
     found["extension"] = (
         "not built" if module is None else ("CPU and CUDA" if module.with_cuda else "CPU")

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
+from trqam_fast.files import written_whole
 from trqam_fast.runs.looks import FAINT, INK, STYLE, Look, looks
 from trqam_fast.runs.read import Point, Run, read_run
 from trqam_fast.text import count_of, printable
@@ -289,4 +290,5 @@ def write_overview(folder: Path, path: Path) -> None:
         title = f"{run.algorithm.label} on {run.config.get('env_name', 'unknown task')}, "
         title += f"{count_of(len(run.seeds), 'seed')} (dotted: a stage ends; dashed: budget)"
         figure.suptitle(literal(title))
-        figure.savefig(path, dpi=OVERVIEW_DPI)
+        with written_whole(path) as file:
+            figure.savefig(file, format="png", dpi=OVERVIEW_DPI)

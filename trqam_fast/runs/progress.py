@@ -13,8 +13,8 @@ from typing import Any
 
 from trqam_fast.agents import Declaration, declaration
 from trqam_fast.files import open_file
-from trqam_fast.runs.folder import STAGES
-from trqam_fast.runs.read import KEYS, Row, fault_of, parse_row, read_sound
+from trqam_fast.runs.folder import KEYS, STAGES
+from trqam_fast.runs.read import Row, fault_of, parse_row, read_sound
 from trqam_fast.runs.values import count
 
 TAIL = 64 * 1024

@@ -15,11 +15,10 @@ from trqam_fast.damage import is_damage, reason_of
 from trqam_fast.errors import UsageError
 from trqam_fast.evaluation.statistics import success_interval, wilson_interval
 from trqam_fast.files import open_log
-from trqam_fast.runs.folder import STAGES
+from trqam_fast.runs.folder import KEYS, STAGES
 from trqam_fast.runs.values import LARGEST_COUNT, count, load_json, sound
 from trqam_fast.text import printable
 
-KEYS = ("stage", "step", "seed")
 EPISODES_TOGETHER = 20
 """Online episodes whose success makes one point."""
 

@@ -21,6 +21,7 @@ from trqam_fast.errors import FAILURE, UsageError
 from trqam_fast.status.lines import ENDED, Line, read_lines
 from trqam_fast.status.table import render
 
+DAY = 86_400
 CLEAR = "\033[H\033[2J"
 
 
@@ -39,8 +40,10 @@ class StatusArgs:
     """Seconds between two looks."""
 
     def __post_init__(self) -> None:
-        if not self.interval > 0:
-            raise UsageError(f"--interval is {self.interval}; use a positive number of seconds")
+        if not 0 < self.interval <= DAY:
+            raise UsageError(
+                f"--interval is {self.interval}; use a positive number of seconds, {DAY} at most"
+            )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,7 +11,6 @@ if __name__ == "__main__":
     begin(signal.SIGTERM, signal.SIGUSR1)
 
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +18,7 @@ from typing import Annotated
 import tyro
 
 from trqam_fast.errors import FAILURE, INTERRUPTED, REQUEUE, Stopped, UsageError
+from trqam_fast.files import write_text, written_whole
 from trqam_fast.sweep import cluster
 from trqam_fast.sweep.estimate import job_seconds, machine_bytes, makespan
 from trqam_fast.sweep.execute import execute, finished, settle
@@ -53,6 +53,12 @@ class SweepArgs:
     job: str | None = None
     """Run this one job of --out in this process and exit with its status; for schedulers."""
 
+    def __post_init__(self) -> None:
+        for name, bound in {"num_cpus": 1, "num_gpus": 0}.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise UsageError(f"--{name.replace('_', '-')} is {value}; use {bound} or more")
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run what the flags ask for; return the exit status, 1 if a job failed."""
@@ -69,18 +75,20 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         describe(jobs, spec, args)
         return 0
-    if not args.slurm_script:
+    script = slurm_script(jobs, args.out, spec.resources) if args.slurm_script else None
+    if script is None:
         cluster.load_ray()
     write_plan(jobs, args.out)
     copy = args.out / "sweep.toml"
     if not (copy.exists() and copy.samefile(args.spec)):
-        shutil.copyfile(args.spec, copy)
-    if args.slurm_script:
-        script = args.out / "sweep.slurm"
-        script.write_text(slurm_script(jobs, args.out, spec.resources))
-        print(f"submit with: bash {script}")
-        return 0
-    return run_all(jobs, spec, args)
+        with written_whole(copy) as file:
+            file.write(args.spec.read_bytes())
+    if script is None:
+        return run_all(jobs, spec, args)
+    path = args.out / "sweep.slurm"
+    write_text(path, script)
+    print(f"submit with: bash {path}")
+    return 0
 
 
 def check_alone(args: SweepArgs) -> None:

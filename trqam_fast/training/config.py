@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -15,6 +16,7 @@ from trqam_fast.data.names import parse_task
 from trqam_fast.data.readers import parse_source
 from trqam_fast.devices import check_device
 from trqam_fast.errors import UsageError
+from trqam_fast.files import expanded
 from trqam_fast.kernels import Backend
 from trqam_fast.kinds import is_a, kind_in_words
 
@@ -189,7 +191,7 @@ class LogConfig(Group):
     save_interval: int = 50_000
     """Steps between checkpoints; the end of a stage is always saved."""
     keep: int = 3
-    """Newest checkpoints kept, besides the one that ends pretraining."""
+    """Newest checkpoints kept, besides those that end a stage."""
     tensorboard: bool = False
     """Also log to TensorBoard, in the run folder (pip install 'trqam_fast[tensorboard]')."""
     wandb: bool = False
@@ -238,13 +240,18 @@ class TrainConfig(TaskConfig, MachineConfig, DataConfig, StageConfig, LogConfig,
     by name."""
 
     def __post_init__(self) -> None:
-        """Take text for paths and lists for tuples, and check all values."""
+        """Take text for paths, which become absolute, and lists for tuples; check all values."""
         for name in run_flags():
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
-            if isinstance(value, str) and name in PATHS:
-                object.__setattr__(self, name, Path(value))
+            if name in PATHS and isinstance(value, str | Path):
+                path = Path(value)
+                # A run is continued from other folders. The defaults keep their ~, which is
+                # another folder on another machine.
+                if path != getattr(TrainConfig, name):
+                    path = Path(os.path.abspath(expanded(path)))
+                object.__setattr__(self, name, path)
         super().__post_init__()
         if self.dataset is not None:
             object.__setattr__(self, "dataset", parse_source(self.dataset).absolute)

@@ -11,6 +11,7 @@ import torch
 from trqam_fast.agents import Agent, algorithm
 from trqam_fast.damage import Damaged, reading, reason_of
 from trqam_fast.errors import UsageError
+from trqam_fast.files import expanded
 from trqam_fast.runs import checkpoint as checkpoints
 from trqam_fast.runs.folder import RunFolder
 from trqam_fast.training.backend import check_asked, settle_backend
@@ -60,7 +61,8 @@ def load_run(
         Unreadable: the system refuses.
         BackendError: the backend cannot run on the device.
     """
-    path = Path(path)
+    path = expanded(Path(path))
+    checkpoint = None if checkpoint is None else expanded(Path(checkpoint))
     folder = RunFolder(path)
     if not folder.exists:
         raise UsageError(f"{path} holds no config.json; name the folder of a run")
@@ -70,7 +72,7 @@ def load_run(
         "use the version that made the run",
     ):  # fmt: skip
         config = config_here(values, device, backend)
-    found, state = read_checkpoint(folder, None if checkpoint is None else Path(checkpoint))
+    found, state = read_checkpoint(folder, checkpoint)
     check_asked(config)
     sizes = read_sizes(path, config)
     config = settle_backend(config, sizes.act_dim)

@@ -142,7 +142,8 @@ class Trainer:
         """Build a stage that begins at step `begin`, or goes on from a checkpoint of it."""
         config, online = self.config, name == "online"
         updates_per_step = config.utd_ratio if online else 1
-        history = History(config.log_interval * updates_per_step)
+        steps = min(config.log_interval, config.stage_ends[name] - begin)
+        history = History(steps * updates_per_step)
         randomness = make_randomness(config.seeds, name, agent.device, agent.backend)
         step = begin
         if state is not None:
@@ -259,7 +260,7 @@ class Trainer:
             failures[run] = f"{history.names[metric]} is not finite at step {when}"
             self.logger.say(
                 f"error: seed {seed}: {failures[run]}; this run stops and keeps its last "
-                "good checkpoint. Try a smaller --lr or a smaller --inv-temp (QAM)",
+                "good checkpoint. Try a smaller --lr",
                 error=True,
             )
 

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from trqam_fast.agents import Agent
 from trqam_fast.agents.base import Shapes
+from trqam_fast.agents.config import CloningConfig
 from trqam_fast.damage import reading
 from trqam_fast.errors import UsageError
 from trqam_fast.kernels.mlp.constants import aligned
 from trqam_fast.runs.checkpoint import PROGRESS, load, newest, plain_shapes
 from trqam_fast.training.config import TrainConfig
+from trqam_fast.training.presets import flag_of
 
 NETWORK_FLAGS = {"actor": "--actor-hidden-dims", "critic": "--value-hidden-dims"}
 MISFIT = "does not fit this run", "move it away to go on from the one before"
@@ -67,7 +69,7 @@ def field_of(state: dict[str, Any]) -> Tensor:
     raise UsageError("the checkpoint holds no cloned field actor_slow; name another --pretrained")
 
 
-def load_pretrained(path: Path) -> tuple[dict[str, Any], Path]:
+def read_pretrained(path: Path) -> tuple[dict[str, Any], Path]:
     """Read what ``--pretrained`` names: a checkpoint, or the newest one of a run folder.
 
     Raises:
@@ -143,6 +145,24 @@ def check_start(
             f"{', '.join(shapes)}; use the algorithm of the checkpoint"
         )
     check_shapes(state["shapes"], plain_shapes(shapes), path)
+
+
+def check_first_updates(kind: type[Agent], config: CloningConfig, path: Path) -> None:
+    """Raise `UsageError` if settings of first updates go with fine-tuned weights, past them.
+
+    Args:
+        kind: The algorithm.
+        config: Its hyperparameters.
+        path: The checkpoint, which fine-tuning went on to.
+    """
+    for name in kind.first_updates:
+        value, default = getattr(config, name), getattr(kind.Config, name)
+        if value != default:
+            flag = flag_of(name)
+            raise UsageError(
+                f"{flag} is {value}, which is for the first updates of fine-tuning, but {path} is "
+                f"past them; use {flag} {default}, or a checkpoint that ends pretraining"
+            )
 
 
 def inherited_failures(state: dict[str, Any], path: Path) -> dict[int, str]:

@@ -20,8 +20,8 @@ from tqdm import tqdm
 from trqam_fast.damage import reason_of
 from trqam_fast.errors import UsageError
 from trqam_fast.files import read_text, write_text
+from trqam_fast.runs.folder import KEYS
 
-KEYS = ("stage", "step", "seed")
 PROJECT = "trqam_fast"
 MEAN = "mean"
 """Last part of the tag of what is over all seeds."""

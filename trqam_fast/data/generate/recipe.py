@@ -9,7 +9,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from tqdm import tqdm
@@ -20,6 +19,7 @@ from trqam_fast.data.generate.shards import assemble, plan_shards
 from trqam_fast.data.generate.workers import make_shards
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.files import expanded, locked
+from trqam_fast.packages import version_of
 
 GENERATED_DIR = Path("~/.trqam_fast/generated")
 GENERATOR_VERSION = 2
@@ -117,6 +117,11 @@ class Recipe:
         """
         return expanded(folder) / self.folder_name / f"{self.dataset_name}.npz"
 
+    def is_stored(self, folder: Path) -> bool:
+        """Whether training has what it reads: the training file, or the flat set made of it."""
+        path = self.path(folder)
+        return path.exists() or path.with_suffix(".flat").exists()
+
     def val_path(self, folder: Path) -> Path:
         """Return where the validation file lies."""
         return self.path(folder).with_name(f"{self.dataset_name}-val.npz")
@@ -194,7 +199,7 @@ def say_waiting() -> None:
 
 def versions() -> str:
     """Return what else the numbers depend on, so that shards of two versions are never mixed."""
-    return "-".join(f"{name}{metadata.version(name)}" for name in ("ogbench", "mujoco", "numpy"))
+    return "-".join(f"{name}{version_of(name)}" for name in ("ogbench", "mujoco", "numpy"))
 
 
 def can_generate(dataset_name: str) -> bool:
