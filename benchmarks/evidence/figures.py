@@ -35,7 +35,7 @@ def draw_e1(found: dict[str, Any]) -> Figure:
             draw_curve(axes, found, cell, algo, SHIFT * (index - 0.5))
         task = domain_of(read_cell(cell)["tasks"][0])
         scale = read_cell(cell)["flags"].get("reward_scale", 1.0)
-        times = f", rewards x {scale:g}" if scale != 1 else ""
+        times = f",\nrewards × {scale:g}" if scale != 1 else ""
         axes.set_title(f"cell {cell}: {task}{times}")
         axes.set_ylim(-0.03, 1.03)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
