@@ -33,7 +33,7 @@ from trqam_fast.cli import run_command
 
 OUTCOMES = ("handled", "accepted", "tracebacks", "hangs")
 FAILURES = ("tracebacks", "hangs")
-LAST_RESORT = "this is a mistake in trqam_fast"
+LAST_RESORT = "trace is in"
 
 
 @dataclass(frozen=True)
