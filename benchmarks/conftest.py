@@ -51,14 +51,19 @@ def variant(request) -> Variant:
     return Variant(*request.param)
 
 
-def without_products(op: str):
-    """Run a benchmark of an op without matrix products once for each backend that has it."""
+def variants_of(op: str) -> list[tuple[str, str, str]]:
+    """Return device, backend and precision of an op without matrix products, all that it has."""
     chosen = []
     for device in DEVICES:
         backends = ["reference", *(["cpp"] if device in OPS[op].cpp else [])]
         backends += ["triton"] if OPS[op].triton and device == "cuda" else []
         chosen += [(device, backend, "ieee") for backend in backends]
-    return pytest.mark.parametrize("variant", chosen, ids="-".join, indirect=True)
+    return chosen
+
+
+def without_products(op: str):
+    """Run a benchmark of an op without matrix products once for each backend that has it."""
+    return pytest.mark.parametrize("variant", variants_of(op), ids="-".join, indirect=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

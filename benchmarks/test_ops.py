@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.conftest import without_products
+from benchmarks.conftest import variants_of, without_products
 from benchmarks.sizes import draw, make_network
 from trqam_fast.kernels import (
     adam_step,
@@ -173,37 +173,19 @@ def test_normals_of_torch(measure, size, variant):
     measure("philox", step)
 
 
-def measure_case(measure, size, variant, op):
-    """Time an op on inputs as the self-test draws them."""
+SMALL_OPS = ("squared_error", "td_target", "adjoint_sizes", "dual_update", "gather_sequences")
+
+
+@pytest.mark.parametrize(
+    ("op", "variant"),
+    [(op, variant) for op in SMALL_OPS for variant in variants_of(op)],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value), indirect=["variant"],
+)  # fmt: skip
+def test_small_op(measure, size, op, variant):
+    """What an update does besides, on inputs as the self-test draws them."""
     sizes = Sizes(
         size.runs, size.batch, size.obs_dim, size.dim, (size.width,) * size.depth, False,
         size.flow_steps, size.ensemble,
     )  # fmt: skip
-    case = CASES[op]
-    inputs = draw_inputs(case, sizes, dtype=torch.float32, device=variant.device)
-    measure(op, lambda: case.call(inputs, backend=variant.backend))
-
-
-@without_products("squared_error")
-def test_squared_error(measure, size, variant):
-    measure_case(measure, size, variant, "squared_error")
-
-
-@without_products("td_target")
-def test_td_target(measure, size, variant):
-    measure_case(measure, size, variant, "td_target")
-
-
-@without_products("adjoint_sizes")
-def test_adjoint_sizes(measure, size, variant):
-    measure_case(measure, size, variant, "adjoint_sizes")
-
-
-@without_products("dual_update")
-def test_dual_update(measure, size, variant):
-    measure_case(measure, size, variant, "dual_update")
-
-
-@without_products("gather_sequences")
-def test_gather_sequences(measure, size, variant):
-    measure_case(measure, size, variant, "gather_sequences")
+    inputs = draw_inputs(CASES[op], sizes, dtype=torch.float32, device=variant.device)
+    measure(op, lambda: CASES[op].call(inputs, backend=variant.backend))

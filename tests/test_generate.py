@@ -1,3 +1,8 @@
+"""Generated data: shards, workers, experts, what is kept and what is made again.
+
+Longer than 400 lines, as all of it makes the same small sets.
+"""
+
 import contextlib
 import errno
 import multiprocessing

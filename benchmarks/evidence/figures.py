@@ -64,13 +64,10 @@ def draw_curve(axes: Axes, found: dict[str, Any], cell: str, algo: str, shift: f
             setting = reading["settings"][algo][cell]
             confirmed[setting] = reading["scores"][algo][cell]
     for setting, scores in confirmed.items():
-        place, mean, (low, high) = (
-            values.index(setting) + shift,
-            scores["score"],
-            scores["interval"],
-        )
-        axes.errorbar(place, mean, [[mean - low], [high - mean]], marker="D", color=colour,
-                      markersize=6, markerfacecolor=PAPER, capsize=2, zorder=4)  # fmt: skip
+        mean, (low, high) = scores["score"], scores["interval"]
+        axes.errorbar(values.index(setting) + shift, mean, [[mean - low], [high - mean]],
+                      marker="D", color=colour, markersize=6, markerfacecolor=PAPER, capsize=2,
+                      zorder=4)  # fmt: skip
 
 
 def draw_e2(found: dict[str, Any]) -> Figure:
