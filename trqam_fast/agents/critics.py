@@ -32,7 +32,6 @@ class ImplicitConfig(Group):
 
     def check(self) -> None:
         """Raise `UsageError` if a value is impossible."""
-        self.require("critic", self.critic in CRITICS, f"use {' or '.join(CRITICS)}")
         self.require("expectile", 0 < self.expectile < 1, "use a number between 0 and 1")
 
 
