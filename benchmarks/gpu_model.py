@@ -405,7 +405,7 @@ def measured_update(plan: str, precision: str, runs: int) -> str:
     """
     if plan != "baseline":
         return ""
-    rows = json.loads((RESULTS / "h100_trial.json").read_text())["measurements"]
+    rows = json.loads((RESULTS / "h100_first_trial.json").read_text())["measurements"]
     for row in rows:
         named = row["stage"], row.get("variant"), row.get("precision"), row.get("runs")
         if named == ("bench_layers", "layers", precision, runs):
