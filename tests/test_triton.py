@@ -68,19 +68,24 @@ def test_rollout_without_gradients_keeps_no_tape():
         assert error(ours, kept[name].double()) <= (0 if INTERPRETED else 1e-5)
 
 
-def test_a_sweep_takes_the_tape_that_was_made_before():
+@pytest.mark.parametrize("precision", ["ieee", "fp16"])
+def test_a_sweep_takes_the_tape_that_was_made_before(precision):
+    """Activations, and last the kernels as operands of 16 bits."""
     inputs = inputs_of("lean_adjoint", UNEVEN)
+    options = {"backend": "triton", "precision": precision}
     states = [inputs[name] for name in ("base_velocity", "observations", "trajectory")]
-    tape = sweep_tape(*states, backend="triton")
+    tape = sweep_tape(*states, **options)
     assert torch.equal(
-        lean_adjoint(**inputs, tape=tape, backend="triton"),
-        lean_adjoint(**inputs, backend="triton"),
+        lean_adjoint(**inputs, tape=tape, **options), lean_adjoint(**inputs, **options)
     )
-    tape[0].fill_(torch.nan)
-    assert lean_adjoint(**inputs, tape=tape, backend="triton").isnan().any()
-    for wrong in ([], [part[:, :, 1:] for part in tape]):
+    for part in (tape[0], *(tape[4:] if precision == "fp16" else ())):
+        before = part.clone()
+        part.fill_(torch.nan)
+        assert lean_adjoint(**inputs, tape=tape, **options).isnan().any()
+        part.copy_(before)
+    for wrong in ([], tape[:4], [part[:, :, 1:] for part in tape[:4]] + tape[4:]):
         with pytest.raises(ValueError, match="pass what sweep_tape returned"):
-            lean_adjoint(**inputs, tape=wrong, backend="triton")
+            lean_adjoint(**inputs, tape=wrong, **options)
 
 
 @pytest.mark.parametrize("name", ["mlp", "sde_rollout", "lean_adjoint"])

@@ -104,9 +104,10 @@ def sweep_tape(
 ) -> list[Tensor]:
     """Do what a sweep needs and what does not need its terminal adjoint, so that it can wait less.
 
-    With Triton it is the base field's pass through (s, X_k, t_k + h) for all k; the other backends
-    evaluate the field step by step as they sweep, and have nothing to prepare. It is for the flow's
-    own schedule; sweeps with another one ignore it.
+    With Triton it is the base field's pass through (s, X_k, t_k + h) for all k, and a copy of its
+    kernels as 16-bit operands; the other backends evaluate the field step by step as they sweep,
+    and have nothing to prepare. It is for the flow's own schedule; sweeps with another one ignore
+    it.
 
     Args:
         base_velocity: As of `lean_adjoint`, like all that follow.

@@ -19,7 +19,6 @@ from torch import Tensor
 from trqam_fast.kernels.cpp import call
 from trqam_fast.kernels.dispatch import DEPENDENT, TRITON
 from trqam_fast.kernels.mlp.cpp import describe
-from trqam_fast.kernels.mlp.ops import triton_passes
 from trqam_fast.kernels.mlp.weights import MLPWeights
 from trqam_fast.kernels.registration import register
 
@@ -41,23 +40,21 @@ class LeanAdjoint(NamedTuple):
 def _tape(base, observations, trajectory, backend, precision):
     if backend not in TRITON:
         return []
-    from trqam_fast.kernels.mlp.triton_inputs import Inputs
+    from trqam_fast.kernels.lean_adjoint import triton
 
-    inputs = Inputs(observations.contiguous(), trajectory.contiguous(), trajectory.shape[1] - 1, 1)
-    passes, weights = triton_passes(), MLPWeights.from_tensors(base)
-    dependent = backend == DEPENDENT
-    _, tape = passes.forward_pass(weights, inputs, precision, train=True, dependent=dependent)
-    return list(tape[:4])
+    data = (observations.contiguous(), trajectory.contiguous())
+    return triton.sweep_tape(
+        MLPWeights.from_tensors(base), *data, precision, dependent=backend == DEPENDENT
+    )
 
 
 def _tape_fake(base, observations, trajectory, backend, precision):
     if backend not in TRITON:
         return []
-    passes, weights = triton_passes(), MLPWeights.from_tensors(base)
-    runs, points, batch, _ = trajectory.shape
-    rows = (points - 1) * batch
-    config = passes.config_for(weights, observations, trajectory, precision, train=True)
-    return list(passes.empty_tape(config, runs, rows, trajectory)[:4])
+    from trqam_fast.kernels.lean_adjoint import triton
+
+    weights = MLPWeights.from_tensors(base)
+    return triton.empty_sweep_tape(weights, observations, trajectory, precision)
 
 
 def _sweep(base, observations, trajectory, terminal_adjoint, tape, backend, precision):
@@ -70,7 +67,7 @@ def _sweep(base, observations, trajectory, terminal_adjoint, tape, backend, prec
 
         data = (observations, trajectory, terminal_adjoint)
         runs, points, batch, _ = trajectory.shape
-        if len(tape) != 4 or tape[0].shape[1:3] != (runs, (points - 1) * batch):
+        if len(tape) != 5 or tape[0].shape[1:3] != (runs, (points - 1) * batch):
             raise ValueError(
                 f"lean_adjoint: tape has shapes {[list(part.shape) for part in tape]}; pass what "
                 "sweep_tape returned for the same arguments, or None"

@@ -23,12 +23,14 @@ from torch import Tensor
 from trqam_fast.kernels.mlp.triton import (
     Pull,
     config_for,
+    empty_tape,
+    forward_pass,
     pull_hidden_layers,
     pull_norm,
     pulled_gradients,
     step_options,
 )
-from trqam_fast.kernels.mlp.triton_config import operand_dtype
+from trqam_fast.kernels.mlp.triton_inputs import Inputs
 from trqam_fast.kernels.mlp.triton_operands import row_scaled, to_operand
 from trqam_fast.kernels.mlp.triton_pullback import finish_pull, load_pre, pull_outputs
 from trqam_fast.kernels.mlp.triton_tile import (
@@ -39,7 +41,11 @@ from trqam_fast.kernels.mlp.triton_tile import (
     member_of,
     zeros,
 )
-from trqam_fast.kernels.mlp.triton_weights import weight_pointers
+from trqam_fast.kernels.mlp.triton_weights import (
+    empty_operands,
+    operand_kernels,
+    weight_pointers,
+)
 from trqam_fast.kernels.mlp.weights import MLPWeights
 
 
@@ -113,6 +119,36 @@ def sweep_step_kernel(
         finish_pull(dy, z, scale, grads, row, mask, grads.sums, tile, C.depth - 1, C)
 
 
+def sweep_tape(
+    base_velocity: MLPWeights,
+    observations: Tensor,
+    trajectory: Tensor,
+    precision: str,
+    *,
+    dependent: bool = False,
+) -> list[Tensor]:
+    """Return the tape of rows (k, b), and the kernels as operands: K steps read them.
+
+    The data are contiguous.
+    """
+    inputs = Inputs(observations, trajectory, trajectory.shape[1] - 1, 1)
+    _, tape = forward_pass(
+        base_velocity, inputs, precision, train=True, outputs=False, dependent=dependent
+    )
+    config = config_for(base_velocity, observations, trajectory, precision, train=False)
+    return [*tape[:4], operand_kernels(base_velocity, config)]
+
+
+def empty_sweep_tape(
+    base_velocity: MLPWeights, observations: Tensor, trajectory: Tensor, precision: str
+) -> list[Tensor]:
+    """Return tensors of the shapes that `sweep_tape` returns."""
+    runs, points, batch, _ = trajectory.shape
+    config = config_for(base_velocity, observations, trajectory, precision, train=True)
+    tape = empty_tape(config, runs, (points - 1) * batch, trajectory)
+    return [*tape[:4], empty_operands(config, base_velocity.kernels[0])]
+
+
 def lean_adjoint(
     base_velocity: MLPWeights,
     observations: Tensor,
@@ -123,9 +159,10 @@ def lean_adjoint(
     *,
     dependent: bool = False,
 ) -> Tensor:
-    """Return a_0..a_{K-1}, `[S, K, B, D]`, of contiguous data."""
+    """Return a_0..a_{K-1}, `[S, K, B, D]`, of contiguous data and what `sweep_tape` returned."""
     runs, points, batch, dim = trajectory.shape
     steps = points - 1
+    *tape, operands = tape
     tape = Tape(*tape)
     config = config_for(
         base_velocity, observations, trajectory, precision, train=False, dependent=dependent
@@ -135,8 +172,7 @@ def lean_adjoint(
     adjoints = trajectory.new_empty(runs, steps, batch, dim)
     tiles = triton.cdiv(batch, config.block_m)
     with torch.cuda.device_of(trajectory):
-        # Read K times: worth a copy in the operand's type.
-        weights = weight_pointers(base_velocity, config, operand_dtype(config))
+        weights = weight_pointers(base_velocity, config, operands)
         for i in range(steps + 1):
             k, first, last = steps - 1 - i, i == 0, i == steps
             start = i % 2 * batch

@@ -180,9 +180,15 @@ def hidden_layers(
 
 
 def forward_pass(
-    weights: MLPWeights, inputs: Inputs, precision: str, *, train: bool, dependent: bool = False
+    weights: MLPWeights,
+    inputs: Inputs,
+    precision: str,
+    *,
+    train: bool,
+    outputs: bool = True,
+    dependent: bool = False,
 ) -> tuple[Tensor, Tape]:
-    """Return the outputs `[G, K * B, out]` and the tape; `depth + 2` launches."""
+    """Return the outputs `[G, K * B, out]`, or none, and the tape; `depth + 2` launches."""
     runs, batch, _ = inputs.observations.shape
     rows = inputs.steps * batch
     config = config_for(
@@ -191,7 +197,7 @@ def forward_pass(
     x, x_stride = points_of(inputs)
     groups = runs * config.ensemble
     check_size(config, rows)
-    result = inputs.observations.new_empty(groups, rows, config.out)
+    result = inputs.observations.new_empty(groups if outputs else 0, rows, config.out)
     tape = empty_tape(config, groups, rows, result)
     tiles = triton.cdiv(rows, config.block_m)
     with torch.cuda.device_of(result):
@@ -204,9 +210,11 @@ def forward_pass(
         )  # fmt: skip
         blocks = RowBlocks(tiles, 0, 0, 0, 0, rows, 0)
         hidden_layers(prepared, tape, rows, groups, blocks, tiles, config, precision)
-        output_kernel[(tiles, groups)](
-            prepared, tape, rows, groups * rows, groups * config.width, result, config, **options
-        )
+        if outputs:
+            output_kernel[(tiles, groups)](
+                prepared, tape, rows, groups * rows, groups * config.width, result, config,
+                **options,
+            )  # fmt: skip
     return result, tape
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trqam_fast.kernels.mlp.constants import aligned
-from trqam_fast.kernels.mlp.triton_config import KernelConfig
+from trqam_fast.kernels.mlp.triton_config import KernelConfig, operand_dtype
 from trqam_fast.kernels.mlp.weights import MLPWeights, packed_size, split
 
 
@@ -71,17 +71,29 @@ def laid_out(tensors: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> bo
     return True
 
 
-def fill(buffer: Tensor, tensors: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> None:
-    """Copy `[S, ...]` tensors into packed weights `[S, n]`, zeros beyond their shapes."""
+def fill(buffer: Tensor, tensors: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> Tensor:
+    """Copy `[S, ...]` tensors into packed weights `[S, n]`, zeros beyond their shapes.
+
+    float16 ends at its largest number and never becomes infinite, as with `to_operand`.
+    """
     first, (runs, size) = tensors[0], buffer.shape
     if laid_out(tensors, shapes):
         reach = first.storage_offset() + (runs - 1) * first.stride(0) + size
         if reach * first.element_size() <= first.untyped_storage().nbytes():
             buffer.copy_(first.as_strided(buffer.shape, (first.stride(0), 1)))
-            return
+            return clamped(buffer)
     buffer.zero_()
     for tensor, part in zip(tensors, split(buffer, shapes), strict=True):
         part[tuple(slice(0, size) for size in tensor.shape)].copy_(tensor)
+    return clamped(buffer)
+
+
+def clamped(buffer: Tensor) -> Tensor:
+    """Bring what became infinite in float16 back to its largest number."""
+    if buffer.dtype != torch.float16:
+        return buffer
+    largest = torch.finfo(torch.float16).max
+    return buffer.clamp_(-largest, largest)
 
 
 def parts_of(weights: MLPWeights) -> tuple[list[Tensor], list[Tensor]]:
@@ -92,29 +104,39 @@ def parts_of(weights: MLPWeights) -> tuple[list[Tensor], list[Tensor]]:
     return tensors[:layers], tensors[layers:]
 
 
-def packed(
-    tensors: Sequence[Tensor], shapes: Sequence[tuple[int, ...]], dtype: torch.dtype
-) -> list[Tensor]:
-    """Return copies of `[S, ...]` tensors of `dtype` that lie as packed weights do."""
-    buffer = tensors[0].new_empty(len(tensors[0]), packed_size(shapes), dtype=dtype)
-    fill(buffer, tensors, shapes)
-    if dtype == torch.float16:
-        largest = torch.finfo(dtype).max
-        buffer.clamp_(-largest, largest)  # never infinite, as with `to_operand`
-    return split(buffer, shapes)
+def packed(tensors: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> Sequence[Tensor]:
+    """Return `[S, ...]` tensors that lie as packed weights do: themselves, or copies."""
+    if laid_out(tensors, shapes):
+        return tensors
+    buffer = tensors[0].new_empty(len(tensors[0]), packed_size(shapes))
+    return split(fill(buffer, tensors, shapes), shapes)
+
+
+def empty_operands(config: KernelConfig, like: Tensor) -> Tensor:
+    """Return memory for a run's kernels as operands, `[S, n]`; `[S, 0]` of float32 ones."""
+    dtype, (shapes, _) = operand_dtype(config), packed_shapes(config)
+    size = 0 if dtype == torch.float32 else packed_size(shapes)
+    return like.new_empty(len(like), size, dtype=dtype)
+
+
+def operand_kernels(weights: MLPWeights, config: KernelConfig) -> Tensor:
+    """Return the kernels as operands, for `weight_pointers` through which they are read often."""
+    kernels, (shapes, _) = parts_of(weights)[0], packed_shapes(config)
+    buffer = empty_operands(config, kernels[0])
+    return fill(buffer, kernels, shapes) if buffer.numel() > 0 else buffer
 
 
 def weight_pointers(
-    weights: MLPWeights, config: KernelConfig, dtype: torch.dtype = torch.float32
+    weights: MLPWeights, config: KernelConfig, operands: Tensor | None = None
 ) -> WeightPointers:
-    """Return `weights` as the kernels read them, kernels of `dtype`: in place if possible."""
-    parts, shapes = parts_of(weights), packed_shapes(config)
-    types = dtype, torch.float32
-    kernels, vectors = (
-        own if kind == torch.float32 and laid_out(own, each) else packed(own, each, kind)
-        for own, each, kind in zip(parts, shapes, types, strict=True)
-    )
-    return first_parts(kernels, vectors, config)
+    """Return `weights` as the kernels read them: in place if possible, or `operand_kernels`."""
+    kernels, vectors = parts_of(weights)
+    shapes, vector_shapes = packed_shapes(config)
+    if operands is None or operands.numel() == 0:
+        kernels = packed(kernels, shapes)
+    else:
+        kernels = split(operands, shapes)
+    return first_parts(kernels, packed(vectors, vector_shapes), config)
 
 
 def first_parts(
