@@ -283,29 +283,30 @@ def make_updater(plan: str, size: Size, precision: str) -> Callable[[], Updater]
     return build
 
 
-def in_a_graph(launches: list[Launch], costs: list[Cost]) -> float:
-    """Return the microseconds of one of `UPDATES_PER_REPLAY` updates, from the launches of two."""
-    half = len(launches) // 2
-    first, both = along_branches(launches[:half], costs[:half]), along_branches(launches, costs)
+def in_a_graph(one: list[Launch], two: list[Launch], precision: str, machine: Machine) -> float:
+    """Return the microseconds of one of `UPDATES_PER_REPLAY`, from graphs of one and of two."""
+    first, both = (
+        along_branches(launches, costs_of(launches, precision, machine)) for launches in (one, two)
+    )
     return (first + (UPDATES_PER_REPLAY - 1) * (both - first)) / UPDATES_PER_REPLAY
 
 
-def summary(two: list[Launch], precision: str, machines: dict[str, Machine]) -> dict[str, Any]:
-    """Return what the table shows of an update, from two: counts, and times by machine."""
+def summary(
+    one: list[Launch], two: list[Launch], precision: str, machines: dict[str, Machine]
+) -> dict[str, Any]:
+    """Return what the table shows of an update, from one and two: counts, times by machine."""
     found: dict[str, Any] = {}
-    launches = two[: len(two) // 2]
     for name, machine in machines.items():
-        of_two = costs_of(two, precision, machine)
-        costs = of_two[: len(launches)]
+        costs = costs_of(one, precision, machine)
         if not found:
             found = {
-                "launches": len(launches),
-                "in_sequence": int(longest(launches, [float(c.products) for c in costs])),
+                "launches": len(one),
+                "in_sequence": int(longest(one, [float(c.products) for c in costs])),
                 "gflop": round(1e-9 * sum(c.flop for c in costs), 1),
                 "gb": round(1e-9 * sum(c.bytes for c in costs), 2),
             }
         found[f"{name}_us"] = round(sum(c.us for c in costs))
-        found[f"{name}_branches_us"] = round(in_a_graph(two, of_two))
+        found[f"{name}_branches_us"] = round(in_a_graph(one, two, precision, machine))
     return found
 
 
@@ -350,10 +351,10 @@ def predictions(machines: dict[str, Machine]) -> dict[str, Any]:
     for plan, precision in PLANS:
         for runs in RUNS:
             size = replace(PAPER, runs=runs)
-            two = launches_of(make_updater(plan, size, precision), updates=2)
-            launches = two[: len(two) // 2]
+            build = make_updater(plan, size, precision)
+            launches, two = launches_of(build), launches_of(build, updates=2)
             key = f"{plan} {precision} S={runs}"
-            table[key] = summary(two, precision, machines)
+            table[key] = summary(launches, two, precision, machines)
             if plan == "tiles" and runs in RUNS[:2]:
                 name, machine = next(iter(machines.items()))
                 by_kernel[f"{key} {name}"] = kernels(launches, precision, machine)

@@ -374,6 +374,5 @@ def launches_of(make_updater: Callable[[], Any], updates: int = 1) -> list[Launc
         updater.agent.branches = recorder.clock = Clock()
         recorder.launches.clear()
         with recorder.clock.one_after_another():
-            for _ in range(updates):
-                updater.update()
+            updater.update(updates)
         return list(recorder.launches)

@@ -23,6 +23,7 @@ from tests.factories import SMALL, make, make_batch
 from tests.helpers import INTERPRETED
 from trqam_fast.agents import QAMAgent, TRQAMConfig, algorithm
 from trqam_fast.agents.branches import MAIN, Branches
+from trqam_fast.data.batch import Batch
 from trqam_fast.randomness import Randomness
 from trqam_fast.training.history import History
 from trqam_fast.training.updater import Updater
@@ -236,11 +237,14 @@ def test_memory_is_shared_by_operations_that_wait(case, backend):
 @pytest.mark.interpreter
 @pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
 def test_what_triton_alone_prepares_lives_until_the_end():
-    """The tape of the sweep, which the branch of the base field makes."""
-    operations, lost = record(*updating(CASES["trqam"], "triton"))
+    """The tape of the sweep, which the branch of the base field makes: its waits are found too."""
+    agent, batch, noise = updating(CASES["trqam"], "triton")
+    operations, lost = record(agent, batch, noise)
     assert "trqam_fast.sweep_tape.default" in {str(operation.func) for operation in operations}
     assert races(operations) == []
     assert lost == []
+    for forgotten in (("base", MAIN), (MAIN, "base")):
+        assert races(record(agent, batch, noise, Careless(*forgotten))[0]), forgotten
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
@@ -268,7 +272,7 @@ def test_every_order_gives_the_same_bits(case, backend):
 @pytest.mark.parametrize(
     ("name", "forgotten"),
     [
-        ("trqam", ("critic", MAIN)), ("trqam", ("base", MAIN)), ("trqam", (MAIN, "base")),
+        ("trqam", ("critic", MAIN)), ("trqam", ("anchor", MAIN)), ("trqam", (MAIN, "anchor")),
         ("trqam", ("log", MAIN)), ("trqam", ("log", "critic")), ("fql", (MAIN, "cloning")),
     ],
 )  # fmt: skip
@@ -278,18 +282,50 @@ def test_a_forgotten_wait_is_found(name, forgotten):
     assert races(operations)
 
 
-def test_metrics_are_stored_beside_the_next_update():
+class Source:
+    """Copies a batch, as sampling makes a new one."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def sample(self, *_):
+        return Batch(*map(torch.clone, self.batch))
+
+
+def three_updates(clock=None):
+    """Record three updates in a row, and what was lost."""
     agent, batch, noise = updating(("trqam", {}), "cpp")
+    updater = Updater(agent, Source(batch), Randomness([7, 8]), History(8), graph=False)
+    once = iter([lambda: updater.update(3)])
+    return record(agent, batch, noise, clock, update=lambda: next(once, lambda: None)())
 
-    class Source:
-        def sample(self, *_):
-            return batch
 
-    updater = Updater(agent, Source(), Randomness([7, 8]), History(4), graph=False)
-    operations, lost = record(agent, batch, noise, update=updater.update)
-    stored = [o for o in operations if str(o.func) == "aten.index_copy_.default"]
-    assert [o.place[0] for o in stored] == ["log", "log"]
+def test_updates_in_a_row_draw_and_store_beside_each_other():
+    """Metrics beside the next update, and what it needs beside the one before."""
+    operations, lost = three_updates()
+    places = {
+        name: [o.place[0] for o in operations if str(o.func) == f"aten.{name}.default"]
+        for name in ("index_copy_", "clone")
+    }
+    assert places["index_copy_"] == ["log"] * 3
+    drawn = len(Batch._fields)
+    assert places["clone"][:drawn] == [MAIN] * drawn
+    assert places["clone"].count("sample") == 2 * drawn
     assert races(operations) == [] and lost == []
+
+
+def test_a_forgotten_wait_before_drawing_is_found():
+    class Hasty(Clock):
+        @contextlib.contextmanager
+        def later(self, name):
+            mine = self.done[MAIN]
+            if name == "sample":
+                self.done[MAIN] = {}
+            with super().later(name):
+                self.done[MAIN] = mine
+                yield
+
+    assert races(three_updates(Hasty())[0])
 
 
 def test_a_forgotten_wait_for_the_update_before_is_found():
@@ -312,8 +348,8 @@ def test_a_forgotten_end_is_found():
 
 def test_memory_that_is_given_up_too_early_is_found():
     class Forgetful(QAMAgent):
-        def critic_loss(self, batch, next_actions, end):
-            return super().critic_loss(batch, next_actions.clone(), end)
+        def critic_loss(self, batch, q, next_actions, end):
+            return super().critic_loss(batch, q, next_actions.clone(), end)
 
         def sample(self, batch, noise):
             path, next_actions = super().sample(batch, noise)

@@ -113,13 +113,14 @@ def test_branches_run_side_by_side():
 
 
 def test_the_step_of_the_critics_goes_on_beside_the_next_update():
-    two = launches_of(make_updater("tiles", PAPER, "tf32"), updates=2)
-    half = len(two) // 2
-    costs = costs_of(two, "tf32", H100)
-    assert [launch.name for launch in two[:half]] == [launch.name for launch in two[half:]]
-    one = along_branches(two[:half], costs[:half])
-    late = max(each.us for each in costs[:half] if each.name == "adam_step_kernel")
-    assert late > 50 and in_a_graph(two, costs) == pytest.approx(one - 0.9 * late, abs=20)
+    """And what the next one needs is drawn beside this one."""
+    one, two = (launches_of(make_updater("tiles", PAPER, "tf32"), updates=n) for n in (1, 2))
+    assert sorted(2 * [launch.name for launch in one]) == sorted(launch.name for launch in two)
+    costs = costs_of(one, "tf32", H100)
+    late = max(each.us for each in costs if each.name == "adam_step_kernel")
+    drawn = [each.us for each in costs if each.name in ("gather_sequences_kernel", "philox_kernel")]
+    expected = along_branches(one, costs) - 0.9 * (late + sum(drawn))
+    assert late > 50 and in_a_graph(one, two, "tf32", H100) == pytest.approx(expected, abs=25)
 
 
 @pytest.mark.parametrize("plan", sorted({plan for plan, _ in PLANS}))

@@ -281,7 +281,10 @@ def graphs_on_the_cpu(monkeypatch):
     def capture(graph, pool, stream):
         real = Updater.update
         with monkeypatch.context() as patch:
-            patch.setattr(Updater, "update", lambda self: graph.captured.append(lambda: real(self)))
+            patch.setattr(
+                Updater, "update",
+                lambda self, count=1: graph.captured.append(lambda: real(self, count)),
+            )  # fmt: skip
             yield
 
     FakeGraph.count = 0
@@ -309,10 +312,13 @@ def test_a_plan_is_timed_in_graphs(gpu, graphs_on_the_cpu):
     updates, real = [], Updater.update
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "ROUNDS", 2)
-        patch.setattr(Updater, "update", lambda self: updates.append(1) or real(self))
+        patch.setattr(
+            Updater, "update",
+            lambda self, count=1: updates.append(count) or real(self, count),
+        )  # fmt: skip
         assert plan.measure(config, make_dataset()) > 0
     assert FakeGraph.count == 1
-    assert len(updates) == WARMUP + UPDATES_PER_REPLAY + 2 * plan.UPDATES
+    assert sum(updates) == WARMUP + UPDATES_PER_REPLAY + 2 * plan.UPDATES
 
 
 def test_a_run_stores_its_plan_and_continues_with_it(

@@ -92,7 +92,9 @@ def graphs_on_the_cpu(monkeypatch):
         assert pool is (None if len(made) == 1 else made[0])
         real = Updater.update
         monkeypatch.setattr(
-            Updater, "update", lambda self: graph.captured.append(lambda: real(self))
+            Updater,
+            "update",
+            lambda self, count=1: graph.captured.append(lambda: real(self, count)),
         )
         yield
         monkeypatch.setattr(Updater, "update", real)

@@ -276,14 +276,13 @@ class EagerUpdate:
 
     @torch.no_grad()
     def adjoint(
-        self, observations: Tensor, path: EagerPath, tape: list[Tensor]
+        self, observations: Tensor, path: EagerPath, gradient: Tensor, tape: list[Tensor]
     ) -> tuple[Tensor, Metrics]:
         """Carry the terminal adjoint back through the base field."""
-        gradient, values = self.action_gradient(observations, path.end)
         terminal = self.terminal_adjoint(gradient)
         adjoint = self.sweep(self.base_layers, observations, path.points, terminal)
         sizes = AdjointSizes(*adjoint_sizes(terminal, adjoint))
-        return adjoint, adjoint_metrics(sizes) | {"policy_q": values.mean(-1)}
+        return adjoint, adjoint_metrics(sizes)
 
     def base_velocity(self, observations: Tensor, path: EagerPath) -> Tensor:
         """Return v_base at the points of the path, which the rollout has computed."""

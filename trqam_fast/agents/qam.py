@@ -177,18 +177,25 @@ class QAMAgent(Agent):
         return self.online.networks["actor_slow"].detach()
 
     def loss(self, batch: Batch, noise: Noise) -> tuple[Losses, Terms]:
-        """Critic, behaviour-cloning and adjoint-matching losses, each on its branch."""
+        """Critic, behaviour-cloning and adjoint-matching losses, each on its branch.
+
+        Rollout, gradient of the values and sweep are the longest path. Rollout and sweep leave most
+        of a GPU free, so what is not on that path goes beside those two.
+        """
+        with self.branches.on("critic"):
+            q = self.data_values(batch)
         path, next_actions = self.sample(batch, noise)
-        with self.branches.on("critic", after=(MAIN,)):
-            critic_loss, critic_metrics = self.critic_loss(batch, next_actions, path.end)
         with self.branches.on("cloning"), torch.set_grad_enabled(not self.config.freeze_base):
             cloning_loss = self.cloning_loss(batch, noise)
         with self.branches.on("base", after=(MAIN,)):
             tape = self.sweep_tape(batch.observations, path)
+        gradient, values = self.action_gradient(batch.observations, path.end)
+        with self.branches.on("critic", after=(MAIN,)):
+            critic_loss, critic_metrics = self.critic_loss(batch, q, next_actions, path.end)
+        with self.branches.on("anchor", after=(MAIN,)):
             base_velocity = self.base_velocity(batch.observations, path)
-        adjoint, adjoint_metrics = self.adjoint(batch.observations, path, tape)
-        # Not the sweep's wait alone: SQAM has none.
-        with self.branches.on(MAIN, after=("base",)):
+        adjoint, adjoint_metrics = self.adjoint(batch.observations, path, gradient, tape)
+        with self.branches.on(MAIN, after=("anchor",)):
             adjoint_loss, path_kl = self.adjoint_loss(path, base_velocity, adjoint)
 
         metrics = {
@@ -199,11 +206,10 @@ class QAMAgent(Agent):
         if next_actions is not None:
             outputs["next_actions"] = next_actions
         metrics |= critic_metrics | adjoint_metrics
-        policy_q = metrics.pop("policy_q")
-        self.branches.keep(path, tape, base_velocity)
+        self.branches.keep(path, tape, gradient, values, base_velocity)
         if "value_gap" not in metrics:
             with self.branches.on("log", after=("critic",)):
-                metrics["value_gap"] = policy_q - metrics["q_mean"]
+                metrics["value_gap"] = values.mean(-1) - metrics["q_mean"]
         with self.branches.on("cloning"):
             cloning_loss = self.warmed_up(cloning_loss)
         losses = {
@@ -249,13 +255,16 @@ class QAMAgent(Agent):
         """Return the noise of the next actions, `[S, B, N, noise_dim]`; None if there are none."""
         return noise.get("next_action")
 
-    def critic_loss(
-        self, batch: Batch, next_actions: Tensor | None, end: Tensor
-    ) -> tuple[Tensor, Metrics]:
-        """mean_{e,b} (Q_e(s, a) - y)^2 valid, `[S]`; `end` is for algorithms that need it."""
-        target = self.critic.targets(self, batch, next_actions)
+    def data_values(self, batch: Batch) -> Tensor | None:
+        """Q_e(s, a) `[S, E, B]`, before the rollout; None where `critic_loss` evaluates them."""
         critic = self.online.networks["critic"]
-        q = self.critic_values(critic, batch.observations, self.policy_actions(batch))
+        return self.critic_values(critic, batch.observations, self.policy_actions(batch))
+
+    def critic_loss(
+        self, batch: Batch, q: Tensor | None, next_actions: Tensor | None, end: Tensor
+    ) -> tuple[Tensor, Metrics]:
+        """mean_{e,b} (Q_e(s, a) - y)^2 valid, `[S]`, of `data_values`; `end` is for others."""
+        target = self.critic.targets(self, batch, next_actions)
         loss = critics.temporal_difference(self, q, target, batch.valid)
         return loss, {"critic_loss": loss.detach()} | critics.critic_metrics(q)
 
@@ -264,19 +273,25 @@ class QAMAgent(Agent):
         return sweep_tape(self.base, observations, path.trajectory, **self.options)
 
     def adjoint(
-        self, observations: Tensor, path: Path, tape: list[Tensor]
+        self, observations: Tensor, path: Path, gradient: Tensor, tape: list[Tensor]
     ) -> tuple[Tensor, Metrics]:
-        """Carry the terminal adjoint back through the base field: a_0..a_{K-1} `[S, K, B, D]`."""
-        gradient, values = self.action_gradient(observations, path.end)
+        """Carry the terminal adjoint back through the base field: a_0..a_{K-1} `[S, K, B, D]`.
+
+        Args:
+            observations: `[S, B, O]`.
+            path: The states.
+            gradient: What `action_gradient` returned at their end, `[S, B, D]`.
+            tape: What `sweep_tape` returned.
+        """
         terminal = self.terminal_adjoint(gradient)
         with self.branches.on(MAIN, after=("base",)):
             adjoint = lean_adjoint(
                 self.base, observations, path.trajectory, terminal, tape=tape, **self.options
             )
-        self.branches.keep(terminal, values)
+        self.branches.keep(terminal)
         with self.branches.on("log", after=(MAIN,)):
             sizes = adjoint_sizes(terminal, adjoint, backend=self.small_ops)
-            return adjoint, adjoint_metrics(sizes) | {"policy_q": values.mean(-1)}
+            return adjoint, adjoint_metrics(sizes)
 
     def terminal_adjoint(self, gradient: Tensor) -> Tensor:
         """a_K = -inv_temp d/dX mean_e Q'_e(s, clip(X, -1, 1)), of that gradient `[S, B, D]`."""

@@ -144,15 +144,13 @@ class SQAMAgent(TRQAMAgent):
         return []
 
     def adjoint(
-        self, observations: Tensor, path: Bridge, tape: list[Tensor]
+        self, observations: Tensor, path: Bridge, gradient: Tensor, tape: list[Tensor]
     ) -> tuple[Tensor, Metrics]:
         """b_j = -tau_j G, `[S, J, B, D]`, with G the critics' gradient at the policy's action."""
-        gradient, values = self.action_gradient(observations, path.end)
         adjoint = -self.taus(gradient) * gradient.unsqueeze(1)
-        self.branches.keep(values)
         with self.branches.on("log", after=(MAIN,)):
             sizes = adjoint_sizes(adjoint.flatten(1, 2), backend=self.small_ops)
-            return adjoint, adjoint_metrics(sizes) | {"policy_q": values.mean(-1)}
+            return adjoint, adjoint_metrics(sizes)
 
     def base_velocity(self, observations: Tensor, path: Bridge) -> Tensor:
         """Return v_base at the states of the bridge, `[S, J, B, D]`, without gradients."""

@@ -114,13 +114,17 @@ class TRQAMAgent(QAMAgent):
         weights = h * g_squared / (2.0 * self.config.chunk_length)
         return (weights * adjoint.square().sum(-1).mean(-1)).sum(-1)
 
+    def data_values(self, batch: Batch) -> Tensor | None:
+        """QAM's, which the penalty evaluates together with those at the policy's actions."""
+        return super().data_values(batch) if self.config.value_penalty == 0 else None
+
     def critic_loss(
-        self, batch: Batch, next_actions: Tensor | None, end: Tensor
+        self, batch: Batch, q: Tensor | None, next_actions: Tensor | None, end: Tensor
     ) -> tuple[Tensor, Metrics]:
         """QAM's; the penalty of values at the policy's actions `end`; the state value's loss."""
         weight = self.config.value_penalty
         if weight == 0:
-            loss, metrics = super().critic_loss(batch, next_actions, end)
+            loss, metrics = super().critic_loss(batch, q, next_actions, end)
         else:
             loss, metrics = self.penalised_loss(batch, next_actions, end, weight)
         value_loss, more = self.critic.value_loss(self, batch)

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 
 from trqam_fast.agents import Agent
+from trqam_fast.agents.base import Noise
 from trqam_fast.agents.branches import Branches
 from trqam_fast.data.batch import Batch
 from trqam_fast.errors import RunError
@@ -125,14 +126,23 @@ class Updater:
         else:
             torch._foreach_copy_(list(self.batch), list(batch))
 
-    def update(self) -> None:
-        """Do one update, of the batch that lies ready if there is one."""
+    def draw(self) -> tuple[Batch, Noise]:
+        """Draw what an update needs; its batch may lie ready."""
         batch = self.sample() if self.batch is None else self.batch
-        terms = self.agent.update(batch, self.agent.draw_noise(self.randomness))
-        branches = self.agent.branches
-        branches.keep(terms.metrics)
-        with branches.later("log"):
-            self.history.record(terms.metrics)
+        return batch, self.agent.draw_noise(self.randomness)
+
+    def update(self, count: int = 1) -> None:
+        """Do some updates, beside each of which what the next one needs is drawn."""
+        branches, drawn = self.agent.branches, self.draw()
+        for left in reversed(range(count)):
+            batch, noise = drawn
+            if left > 0:
+                with branches.later("sample"):
+                    drawn = self.draw()
+            terms = self.agent.update(batch, noise)
+            branches.keep(terms.metrics)
+            with branches.later("log"):
+                self.history.record(terms.metrics)
 
     def warm_up(self) -> None:
         """Do one update on another stream, as capture requires of what precedes it."""
@@ -155,8 +165,7 @@ class Updater:
                 pool = pools[0] if pools else None
                 with torch.cuda.graph(graph, pool=pool, stream=self.stream):
                     with self.agent.branches.one_after_another():
-                        for _ in range(count):
-                            self.update()
+                        self.update(count)
             except RuntimeError as error:
                 # In full: the first line rarely names the operation.
                 raise RunError(
