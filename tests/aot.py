@@ -105,7 +105,7 @@ def keep_report(*arguments):
     stages["cubin"] = assemble_and_keep
 
 
-WAIT, TRIGGER = "griddepcontrol.wait;", "griddepcontrol.launch_dependents;"
+WAIT = "griddepcontrol.wait;"
 OWN_MEMORY = (
     "mov", "cvt", "and", "or", "xor", "not", "shl", "shr", "add", "sub", "mul", "mad", "min", "max",
     "setp", "selp", "bar.sync", "ld.param", "ld.shared", "st.shared", "tcgen05.alloc",
@@ -125,21 +125,21 @@ def disorder(ptx: str, dependent: bool) -> str:
     """Return what is wrong with a kernel's waiting for the launch before it; empty if nothing.
 
     A dependent launch must wait in its first basic block, before it loads, stores or copies
-    anything, and only then let the launch behind begin; by then it must have its tensor memory,
-    which that one's programs might take while they wait. Other kernels do neither.
+    anything. Other kernels do not wait, and none lets the launch behind begin before its own end.
     """
     found = instructions(ptx)
+    for line in found:
+        if "griddepcontrol" in line and not (dependent and line == WAIT):
+            return line
     if not dependent:
-        return next((line for line in found if "griddepcontrol" in line), "")
-    if WAIT not in found or TRIGGER not in found:
-        return "it does not wait" if WAIT not in found else "it holds the launch behind up"
-    wait, trigger = found.index(WAIT), found.index(TRIGGER)
-    for line in found[:wait]:
+        return ""
+    if WAIT not in found:
+        return "it does not wait"
+    for line in found[: found.index(WAIT)]:
         opcode = re.sub(r"^@!?%\w+\s+", "", line)
         if not re.match(rf"({'|'.join(map(re.escape, OWN_MEMORY))})\b", opcode):
             return f"before it waits: {line}"
-    late = [line for line in found[trigger:] if "tcgen05.alloc" in line]
-    return "it lets the launch behind begin too early" if trigger < wait or late else ""
+    return ""
 
 
 def describe(name: str, kernel) -> Compiled:

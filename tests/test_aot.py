@@ -207,20 +207,16 @@ def test_a_kernel_compiled_without_a_report_gets_one(monkeypatch, tmp_path):
 @triton.jit
 def hasty_kernel(source, into, WAITS: tl.constexpr):
     """Waits for the launch before it at once, after a load, not always, or never."""
-    if WAITS == "first":
+    if WAITS == "first" or WAITS == "and lets begin":
         tl.extra.cuda.gdc_wait()
+    if WAITS == "and lets begin":
         tl.extra.cuda.gdc_launch_dependents()
-    if WAITS == "trigger first":
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
     if WAITS == "not always":
         if tl.program_id(0) > 0:
             tl.extra.cuda.gdc_wait()
-            tl.extra.cuda.gdc_launch_dependents()
     value = tl.load(source)
     if WAITS == "after a load":
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     tl.store(into, value + 1.0)
 
 
@@ -231,7 +227,7 @@ def hasty_kernel(source, into, WAITS: tl.constexpr):
         ("never", True, "it does not wait"),
         ("after a load", True, "before it waits: .*ld.global"),
         ("not always", True, "before it waits: .*bra"),
-        ("trigger first", True, "before it waits: griddepcontrol.launch_dependents"),
+        ("and lets begin", True, "griddepcontrol.launch_dependents"),
         ("never", False, ""),
         ("first", False, "griddepcontrol.wait"),
     ],

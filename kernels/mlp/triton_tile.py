@@ -98,12 +98,11 @@ def gelu_slope(z):
 def await_predecessor(C: tl.constexpr):
     """Wait in a dependent launch until the one before has ended; a kernel's first statement.
 
-    The launch behind may begin afterwards, as soon as every program of this one has come here: so
-    none of its programs takes the place of one of this launch, and one launch waits at a time.
+    No program lets the launch behind begin before its own end (`gdc_launch_dependents`): programs
+    that wait would hold places that another branch's launches could have.
     """
     if C.dependent:
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
