@@ -106,9 +106,10 @@ def empty_tape(config: KernelConfig, groups: int, rows: int, like: Tensor) -> Ta
     """
     layers = config.depth if config.train else 2
     stats = layers * (config.width // config.block_n) if config.norm else 0
+    kept, operand = config.depth if config.train else 0, operand_dtype(config)
     return Tape(
-        like.new_empty(config.depth if config.train else 0, groups, rows, config.width),
-        like.new_empty(layers, groups, rows, config.width, dtype=operand_dtype(config)),
+        like.new_empty(kept, groups, rows, config.width, dtype=operand),
+        like.new_empty(layers, groups, rows, config.width, dtype=operand),
         like.new_empty(stats, groups, rows),
         like.new_empty(stats, groups, rows),
     )
@@ -122,7 +123,7 @@ def pulled_gradients(
     layers, new = config.depth if config.train else 2, like.new_empty
     return Gradients(
         new(layers, groups, rows, config.width, dtype=operand_dtype(config)),
-        new(groups if config.norm else 0, rows, config.width),
+        new(groups if config.norm else 0, rows, config.width, dtype=operand_dtype(config)),
         new(kinds, config.depth, tiles, groups, config.width),
         new(groups if config.scaled else 0, rows),
         groups * rows * config.width,

@@ -139,7 +139,7 @@ def activate(z, tape, row, mask, tile, index, C: tl.constexpr):
     features = tile * C.block_n + tl.arange(0, C.block_n)
     at = row[None, :] * C.width + features[:, None]
     if C.train:
-        tl.store(tape.pre + index * tape.stride + at, z, mask=mask[None, :])
+        tl.store(tape.pre + index * tape.stride + at, to_operand(z, C), mask=mask[None, :])
     h = gelu(z)
     tl.store(slot(tape.out, tape.stride, index, C) + at, to_operand(h, C), mask=mask[None, :])
     if C.norm:

@@ -40,6 +40,7 @@ def load_pre(tape, tape_row, mask, tile, index, C: tl.constexpr):
         features = tile * C.block_n + tl.arange(0, C.block_n)
         at = tape_row[None, :] * C.width + features[:, None]
         z = tl.load(tape.pre + index * tape.stride + at, mask=mask[None, :], other=0.0)
+        z = z.to(tl.float32)
     return z
 
 
@@ -52,7 +53,7 @@ def finish_pull(dy, z, scale, grads, row, mask, sums, tile, index, C: tl.constex
     features = tile * C.block_n + tl.arange(0, C.block_n)
     at = row[None, :] * C.width + features[:, None]
     if C.norm:
-        tl.store(grads.normed + at, dy, mask=mask[None, :])
+        tl.store(grads.normed + at, to_operand(dy, C), mask=mask[None, :])
     else:
         dz = dy * gelu_slope(z)
         into = slot(grads.pre, grads.stride, index, C)
@@ -197,8 +198,8 @@ def pull_norm_kernel(
         inside = mask[:, None] & real[None, :]
         at = row[:, None] * C.width + cols[None, :]
         z_at = tape_row[:, None] * C.width + cols[None, :]
-        dy = tl.load(grads.normed + at, mask=inside, other=0.0)
-        z = tl.load(tape.pre + index * tape.stride + z_at, mask=inside, other=0.0)
+        dy = tl.load(grads.normed + at, mask=inside, other=0.0).to(tl.float32)
+        z = tl.load(tape.pre + index * tape.stride + z_at, mask=inside, other=0.0).to(tl.float32)
         normal = (gelu(z) - mean[:, None]) * rstd[:, None]
         dn = dy * scale
         mean_dn = tl.sum(dn, 1) / width
