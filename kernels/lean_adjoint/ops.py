@@ -19,6 +19,7 @@ from torch import Tensor
 from trqam_fast.kernels.cpp import call
 from trqam_fast.kernels.dispatch import DEPENDENT, TRITON
 from trqam_fast.kernels.mlp.cpp import describe
+from trqam_fast.kernels.mlp.ops import triton_passes
 from trqam_fast.kernels.mlp.weights import MLPWeights
 from trqam_fast.kernels.registration import register
 
@@ -51,10 +52,10 @@ def _tape(base, observations, trajectory, backend, precision):
 def _tape_fake(base, observations, trajectory, backend, precision):
     if backend not in TRITON:
         return []
-    from trqam_fast.kernels.lean_adjoint import triton
-
-    weights = MLPWeights.from_tensors(base)
-    return triton.empty_sweep_tape(weights, observations, trajectory, precision)
+    passes, weights = triton_passes(), MLPWeights.from_tensors(base)
+    runs, points, batch, _ = trajectory.shape
+    config = passes.config_for(weights, observations, trajectory, precision, train=True)
+    return passes.empty_kept(config, runs, (points - 1) * batch, weights)
 
 
 def _sweep(base, observations, trajectory, terminal_adjoint, tape, backend, precision):

@@ -23,7 +23,6 @@ from torch import Tensor
 from trqam_fast.kernels.mlp.triton import (
     Pull,
     config_for,
-    empty_tape,
     forward_pass,
     pull_hidden_layers,
     pull_norm,
@@ -41,11 +40,7 @@ from trqam_fast.kernels.mlp.triton_tile import (
     member_of,
     zeros,
 )
-from trqam_fast.kernels.mlp.triton_weights import (
-    empty_operands,
-    operand_kernels,
-    weight_pointers,
-)
+from trqam_fast.kernels.mlp.triton_weights import weight_pointers
 from trqam_fast.kernels.mlp.weights import MLPWeights
 
 
@@ -127,26 +122,11 @@ def sweep_tape(
     *,
     dependent: bool = False,
 ) -> list[Tensor]:
-    """Return the tape of rows (k, b), and the kernels as operands: K steps read them.
-
-    The data are contiguous.
-    """
+    """Return what a pass of rows (k, b) keeps; the data are contiguous."""
     inputs = Inputs(observations, trajectory, trajectory.shape[1] - 1, 1)
-    _, tape = forward_pass(
+    return forward_pass(
         base_velocity, inputs, precision, train=True, outputs=False, dependent=dependent
-    )
-    config = config_for(base_velocity, observations, trajectory, precision, train=False)
-    return [*tape[:4], operand_kernels(base_velocity, config)]
-
-
-def empty_sweep_tape(
-    base_velocity: MLPWeights, observations: Tensor, trajectory: Tensor, precision: str
-) -> list[Tensor]:
-    """Return tensors of the shapes that `sweep_tape` returns."""
-    runs, points, batch, _ = trajectory.shape
-    config = config_for(base_velocity, observations, trajectory, precision, train=True)
-    tape = empty_tape(config, runs, (points - 1) * batch, trajectory)
-    return [*tape[:4], empty_operands(config, base_velocity.kernels[0])]
+    )[1]
 
 
 def lean_adjoint(
@@ -162,8 +142,7 @@ def lean_adjoint(
     """Return a_0..a_{K-1}, `[S, K, B, D]`, of contiguous data and what `sweep_tape` returned."""
     runs, points, batch, dim = trajectory.shape
     steps = points - 1
-    *tape, operands = tape
-    tape = Tape(*tape)
+    tape, operands = Tape(*tape[:4]), tape[4]
     config = config_for(
         base_velocity, observations, trajectory, precision, train=False, dependent=dependent
     )

@@ -10,7 +10,8 @@ it is on), l = 0..L-1:
 
 In C++ the forward pass keeps gelu'(z_l), which shares its exponential with gelu(z_l), and the
 normalised h_l; LayerNorm's scale and shift are folded into the next layer (csrc/mlp_passes.inl).
-The tape that a forward pass keeps is one tensor there, and four in Triton.
+The tape that a forward pass keeps is one tensor there; in Triton it is four, and the kernels as
+16-bit operands.
 """
 
 from __future__ import annotations
@@ -59,8 +60,7 @@ def _forward(tensors, inputs, backend, precision, train):
         from trqam_fast.kernels.mlp.triton_inputs import Inputs
 
         forward, dependent = triton_passes().forward_pass, backend == DEPENDENT
-        out, tape = forward(weights, Inputs(inputs), precision, train=train, dependent=dependent)
-        return out, list(tape[:4])
+        return forward(weights, Inputs(inputs), precision, train=train, dependent=dependent)
     rows = inputs.shape[1]
     out = inputs.new_empty(weights.lead.numel(), rows, weights.out_features)
     tape = [inputs.new_empty(tape_elements(weights, rows))] if train else []
@@ -82,7 +82,7 @@ def _forward_fake(tensors, inputs, backend, precision, train):
     if backend in TRITON:
         passes = triton_passes()
         config = passes.config_for(weights, inputs, None, precision, train=train)
-        return out, list(passes.empty_tape(config, out.shape[0], rows, out)[:4])
+        return out, passes.empty_kept(config, out.shape[0], rows, weights)
     return out, [inputs.new_empty(tape_elements(weights, rows))] if train else []
 
 

@@ -41,7 +41,12 @@ from trqam_fast.kernels.mlp.triton_pullback import (
     pull_output_kernel,
 )
 from trqam_fast.kernels.mlp.triton_tile import Gradients, Tape
-from trqam_fast.kernels.mlp.triton_weights import WeightPointers, weight_pointers
+from trqam_fast.kernels.mlp.triton_weights import (
+    WeightPointers,
+    empty_operands,
+    weight_pointers,
+    with_operands,
+)
 from trqam_fast.kernels.mlp.weights import MLPWeights
 
 MAX_REGISTERS = {"ieee": 255, "tf32": 168, "fp16": 168, "bf16": 168}
@@ -115,6 +120,13 @@ def empty_tape(config: KernelConfig, groups: int, rows: int, like: Tensor) -> Ta
     )
 
 
+def empty_kept(config: KernelConfig, groups: int, rows: int, weights: MLPWeights) -> list[Tensor]:
+    """Return memory for what a pass keeps: its tape, and with `train` its kernels as operands."""
+    kernel = weights.kernels[0]
+    operands = empty_operands(config, kernel if config.train else kernel[:0])
+    return [*empty_tape(config, groups, rows, kernel)[:4], operands]
+
+
 def pulled_gradients(
     config: KernelConfig, groups: int, rows: int, tiles: int, like: Tensor
 ) -> Gradients:
@@ -145,18 +157,24 @@ def empty_prepared(config: KernelConfig, groups: int, like: Tensor) -> Prepared:
 
 
 def prepare(
-    weights: WeightPointers,
+    weights: MLPWeights,
     into: Prepared,
     first: int,
     groups: int,
     config: KernelConfig,
     precision: str,
+    operands: Tensor | None = None,
 ) -> None:
-    """Launch the preparation of `groups` networks, which become those from `first` on."""
+    """Launch the preparation of `groups` networks, which become those from `first` on.
+
+    Their kernels are written into `operands` too, if there are any.
+    """
     tiles = triton.cdiv(max(config.width, config.block_out), config.block_n)
+    pointers = weight_pointers(weights, config)
+    copy = operands is not None and operands.numel() > 0
     prepare_kernel[(tiles, config.depth + 1, groups)](
-        weights, into, first, len(into.first) * config.width, config,
-        **tile_options(precision, config),
+        pointers, into, with_operands(pointers, operands, config) if copy else pointers, first,
+        len(into.first) * config.width, copy, config, **tile_options(precision, config),
     )  # fmt: skip
 
 
@@ -188,8 +206,8 @@ def forward_pass(
     train: bool,
     outputs: bool = True,
     dependent: bool = False,
-) -> tuple[Tensor, Tape]:
-    """Return the outputs `[G, K * B, out]`, or none, and the tape; `depth + 2` launches."""
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the outputs `[G, K * B, out]`, or none, and what is kept; `depth + 2` launches."""
     runs, batch, _ = inputs.observations.shape
     rows = inputs.steps * batch
     config = config_for(
@@ -199,12 +217,13 @@ def forward_pass(
     groups = runs * config.ensemble
     check_size(config, rows)
     result = inputs.observations.new_empty(groups if outputs else 0, rows, config.out)
-    tape = empty_tape(config, groups, rows, result)
+    kept = empty_kept(config, groups, rows, weights)
+    tape = Tape(*kept[:4])
     tiles = triton.cdiv(rows, config.block_m)
     with torch.cuda.device_of(result):
         options = tile_options(precision, config)
         prepared = empty_prepared(config, groups, result)
-        prepare(weight_pointers(weights, config), prepared, 0, groups, config, precision)
+        prepare(weights, prepared, 0, groups, config, precision, kept[4])
         first_layer_kernel[(tiles, config.width // config.block_n, groups)](
             prepared, inputs.observations, x, x_stride, tape, groups * rows, batch, rows,
             inputs.steps, inputs.shift, config, **options,
@@ -216,7 +235,7 @@ def forward_pass(
                 prepared, tape, rows, groups * rows, groups * config.width, result, config,
                 **options,
             )  # fmt: skip
-    return result, tape
+    return result, kept
 
 
 def norm_blocks(config: KernelConfig) -> tuple[int, int]:
@@ -285,7 +304,7 @@ def pull_hidden_layers(
 def backward_pass(
     weights: MLPWeights,
     inputs: Inputs,
-    tape: Sequence[Tensor],
+    kept: Sequence[Tensor],
     cotangent: Tensor,
     precision: str,
     want_inputs: bool,
@@ -299,7 +318,7 @@ def backward_pass(
         Gradients of the inputs, `[G, K * B, in]`, or of none.
     """
     groups, rows = cotangent.shape[:2]
-    tape, want_weights = Tape(*tape), len(gradients) > 0
+    tape, operands, want_weights = Tape(*kept[:4]), kept[4], len(gradients) > 0
     tape_rows = tape.out.shape[2]
     config = config_for(
         weights, inputs.observations, inputs.x, precision, train=want_weights, dependent=dependent
@@ -312,7 +331,7 @@ def backward_pass(
     pull = Pull(tape, tape_rows, 0, grads, 0, rows, rows, normed)
     with torch.cuda.device_of(cotangent):
         options = tile_options(precision, config)
-        net = weight_pointers(weights, config)
+        net = weight_pointers(weights, config, operands)
         pull_output_kernel[(tiles, config.width // config.block_n, groups)](
             net, tape, tape_rows, groups * tape_rows, grads, cotangent, rows, config, **options
         )

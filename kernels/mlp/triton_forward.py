@@ -200,19 +200,23 @@ def folded(w, net, at, slope, offset, C: tl.constexpr):
 def prepare_kernel(
     weights,  # WeightPointers of G networks
     prepared,  # Prepared, of at least as many
+    operands,  # WeightPointers of the kernels as operands, written with COPY
     group_at,  # network of it at which they begin
     layer_width,  # networks of it * width
+    COPY: tl.constexpr,
     C: tl.constexpr,
 ):
     """Transpose a layer's kernel and fold its LayerNorm; grid [features, depth + 1, G].
 
-    Layer `depth` is the output layer. Programs beyond a layer's features have nothing to do.
+    Layer `depth` is the output layer. Programs beyond a layer's features have nothing to do. With
+    COPY the kernel is also written as it lies, for a pullback.
     """
     await_predecessor(C)
     index = tl.program_id(1)
     group = tl.program_id(2)
     wide = tl.cast(group_at + group, tl.int64)
     net = member_of(weights, group // C.ensemble, group % C.ensemble, C)
+    copy = member_of(operands, group // C.ensemble, group % C.ensemble, C)
     features = tl.program_id(0) * C.block_n + tl.arange(0, C.block_n)
     inner = tl.arange(0, C.block_k)
     slope = row_zeros(C.block_n)
@@ -226,6 +230,8 @@ def prepare_kernel(
                 ks = k + inner
                 at = ks[:, None] * C.out + features[None, :]
                 w = tl.load(net.w_out + at, mask=real[None, :], other=0.0).to(tl.float32)
+                if COPY:
+                    tl.store(copy.w_out + at, to_operand(w, C), mask=real[None, :])
                 w, slope, offset = folded(w, net, vector + ks, slope, offset, C)
                 tl.store(into + ks[:, None], w, mask=there[None, :])
             offset += tl.load(net.b_out + features, mask=real, other=0.0)
@@ -242,16 +248,22 @@ def prepare_kernel(
                 source, real = input_of(column, C)
                 at = source[:, None] * C.width + features[None, :]
                 w = tl.load(net.w_in + at, mask=real[:, None], other=0.0).to(tl.float32)
-                tl.store(into + column[:, None], to_operand(w, C))
+                w = to_operand(w, C)
+                tl.store(into + column[:, None], w)
+                if COPY:
+                    tl.store(copy.w_in + at, w, mask=real[:, None])
             tl.store(prepared.offset + layer, tl.load(net.b_hid + features))
         else:
-            hidden = net.w_hid + tl.cast(index - 1, tl.int64) * (C.ensemble * C.width * C.width)
+            layers = tl.cast(index - 1, tl.int64) * (C.ensemble * C.width * C.width)
             into = prepared.hidden + (index - 1) * tl.cast(layer_width, tl.int64) * C.width
             into += (wide * C.width + features[None, :]) * C.width
             vector = index * (C.ensemble * C.width)
             for k in range(0, C.width, C.block_k):
                 ks = k + inner
-                w = tl.load(hidden + ks[:, None] * C.width + features[None, :]).to(tl.float32)
+                at = layers + ks[:, None] * C.width + features[None, :]
+                w = tl.load(net.w_hid + at).to(tl.float32)
+                if COPY:
+                    tl.store(copy.w_hid + at, to_operand(w, C))
                 before = vector - C.ensemble * C.width + ks
                 w, slope, offset = folded(w, net, before, slope, offset, C)
                 tl.store(into + ks[:, None], w)

@@ -71,31 +71,6 @@ def laid_out(tensors: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> bo
     return True
 
 
-def fill(buffer: Tensor, tensors: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> Tensor:
-    """Copy `[S, ...]` tensors into packed weights `[S, n]`, zeros beyond their shapes.
-
-    float16 ends at its largest number and never becomes infinite, as with `to_operand`.
-    """
-    first, (runs, size) = tensors[0], buffer.shape
-    if laid_out(tensors, shapes):
-        reach = first.storage_offset() + (runs - 1) * first.stride(0) + size
-        if reach * first.element_size() <= first.untyped_storage().nbytes():
-            buffer.copy_(first.as_strided(buffer.shape, (first.stride(0), 1)))
-            return clamped(buffer)
-    buffer.zero_()
-    for tensor, part in zip(tensors, split(buffer, shapes), strict=True):
-        part[tuple(slice(0, size) for size in tensor.shape)].copy_(tensor)
-    return clamped(buffer)
-
-
-def clamped(buffer: Tensor) -> Tensor:
-    """Bring what became infinite in float16 back to its largest number."""
-    if buffer.dtype != torch.float16:
-        return buffer
-    largest = torch.finfo(torch.float16).max
-    return buffer.clamp_(-largest, largest)
-
-
 def parts_of(weights: MLPWeights) -> tuple[list[Tensor], list[Tensor]]:
     """Return kernels and vectors with the axis of members, without gradients."""
     single = len(weights.lead) == 1
@@ -105,11 +80,13 @@ def parts_of(weights: MLPWeights) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def packed(tensors: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> Sequence[Tensor]:
-    """Return `[S, ...]` tensors that lie as packed weights do: themselves, or copies."""
+    """Return `[S, ...]` tensors that lie as packed weights do: themselves, or padded copies."""
     if laid_out(tensors, shapes):
         return tensors
-    buffer = tensors[0].new_empty(len(tensors[0]), packed_size(shapes))
-    return split(fill(buffer, tensors, shapes), shapes)
+    parts = split(tensors[0].new_zeros(len(tensors[0]), packed_size(shapes)), shapes)
+    for tensor, part in zip(tensors, parts, strict=True):
+        part[tuple(slice(0, size) for size in tensor.shape)].copy_(tensor)
+    return parts
 
 
 def empty_operands(config: KernelConfig, like: Tensor) -> Tensor:
@@ -119,17 +96,10 @@ def empty_operands(config: KernelConfig, like: Tensor) -> Tensor:
     return like.new_empty(len(like), size, dtype=dtype)
 
 
-def operand_kernels(weights: MLPWeights, config: KernelConfig) -> Tensor:
-    """Return the kernels as operands, for `weight_pointers` through which they are read often."""
-    kernels, (shapes, _) = parts_of(weights)[0], packed_shapes(config)
-    buffer = empty_operands(config, kernels[0])
-    return fill(buffer, kernels, shapes) if buffer.numel() > 0 else buffer
-
-
 def weight_pointers(
     weights: MLPWeights, config: KernelConfig, operands: Tensor | None = None
 ) -> WeightPointers:
-    """Return `weights` as the kernels read them: in place if possible, or `operand_kernels`."""
+    """Return `weights` as the kernels read them: in place if possible, or kernels in `operands`."""
     kernels, vectors = parts_of(weights)
     shapes, vector_shapes = packed_shapes(config)
     if operands is None or operands.numel() == 0:
@@ -137,6 +107,17 @@ def weight_pointers(
     else:
         kernels = split(operands, shapes)
     return first_parts(kernels, packed(vectors, vector_shapes), config)
+
+
+def with_operands(
+    pointers: WeightPointers, operands: Tensor, config: KernelConfig
+) -> WeightPointers:
+    """Return pointers whose kernels lie in `operands`."""
+    kernels = split(operands, packed_shapes(config)[0])
+    return pointers._replace(
+        w_in=kernels[0], w_hid=kernels[min(1, config.depth - 1)], w_out=kernels[-1],
+        kernel_stride=kernels[0].stride(0),
+    )  # fmt: skip
 
 
 def first_parts(

@@ -59,10 +59,9 @@ def _rollout(
     if backend in TRITON:
         from trqam_fast.kernels.sde_rollout import triton
 
-        *results, tape = triton.sde_rollout(
+        return triton.sde_rollout(
             velocity, base, inputs, precision, train=train, dependent=backend == DEPENDENT
         )
-        return *results, list(tape[:4])
     trajectory, velocities, ode_x = _empty(inputs)
     rows = velocities.shape[1] * velocities.shape[2]
     tape = [velocities.new_empty(tape_elements(velocity, rows))] if train else []
@@ -97,9 +96,9 @@ def _rollout_fake(
     results = _empty(inputs)
     _, steps, batch, _ = results[1].shape
     if backend in TRITON:
-        from trqam_fast.kernels.sde_rollout.triton import rollout_tape
+        from trqam_fast.kernels.sde_rollout.triton import rollout_kept
 
-        return *results, list(rollout_tape(velocity, inputs, precision, train)[:4])
+        return *results, rollout_kept(velocity, inputs, precision, train)
     size = tape_elements(velocity, steps * batch)
     return *results, [inputs.x0.new_empty(size)] if train else []
 

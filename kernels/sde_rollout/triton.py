@@ -21,8 +21,8 @@ from torch import Tensor
 from trqam_fast.kernels.mlp.triton import (
     check_size,
     config_for,
+    empty_kept,
     empty_prepared,
-    empty_tape,
     hidden_layers,
     prepare,
     step_options,
@@ -36,7 +36,6 @@ from trqam_fast.kernels.mlp.triton_forward import (
 )
 from trqam_fast.kernels.mlp.triton_operands import to_operand
 from trqam_fast.kernels.mlp.triton_tile import Tape, await_predecessor, group_of, zeros
-from trqam_fast.kernels.mlp.triton_weights import weight_pointers
 from trqam_fast.kernels.mlp.weights import MLPWeights
 from trqam_fast.kernels.sde_rollout.inputs import RolloutInputs
 
@@ -158,12 +157,14 @@ def rollout_config(
     )
 
 
-def rollout_tape(velocity: MLPWeights, inputs: RolloutInputs, precision: str, train: bool) -> Tape:
-    """Return the uninitialised tape, of the SDE's rows, the base field's, two of the ODE's."""
+def rollout_kept(
+    velocity: MLPWeights, inputs: RolloutInputs, precision: str, train: bool
+) -> list[Tensor]:
+    """Return memory for what is kept, of the SDE's rows, the base field's, two of the ODE's."""
     config = rollout_config(velocity, inputs, precision, train, dependent=False)
     runs, batch, _ = inputs.x0.shape
     rows = ((inputs.flow_steps if train else 2) + 1) * batch + 2 * inputs.ode_x0.shape[1]
-    return empty_tape(config, runs, rows, inputs.x0)
+    return empty_kept(config, runs, rows, velocity)
 
 
 def sde_rollout(
@@ -174,18 +175,19 @@ def sde_rollout(
     *,
     train: bool,
     dependent: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tape]:
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Launch the steps on contiguous data; either kind may have no rows.
 
     Returns:
         Trajectory `[S, K + 1, B, D]`, velocities `[S, K, B, D]`, X_K of the ODE's rows
-        `[S, N, D]`, and the tape, whose first K * B rows are those of the velocities.
+        `[S, N, D]`, and what is kept, of which the first K * B rows are those of the velocities.
     """
     x0, steps = inputs.x0, inputs.flow_steps
     runs, batch, dim = x0.shape
     ode_batch = inputs.ode_x0.shape[1]
     config = rollout_config(velocity, inputs, precision, train, dependent)
-    tape = rollout_tape(velocity, inputs, precision, train)
+    kept = rollout_kept(velocity, inputs, precision, train)
+    tape = Tape(*kept[:4])
     rows = tape.out.shape[2]
     check_size(config, rows)
     check_size(config, (steps + 1) * batch)
@@ -205,7 +207,8 @@ def sde_rollout(
         fields = (velocity, base) if batch else (velocity,)
         weights = empty_prepared(config, len(fields) * runs, x0)
         for index, field in enumerate(fields):
-            prepare(weight_pointers(field, config), weights, index * runs, runs, config, precision)
+            operands = kept[4] if field is velocity else None
+            prepare(field, weights, index * runs, runs, config, precision, operands)
         layer_width = len(weights.first) * config.width
         for k in range(steps + 1):
             blocks = RowBlocks(tiles, ode_tiles, *place(k), base_start, batch, ode_batch)
@@ -219,4 +222,4 @@ def sde_rollout(
             )  # fmt: skip
             if not last:
                 hidden_layers(weights, tape, rows, runs, blocks, count, config, precision)
-    return trajectory, velocities, ode_x[steps % 2], tape
+    return trajectory, velocities, ode_x[steps % 2], kept
