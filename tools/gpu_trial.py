@@ -53,7 +53,7 @@ CALLS: dict[str, list[Group]] = {
         dict.fromkeys(SANITIZERS, 200), {"tune": 140},
     ],
     "train": [
-        {"extension": 180}, dict.fromkeys([*DEFAULT_TASKS, "resume"], 240),
+        {"extension": 180}, {"auto_plan": 120}, dict.fromkeys([*DEFAULT_TASKS, "resume"], 240),
         {"paper_task.1": 120}, {"paper_task.8": 120},
     ],
 }  # fmt: skip
