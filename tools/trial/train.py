@@ -22,17 +22,14 @@ TINY = [
 
 
 def auto_plan(trial: Trial) -> None:
-    """Plans chosen by measurement: the default preset's sizes and the paper's, no flag given."""
-    for size, flags in (("default", ["--seeds", *SEEDS]), ("paper", PAPER_TASK)):
-        flags = [*flags, "--bc-steps", "50", "--offline-steps", "200", "--eval-interval", "0"]
-        flags += ["--eval-episodes", "1"]
-        if trial.dry:
-            flags = [*TINY, "--offline-steps", "10"]
-        name = f"auto_{size}"
-        if train(trial, name, "auto", flags, plan="auto") is None or not trial.gpu:
-            continue
-        chosen = json.loads((folder(trial, name) / "update_plan.json").read_text())
-        trial.emit("plan", size={"case": size}, note=json.dumps(chosen))
+    """A plan chosen by measurement, at the paper's sizes."""
+    flags = [*PAPER_TASK, "--bc-steps", "50", "--offline-steps", "200", "--eval-interval", "0"]
+    flags += ["--eval-episodes", "1"]
+    if trial.dry:
+        flags = [*TINY, "--offline-steps", "10"]
+    if train(trial, "auto", "auto", flags, plan="auto") is not None and trial.gpu:
+        chosen = json.loads((folder(trial, "auto") / "update_plan.json").read_text())
+        trial.emit("plan", size={"runs": 1}, note=json.dumps(chosen))
 
 
 def default_task(trial: Trial, precision: str) -> None:
@@ -41,7 +38,8 @@ def default_task(trial: Trial, precision: str) -> None:
         if precision != "tf32":
             return
         precision = "ieee"
-    flags = ["--seeds", *SEEDS, "--eval-interval", "0", "--eval-workers", "5"]
+    flags = ["--eval-interval", "0", "--eval-episodes", "16", "--eval-envs", "16"]
+    flags += ["--seeds", *SEEDS]
     if trial.dry:
         flags = [*TINY, "--offline-steps", "10", "--seeds", "0", "1"]
     summary = train(trial, f"default_{precision}", precision, flags)
