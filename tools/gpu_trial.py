@@ -40,11 +40,11 @@ DEFAULT_TASKS = [f"default_task.{precision}" for precision in PRECISIONS[1:]]
 PREPARE: list[Group] = [{"wheels": 60}]
 CALLS: dict[str, list[Group]] = {
     "contact": [
+        {"extension": 180},
         {
-            "extension": 180, "graph": 180, "warm_reference": 180,
-            **dict.fromkeys([*SELF_TESTS, *WARM_UPS], 180),
+            **dict.fromkeys(["graph", "kernel_tests", "warm_reference", "parity"], 180),
+            **dict.fromkeys([*SELF_TESTS, "self_test.cpp.ieee", *WARM_UPS], 180),
         },
-        {"self_test.cpp.ieee": 90, "parity": 90, "kernel_tests": 180},
         {"environment": 60}, {"bench_tiles": 180}, {"bench_baseline": 90}, {"reference": 150},
     ],
     "deep": [
