@@ -86,9 +86,9 @@ def _adam_step(params, gradient, exp_avg, exp_avg_sq, step, targets, norm, backe
         from trqam_fast.kernels.adam_step import triton
 
         numbers = Settings(*settings)
-        found = norm or triton.adam_norm(gradient, step, numbers.beta1, numbers.beta2)
+        norm = norm or triton.adam_norm(gradient, step, numbers.beta1, numbers.beta2)
         state = (params, gradient, exp_avg, exp_avg_sq, targets)
-        return triton.adam_step(*state, found, numbers, beside=len(norm) > 0)
+        return triton.adam_step(*state, norm, numbers)
     if norm:
         norms, count = norm[0].clone(), norm[1]  # An op returns none of its arguments.
     else:

@@ -8,7 +8,6 @@ second pass may be several launches, each of some columns.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 
@@ -21,11 +20,8 @@ from trqam_fast.kernels.adam_step.settings import Settings
 
 BLOCK = 1024
 NORM_BLOCKS, STEP_BLOCKS = 16, 4
-"""Blocks that a program of either pass takes at a time. With few there are many parts, which every
-program of the second pass adds up; with many, fewer programs than would fill a GPU."""
-PROGRAMS_BESIDE = 2
-"""Programs on a multiprocessor of a step in parts, beside which other branches run: enough to load
-as fast as memory gives, while most of the places are left to launches that others wait for."""
+"""Blocks of a program of either pass. With few of them there are many parts, which every program of
+the second pass adds up; with many, fewer programs than would fill a GPU."""
 
 
 @triton.jit(do_not_specialize=["log_beta1", "log_beta2"])
@@ -44,7 +40,7 @@ def gradient_norm_kernel(
     part, run = tl.program_id(0), tl.program_id(1)
     row = gradient + tl.cast(run, tl.int64) * size
     squares = tl.zeros((BLOCK,), tl.float32)
-    for block in tl.range(0, BLOCKS, num_stages=4):
+    for block in range(BLOCKS):
         at = (part * BLOCKS + block) * BLOCK + tl.arange(0, BLOCK)
         value = tl.load(row + at, mask=at < size, other=0.0)
         squares += value * value
@@ -85,7 +81,7 @@ def adam_step_kernel(
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    """The step of a run, `BLOCKS` blocks of it at a time; grid [programs, S]."""
+    """The step of `BLOCKS` blocks of a run; grid [programs, S]."""
     program, run = tl.program_id(0), tl.program_id(1)
     wide = tl.cast(run, tl.int64)
     squares = tl.zeros((BLOCK,), tl.float32)
@@ -106,36 +102,35 @@ def adam_step_kernel(
     exp_avg += wide * stride
     exp_avg_sq += wide * stride
     targets += wide * target_stride
-    for begin in range(program * (BLOCKS * BLOCK), size, tl.num_programs(0) * (BLOCKS * BLOCK)):
-        for block in range(BLOCKS):
-            at = begin + block * BLOCK + tl.arange(0, BLOCK)
-            mask = at < size
-            value = tl.load(online + at, mask=mask, other=0.0)
-            g = tl.load(gradient + at, mask=mask, other=0.0) * scale
-            m = tl.load(exp_avg + at, mask=mask, other=0.0)
-            v = tl.load(exp_avg_sq + at, mask=mask, other=0.0)
-            if TARGETS:
-                followed = mask & (at >= before)
-                target = tl.load(targets + at - before, mask=followed, other=0.0)
-                tl.store(targets + at - before, target + tau * (value - target), mask=followed)
-            m += rest1 * (g - m)
-            v += rest2 * (g * g - v)
-            tl.store(exp_avg + at, m, mask=mask)
-            tl.store(exp_avg_sq + at, v, mask=mask)
-            value -= rate * tl.div_rn(m, tl.sqrt_rn(v) * correction + eps)
-            tl.store(online + at, value, mask=mask)
+    for block in range(BLOCKS):
+        at = (program * BLOCKS + block) * BLOCK + tl.arange(0, BLOCK)
+        mask = at < size
+        value = tl.load(online + at, mask=mask, other=0.0)
+        g = tl.load(gradient + at, mask=mask, other=0.0) * scale
+        m = tl.load(exp_avg + at, mask=mask, other=0.0)
+        v = tl.load(exp_avg_sq + at, mask=mask, other=0.0)
+        if TARGETS:
+            followed = mask & (at >= before)
+            target = tl.load(targets + at - before, mask=followed, other=0.0)
+            tl.store(targets + at - before, target + tau * (value - target), mask=followed)
+        m += rest1 * (g - m)
+        v += rest2 * (g * g - v)
+        tl.store(exp_avg + at, m, mask=mask)
+        tl.store(exp_avg_sq + at, v, mask=mask)
+        value -= rate * tl.div_rn(m, tl.sqrt_rn(v) * correction + eps)
+        tl.store(online + at, value, mask=mask)
 
 
 def empty_norm(gradient: Tensor) -> tuple[Tensor, Tensor]:
     """Return memory for sums of squares `[S, parts]`, and for the moments' corrections `[2]`.
 
     Raises:
-        ValueError: a run has 2^30 parameters or more.
+        ValueError: a run has 2^31 parameters or more.
     """
     runs, size = gradient.shape
-    if size >= 2**30:
+    if size >= 2**31:
         raise ValueError(
-            f"adam_step: a run has {size} parameters; the Triton kernel addresses fewer than 2^30, "
+            f"adam_step: a run has {size} parameters; the Triton kernel addresses fewer than 2^31, "
             "so take another backend"
         )
     parts = triton.cdiv(size, NORM_BLOCKS * BLOCK)
@@ -154,14 +149,6 @@ def adam_norm(gradient: Tensor, step: Tensor, beta1: float, beta2: float) -> tup
     return found
 
 
-@functools.cache
-def multiprocessors(device: torch.device) -> int:
-    """Return how many multiprocessors a GPU has; 1 for what interprets or compiles the kernels."""
-    if device.type != "cuda":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
 def adam_step(
     params: Tensor,
     gradient: Tensor,
@@ -170,20 +157,14 @@ def adam_step(
     targets: Tensor | None,
     norm: Sequence[Tensor],
     settings: Settings,
-    *,
-    beside: bool,
 ) -> Tensor:
-    """Do the step, or a part of it `beside` others, with what `adam_norm` returned."""
+    """Do the step, or a part of it, with what `adam_norm` returned."""
     runs, size = params.shape
     partial, corrections = norm
     followed = params[:, :0] if targets is None else targets
     norms = params.new_empty(runs)
-    programs = triton.cdiv(size, STEP_BLOCKS * BLOCK)
-    if beside:
-        most = PROGRAMS_BESIDE * multiprocessors(params.device)
-        programs = min(programs, triton.cdiv(most, max(runs, 1)))
     with torch.cuda.device_of(params):
-        adam_step_kernel[(programs, runs)](
+        adam_step_kernel[(triton.cdiv(size, STEP_BLOCKS * BLOCK), runs)](
             params, gradient, exp_avg, exp_avg_sq, followed, partial, corrections, norms, size,
             params.stride(0), followed.stride(0), size - followed.shape[1], partial.shape[1],
             settings.lr, 1.0 - settings.beta1, 1.0 - settings.beta2, settings.eps,

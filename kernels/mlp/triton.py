@@ -56,9 +56,6 @@ memory allows."""
 STEP_WARPS = 8
 """Warps of a step of the rollout or of the sweep, two products one after the other."""
 
-PREPARE_WARPS = 8
-"""Warps of `prepare_kernel`, which loads ahead, transposes and copies its blocks: four spill."""
-
 NORM_ROWS, NORM_WARPS = 8, 4
 """Rows and warps of a program of `pull_norm_kernel`, which takes whole rows one after another."""
 
@@ -177,8 +174,7 @@ def prepare(
     copy = operands is not None and operands.numel() > 0
     prepare_kernel[(tiles, config.depth + 1, groups)](
         pointers, into, with_operands(pointers, operands, config) if copy else pointers, first,
-        len(into.first) * config.width, copy, config,
-        **tile_options(precision, config, num_warps=PREPARE_WARPS, maxnreg=128),
+        len(into.first) * config.width, copy, config, **tile_options(precision, config),
     )  # fmt: skip
 
 

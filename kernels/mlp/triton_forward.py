@@ -43,9 +43,6 @@ from trqam_fast.kernels.mlp.triton_tile import (
     zeros,
 )
 
-PREPARE_STAGES = tl.constexpr(3)
-"""Stages of the pipelines that load kernels to prepare; without a product nobody asks for one."""
-
 
 class RowBlocks(NamedTuple):
     """Which rows the tiles of a launch hold: SDE (or all), then ODE, then base field.
@@ -229,7 +226,7 @@ def prepare_kernel(
             there, real = features < C.block_out, features < C.out
             into = prepared.last + (wide * C.block_out + features[None, :]) * C.width
             vector = (C.depth - 1) * (C.ensemble * C.width)
-            for k in tl.range(0, C.width, C.block_k, num_stages=PREPARE_STAGES):
+            for k in range(0, C.width, C.block_k):
                 ks = k + inner
                 at = ks[:, None] * C.out + features[None, :]
                 w = tl.load(net.w_out + at, mask=real[None, :], other=0.0).to(tl.float32)
@@ -246,7 +243,7 @@ def prepare_kernel(
         layer = tl.cast(index, tl.int64) * layer_width + wide * C.width + features
         if index == 0:
             into = prepared.first + (wide * C.width + features[None, :]) * C.columns
-            for k in tl.range(0, C.columns, C.block_k, num_stages=PREPARE_STAGES):
+            for k in range(0, C.columns, C.block_k):
                 column = k + inner
                 source, real = input_of(column, C)
                 at = source[:, None] * C.width + features[None, :]
@@ -261,7 +258,7 @@ def prepare_kernel(
             into = prepared.hidden + (index - 1) * tl.cast(layer_width, tl.int64) * C.width
             into += (wide * C.width + features[None, :]) * C.width
             vector = index * (C.ensemble * C.width)
-            for k in tl.range(0, C.width, C.block_k, num_stages=PREPARE_STAGES):
+            for k in range(0, C.width, C.block_k):
                 ks = k + inner
                 at = layers + ks[:, None] * C.width + features[None, :]
                 w = tl.load(net.w_hid + at).to(tl.float32)

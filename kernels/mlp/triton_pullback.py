@@ -190,7 +190,7 @@ def pull_norm_kernel(
     into = normed + tl.cast(index, tl.int64) * grads.stride
     into += tl.cast(group, tl.int64) * rows * C.width
     sum_dz, sum_dscale, sum_dshift = zeros(1, COLS), zeros(1, COLS), zeros(1, COLS)
-    for n in tl.range(0, NORM_ROWS, num_stages=3):
+    for n in range(0, NORM_ROWS):
         local = tl.program_id(0) * NORM_ROWS + n + tl.arange(0, 1)
         mask = local < count
         row, tape_row = start + local, tape_start + local
