@@ -345,6 +345,13 @@ def test_a_damaged_shard_is_made_again(tmp_path, monkeypatch, capsys, refused):
     making.ensure(folder, progress=False)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: {shard} is damaged (")
+    whole, other = (shards.Shard(tmp_path / name, "train", 0, 4) for name in ("a.npz", "b.npz"))
+    for kind, names in (("datetime64[s]", "b.npz is damaged"), ("float64", "b.npz does not fit a")):
+        for made, dtype in ((whole, "float32"), (other, kind)):
+            np.savez(made.path, terminals=np.zeros(3).astype(dtype))
+        with pytest.raises(UsageError, match=names):
+            shards.assemble([whole, other], tmp_path / "all.npz")
+    assert not other.path.with_name("all.npz").exists()
     making.ensure(tmp_path / "undisturbed", progress=False)
     found, expected = contents(folder), contents(tmp_path / "undisturbed")
     assert len(expected) == 2 and found == expected

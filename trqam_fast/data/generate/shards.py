@@ -17,6 +17,8 @@ from trqam_fast.errors import RunError
 from trqam_fast.files import open_file, written_whole
 
 SHARD_EPISODES = 4
+NUMBERS = "biuf"
+"""Kinds of NumPy's types that trajectories are made of."""
 KEPT = "finished trajectories are kept, and the same command goes on from there"
 
 
@@ -84,7 +86,10 @@ class Shard:
             Unreadable: the system refuses.
         """
         with self.opened() as archive:
-            return archive[name]
+            array = archive[name]
+            if array.dtype.kind not in NUMBERS:
+                raise ValueError(f"{name} holds {array.dtype}")
+            return array
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[np.lib.npyio.NpzFile]:
@@ -107,7 +112,12 @@ def plan_shards(folder: Path, stream: Stream, episodes: int) -> list[Shard]:
 
 
 def assemble(shards: Sequence[Shard], path: Path) -> None:
-    """Join shards to one compressed npz file, with one array of one shard in memory at a time."""
+    """Join shards to one compressed npz file, with one array of one shard in memory at a time.
+
+    Raises:
+        Damaged: a shard is, or does not fit the first one.
+        Unreadable: the system refuses.
+    """
     heads = {name: shards[0].read(name)[:0] for name in shards[0].names()}
     rows = sum(len(shard.read("terminals")) for shard in shards)
     with (
@@ -120,4 +130,10 @@ def assemble(shards: Sequence[Shard], path: Path) -> None:
                 header["shape"] = (rows, *head.shape[1:])
                 np.lib.format.write_array_header_1_0(member, header)
                 for shard in shards:
-                    member.write(np.ascontiguousarray(shard.read(name)).data.cast("B"))
+                    array = shard.read(name)
+                    if (array.dtype, array.shape[1:]) != (head.dtype, head.shape[1:]):
+                        raise Damaged(
+                            f"{shard.path} does not fit {shards[0].path.name}: {name} is "
+                            f"{array.dtype} {list(array.shape)}; delete {shard.path.parent}"
+                        )
+                    member.write(np.ascontiguousarray(array).data.cast("B"))
