@@ -168,7 +168,8 @@ def kernel_tests(trial: Trial) -> None:
 
 def graph(trial: Trial) -> None:
     """Captured updates against eager ones, bit for bit; another way of capturing if that fails."""
-    chosen = ["tests/test_updater.py", "tests/test_baselines.py", "-k", "on_a_gpu or graphed"]
+    chosen = ["tests/test_updater.py", "tests/test_acting.py", "tests/test_baselines.py"]
+    chosen += ["-k", "on_a_gpu or graphed"]
     if not trial.gpu:
         chosen = ["tests/test_updater.py", "-k", "replays"]
     if not run_tests(trial, chosen, 170):

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from trqam_fast.agents.acting import CapturedPolicy
 from trqam_fast.agents.branches import Branches
 from trqam_fast.agents.config import ByDomain, CloningConfig
 from trqam_fast.agents.dual import DualController
@@ -186,6 +187,9 @@ class Agent:
         self.obs_dim, self.act_dim = obs_dim, act_dim
         self.dim = act_dim * config.chunk_length
         self.runs, self.dtype, self.device = len(seeds), dtype, torch.device(device)
+        # Whether and how `trqam_fast.agents.acting.act` replays the policy.
+        self.captures = self.device.type == "cuda"
+        self.captured: dict[tuple, CapturedPolicy | None] = {}
         shapes = self.stored_shapes(config, obs_dim, act_dim)
         self.online = ParameterBlock(shapes, self.runs, dtype=dtype, device=device, trainable=True)
         self.online.initialise([torch.Generator().manual_seed(seed) for seed in seeds])

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from trqam_fast.agents import Agent
+from trqam_fast.agents.acting import act
 from trqam_fast.evaluation.episodes import Request
 
 # Matrix products pick their way of summing by the number of rows, so a row's last bits depend on
@@ -32,10 +33,11 @@ def choose_chunks(agent: Agent, run: int, requests: Sequence[Request]) -> list[n
         observations = np.stack([request.observation for request in block])[rows]
         noise = np.stack([request.noise for request in block])[rows]
         options = {"dtype": agent.dtype, "device": agent.device}
-        actions = agent.act(
+        actions = act(
+            agent,
             torch.as_tensor(observations, **options).unsqueeze(0),
             torch.as_tensor(noise, **options).unsqueeze(0),
-            run=run,
+            run,
         )
         numbers = actions[0, : len(block)].cpu().numpy()
         chunks.extend(numbers.reshape(len(block), -1, agent.act_dim))

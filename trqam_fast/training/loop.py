@@ -131,10 +131,12 @@ class Trainer:
     def make_agent(self, algo: str) -> Agent:
         """Build an agent for the task's sizes."""
         config, data = self.config, self.dataset
-        return algorithm(algo)(
+        agent = algorithm(algo)(
             config.agent, data.obs_dim, data.act_dim, list(config.seeds), device=config.device,
             backend=config.backend, precision=config.precision,
         )  # fmt: skip
+        agent.captures = agent.captures and config.graph
+        return agent
 
     def make_stage(
         self, name: str, agent: Agent, begin: int, state: dict[str, Any] | None

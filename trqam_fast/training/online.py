@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from trqam_fast.agents import Agent
+from trqam_fast.agents.acting import act
 from trqam_fast.data.dataset import Transitions
 from trqam_fast.data.replay import ReplayBuffer
 from trqam_fast.data.tasks import find_task
@@ -101,8 +102,8 @@ class OnlineDriver:
         drawn = self.randomness.draw(normals=count * agent.noise_dim, dtype=agent.dtype)
         noise = drawn.normals.view(agent.runs, 1, count, agent.noise_dim)
         observations = np.stack(self.observations)
-        actions = agent.act(
-            torch.as_tensor(observations, **options).unsqueeze(1), noise.to(agent.device)
+        actions = act(
+            agent, torch.as_tensor(observations, **options).unsqueeze(1), noise.to(agent.device)
         )
         chunks = actions[:, 0].cpu().view(agent.runs, -1, agent.act_dim).clamp(-1.0, 1.0)
         for run in runs:
