@@ -148,7 +148,8 @@ ODD = [
 """Values of another type, or impossible, in what every reader of a checkpoint needs."""
 
 ODD_PROGRESS = [
-    {"success": None}, {"success": {"offline": "x"}}, {"evaluated": None}, {"seconds": None},
+    {"success": None}, {"success": {"offline": "x"}}, {"success": {"offline": [1.0]}},
+    {"success": {"online": []}}, {"step": 1}, {"evaluated": None}, {"seconds": None},
     {"seconds": {"data": "x"}}, {"seconds": {"data": 0.0}}, {"updates": {"offline": None}},
     {"updates": {"pretrain": 0, "offline": 0, "online": 0, "more": 1}}, {"failures": None},
     {"failures": {7: "x"}}, {"failures": {"a": "x"}}, {"ends": []}, {"history": [1]},
@@ -183,8 +184,9 @@ def test_progress_of_other_types_gives_way_to_the_checkpoint_before(odd, newest)
 )
 def test_progress_that_contradicts_the_run(odd, folder, newest, capsys):
     """Right types of impossible contents: one sentence, and the files stay as they are."""
-    state = torch.load(newest, weights_only=True)
-    torch.save(state | {"step": 5} | odd, newest)
+    newest.unlink()
+    before = newest.with_name(BEFORE)
+    torch.save(torch.load(before, weights_only=True) | odd, before)
     assert run([], folder, "--resume") == 2
     assert "does not fit this run" in capsys.readouterr().err.splitlines()[-1]
 
@@ -197,6 +199,9 @@ def test_sequences_of_an_unknown_flag_say_nothing(newest):
     for more in ({}, {"horizon_length_more": float("inf")}):
         state["sequences"] = own | more
         check_start(state, newest, shapes, own, 2)
+    for field in ({}, {"actor_slow": []}, {"actor_slow": [[3]]}):
+        with pytest.raises(UsageError, match="holds no velocity field actor_slow; name another"):
+            check_start(state | {"shapes": field}, newest, shapes, own, 2)
     with pytest.raises(UsageError, match="was made with --horizon-length 5, but the flags ask"):
         check_start(state, newest, shapes, {"horizon_length": 4}, 2)
 

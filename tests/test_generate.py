@@ -352,6 +352,13 @@ def test_a_damaged_shard_is_made_again(tmp_path, monkeypatch, capsys, refused):
         with pytest.raises(UsageError, match=names):
             shards.assemble([whole, other], tmp_path / "all.npz")
     assert not other.path.with_name("all.npz").exists()
+    assert whole.is_made()
+    for odd in ({}, {"actions": np.zeros(2)}, {"actions": np.zeros(0)}, {"actions": np.float32(1)}):
+        np.savez(other.path, **({"terminals": np.zeros(3)} | odd if odd else {}))
+        capsys.readouterr()
+        assert (
+            not other.is_made() and f"warning: {other.path} is damaged" in capsys.readouterr().err
+        )
     making.ensure(tmp_path / "undisturbed", progress=False)
     found, expected = contents(folder), contents(tmp_path / "undisturbed")
     assert len(expected) == 2 and found == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -83,6 +84,9 @@ def load(path: Path, remedy: str = "name another one") -> dict[str, Any]:
         if "generators" in state:  # as version 0.1.0 had instead
             state["drawn"] = 0
         check_types(state)
+        named = re.fullmatch(r"step_(\d+)\.pt", path.name)
+        if named is not None and int(named[1]) != state["step"]:
+            raise ValueError(f"its step is {state['step']}")
     return state
 
 
@@ -143,6 +147,8 @@ def check_types(state: dict[str, Any]) -> None:
     if any(name in state and state[name].keys() != set(known[name]) for name in known):
         raise ValueError("its times or counts are of other stages")
     runs = state["agent"]["online"].shape[0]
+    if any(len(rates) != runs for rates in state.get("success", {}).values()):
+        raise ValueError("its success rates are of another number of runs")
     if not set(state.get("failures", {})) <= set(range(runs)):
         raise ValueError("its failures name a run that it has not")
 

@@ -125,6 +125,8 @@ def check_start(
                 f"{path} was made with --{name.replace('_', '-')} {made_with[name]}, but the flags "
                 f"ask for {value}; use the checkpoint's"
             )
+    if not any(len(shape) == 2 for shape in state["shapes"].get("actor_slow", [])):
+        raise UsageError(f"{path} holds no velocity field actor_slow; name another checkpoint")
     found, wanted = (task_sizes(s["actor_slow"]) for s in (state["shapes"], plain_shapes(shapes)))
     if found != wanted:
         raise UsageError(

@@ -66,8 +66,12 @@ class Shard:
         if not self.path.exists():
             return False
         try:
-            for name in self.names():
-                self.read(name)
+            rows = {len(self.read(name)) for name in self.names()}
+            if len(rows) != 1:
+                raise Damaged(
+                    f"{self.path} is damaged (arrays of {', '.join(map(str, sorted(rows)))} rows); "
+                    "the command makes it again"
+                )
         except Damaged as error:
             print(f"warning: {error}", file=sys.stderr)
             return False
@@ -87,9 +91,12 @@ class Shard:
         """
         with self.opened() as archive:
             array = archive[name]
-            if array.dtype.kind not in NUMBERS:
-                raise ValueError(f"{name} holds {array.dtype}")
-            return array
+        if array.dtype.kind not in NUMBERS or array.ndim == 0 or len(array) == 0:
+            raise Damaged(
+                f"{self.path} is damaged ({name} is {array.dtype} {list(array.shape)}); "
+                "the command makes it again"
+            )
+        return array
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[np.lib.npyio.NpzFile]:
