@@ -18,7 +18,7 @@ from trqam_fast.cli import run_command
 from trqam_fast.damage import Unreadable
 from trqam_fast.data import __main__ as command
 from trqam_fast.data import download
-from trqam_fast.data.download import Policy, fetch, get, plan
+from trqam_fast.data.download import Patience, fetch, get, plan
 from trqam_fast.errors import RunError, UsageError
 
 NAME = "cube-double-play-v0"
@@ -128,8 +128,8 @@ def waits():
 
 
 @pytest.fixture
-def policy(waits):
-    return Policy(attempts=4, timeout=5, slowest=1e-9, sleep=waits.append)
+def patience(waits):
+    return Patience(attempts=4, timeout=5, slowest=1e-9, sleep=waits.append)
 
 
 @pytest.fixture
@@ -138,11 +138,11 @@ def path(tmp_path):
 
 
 @pytest.fixture
-def fetched(server, path, policy):
+def fetched(server, path, patience):
     """Fetches a.npz from the server, or from other addresses, and returns what came."""
 
-    def run(*urls, policy=policy):
-        fetch([*urls] or [f"{server.url}/a.npz"], path, policy, progress=False)
+    def run(*urls, patience=patience):
+        fetch([*urls] or [f"{server.url}/a.npz"], path, patience, progress=False)
         return path.read_bytes()
 
     return run
@@ -157,13 +157,13 @@ def parts(server):
     return [0 if span is None else int(span[6:-1]) for _, span in server.seen]
 
 
-def test_train_and_validation_file(server, tmp_path, policy, content, monkeypatch):
+def test_train_and_validation_file(server, tmp_path, patience, content, monkeypatch):
     monkeypatch.setattr("ogbench.utils.DATASET_URL", f"{server.url}/official")
-    found = get(NAME, tmp_path / "new", policy=policy, progress=False)
+    found = get(NAME, tmp_path / "new", patience=patience, progress=False)
     assert found == [tmp_path / "new" / f"{NAME}.npz", tmp_path / "new" / f"{NAME}-val.npz"]
     assert server.seen == [(f"/official/{NAME}{end}.npz", None) for end in ("", "-val")]
     assert all(path.read_bytes() == content for path in found)
-    get(NAME, tmp_path / "new", policy=policy, progress=False)
+    get(NAME, tmp_path / "new", patience=patience, progress=False)
     assert len(server.seen) == 2
 
 
@@ -177,7 +177,7 @@ def test_a_cut_connection_is_resumed(server, fetched, tmp_path, waits, content):
 
 def test_a_connection_that_stands_still_loses_nothing(server, fetched, waits, content):
     server.cuts, server.held = [250_000] * 3, threading.Event()
-    assert fetched(policy=Policy(attempts=2, timeout=0.2, sleep=waits.append)) == content
+    assert fetched(patience=Patience(attempts=2, timeout=0.2, sleep=waits.append)) == content
     server.held.set()
     assert parts(server) == [0, 250_000, 500_000, 750_000] and waits == [1, 1, 1]
 
@@ -208,7 +208,7 @@ def test_a_slow_host_is_given_up(server, fetched, tmp_path, waits, content):
     """A byte now and then is neither an answer nor progress; the next host goes on from there."""
     server.pause = 0.01
     with pytest.raises(RunError, match=r"a.npz: \d+ bytes a second came, after 3 attempts"):
-        fetched(policy=Policy(attempts=3, timeout=0.3, slowest=1000, sleep=waits.append))
+        fetched(patience=Patience(attempts=3, timeout=0.3, slowest=1000, sleep=waits.append))
     came = (tmp_path / ".a.npz.partial").stat().st_size
     assert 3 <= came < 200 and waits == [1, 2]
     with serving(content) as fast:
@@ -221,7 +221,7 @@ def test_more_than_any_file_has(server, fetched, tmp_path, length):
     """Claimed by the host, or only sent."""
     server.length = length
     with pytest.raises(RunError, match="a.npz: the host sends more than 300,000 bytes"):
-        fetched(policy=Policy(largest=300_000))
+        fetched(patience=Patience(largest=300_000))
     assert len(server.seen) == 1 and files(tmp_path) == []
 
 
@@ -235,11 +235,11 @@ def test_a_wrong_length_is_no_whole_file(server, fetched, tmp_path):
     assert files(tmp_path) == []
 
 
-def test_mirrors_are_asked_in_order(server, tmp_path, policy, monkeypatch):
+def test_mirrors_are_asked_in_order(server, tmp_path, patience, monkeypatch):
     monkeypatch.setattr("ogbench.utils.DATASET_URL", f"{server.url}/official")
     server.status = {f"/one/{NAME}.npz": 404, f"/one/{NAME}-val.npz": 403}
     mirrors = [f"{server.url}/one/", f"{server.url}/two"]
-    get(NAME, tmp_path, mirrors, policy, progress=False)
+    get(NAME, tmp_path, mirrors, patience, progress=False)
     assert [path.split("/")[1] for path, _ in server.seen] == ["one", "two", "one", "two"]
     assert files(tmp_path) == [f"{NAME}-val.npz", f"{NAME}.npz"]
 
@@ -259,8 +259,8 @@ def test_what_no_host_has(server, fetched, tmp_path, waits):
 def test_a_status_that_passes_leaves_what_came(server, fetched, content, status):
     server.cuts = [100_000]
     steps = iter([status, 200])
-    policy = Policy(sleep=lambda _: server.status.update({"/a.npz": next(steps)}))
-    assert fetched(policy=policy) == content
+    patience = Patience(sleep=lambda _: server.status.update({"/a.npz": next(steps)}))
+    assert fetched(patience=patience) == content
     assert parts(server) == [0, 100_000, 100_000]
 
 
@@ -268,7 +268,7 @@ def test_a_host_that_falls_silent(fetched, waits, monkeypatch):
     done = threading.Event()
     monkeypatch.setattr(Handler, "do_GET", lambda self: done.wait(5))
     with pytest.raises(RunError, match="timed out, after 2 attempts"):
-        fetched(policy=Policy(attempts=2, timeout=0.1, sleep=waits.append))
+        fetched(patience=Patience(attempts=2, timeout=0.1, sleep=waits.append))
     done.set()
 
 
@@ -290,7 +290,7 @@ def test_a_host_that_drips_is_given_up(beginning, fetched, waits, monkeypatch):
     monkeypatch.setattr(Handler, "do_GET", drip)
     monkeypatch.setattr(download, "PATIENCE", 0.02)
     with pytest.raises(RunError, match=r"a.npz: nothing came for 0\.4 seconds, after 2 attempts"):
-        fetched(policy=Policy(attempts=2, timeout=20, sleep=waits.append))
+        fetched(patience=Patience(attempts=2, timeout=20, sleep=waits.append))
     over.set()
 
 
@@ -312,7 +312,7 @@ def test_a_lying_host(server, fetched, tmp_path, content, kind):
 
 def test_ten_processes_fetch_once(server, path, content):
     context = multiprocessing.get_context("fork")
-    arguments = ([f"{server.url}/a.npz"], path, Policy(), False)
+    arguments = ([f"{server.url}/a.npz"], path, Patience(), False)
     processes = [context.Process(target=fetch, args=arguments) for _ in range(10)]
     for process in processes:
         process.start()
@@ -328,7 +328,7 @@ def test_a_killed_download_goes_on(server, fetched, path, content, then):
     """All that came is used, at another host too; if it was of another file, it begins anew."""
     url, partial = f"{server.url}/a.npz", path.with_name(".a.npz.partial")
     server.held, server.cuts = threading.Event(), [600_000]
-    arguments = ([url], path, Policy(timeout=60), False)
+    arguments = ([url], path, Patience(timeout=60), False)
     process = multiprocessing.get_context("fork").Process(target=fetch, args=arguments)
     process.start()
     deadline = time.monotonic() + 20
@@ -363,7 +363,7 @@ def test_an_interrupted_download_is_kept(server, fetched, content):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fetched(policy=Policy(sleep=interrupt))
+        fetched(patience=Patience(sleep=interrupt))
     assert fetched() == content and parts(server) == [0, 100_000]
 
 

@@ -42,7 +42,7 @@ AHEAD = 4
 
 
 @dataclass(frozen=True)
-class Policy:
+class Patience:
     """How stubborn a download is, and how patient.
 
     Attributes:
@@ -108,7 +108,7 @@ def get(
     name: str,
     folder: Path,
     mirrors: list[str] | None = None,
-    policy: Policy | None = None,
+    patience: Patience | None = None,
     progress: bool = True,
 ) -> list[Path]:
     """Fetch the files of a dataset that are not in `folder` yet.
@@ -117,7 +117,7 @@ def get(
         name: See `plan`.
         folder: Where they go.
         mirrors: Addresses to ask before the official one, in this order.
-        policy: How stubborn to be.
+        patience: How stubborn to be.
         progress: Show a progress bar on a terminal.
 
     Returns:
@@ -135,7 +135,7 @@ def get(
     files = plan(name, folder)
     for address, path in files:
         urls = [f"{host.rstrip('/')}/{address}" for host in hosts]
-        fetch(urls, path, policy or Policy(), progress)
+        fetch(urls, path, patience or Patience(), progress)
     return [path for _, path in files]
 
 
@@ -158,7 +158,7 @@ def public(text: str) -> str:
     return printable(re.sub(r"(?<=//)[^/\s]*@|\?\S*", "", text), 200)
 
 
-def fetch(urls: list[str], path: Path, policy: Policy, progress: bool = True) -> None:
+def fetch(urls: list[str], path: Path, patience: Patience, progress: bool = True) -> None:
     """Fetch one archive from the first address that gives a whole one, unless it is there.
 
     One that is there but damaged is replaced, by a whole one alone.
@@ -175,7 +175,7 @@ def fetch(urls: list[str], path: Path, policy: Policy, progress: bool = True) ->
             return
         partial = path.with_name(f".{path.name}.partial")
         try:
-            fetch_first(urls, partial, policy, progress)
+            fetch_first(urls, partial, patience, progress)
         finally:
             if partial.exists() and partial.stat().st_size == 0:
                 partial.unlink()
@@ -184,7 +184,7 @@ def fetch(urls: list[str], path: Path, policy: Policy, progress: bool = True) ->
         os.replace(partial, path)
 
 
-def fetch_first(urls: list[str], partial: Path, policy: Policy, progress: bool) -> None:
+def fetch_first(urls: list[str], partial: Path, patience: Patience, progress: bool) -> None:
     """Make the partial file a whole archive from the first address that gives one.
 
     Raises:
@@ -195,11 +195,11 @@ def fetch_first(urls: list[str], partial: Path, policy: Policy, progress: bool) 
     reasons = []
     for url in urls:
         try:
-            parts = Transfer(url, partial, policy, progress).run()
+            parts = Transfer(url, partial, patience, progress).run()
             problem = problem_of(partial)
             if problem is not None and parts:
                 partial.unlink()
-                Transfer(url, partial, policy, progress).run()
+                Transfer(url, partial, patience, progress).run()
                 problem = problem_of(partial)
             if problem is None:
                 return
@@ -272,8 +272,8 @@ def in_thread(items: Iterator[Any], patience: float) -> Iterator[Any]:
 class Transfer:
     """The download of one address to the end of one file, over as many connections as it takes."""
 
-    def __init__(self, url: str, path: Path, policy: Policy, progress: bool) -> None:
-        self.url, self.path, self.policy = url, path, policy
+    def __init__(self, url: str, path: Path, patience: Patience, progress: bool) -> None:
+        self.url, self.path, self.patience = url, path, patience
         self.bar = tqdm(
             desc=path.name[1:].removesuffix(".partial"), unit="B", unit_scale=True,
             disable=not progress,
@@ -286,7 +286,7 @@ class Transfer:
             Refused: the host does not give it.
             RunError: the disk does not take it.
         """
-        policy, failures, clock = self.policy, 0, time.monotonic()
+        patience, failures, clock = self.patience, 0, time.monotonic()
         with self.bar, open(self.path, "ab", buffering=0) as file:
             best, parts = file.tell(), file.tell() > 0
             while True:
@@ -297,12 +297,12 @@ class Transfer:
                     reason = public(reason_of(cause_of(error)))
                 # Only what never came before is progress, else a host that keeps beginning anew
                 # would be asked for ever, and so would one that sends a byte at a time.
-                enough = policy.slowest * (time.monotonic() - clock)
+                enough = patience.slowest * (time.monotonic() - clock)
                 failures = 1 if file.tell() - best > enough else failures + 1
                 best, parts, clock = max(best, file.tell()), True, time.monotonic()
-                if failures >= policy.attempts:
+                if failures >= patience.attempts:
                     raise Refused(f"{reason}, after {failures} attempts")
-                policy.wait(failures)
+                patience.wait(failures)
 
     def connect(self, file: BinaryIO) -> None:
         """Ask for what is missing and write it; raise one of `FAILURES` unless all of it came."""
@@ -310,7 +310,7 @@ class Transfer:
         headers = {"Accept-Encoding": "identity", "User-Agent": "trqam_fast"}
         if have:
             headers["Range"] = f"bytes={have}-"
-        asked = in_thread(self.ask(headers), PATIENCE * self.policy.timeout)
+        asked = in_thread(self.ask(headers), PATIENCE * self.patience.timeout)
         with contextlib.closing(asked):
             answer = next(asked)
             status = answer.status_code
@@ -336,7 +336,7 @@ class Transfer:
     def ask(self, headers: dict[str, str]) -> Iterator[Any]:
         """Yield the answer to a request, then the blocks of its body as they come."""
         with requests.get(
-            self.url, headers=headers, stream=True, timeout=self.policy.timeout
+            self.url, headers=headers, stream=True, timeout=self.patience.timeout
         ) as answer:
             answer.raw.enforce_content_length = False  # the sizes are compared by `connect`
             yield answer
@@ -345,8 +345,8 @@ class Transfer:
 
     def receive(self, blocks: Iterator[bytes], file: BinaryIO, size: int | None) -> None:
         """Write a body as it comes, so that a connection that stands still loses nothing."""
-        policy, came, clock = self.policy, 0, time.monotonic()
-        while max(size or 0, file.tell()) <= policy.largest:
+        patience, came, clock = self.patience, 0, time.monotonic()
+        while max(size or 0, file.tell()) <= patience.largest:
             block = next(blocks, b"")
             if not block:
                 return
@@ -361,12 +361,12 @@ class Transfer:
                     "and the same command goes on from there"
                 ) from None
             seconds = time.monotonic() - clock
-            if seconds > policy.timeout:
-                if came < policy.slowest * seconds:
+            if seconds > patience.timeout:
+                if came < patience.slowest * seconds:
                     raise Broken(f"{came / seconds:.0f} bytes a second came")
                 came, clock = 0, time.monotonic()
         self.path.unlink()
-        raise Refused(f"the host sends more than {policy.largest:,} bytes")
+        raise Refused(f"the host sends more than {patience.largest:,} bytes")
 
 
 def cause_of(error: BaseException) -> BaseException:
