@@ -247,6 +247,7 @@ def test_a_checkpoint_that_contradicts_the_flags(flags, whole, tmp_path, capsys)
         (["--horizon-length", "4"], "was made with --horizon-length 5, but the flags ask for 4"),
         (["--critic-warmup", "9"], "use --critic-warmup 0, or a checkpoint that ends pretraining"),
         (["--algo", "sqam", "--budget-ramp", "9"], "--budget-ramp is 9, which is for the first"),
+        (["--init-lambda", "10"], "--init-lambda is 10.0, which is for the first updates"),
         (["--lambda-start", "closed-form"], "use --lambda-start value, or a checkpoint that"),
     ):
         more = [*more, "--pretrained", str(whole), "--bc-steps", "0"]

@@ -55,7 +55,7 @@ class TRQAMAgent(QAMAgent):
         )
     }
     controller = DualController
-    first_updates = ("critic_warmup", "budget_ramp", "lambda_start")
+    first_updates = ("critic_warmup", "budget_ramp", "init_lambda", "lambda_start")
     recorded = QAMAgent.recorded._replace(
         infos=QAMAgent.recorded.infos
         | {
