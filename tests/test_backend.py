@@ -8,7 +8,7 @@ import torch
 from trqam_fast import self_test
 from trqam_fast.errors import RunError
 from trqam_fast.kernels import BackendError
-from trqam_fast.kernels.dispatch import TRITON, choose_backend
+from trqam_fast.kernels.dispatch import TRITON, choose_backend, precisions_of
 from trqam_fast.training import backend
 from trqam_fast.training.flags import parse_config
 
@@ -144,3 +144,17 @@ def test_without_the_extension_the_cpu_says_so(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
     backend.settle_backend(parse_config([]), 2)
     assert capsys.readouterr().err.count("no compiled extension here") == 1
+
+
+def test_the_reference_alone_asks_whether_tf32_is_allowed(monkeypatch):
+    """The question breaks a compiled graph of the other backends' ops, on a GPU alone."""
+
+    def refuse():
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", refuse)
+    for name in ("cpp", *TRITON):
+        assert precisions_of(name, torch.device("cuda"))
+    assert precisions_of("reference", torch.device("cpu")) == ("ieee",)
+    with pytest.raises(AssertionError, match="asked"):
+        precisions_of("reference", torch.device("cuda"))
