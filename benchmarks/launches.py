@@ -361,17 +361,20 @@ def recording() -> Iterator[Recorder]:
         GridExecutor.__call__, dispatch.has_dependent_launches = run, has
 
 
-def launches_of(make_updater: Callable[[], Any], updates: int = 1) -> list[Launch]:
+def launches_of(
+    make_updater: Callable[[], Any], updates: int = 1, clock: Clock | None = None
+) -> list[Launch]:
     """Return the launches of updates after the first one, sampling and metrics included.
 
     Args:
         make_updater: Builds the updater; what it does is not counted.
         updates: How many, one after another as in a captured graph.
+        clock: Keeps account of what waits for what; a new one by default.
     """
     with recording() as recorder:
         updater = make_updater()
         updater.update()
-        updater.agent.branches = recorder.clock = Clock()
+        updater.agent.branches = recorder.clock = clock or Clock()
         recorder.launches.clear()
         with recorder.clock.one_after_another():
             updater.update(updates)

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from benchmarks.launches import ALLOCATES, FREE, IMPLEMENTATIONS, copies, launches_of, recording
 from tests.helpers import draw
-from tests.test_branches import races
+from tests.test_branches import Careless, races
 from trqam_fast.agents import TRQAMAgent, TRQAMConfig
 from trqam_fast.agents.branches import MAIN
 from trqam_fast.data.dataset import FIELDS, Dataset
@@ -118,6 +118,9 @@ def test_an_update_launches_few_kernels(runs, monkeypatch):
         MAIN, "critic", "cloning", "base", "anchor", "log", "sample"
     }  # fmt: skip
     assert races(listed) == []
+    # Of the tape that Triton alone makes for the sweep.
+    for forgotten in (("base", MAIN), (MAIN, "base")) if runs == 1 else ():
+        assert races(launches_of(updates(1), clock=Careless(*forgotten))), forgotten
 
 
 @pytest.mark.parametrize(("op", "prepared"), [("ode_rollout", [2]), ("sde_rollout", [4, 4])])
