@@ -28,6 +28,7 @@ from benchmarks.gpu_work import TILED
 from benchmarks.launches import Launch, launches_of
 from benchmarks.sizes import PAPER
 from benchmarks.work import flops
+from trqam_fast.agents.branches import MAIN
 from trqam_fast.errors import UsageError
 
 pytestmark = pytest.mark.interpreter
@@ -52,13 +53,14 @@ def test_operations_are_those_of_an_update(tiles):
 
 def test_a_layer_has_programs_for_the_chip(tiles):
     """Rows by features; launches of a chain wait for each other, though they share a tape."""
-    hidden = [launch for launch in tiles if launch.name == "hidden_layer_kernel"]
+    main = [launch for launch in tiles if launch.place[0] == MAIN]
+    hidden = [launch for launch in main if launch.name == "hidden_layer_kernel"]
     assert max(launch.grid for launch in hidden[:27]) == (8, 8, 1)
     steps = [cost(launch, "tf32", H100) for launch in hidden[:3]]
     assert [found.programs for found in steps] == [64, 64, 64]
     # Two passes of the weights and rows: what a layer touches, not the tape of all steps.
     assert steps[0].bytes == 512 * 512 * 4 + 512 * 512 * (4 + 4 + 4)
-    chain = [launch for launch in tiles if launch.name.startswith(("hidden", "rollout"))]
+    chain = [launch for launch in main if launch.name.startswith(("hidden", "rollout"))]
     assert longest(chain[:12], [1.0] * 12) == 12.0
     products = [1.0 * cost(each, "tf32", H100).products for each in tiles]
     assert longest(tiles, products) == 115
