@@ -55,11 +55,12 @@ Tiled = tuple[Work, float, float]
 
 
 def prepare_work(launch: Launch, operand: int) -> Tiled:
-    """Weights transposed as operands: read once, written once."""
+    """Weights transposed as operands: read once, written once, or twice for a pullback."""
     C, groups = launch.arguments["C"], launch.grid[2]
     weights = (C.depth - 1) * C.width**2 + C.width * (C.columns + C.block_out)
     loaded = 4.0 * C.width * C.block_n
-    return Work(C.width // C.block_k, 0.0, loaded, 1), 0.0, groups * weights * (4.0 + operand)
+    moved = groups * weights * (4.0 + operand * (2 if launch.arguments["COPY"] else 1))
+    return Work(C.width // C.block_k, 0.0, loaded, 1), 0.0, moved
 
 
 def gradient_operands_work(launch: Launch, operand: int) -> Tiled:
@@ -75,7 +76,7 @@ def first_layer_work(launch: Launch, operand: int) -> Tiled:
     """The first layer of a batched pass."""
     a, C, groups = launch.arguments, launch.arguments["C"], launch.grid[2]
     work = product(C.block_n, C.block_m, C.columns, C, operand, 4)._replace(products=1)
-    stored = a["rows"] * C.width * (operand + (4 if C.train else 0))
+    stored = a["rows"] * C.width * operand * (2 if C.train else 1)
     moved = groups * (C.columns * C.width * operand + 4 * a["rows"] * C.inputs + stored)
     return work, 2.0 * groups * a["rows"] * C.inputs * C.width, moved
 
@@ -85,7 +86,7 @@ def hidden_layer_work(launch: Launch, operand: int) -> Tiled:
     C, groups = launch.arguments["C"], launch.grid[2]
     rows, networks = rows_of(launch)
     work = product(C.block_n, C.block_m, C.width, C, operand, operand)._replace(products=1)
-    stored = rows * C.width * (2 * operand + (4 if C.train else 0))
+    stored = rows * C.width * operand * (3 if C.train else 2)
     moved = groups * (networks * C.width**2 * operand + stored)
     return work, 2.0 * groups * rows * C.width**2, moved
 
@@ -111,7 +112,7 @@ def rollout_step_work(launch: Launch, operand: int) -> Tiled:
         work += product(C.block_n, C.block_m, C.x_column, C, operand, 4)
         work += Work(1, C.block_n * C.block_m * C.block_out, operand * C.block_n * C.block_out)
         flop += 2.0 * rows * C.inputs * C.width
-        moved += rows * C.width * (operand + (4 if C.train else 0))
+        moved += rows * C.width * operand * (2 if C.train else 1)
     products = int(not a["FIRST"]) + int(not a["LAST"])
     return work._replace(products=products), runs * flop, runs * moved
 
@@ -119,15 +120,15 @@ def rollout_step_work(launch: Launch, operand: int) -> Tiled:
 def pull_output_work(launch: Launch, operand: int) -> Tiled:
     """A cotangent to the last hidden layer."""
     a, C, groups = launch.arguments, launch.arguments["C"], launch.grid[2]
-    work = to_last_hidden(C, weight_of(a))
-    moved = groups * a["rows"] * C.width * (4 if C.norm else 4 + operand)
+    work = to_last_hidden(C, weight_of(a), operand)
+    moved = groups * a["rows"] * C.width * operand * (1 if C.norm else 2)
     return work._replace(products=1), 2.0 * groups * a["rows"] * C.width * C.out, moved
 
 
-def to_last_hidden(C: Any, weight: int) -> Work:
+def to_last_hidden(C: Any, weight: int, operand: int) -> Work:
     """A tile of outputs' gradients to the last hidden layer's."""
     depth = C.block_out
-    loaded = depth * C.block_n * weight + (0 if C.norm else 4 * C.block_m * C.block_n)
+    loaded = depth * C.block_n * weight + (0 if C.norm else operand * C.block_m * C.block_n)
     return Work(1, C.block_m * C.block_n * depth, loaded, 1)
 
 
@@ -136,8 +137,8 @@ def pull_hidden_work(launch: Launch, operand: int) -> Tiled:
     a, C, groups = launch.arguments, launch.arguments["C"], launch.grid[2]
     work = product(C.block_n, C.block_m, C.width, C, weight_of(a), operand)
     if not C.norm:
-        work += Work(loaded=4 * C.block_m * C.block_n)
-    stored = a["count"] * C.width * (operand + (4 if C.norm else 4 + operand))
+        work += Work(loaded=operand * C.block_m * C.block_n)
+    stored = a["count"] * C.width * operand * (2 if C.norm else 3)
     moved = groups * (C.width**2 * weight_of(a) + stored)
     return work._replace(products=1), 2.0 * groups * a["count"] * C.width**2, moved
 
@@ -145,8 +146,8 @@ def pull_hidden_work(launch: Launch, operand: int) -> Tiled:
 def pull_norm_work(launch: Launch, operand: int) -> Tiled:
     """LayerNorm's pullback of whole rows."""
     a, C, groups = launch.arguments, launch.arguments["C"], launch.grid[1]
-    moved = groups * a["count"] * C.width * (8 + operand * (2 if C.train else 1))
-    return Work(0, 0, 8 * a["NORM_ROWS"] * C.width, 1), 0.0, moved
+    moved = groups * a["count"] * C.width * operand * (4 if C.train else 3)
+    return Work(0, 0, 2 * operand * a["NORM_ROWS"] * C.width, 1), 0.0, moved
 
 
 def pull_inputs_work(launch: Launch, operand: int) -> Tiled:
@@ -166,9 +167,9 @@ def sweep_step_work(launch: Launch, operand: int) -> Tiled:
         flop += 2.0 * a["batch"] * C.width * C.dim
         moved += a["batch"] * C.width * operand
     if not a["LAST"]:
-        work += to_last_hidden(C, weight_of(a))
+        work += to_last_hidden(C, weight_of(a), operand)
         flop += 2.0 * a["batch"] * C.width * C.out
-        moved += a["batch"] * C.width * (4 + operand)
+        moved += 2 * a["batch"] * C.width * operand
     products = int(not a["FIRST"]) + int(not a["LAST"])
     return work._replace(products=products), runs * flop, runs * moved
 

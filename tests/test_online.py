@@ -100,7 +100,7 @@ def test_a_chunk_is_dropped_where_its_episode_ends():
     """Episodes of 4 steps cut every second chunk of 3: the policy is asked anew at each start."""
     driver, _ = make(True, start_training=1000, seeds=(0,))
     asked, act = [], driver.agent.act
-    driver.agent.act = lambda s, noise, run: (asked.append(s[0, 0, 0].item()), act(s, noise))[1]
+    driver.agent.act = lambda s, noise: (asked.append(s[0, 0, 0].item()), act(s, noise))[1]
     driver.run(11)
     assert asked == [1, 1, 4, 1, 4]
     driver.close()
@@ -124,7 +124,7 @@ def test_the_policy_of_a_chunk_is_the_updated_one():
     """Every chunk comes from the weights after the updates of the step before it."""
     driver, _ = make(True, start_training=0, seeds=(0,), length=100)
     used, act = [], driver.agent.act
-    driver.agent.act = lambda s, noise, run: (used.append(driver.updater.done), act(s, noise))[1]
+    driver.agent.act = lambda s, noise: (used.append(driver.updater.done), act(s, noise))[1]
     driver.run(9)
     assert used == [0, 3, 6]
     driver.close()

@@ -1,8 +1,8 @@
 """Weights as the Triton kernels read them.
 
 The kernels want the layers of a kind at equal distances and hidden widths that fill whole blocks.
-The trainer's packed parameters are laid out like that, so float32 operands are read in place.
-Anything else is copied into a padded buffer first.
+The trainer's packed parameters are laid out like that, so they are read in place; anything else is
+copied into a padded buffer first. Kernels may also lie in a buffer of 16-bit operands.
 """
 
 from __future__ import annotations

@@ -207,7 +207,7 @@ def sde_rollout(
         fields = (velocity, base) if batch else (velocity,)
         weights = empty_prepared(config, len(fields) * runs, x0)
         for index, field in enumerate(fields):
-            operands = kept[4] if field is velocity else None
+            operands = kept[4] if index == 0 else None
             prepare(field, weights, index * runs, runs, config, precision, operands)
         layer_width = len(weights.first) * config.width
         for k in range(steps + 1):

@@ -29,7 +29,8 @@ def auto_plan(trial: Trial) -> None:
         flags = [*TINY, "--offline-steps", "10"]
     if train(trial, "auto", "auto", flags, plan="auto") is not None and trial.gpu:
         chosen = json.loads((folder(trial, "auto") / "update_plan.json").read_text())
-        trial.emit("plan", size={"runs": 1}, note=json.dumps(chosen))
+        floor = chosen["plan"] == "layers"
+        trial.emit("plan", size={"runs": 1}, ok=not floor, note=json.dumps(chosen))
 
 
 def default_task(trial: Trial, precision: str) -> None:

@@ -11,79 +11,113 @@ from torch import Tensor
 if TYPE_CHECKING:
     from trqam_fast.agents.base import Agent
 
+Key = tuple[int | None, torch.Size, torch.Size]
+"""A run, or None for all, and the shapes of observations and noise."""
+
 
 class CapturedPolicy:
-    """An agent's policy for inputs of one shape, captured once and replayed.
+    """A captured graph of a policy, and the memory that it reads and writes.
 
-    Weights are read where they lie, so a replay acts with what training has made of them. The first
-    replay is held to what the agent computes by itself; where they differ, or nothing can be
-    captured, the agent goes on by itself.
-
-    Args:
-        agent: Whose policy it is, on a GPU, whose kernels have been compiled by a call before.
-        observations: As of `Agent.act`, like the rest; the first inputs.
+    Attributes:
+        observations: As of `Agent.act`, like the rest.
         noise: Likewise.
-        run: Likewise.
+        actions: What the last replay returned.
+        graph: The graph.
     """
 
-    def __init__(self, agent: Agent, observations: Tensor, noise: Tensor, run: int | None) -> None:
-        self.agent, self.run = agent, run
-        self.observations, self.noise = observations.clone(), noise.clone()
-        self.graph: torch.cuda.CUDAGraph | None = None
-        try:
-            self.capture()
-        except RuntimeError as error:
-            self.give_up(str(error).splitlines()[0])
+    def __init__(self, observations: Tensor, noise: Tensor) -> None:
+        with torch.inference_mode(False):
+            self.observations, self.noise = observations.clone(), noise.clone()
+        self.actions = torch.empty(0)
+        self.graph = torch.cuda.CUDAGraph()
 
-    def compute(self) -> Tensor:
-        """Return the actions for the inputs that lie in the graph's memory."""
-        return self.agent.act(self.observations, self.noise, self.run)
+    def compute(self, agent: Agent, run: int | None) -> Tensor:
+        """Return the agent's actions for the inputs that lie in the graph's memory."""
+        return asked(agent, self.observations, self.noise, run)
 
-    def capture(self) -> None:
-        """Capture the policy, and hold it to itself."""
-        device = self.agent.device
-        with torch.cuda.device(device):
-            current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
-            side.wait_stream(current)
-            with torch.cuda.stream(side):  # as a capture requires of what precedes it
-                expected = self.compute()
-            current.wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                self.actions = self.compute()
-            graph.replay()
-            if torch.equal(self.actions, expected):
-                self.graph = graph
-            else:
-                self.give_up("a replay gave other actions")
-
-    def give_up(self, why: str) -> None:
-        """Say that the agent acts by itself."""
-        print(
-            f"warning: the policy is not replayed as a graph on {self.agent.device} ({why}), so "
-            "acting takes longer",
-            file=sys.stderr,
-        )
-
-    def __call__(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """Return the actions for inputs of the shape that was captured."""
+    def replay(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """Return the actions for other inputs."""
         self.observations.copy_(observations)
         self.noise.copy_(noise)
-        if self.graph is None:
-            return self.compute()
         self.graph.replay()
         return self.actions.clone()
 
 
+class PolicyGraphs:
+    """Graphs of an agent's policy, which share memory and a stream, as they follow each other.
+
+    Weights are read where they lie, so a replay acts with what training has made of them.
+
+    Args:
+        device: The agent's GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.policies: dict[Key, CapturedPolicy | None] = {}
+        with torch.cuda.device(device):
+            self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+
+    def capture(
+        self, agent: Agent, observations: Tensor, noise: Tensor, run: int | None
+    ) -> CapturedPolicy:
+        """Capture the policy and hold a replay to what the agent computes by itself.
+
+        Raises:
+            RuntimeError: they differ, or something cannot be captured.
+        """
+        policy = CapturedPolicy(observations, noise)
+        current = torch.cuda.current_stream(self.device)
+        try:
+            with torch.cuda.device(self.device):
+                self.stream.wait_stream(current)
+                with torch.cuda.stream(self.stream):  # as a capture requires of what precedes it
+                    expected = policy.compute(agent, run)
+                current.wait_stream(self.stream)
+                # Other threads of the caller's may allocate meanwhile.
+                with torch.cuda.graph(
+                    policy.graph, pool=self.pool, stream=self.stream,
+                    capture_error_mode="thread_local",
+                ):  # fmt: skip
+                    policy.actions = policy.compute(agent, run)
+                policy.graph.replay()
+        finally:
+            torch.cuda.set_stream(current)  # A capture that fails at its end leaves its own.
+        if not torch.allclose(policy.actions, expected, rtol=0.0, atol=0.0, equal_nan=True):
+            raise RuntimeError("a replay gave other actions")
+        return policy
+
+
+def asked(agent: Agent, observations: Tensor, noise: Tensor, run: int | None) -> Tensor:
+    """Return what `Agent.act` returns; one of all runs may know no other."""
+    one = () if run is None else (run,)
+    return agent.act(observations, noise, *one)
+
+
 def act(agent: Agent, observations: Tensor, noise: Tensor, run: int | None = None) -> Tensor:
-    """Return what `Agent.act` returns; on a GPU from a graph once a shape has come twice."""
-    if not agent.captures:
-        return agent.act(observations, noise, run)
+    """Return what `Agent.act` returns; on a GPU from a graph once a shape has come twice.
+
+    The first call compiles what the capture records. Where nothing can be captured, or a replay
+    differs, the agent acts by itself from then on.
+    """
+    graphs = agent.policy_graphs
+    if graphs is None:
+        return asked(agent, observations, noise, run)
     key = run, observations.shape, noise.shape
-    if key not in agent.captured:
-        agent.captured[key] = None
-        return agent.act(observations, noise, run)
-    policy = agent.captured[key]
+    if key not in graphs.policies:
+        graphs.policies[key] = None
+        return asked(agent, observations, noise, run)
+    policy = graphs.policies[key]
     if policy is None:
-        policy = agent.captured[key] = CapturedPolicy(agent, observations, noise, run)
-    return policy(observations, noise)
+        try:
+            policy = graphs.policies[key] = graphs.capture(agent, observations, noise, run)
+        except RuntimeError as error:
+            agent.policy_graphs = None
+            why = (str(error) or type(error).__name__).splitlines()[0]
+            print(
+                f"warning: the policy is not replayed as a graph on {agent.device} ({why}), so "
+                "acting takes longer",
+                file=sys.stderr,
+            )
+            return asked(agent, observations, noise, run)
+    return policy.replay(observations, noise)

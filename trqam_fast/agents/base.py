@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from trqam_fast.agents.acting import CapturedPolicy
+from trqam_fast.agents.acting import PolicyGraphs
 from trqam_fast.agents.branches import Branches
 from trqam_fast.agents.config import ByDomain, CloningConfig
 from trqam_fast.agents.dual import DualController
@@ -187,9 +187,8 @@ class Agent:
         self.obs_dim, self.act_dim = obs_dim, act_dim
         self.dim = act_dim * config.chunk_length
         self.runs, self.dtype, self.device = len(seeds), dtype, torch.device(device)
-        # Whether and how `trqam_fast.agents.acting.act` replays the policy.
-        self.captures = self.device.type == "cuda"
-        self.captured: dict[tuple, CapturedPolicy | None] = {}
+        # How `trqam_fast.agents.acting.act` replays the policy; None does not.
+        self.policy_graphs = PolicyGraphs(self.device) if self.device.type == "cuda" else None
         shapes = self.stored_shapes(config, obs_dim, act_dim)
         self.online = ParameterBlock(shapes, self.runs, dtype=dtype, device=device, trainable=True)
         self.online.initialise([torch.Generator().manual_seed(seed) for seed in seeds])
@@ -410,6 +409,9 @@ class Agent:
     @torch.no_grad()
     def act(self, observations: Tensor, noise: Tensor, run: int | None = None) -> Tensor:
         """Sample actions: propose, clip, best of N.
+
+        On a GPU it is captured as a graph (`trqam_fast.agents.acting`): a number that Python has
+        read from something that changes would stay what it was.
 
         Args:
             observations: `[S, n, O]`, or `[1, n, O]` with `run`.

@@ -84,7 +84,7 @@ class MachineConfig(Group):
     (compiled passes); auto is tf32 on a GPU, as in the authors' JAX code there, and ieee
     elsewhere."""
     graph: bool = True
-    """On a GPU, replay the update as a captured graph; the numbers are the same without."""
+    """On a GPU, replay updates and policy as captured graphs; the numbers are the same without."""
     streams: bool = True
     """On a GPU, let parts of an update that need not wait for each other run side by side; the
     numbers are the same without."""

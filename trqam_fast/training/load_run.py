@@ -90,7 +90,7 @@ def load_run(
 
 def make_agent(config: TrainConfig, stage: str, obs_dim: int, act_dim: int) -> Agent:
     """Return the agent that acts in a stage of a run, with initial weights."""
-    return algorithm("bc" if stage == "pretrain" else config.algo)(
+    agent = algorithm("bc" if stage == "pretrain" else config.algo)(
         config.agent,
         obs_dim,
         act_dim,
@@ -99,6 +99,9 @@ def make_agent(config: TrainConfig, stage: str, obs_dim: int, act_dim: int) -> A
         backend=config.backend,
         precision=config.precision,
     )
+    if not config.graph:
+        agent.policy_graphs = None
+    return agent
 
 
 def check_finite(agent: Agent, config: TrainConfig, path: Path) -> None:

@@ -135,7 +135,8 @@ class Trainer:
             config.agent, data.obs_dim, data.act_dim, list(config.seeds), device=config.device,
             backend=config.backend, precision=config.precision,
         )  # fmt: skip
-        agent.captures = agent.captures and config.graph
+        if not config.graph:
+            agent.policy_graphs = None
         return agent
 
     def make_stage(
