@@ -32,9 +32,7 @@ class FakeGraph:
 @pytest.fixture
 def gpu(monkeypatch):
     """A GPU on the CPU; returns its streams, of which the last one is the current."""
-    streams = ["caller"]
-
-    compute = CapturedPolicy.compute
+    streams, compute = ["caller"], CapturedPolicy.compute
 
     def remember(self, agent, run):
         self.graph.policy, self.graph.agent, self.graph.run = self, agent, run
