@@ -1,14 +1,16 @@
 """Does float16's rounding change what is learned? python -m benchmarks.float16_learning --json OUT
 
 Trains the default task twice for each seed on the CPU, in plain PyTorch: as it is, and with the
-operands of every matrix product rounded as the Triton kernels round them with `--precision fp16`
-(`kernels/mlp/triton_operands.py`); sums stay float32 in both. Further flags are the trainer's. Runs
-are kept in --out and go on where they were.
+operands of every matrix product, and the pre-activations that a pullback finds in the tape, rounded
+as the Triton kernels round them with `--precision fp16` (`kernels/mlp/triton_operands.py`); sums
+stay float32 in both. Further flags are the trainer's. Runs are kept in --out and go on where they
+were.
 
 What differs from the kernels: they fold LayerNorm into the next product, and so round a critic's
-activations before it and not after; and a row of a gradient keeps its power of two through all
-layers of a chain, where here every product finds its own, so that a gradient which shrinks 16,000
-times within a chain would lose bits there and not here.
+activations before it and not after, and they round the gradient that LayerNorm's pullback starts
+from; and a row of a gradient keeps its power of two through all layers of a chain, where here every
+product finds its own, so that a gradient which shrinks 16,000 times within a chain would lose bits
+there and not here.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from trqam_fast.train import resolve
 
 LARGEST = torch.finfo(torch.float16).max
 PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.bmm.default}
+SLOPE = torch.ops.aten.gelu_backward.default
 WITH_BIAS = {torch.ops.aten.addmm.default, torch.ops.aten.baddbmm.default}
 
 
@@ -50,7 +53,7 @@ def rounded_over(values: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 
 class Float16Operands(TorchDispatchMode):
-    """Rounds the operands of float32 products within it.
+    """Rounds the operands of float32 products within it, and what GELU's derivative is taken at.
 
     A gradient, which only a backward pass has, is the first operand where the gradient of inputs is
     computed and the second one where that of weights is: the first takes a power of two for each
@@ -70,6 +73,8 @@ class Float16Operands(TorchDispatchMode):
             first, second = args[-2:]
             if first.dtype == torch.float32:
                 args = (*args[:-2], *self._operands(first, second))
+        elif func is SLOPE and args[1].dtype == torch.float32:
+            args = (args[0], rounded(args[1]), *args[2:])
         return func(*args, **(kwargs or {}))
 
     def _operands(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
