@@ -51,6 +51,7 @@ class AuthorsPolicy:
     """The policy of the authors' agent, with what an evaluator asks of an agent."""
 
     candidates = 1
+    policy_graphs = None
     dtype, device = torch.float32, torch.device("cpu")
 
     def __init__(self, reference: Reference, act_dim: int, chunk_length: int) -> None:

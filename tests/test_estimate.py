@@ -25,6 +25,8 @@ def test_an_estimate_of_the_whole_run_in_words(monkeypatch):
     assert estimate.estimate(config, 0, str, None) == (
         "updates: about 6.1 d on this machine (300k of bc at 10/s, 1M of trqam at 2/s)"
     )
+    seconds["bc"] = 0.0007
+    assert "(300k of bc at 1429/s," in estimate.estimate(config, 0, str, None)
 
 
 def test_rows_of_a_run_fit_eighty_columns(flags, tmp_path, capsys, monkeypatch):

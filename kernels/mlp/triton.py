@@ -172,9 +172,11 @@ def prepare(
     tiles = triton.cdiv(max(config.width, config.block_out), config.block_n)
     pointers = weight_pointers(weights, config)
     copy = operands is not None and operands.numel() > 0
+    # Three parts of a field's inputs beside LayerNorm's sums and the copy would spill in four.
+    many = {"num_warps": 8, "maxnreg": 128} if copy and config.norm and config.dim else {}
     prepare_kernel[(tiles, config.depth + 1, groups)](
         pointers, into, with_operands(pointers, operands, config) if copy else pointers, first,
-        len(into.first) * config.width, copy, config, **tile_options(precision, config),
+        len(into.first) * config.width, copy, config, **tile_options(precision, config, **many),
     )  # fmt: skip
 
 

@@ -67,5 +67,6 @@ def estimate(
         if updates > 0:
             seconds = seconds_per_update(make_agent(algo), source)
             total += updates * seconds
-            parts.append(f"{short_count(updates)} of {algo} at {1 / seconds:.3g}/s")
+            rate = f"{1 / seconds:{'.0f' if seconds < 1e-3 else '.3g'}}"
+            parts.append(f"{short_count(updates)} of {algo} at {rate}/s")
     return f"updates: about {duration(total)} on this machine ({', '.join(parts)})"
