@@ -1,3 +1,8 @@
+"""The train command and its runs, from flags to what lies in the folder.
+
+Longer than 400 lines, as all of it starts the same small run (`flags` in conftest.py).
+"""
+
 import json
 import shutil
 import subprocess

@@ -41,12 +41,14 @@ class LeanAdjoint(NamedTuple):
 def _tape(base, observations, trajectory, backend, precision):
     if backend not in TRITON:
         return []
-    from trqam_fast.kernels.lean_adjoint import triton
+    from trqam_fast.kernels.mlp.triton_inputs import Inputs
 
-    data = (observations.contiguous(), trajectory.contiguous())
-    return triton.sweep_tape(
-        MLPWeights.from_tensors(base), *data, precision, dependent=backend == DEPENDENT
-    )
+    inputs = Inputs(observations.contiguous(), trajectory.contiguous(), trajectory.shape[1] - 1, 1)
+    _, kept = triton_passes().forward_pass(
+        MLPWeights.from_tensors(base), inputs, precision, train=True, outputs=False,
+        dependent=backend == DEPENDENT,
+    )  # fmt: skip
+    return kept
 
 
 def _tape_fake(base, observations, trajectory, backend, precision):

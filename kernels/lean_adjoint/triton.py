@@ -23,13 +23,11 @@ from torch import Tensor
 from trqam_fast.kernels.mlp.triton import (
     Pull,
     config_for,
-    forward_pass,
     pull_hidden_layers,
     pull_norm,
     pulled_gradients,
     step_options,
 )
-from trqam_fast.kernels.mlp.triton_inputs import Inputs
 from trqam_fast.kernels.mlp.triton_operands import row_scaled, to_operand
 from trqam_fast.kernels.mlp.triton_pullback import finish_pull, load_pre, pull_outputs
 from trqam_fast.kernels.mlp.triton_tile import (
@@ -112,21 +110,6 @@ def sweep_step_kernel(
         dy = pull_outputs(given, net, tile, C)
         row = start + local
         finish_pull(dy, z, scale, grads, row, mask, grads.sums, tile, C.depth - 1, C)
-
-
-def sweep_tape(
-    base_velocity: MLPWeights,
-    observations: Tensor,
-    trajectory: Tensor,
-    precision: str,
-    *,
-    dependent: bool = False,
-) -> list[Tensor]:
-    """Return what a pass of rows (k, b) keeps; the data are contiguous."""
-    inputs = Inputs(observations, trajectory, trajectory.shape[1] - 1, 1)
-    return forward_pass(
-        base_velocity, inputs, precision, train=True, outputs=False, dependent=dependent
-    )[1]
 
 
 def lean_adjoint(

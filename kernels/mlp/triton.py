@@ -45,7 +45,6 @@ from trqam_fast.kernels.mlp.triton_weights import (
     WeightPointers,
     empty_operands,
     weight_pointers,
-    with_operands,
 )
 from trqam_fast.kernels.mlp.weights import MLPWeights
 
@@ -175,7 +174,7 @@ def prepare(
     # Three parts of a field's inputs beside LayerNorm's sums and the copy would spill in four.
     many = {"num_warps": 8, "maxnreg": 128} if copy and config.norm and config.dim else {}
     prepare_kernel[(tiles, config.depth + 1, groups)](
-        pointers, into, with_operands(pointers, operands, config) if copy else pointers, first,
+        pointers, into, weight_pointers(weights, config, operands) if copy else pointers, first,
         len(into.first) * config.width, copy, config, **tile_options(precision, config, **many),
     )  # fmt: skip
 

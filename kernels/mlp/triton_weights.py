@@ -109,17 +109,6 @@ def weight_pointers(
     return first_parts(kernels, packed(vectors, vector_shapes), config)
 
 
-def with_operands(
-    pointers: WeightPointers, operands: Tensor, config: KernelConfig
-) -> WeightPointers:
-    """Return pointers whose kernels lie in `operands`."""
-    kernels = split(operands, packed_shapes(config)[0])
-    return pointers._replace(
-        w_in=kernels[0], w_hid=kernels[min(1, config.depth - 1)], w_out=kernels[-1],
-        kernel_stride=kernels[0].stride(0),
-    )  # fmt: skip
-
-
 def first_parts(
     kernels: Sequence[Tensor], vectors: Sequence[Tensor], config: KernelConfig
 ) -> WeightPointers:

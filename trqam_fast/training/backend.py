@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from trqam_fast.agents import algorithm
+from trqam_fast.agents import Agent, algorithm
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.kernels import BackendError
 from trqam_fast.kernels.dispatch import (
@@ -28,6 +28,17 @@ PLANS = {"tiles": "triton", "tiles-pdl": DEPENDENT, "layers": "reference"}
 
 OF_KERNELS = ("fp16", "bf16")
 """Precisions that the plan without kernels of ours lacks."""
+
+
+def make_agent(config: TrainConfig, algo: str, obs_dim: int, act_dim: int) -> Agent:
+    """Return an agent of an algorithm with initial weights, as a settled configuration wants it."""
+    agent = algorithm(algo)(
+        config.agent, obs_dim, act_dim, list(config.seeds), device=config.device,
+        backend=config.backend, precision=config.precision,
+    )  # fmt: skip
+    if not config.graph:
+        agent.policy_graphs = None
+    return agent
 
 
 def check_asked(config: TrainConfig) -> None:

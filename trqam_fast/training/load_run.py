@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from trqam_fast.agents import Agent, algorithm
+from trqam_fast.agents import Agent
 from trqam_fast.damage import Damaged, reading, reason_of
 from trqam_fast.errors import UsageError
 from trqam_fast.files import expanded
 from trqam_fast.runs import checkpoint as checkpoints
 from trqam_fast.runs.folder import RunFolder
+from trqam_fast.training import backend
 from trqam_fast.training.backend import check_asked, settle_backend
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.interface import Sizes, read_sizes
@@ -90,18 +91,8 @@ def load_run(
 
 def make_agent(config: TrainConfig, stage: str, obs_dim: int, act_dim: int) -> Agent:
     """Return the agent that acts in a stage of a run, with initial weights."""
-    agent = algorithm("bc" if stage == "pretrain" else config.algo)(
-        config.agent,
-        obs_dim,
-        act_dim,
-        list(config.seeds),
-        device=config.device,
-        backend=config.backend,
-        precision=config.precision,
-    )
-    if not config.graph:
-        agent.policy_graphs = None
-    return agent
+    algo = "bc" if stage == "pretrain" else config.algo
+    return backend.make_agent(config, algo, obs_dim, act_dim)
 
 
 def check_finite(agent: Agent, config: TrainConfig, path: Path) -> None:

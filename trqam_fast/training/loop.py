@@ -18,6 +18,7 @@ from trqam_fast.files import PARTIAL, write_json
 from trqam_fast.runs import checkpoint
 from trqam_fast.runs.folder import RunFolder
 from trqam_fast.training import start
+from trqam_fast.training.backend import make_agent
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.estimate import estimate
 from trqam_fast.training.history import History
@@ -130,14 +131,7 @@ class Trainer:
 
     def make_agent(self, algo: str) -> Agent:
         """Build an agent for the task's sizes."""
-        config, data = self.config, self.dataset
-        agent = algorithm(algo)(
-            config.agent, data.obs_dim, data.act_dim, list(config.seeds), device=config.device,
-            backend=config.backend, precision=config.precision,
-        )  # fmt: skip
-        if not config.graph:
-            agent.policy_graphs = None
-        return agent
+        return make_agent(self.config, algo, self.dataset.obs_dim, self.dataset.act_dim)
 
     def make_stage(
         self, name: str, agent: Agent, begin: int, state: dict[str, Any] | None

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple, get_args
 import torch
 
 import trqam_fast
-from trqam_fast.agents import algorithm
 from trqam_fast.damage import is_damage, reading
 from trqam_fast.data.dataset import Transitions
 from trqam_fast.errors import RunError
@@ -32,6 +31,7 @@ from trqam_fast.self_test import launch_errors
 from trqam_fast.training.backend import (
     PLANS,
     allow_tf32,
+    make_agent,
     settle_backend,
     takes_plan,
     working_plans,
@@ -158,10 +158,7 @@ def measure(settled: TrainConfig, dataset: Transitions) -> float:
     before = torch.get_float32_matmul_precision()
     allow_tf32(settled)
     try:
-        agent = algorithm(settled.algo)(
-            settled.agent, dataset.obs_dim, dataset.act_dim, list(settled.seeds),
-            device=settled.device, backend=settled.backend, precision=settled.precision,
-        )  # fmt: skip
+        agent = make_agent(settled, settled.algo, dataset.obs_dim, dataset.act_dim)
         randomness = make_randomness(settled.seeds, "offline", agent.device, agent.backend)
         history = History(UPDATES)
         updater = Updater(
