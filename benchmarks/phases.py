@@ -37,7 +37,7 @@ WORK = {
     "critics, backward": ("critics backward",),
     "fine-tuned field, backward": ("sde_rollout backward",),
 }
-"""Phases in the order of an update, with the entries of `flops` that they do."""
+"""Phases of an update, with the entries of `flops` that they do."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,28 @@ class PhasesArgs:
     """File for the result."""
 
 
-def label(name: str, fields: Any, forward: list[str]) -> str:
-    """Return the phase of a call; `forward` has the forward passes of this update not yet seen."""
+def label(name: str, fields: Any, batch: int, taped: list[str]) -> str:
+    """Return the phase of a call.
+
+    Args:
+        name: The call's.
+        fields: Its arguments.
+        batch: Rows of the batch.
+        taped: The critics' forward passes of this update that keep a tape and are not yet seen, in
+            order: nothing in their calls tells them apart.
+    """
     if name == "mlp_forward":
-        return forward.pop(0)
+        _, members, *_ = fields.network
+        if members == 1:
+            return "cloned field"
+        return "target critics" if fields.tape is None else taped.pop(0)
     if name == "mlp_backward":
         if not fields.want_weights:
             return "action gradient, backward"
         _, members, *_ = fields.network
         if members > 1:
             return "critics, backward"
-        batch = fields.rows == label.batch
-        return "cloned field, backward" if batch else "fine-tuned field, backward"
+        return "cloned field, backward" if fields.rows == batch else "fine-tuned field, backward"
     return {
         "sde_rollout": "rollout and next actions",
         "lean_adjoint": "sweep",
@@ -75,10 +85,8 @@ def profile(size, precision: str, updates: int) -> dict:
     """Return seconds of every phase, median over `updates`."""
     agent, batch = make_agent(size, "cpu", "cpp", precision), make_batch(size, "cpu")
     randomness = Randomness([0])
-    label.batch = size.batch
-    order = ["target critics", "critics", "cloned field", "action gradient, forward"]
     times: dict[str, list[float]] = {}
-    forward: list[str] = []
+    taped: list[str] = []
     modules = [sys.modules[f"trqam_fast.kernels.{name}"] for name in PASSES]
     original = modules[0].call
 
@@ -86,7 +94,7 @@ def profile(size, precision: str, updates: int) -> dict:
         start = time.perf_counter()
         original(name, fields, like, precision)
         elapsed = time.perf_counter() - start
-        times.setdefault(label(name, fields, forward), []).append(elapsed)
+        times.setdefault(label(name, fields, size.batch, taped), []).append(elapsed)
 
     for module in modules:
         module.call = timed
@@ -94,7 +102,7 @@ def profile(size, precision: str, updates: int) -> dict:
         for index in range(-3, updates):
             if index == 0:
                 times.clear()
-            forward[:] = order
+            taped[:] = ["critics", "action gradient, forward"]
             start = time.perf_counter()
             noise = agent.draw_noise(randomness)
             drawn = time.perf_counter()

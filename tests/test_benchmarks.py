@@ -58,8 +58,23 @@ def test_operations_are_counted_as_pytorch_counts_them(critic):
     assert counter.get_total_flops() == flops(PAPER_SMALL)[f"{name} backward"]
 
 
-def test_every_phase_is_found():
+def test_every_phase_is_found_under_its_own_name(monkeypatch):
+    """By what the call gets: ten target critics keep no tape, and a field is a single network."""
+    label, seen = phases.label, []
+
+    def noted(name, fields, *rest):
+        seen.append((label(name, fields, *rest), fields))
+        return seen[-1][0]
+
+    monkeypatch.setattr(phases, "label", noted)
     result = phases.profile(PAPER_SMALL, "ieee", 2)
+    passes = [(phase, fields.network[1], fields.tape is None) for phase, fields in seen
+              if type(fields).__name__ == "MLPForward"]  # fmt: skip
+    members = PAPER_SMALL.ensemble
+    assert set(passes) == {
+        ("critics", members, False), ("action gradient, forward", members, False),
+        ("target critics", members, True), ("cloned field", 1, False),
+    }  # fmt: skip
     assert set(phases.WORK) <= set(result["phases"])
     assert sum(phase["share"] for phase in result["phases"].values()) == pytest.approx(1, abs=0.01)
 
