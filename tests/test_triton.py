@@ -83,7 +83,9 @@ def test_a_sweep_takes_the_tape_that_was_made_before(precision):
         part.fill_(torch.nan)
         assert lean_adjoint(**inputs, tape=tape, **options).isnan().any()
         part.copy_(before)
-    for wrong in ([], tape[:4], [part[:, :, 1:] for part in tape[:4]] + tape[4:]):
+    other = "fp16" if precision == "ieee" else "ieee"
+    of_another = sweep_tape(*states, backend="triton", precision=other)
+    for wrong in ([], tape[:4], [part[:, :, 1:] for part in tape[:4]] + tape[4:], of_another):
         with pytest.raises(ValueError, match="pass what sweep_tape returned"):
             lean_adjoint(**inputs, tape=wrong, **options)
 

@@ -54,10 +54,20 @@ def _tape(base, observations, trajectory, backend, precision):
 def _tape_fake(base, observations, trajectory, backend, precision):
     if backend not in TRITON:
         return []
-    passes, weights = triton_passes(), MLPWeights.from_tensors(base)
-    runs, points, batch, _ = trajectory.shape
+    weights = MLPWeights.from_tensors(base)
+    return _empty_tape(weights, observations, trajectory, precision, weights.kernels[0])
+
+
+def _empty_tape(weights, observations, trajectory, precision, kernel):
+    """Return memory for a tape, on the device of `kernel`; on ``meta`` it has shapes alone."""
+    passes, (runs, points, batch, _) = triton_passes(), trajectory.shape
     config = passes.config_for(weights, observations, trajectory, precision, train=True)
-    return passes.empty_kept(config, runs, (points - 1) * batch, weights)
+    return passes.empty_kept(config, runs, (points - 1) * batch, kernel)
+
+
+def described(tape: Sequence[Tensor]) -> str:
+    """Return types and shapes of a tape."""
+    return ", ".join(f"{part.dtype} {list(part.shape)}".removeprefix("torch.") for part in tape)
 
 
 def _sweep(base, observations, trajectory, terminal_adjoint, tape, backend, precision):
@@ -69,11 +79,12 @@ def _sweep(base, observations, trajectory, terminal_adjoint, tape, backend, prec
         from trqam_fast.kernels.lean_adjoint import triton
 
         data = (observations, trajectory, terminal_adjoint)
-        runs, points, batch, _ = trajectory.shape
-        if len(tape) != 5 or tape[0].shape[1:3] != (runs, (points - 1) * batch):
+        meta = weights.kernels[0].to("meta")
+        right = _empty_tape(weights, observations, trajectory, precision, meta)
+        if described(tape) != described(right):
             raise ValueError(
-                f"lean_adjoint: tape has shapes {[list(part.shape) for part in tape]}; pass what "
-                "sweep_tape returned for the same arguments, or None"
+                f"lean_adjoint: tape is {described(tape)}, the sweep needs {described(right)}; "
+                "pass what sweep_tape returned for the same arguments, or None"
             )
         dependent = backend == DEPENDENT
         return triton.lean_adjoint(weights, *data, tape, precision, dependent=dependent)

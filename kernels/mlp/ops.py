@@ -82,7 +82,7 @@ def _forward_fake(tensors, inputs, backend, precision, train):
     if backend in TRITON:
         passes = triton_passes()
         config = passes.config_for(weights, inputs, None, precision, train=train)
-        return out, passes.empty_kept(config, out.shape[0], rows, weights)
+        return out, passes.empty_kept(config, out.shape[0], rows, weights.kernels[0])
     return out, [inputs.new_empty(tape_elements(weights, rows))] if train else []
 
 

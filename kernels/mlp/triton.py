@@ -119,9 +119,11 @@ def empty_tape(config: KernelConfig, groups: int, rows: int, like: Tensor) -> Ta
     )
 
 
-def empty_kept(config: KernelConfig, groups: int, rows: int, weights: MLPWeights) -> list[Tensor]:
-    """Return memory for what a pass keeps: its tape, and with `train` its kernels as operands."""
-    kernel = weights.kernels[0]
+def empty_kept(config: KernelConfig, groups: int, rows: int, kernel: Tensor) -> list[Tensor]:
+    """Return memory for what a pass keeps: its tape, and with `train` its kernels as operands.
+
+    `kernel`, one of the networks', says for how many runs and on which device.
+    """
     operands = empty_operands(config, kernel if config.train else kernel[:0])
     return [*empty_tape(config, groups, rows, kernel)[:4], operands]
 
@@ -218,7 +220,7 @@ def forward_pass(
     groups = runs * config.ensemble
     check_size(config, rows)
     result = inputs.observations.new_empty(groups if outputs else 0, rows, config.out)
-    kept = empty_kept(config, groups, rows, weights)
+    kept = empty_kept(config, groups, rows, weights.kernels[0])
     tape = Tape(*kept[:4])
     tiles = triton.cdiv(rows, config.block_m)
     with torch.cuda.device_of(result):

@@ -164,7 +164,7 @@ def rollout_kept(
     config = rollout_config(velocity, inputs, precision, train, dependent=False)
     runs, batch, _ = inputs.x0.shape
     rows = ((inputs.flow_steps if train else 2) + 1) * batch + 2 * inputs.ode_x0.shape[1]
-    return empty_kept(config, runs, rows, velocity)
+    return empty_kept(config, runs, rows, velocity.kernels[0])
 
 
 def sde_rollout(
