@@ -162,7 +162,7 @@ def test_what_failed_counts_as_nothing(tmp_path):
     assert (scores.over, scores.failed, scores.waiting) == (6, 3, 1)
     assert scores.progress() == "6 of 7 runs, 3 failed"
     found = sweeps.analyse_e3(tmp_path)
-    assert not found["complete"] and found["progress"] == {"e3": "6 of 112 runs, 3 failed"}
+    assert not found["complete"] and found["progress"] == {"e3": "6 of 56 runs, 3 failed"}
     # Each run has two evaluations, the first of them 0.2.
     ramp = found["differences"]["TRQAM ramp kl-budget 1.0"]
     assert ramp["mean"] == pytest.approx(((0.475 - 0.35) + (0 - 0.35)) / 2) == ramp["area"]
