@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from trqam_fast.errors import REQUEUE
 from trqam_fast.runs import checkpoint
 from trqam_fast.sweep import cluster
 from trqam_fast.sweep.execute import execute, finished
@@ -192,8 +193,8 @@ def test_a_sweep_is_stopped_given_up_and_ended(spec, place, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_driver_is_killed_and_the_same_command_goes_on(values, undisturbed, tmp_path):
-    """Its Ray dies with it, and so does the job that was under way."""
+def test_a_driver_is_stopped_and_killed_and_the_same_command_goes_on(values, undisturbed, tmp_path):
+    """SIGTERM lets the job write a checkpoint; SIGKILL takes the driver's Ray and job with it."""
     pytest.importorskip("ray")
     small, out = values | {"algos": ["bc", "trqam"], "seeds": [0]}, tmp_path / "out"
     lines = [f"{name} = {json.dumps(v)}" for name, v in small.items() if not isinstance(v, dict)]
@@ -204,6 +205,15 @@ def test_a_driver_is_killed_and_the_same_command_goes_on(values, undisturbed, tm
     jobs = make_plan(parse_spec(small), out)
     words = [sys.executable, "-m", "trqam_fast.sweep", str(file), "--out", str(out)]
     words += ["--num-cpus", "1"]
+    driver = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    thread = when_busy(jobs, out, lambda job, pid: driver.send_signal(signal.SIGTERM))
+    _, errors = driver.communicate()
+    thread.join()
+    assert driver.returncode == REQUEUE, errors
+    assert errors.splitlines()[-1] == "the sweep was stopped; the same command continues every run"
+    assert "***" not in errors
+    assert read_state(out, jobs[1]).state == "stopped"
+
     driver = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     thread = when_busy(jobs, out, lambda job, pid: driver.kill())
     assert driver.wait() == -signal.SIGKILL, "it ended before a run was under way"

@@ -24,6 +24,9 @@ OBJECT_STORE_BYTES = 80 * 2**20
 STOP = "stop"
 """File in a sweep's folder that asks its jobs to write a checkpoint and end."""
 
+STOPPING = (signal.SIGTERM, signal.SIGUSR1)
+"""Signals that stop a sweep as an interrupt does, besides Ctrl-C."""
+
 
 class Interrupted(Exception):
     """A job was stopped by a signal to its process, and wants to be continued elsewhere."""
@@ -70,6 +73,8 @@ def check_answers(address: str) -> None:
 def connected(address: str | None, cpus: int | None, gpus: int | None) -> Iterator[Any]:
     """Connect to a cluster, or start Ray on this machine, and leave it at the end; main thread.
 
+    Meanwhile a signal of `STOPPING` raises KeyboardInterrupt.
+
     Args:
         address: Of a running cluster, ``auto`` or ``host:port``; None starts Ray here.
         cpus: Cores that this machine gives; None is all it has.
@@ -87,16 +92,19 @@ def connected(address: str | None, cpus: int | None, gpus: int | None) -> Iterat
             "address": "local", "num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
         }  # fmt: skip
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in STOPPING}
     try:
         ray.init(**options, log_to_driver=False, configure_logging=False)
     except ConnectionError as error:
         raise no_cluster(address, error) from None
     try:
+        for number in STOPPING:  # Ray's own handler of SIGTERM prints a stack and leaves
+            signal.signal(number, signal.default_int_handler)
         yield ray
     finally:
         ray.shutdown()
-        signal.signal(signal.SIGTERM, handler)  # Ray leaves one of its own
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def missing_resources(ray: Any, resources: Resources) -> str:
@@ -140,8 +148,9 @@ def run_jobs(
     """Run the jobs that are not finished, each after the one it starts from.
 
     A job whose process or node dies is started again, on any node, and continues from its newest
-    checkpoint. An interrupt (Ctrl-C), or the file `STOP`, lets the running jobs write a checkpoint
-    and end, and starts no others; a second interrupt leaves at once.
+    checkpoint. An interrupt (Ctrl-C or a signal of `STOPPING`), or the file `STOP`, lets the
+    running jobs write a checkpoint and end, and starts no others; a second interrupt leaves at
+    once.
 
     Args:
         ray: Ray, connected.
