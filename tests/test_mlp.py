@@ -1,6 +1,7 @@
 """Networks: what only the stacked MLP promises, and its limits."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -51,7 +52,8 @@ def test_gelu_of_near_and_extreme_values(name, dtype, monkeypatch):
     runs = 1 if dtype == torch.float64 else 20
     eye = torch.eye(32, dtype=dtype).expand(runs, -1, -1)
     zero = torch.zeros(runs, 32, dtype=dtype)
-    weights = make_mlp(32, 32, (32,), dtype=dtype)._replace(kernels=(eye, eye), biases=(zero, zero))
+    weights = make_mlp(32, 32, (32,), dtype=dtype)
+    weights = replace(weights, kernels=(eye, eye), biases=(zero, zero))
     near = torch.linspace(-12, 12, 63 * 32, dtype=torch.float64)
     far = torch.tensor([22.0, 1e3, 1e9, 1e-30, 0.0], dtype=torch.float64)
     z = torch.cat([near, far, -far, near[:22]]).view(1, 64, 32)
@@ -81,7 +83,7 @@ def test_gradient_memory_is_used_once():
     x = draw(2, 9, 5)
     expected = gradients([mlp(weights, x, backend="cpp")], weights.tensors)
     memory = GradientMemory([torch.full_like(t, float("nan")) for t in weights.tensors])
-    owned = weights._replace(memory=memory)
+    owned = replace(weights, memory=memory)
     first = gradients([mlp(owned, x, backend="cpp")], weights.tensors)
     assert [t.data_ptr() for t in first] == [t.data_ptr() for t in memory.tensors]
     # Autograd adds these two: they must not share memory.
@@ -144,17 +146,17 @@ def test_bad_input():
         mlp(weights, x[..., 1:])
     with pytest.raises(ValueError, match="float32"):
         mlp(weights, x.float())
-    broken = weights._replace(biases=weights.biases[1:])
+    broken = replace(weights, biases=weights.biases[1:])
     with pytest.raises(ValueError, match="3 kernels and 2 biases"):
         mlp(broken, x)
-    broken = weights._replace(
-        kernels=(weights.kernels[0], *weights.kernels[:1], weights.kernels[2])
+    broken = replace(
+        weights, kernels=(weights.kernels[0], *weights.kernels[:1], weights.kernels[2])
     )
     with pytest.raises(ValueError, match=r"weights.kernels\[1\] has shape"):
         mlp(broken, x)
     normed = make_mlp(5, 3, runs=2, layer_norm=True)
     with pytest.raises(ValueError, match="norm_biases has 1 entries"):
-        mlp(normed._replace(norm_biases=normed.norm_biases[:1]), x)
-    mixed = weights._replace(biases=(*weights.biases[:2], weights.biases[2].float()))
+        mlp(replace(normed, norm_biases=normed.norm_biases[:1]), x)
+    mixed = replace(weights, biases=(*weights.biases[:2], weights.biases[2].float()))
     with pytest.raises(ValueError, match=r"weights\[5\] is torch.float32"):
         mlp(mixed, x)

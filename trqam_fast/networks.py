@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -121,7 +121,7 @@ class ParameterBlock:
             end = start + len(shape.tensor_shapes)
             if name in self.networks:
                 memory = GradientMemory(self._slots[start:end])
-                self.networks[name] = self.networks[name]._replace(memory=memory)
+                self.networks[name] = replace(self.networks[name], memory=memory)
             start = end
 
     def span(self, name: str) -> Tensor:

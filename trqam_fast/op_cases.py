@@ -454,8 +454,9 @@ def tensors_of(inputs: Inputs, names: Iterable[str]) -> dict[str, Tensor]:
         if not isinstance(value, MLPWeights):
             found[name] = value
             continue
-        for kind, tensors in zip(MLPWeights._fields, value[:4], strict=False):
-            found |= {f"{name}.{kind}[{layer}]": tensor for layer, tensor in enumerate(tensors)}
+        for kind in ("kernels", "biases", "norm_scales", "norm_biases"):
+            layers = enumerate(getattr(value, kind))
+            found |= {f"{name}.{kind}[{layer}]": tensor for layer, tensor in layers}
     return found
 
 

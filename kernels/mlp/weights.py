@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -49,7 +49,8 @@ class GradientMemory:
         self.free = True
 
 
-class MLPWeights(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class MLPWeights:
     """Packed weights of a stack of equal MLPs; `lead` is (S,) or (S, E).
 
     Hidden layer: Dense, GELU (tanh approximation), LayerNorm if `norm_scales` is not empty (after
@@ -74,8 +75,9 @@ class MLPWeights(NamedTuple):
         """Arrange tensors that are ordered as `tensors`: those of most axes are the kernels."""
         layers = sum(tensor.dim() == tensors[0].dim() for tensor in tensors)
         norms = (len(tensors) - 2 * layers) // 2
-        ends = [layers, 2 * layers, 2 * layers + norms, 2 * layers + 2 * norms]
-        return cls(*(tuple(tensors[a:b]) for a, b in zip([0, *ends], ends, strict=False)))
+        sizes = (layers, layers, norms, norms)
+        starts = (0, layers, 2 * layers, 2 * layers + norms)
+        return cls(*(tuple(tensors[a : a + n]) for a, n in zip(starts, sizes, strict=True)))
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -118,7 +120,8 @@ class MLPWeights(NamedTuple):
 
     def map(self, function) -> MLPWeights:
         """Return weights, without gradient memory, with `function` applied to every tensor."""
-        return MLPWeights(*(tuple(function(tensor) for tensor in group) for group in self[:4]))
+        groups = (self.kernels, self.biases, self.norm_scales, self.norm_biases)
+        return MLPWeights(*(tuple(function(tensor) for tensor in group) for group in groups))
 
     def empty_gradients(self) -> list[Tensor]:
         """Return uninitialised memory for gradients of `tensors`, packed like the trainer's."""
@@ -129,7 +132,7 @@ class MLPWeights(NamedTuple):
         """Whether the tensors form a stack of MLPs of one dtype and device."""
         first, tensors = self.kernels[0], self.tensors
         lead, widths = first.shape[:-2], [kernel.shape[-1] for kernel in self.kernels]
-        layers = list(zip([first.shape[-2], *widths], widths, strict=False))
+        layers = list(zip([first.shape[-2], *widths[:-1]], widths, strict=True))
         shapes = [(*lead, *layer) for layer in layers] + [(*lead, width) for width in widths]
         if self.layer_norm:
             shapes += [(*lead, width) for width in widths[:-1]] * 2
