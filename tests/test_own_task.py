@@ -163,6 +163,19 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(kept, flags, tmp_path):
         assert (cut / name).read_text() == (whole / name).read_text()
 
 
+@pytest.mark.parametrize("walks", [True, False])
+def test_values_go_on_behind_a_time_limit_and_end_at_the_goal(walks):
+    env, steps = OnlineEnvironment(REACH, 5, max_episode_steps=40), []
+    while not steps or steps[-1].episode is None:
+        point, goal = env.observation
+        way = np.clip(goal - point, -10, 30) if walks else 0.0
+        steps.append(env.step(scaled(np.float32([way]), np.float32([-10]), np.float32([30]))))
+    *before, last = ((step.transition["masks"], step.transition["terminals"]) for step in steps)
+    assert set(before) == {(1, 0)}
+    assert last == ((0, 1) if walks else (1, 1))
+    assert steps[-1].episode["length"] == len(steps) and (len(steps) == 40) == (not walks)
+
+
 def test_what_cannot_be_repeated_begins_a_new_episode(dataset):
     options = {"max_episode_steps": 50}
     env = OnlineEnvironment("tests.own_tasks:Noisy", 5, **options)

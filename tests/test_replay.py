@@ -65,11 +65,14 @@ def test_all_transitions_are_equally_likely():
 def test_half_of_a_balanced_batch_is_online():
     buffer, joined = filled(3, balanced=True)
     randomness = Randomness((5, 6))
-    batch = buffer.sample(randomness, 7, 3, 0.9)
+    batch = buffer.sample(randomness, 1001, 3, 0.9)
     for run, dataset in enumerate(joined):
         every = dataset.gather(torch.arange(OFFLINE + ONLINE - 2)[None], 3, 0.9).observations[0]
-        start = (batch.observations[run, :, None] == every).all(-1).float().argmax(-1)
-        assert (start[:3] <= OFFLINE - 3).all() and (start[3:] >= OFFLINE).all()
+        same = (batch.observations[run, :, None] == every).all(-1)
+        assert (same.sum(-1) == 1).all()
+        start = same.float().argmax(-1)
+        assert set(start[:500].tolist()) == set(range(OFFLINE - 2))
+        assert set(start[500:].tolist()) == set(range(OFFLINE, OFFLINE + ONLINE - 2))
 
 
 def test_batches_do_not_depend_on_the_other_runs():

@@ -140,6 +140,8 @@ def test_resume_refuses_what_changes_the_mathematics(flags, tmp_path, capsys):
     message = capsys.readouterr().err
     assert "--kl-budget 3.0 (the run has" in message
     assert "--actor-hidden-dims 8 8 (the run has 16 16)" in message
+    assert run([], folder, "--resume", "--precision", "bf16") == 2
+    assert "--precision bf16 (the run has auto)" in capsys.readouterr().err
     more = ["--log-interval", "1000000000000", "--offline-steps", "30"]  # no memory for so many
     assert run([], folder, "--resume", *more) == 0
     assert rows(folder / "eval.csv")[-1]["step"] == "50"

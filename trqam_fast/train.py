@@ -57,7 +57,7 @@ from trqam_fast.training.trackers import check_packages
 
 # What may differ between a run and its continuation without changing its mathematics.
 RESUMABLE = {
-    "preset", "backend", "plan", "precision", "graph", "streams", "threads", "dataset",
+    "preset", "backend", "plan", "graph", "streams", "threads", "dataset",
     "dataset_dir", "generated_dir",
     "bc_steps", "offline_steps", "online_steps", "log_interval", "eval_interval",
     "eval_episodes", "eval_envs", "eval_workers", "save_interval", "keep",
