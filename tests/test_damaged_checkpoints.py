@@ -202,6 +202,8 @@ def test_sequences_of_an_unknown_flag_say_nothing(newest):
     for field in ({}, {"actor_slow": []}, {"actor_slow": [[3]]}):
         with pytest.raises(UsageError, match="holds no velocity field actor_slow; name another"):
             check_start(state | {"shapes": field}, newest, shapes, own, 2)
+    with pytest.raises(UsageError, match="holds 2 runs, but --seeds names 3; use as many"):
+        check_start(state, newest, shapes, own, 3)
     with pytest.raises(UsageError, match="was made with --horizon-length 5, but the flags ask"):
         check_start(state, newest, shapes, {"horizon_length": 4}, 2)
 
