@@ -9,8 +9,9 @@ import pytest
 
 from trqam_fast.damage import Unreadable
 from trqam_fast.errors import UsageError
-from trqam_fast.sweep.plan import make_plan, read_plan, write_plan
+from trqam_fast.sweep.plan import make_plan, read_plan, run_bytes, write_plan
 from trqam_fast.sweep.spec import parse_spec, read_spec
+from trqam_fast.training.presets import make_config
 
 TASK = "pointmaze-medium-navigate-singletask-task1-v0"
 CUBE = "cube-double-play-singletask-task2-v0"
@@ -210,6 +211,12 @@ def test_seeds_are_packed_as_far_as_memory_allows(tmp_path):
     assert sizes(memory_gb=1.2) == [1] * 8
     assert 1 < max(sizes(memory_gb=4)) < 8
     assert max(sizes(gpus=0.5, gpu_memory_gb=8)) < max(sizes(gpus=1, gpu_memory_gb=8))
+
+
+def test_memory_of_a_gpu_is_what_one_needed():
+    """An H100 needed 3.10 GiB for the updates of eight runs at paper scale (docs/gpu.md)."""
+    config = make_config(CUBE, preset="paper")
+    assert 3.10 < run_bytes(config, 8, 1, gpu=True) / 2**30 < 4
 
 
 def test_resources_become_flags(tmp_path):

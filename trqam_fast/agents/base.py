@@ -463,9 +463,10 @@ class Agent:
         return tensors | ({"target": self.target.flat} if self.targets else {})
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return copies of the state, and the number of updates of each run."""
+        """Return copies of the state in the host's memory, and each run's number of updates."""
         step = torch.full((self.runs,), float(self.steps), dtype=torch.float64)
-        return {name: tensor.clone() for name, tensor in self.state().items()} | {"step": step}
+        copies = {name: tensor.to("cpu", copy=True) for name, tensor in self.state().items()}
+        return copies | {"step": step}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -95,7 +95,7 @@ def machine_bytes() -> int:
 
 def check_memory(job: Job, config: TrainConfig, obs_dim: int, act_dim: int) -> None:
     """Raise `UsageError` if measuring a job would take more memory than this machine has."""
-    needed = sum(run_bytes(config, len(job.seeds), max(1, config.threads)).values())
+    needed = run_bytes(config, len(job.seeds), max(1, config.threads))
     needed += 4 * probe_rows(config.agent) * (2 * obs_dim + act_dim + 3) * np.float64().itemsize
     if needed > machine_bytes():
         raise UsageError(

@@ -35,6 +35,9 @@ WIDEST_OBSERVATION, WIDEST_ACTION = 128, 21
 # What a job needs beside its updates: torch, the simulators, the data, evaluations.
 OTHER_BYTES = 2**30
 
+GPU_TIMES = 1.3
+"""What an H100 needed for updates, over `update_bytes`, which bounds the CPU's (docs/gpu.md)."""
+
 # Flags that belong to pretraining alone, and those that it has no use for.
 PRETRAINING_ALONE = ("bc_steps", "pretrained")
 FINE_TUNING_ALONE = ("offline_steps", "online_steps")
@@ -268,7 +271,7 @@ def seeds_that_fit(spec: Spec, config: TrainConfig) -> int:
         room = resources.gpu_memory_gb * resources.gpus * 2**30 - OTHER_BYTES
     threads = max(1, int(resources.cpus))
     one, two = (
-        sum(run_bytes(config, runs, threads).values()) for runs in (1, 2)
+        run_bytes(config, runs, threads, gpu=resources.gpus > 0) for runs in (1, 2)
     )  # fmt: skip
     return max(1, 1 + int((room - one) // (two - one)))
 
@@ -281,13 +284,17 @@ def widths_of(config: TrainConfig) -> tuple[int, int]:
     return interface.obs_dim, interface.act_dim
 
 
-def run_bytes(config: TrainConfig, runs: int, threads: int) -> dict[str, int]:
-    """Bound the memory of a process's updates, and of the weights that it keeps beside them."""
+def run_bytes(config: TrainConfig, runs: int, threads: int, *, gpu: bool = False) -> int:
+    """Bound the memory of a process's updates, on a CPU with the state that it keeps beside them.
+
+    A GPU keeps the state of the last checkpoint on the host; what its updates take is an estimate.
+    """
     sizes = update_bytes(
         algorithm(config.algo), config.agent, *widths_of(config), runs=runs,
         threads=threads,
     )  # fmt: skip
-    return sizes | {"last good weights": sizes["held"]}
+    needed = sum(sizes.values())
+    return int(GPU_TIMES * needed) if gpu else needed + sizes["held"]
 
 
 def write_plan(jobs: list[Job], out: Path) -> None:

@@ -80,7 +80,7 @@ class Stage:
         return {
             "stage": self.name,
             "step": self.step,
-            "agent": {name: tensor.cpu() for name, tensor in self.keep_good(failed).items()},
+            "agent": self.keep_good(failed),
             "shapes": plain_shapes(self.agent.online.shapes),
             "drawn": self.randomness.position(),
             "history": self.history.values,
