@@ -7,8 +7,8 @@ COPY . .
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:3.11-slim-bookworm
-# libgomp1: the extension's threads; the rest: pictures of MuJoCo without a display.
-RUN apt-get update && apt-get install --yes --no-install-recommends libgomp1 libegl1 libgl1 libosmesa6 \
+# gcc and libc6-dev: Triton compiles its launcher; libgomp1: threads; the rest: pictures of MuJoCo without a display.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev libgomp1 libegl1 libgl1 libosmesa6 \
     && rm -rf /var/lib/apt/lists/*
 ENV PIP_NO_CACHE_DIR=1
 COPY --from=build /wheels /wheels
