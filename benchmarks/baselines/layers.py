@@ -38,7 +38,8 @@ def split(weights: MLPWeights, batched: bool) -> list[Layers]:
     Critics of S runs stay S batches, as one batch of S E members would be a copy.
     """
     batched = batched and weights.lead[-1] > 1
-    groups = [Layers(*weights[:4])]
+    parts = (weights.kernels, weights.biases, weights.norm_scales, weights.norm_biases)
+    groups = [Layers(*parts)]
     for _ in range(len(weights.lead) - batched):
         unbound = [[[t.unbind(0) for t in tensors] for tensors in group] for group in groups]
         groups = [
