@@ -10,7 +10,7 @@ from tests.helpers import draw
 from trqam_fast.agents import BCAgent, TRQAMAgent, TRQAMConfig
 from trqam_fast.data.dataset import Dataset
 from trqam_fast.data.replay import ReplayBuffer
-from trqam_fast.errors import RunError
+from trqam_fast.errors import RunError, UsageError
 from trqam_fast.kernels.dispatch import has_dependent_launches
 from trqam_fast.randomness import Randomness
 from trqam_fast.training import updater
@@ -189,6 +189,19 @@ def test_history_keeps_every_update_in_order():
     assert history.values[:, 0, 0].tolist() == [0.0, 1.0, 2.0, 3.0]
     history.clear()
     assert len(history.values) == 0
+
+
+def test_history_tells_metrics_apart_by_name():
+    history, a, b = History(3), torch.ones(2, requires_grad=True), torch.zeros(2)
+    history.record({"a": a, "b": b})
+    history.record({"b": b, "a": a})
+    for metrics in ({"a": a}, {"a": a, "c": b}):
+        new = "c" if "c" in metrics else "none"
+        with pytest.raises(UsageError, match=rf"\(missing: b; new: {new}\); log the same"):
+            history.record(metrics)
+    history.advance(2)
+    assert history.collect()[:, 0].tolist() == [[1.0, 0.0]] * 2 and history.names == ["a", "b"]
+    assert not history.values.requires_grad  # or the graphs of all updates would be kept
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trqam_fast.errors import UsageError
+
 
 class History:
     """Metrics of up to `interval` updates of S runs.
@@ -26,14 +28,26 @@ class History:
         self._position: Tensor | None = None
         self._count = 0
 
+    @torch.no_grad()
     def record(self, metrics: dict[str, Tensor]) -> None:
-        """Store the metrics of one update, each `[S]`, in the next row of the buffer."""
+        """Store the metrics of one update, each `[S]`, in the next row of the buffer.
+
+        Raises:
+            UsageError: they are others than those of the first update.
+        """
         if self._buffer is None:
             self.names = list(metrics)
-            first = next(iter(metrics.values()))
-            self._buffer = first.new_empty(self.interval, first.shape[0], len(metrics))
-            self._position = torch.zeros(1, dtype=torch.int64, device=first.device)
-        row = torch.stack(list(metrics.values()), dim=-1)
+        if metrics.keys() != set(self.names):
+            missing = ", ".join(name for name in self.names if name not in metrics) or "none"
+            new = ", ".join(name for name in metrics if name not in self.names) or "none"
+            raise UsageError(
+                "an update has other metrics than the first one had "
+                f"(missing: {missing}; new: {new}); log the same in every update"
+            )
+        row = torch.stack([metrics[name] for name in self.names], dim=-1)
+        if self._buffer is None:
+            self._buffer = row.new_empty(self.interval, *row.shape)
+            self._position = torch.zeros(1, dtype=torch.int64, device=row.device)
         self._buffer.index_copy_(0, self._position, row.unsqueeze(0))
         self._position += 1
 
