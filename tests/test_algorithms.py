@@ -2,6 +2,9 @@
 
 import csv
 import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +12,16 @@ import torch
 from tests.factories import SMALL, make, train
 from tests.helpers import assert_equal64
 from tests.runs import rows, run
-from trqam_fast.agents import ALGORITHMS, TRQAMConfig, algorithm, declaration
+from trqam_fast.agents import (
+    ALGORITHMS,
+    Agent,
+    BCAgent,
+    FQLAgent,
+    QAMAgent,
+    TRQAMConfig,
+    algorithm,
+    declaration,
+)
 from trqam_fast.agents.config import names_of
 from trqam_fast.cli import run_command
 from trqam_fast.errors import UsageError
@@ -171,6 +183,109 @@ def test_an_algorithm_of_ones_own(flags, tmp_path, capsys):
     ]  # fmt: skip
     assert jobs[-1].config["inv_temp_start"] == 0.5 and "inv_temp_start" not in jobs[1].config
     assert ":" not in jobs[-1].name
+
+
+class Unlabelled(Agent):
+    network_shapes, draws, loss = BCAgent.network_shapes, BCAgent.draws, BCAgent.loss
+
+
+class Lossless(Agent):
+    network_shapes, draws, label = BCAgent.network_shapes, BCAgent.draws, "Mine"
+
+
+class Letters(BCAgent):
+    metrics = "bc_loss"
+
+
+class Early(QAMAgent):
+    targets = ("critic", "actor_slow")
+
+
+class Plain(BCAgent):
+    class Config:
+        beta = 2.0
+
+
+class Undecorated(FQLAgent):
+    class Config(FQLAgent.Config):
+        beta: float = 2.0
+        alpha = 5.0
+
+
+class Untyped(FQLAgent):
+    @dataclass(frozen=True)
+    class Config(FQLAgent.Config):
+        beta: float = 2.0
+        alpha = 5.0
+
+
+class Still(BCAgent):
+    targets = ("actor_slow",)
+
+
+class Absent(QAMAgent):
+    targets = ("actor_slow", "critics")
+    late = None
+
+
+class Uncloned(BCAgent):
+    @classmethod
+    def network_shapes(cls, config, obs_dim, act_dim):
+        return {"policy": super().network_shapes(config, obs_dim, act_dim)["actor_slow"]}
+
+
+class Undrawn(BCAgent):
+    def draws(self):
+        return {"z": (1,)}
+
+
+class Misdrawn(BCAgent):
+    def draws(self):
+        return {"bc_x0": (1, 2, 3)}
+
+
+class Scalar(BCAgent):
+    def after_step(self, metrics):
+        metrics["lr"] = torch.tensor(self.config.lr)
+
+
+class Number(BCAgent):
+    def after_step(self, metrics):
+        metrics["lr"] = self.config.lr
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Unlabelled", 'it has no label; write label = "Unlabelled" in it'),
+        ("Lossless", "it has no loss; define it"),
+        ("Letters", "its metrics is 'bc_loss'; give a tuple of names"),
+        ("Early", "its late is 'critic', not the last of its targets; write late = None"),
+        ("Plain", "its Config does not inherit CloningConfig; begin it with @dataclass"),
+        ("Undecorated", "its Config would lose beta, alpha (no field of a dataclass); write"),
+        ("Untyped", "its Config would lose alpha (no field of a dataclass); write @dataclass"),
+        ("Still", "it has targets, and its Config no tau; inherit CriticConfig too"),
+        ("Absent", "its targets names 'critics', which network_shapes does not have; name one of "),
+        ("Uncloned", "its cloned names 'actor_slow', which network_shapes does not have; name one"),
+        ("Undrawn", "its draws are z, bc_t, while cloning_loss reads bc_x0; add "),
+        ("Scalar", "its metric 'lr' is a tensor []; give a tensor [1], one number for each run"),
+        ("Number", "its metric 'lr' is of type float; give a tensor [1], one number for each run"),
+    ],
+)
+def test_what_an_algorithm_of_ones_own_lacks(name, message):
+    with pytest.raises(UsageError) as error:
+        train(agent_of(f"{__name__}:{name}"), [0], 1)
+    start = f"--algo is {__name__}:{name}, but {message}"
+    assert str(error.value).startswith(start)
+    assert str(error.value).endswith(" (docs/your_own_algorithm.md)")
+
+
+def test_a_mistake_below_an_algorithm_of_ones_own_is_not_called_this_packages(capsys):
+    """Where nobody foresaw it: draws of another shape fail in torch, called by the package."""
+    assert run_command(lambda: train(agent_of(f"{__name__}:Misdrawn"), [0], 1)) == 1
+    said = capsys.readouterr().err
+    assert f"; the cause may be in {__name__}:Misdrawn, which is not of trqam_fast: its" in said
+    Path(re.search(r"trace is in (.*?);", said)[1]).unlink()
 
 
 @pytest.mark.parametrize(

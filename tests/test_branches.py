@@ -24,6 +24,7 @@ from tests.helpers import INTERPRETED
 from trqam_fast.agents import QAMAgent, TRQAMConfig, algorithm
 from trqam_fast.agents.branches import MAIN, Branches
 from trqam_fast.data.batch import Batch
+from trqam_fast.errors import UsageError
 from trqam_fast.randomness import Randomness
 from trqam_fast.training.history import History
 from trqam_fast.training.updater import Updater
@@ -438,20 +439,20 @@ def test_a_branch_that_has_not_begun_cannot_be_waited_for():
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    ("spoil", "message"),
     [
-        lambda losses: losses[MAIN].sum(),
-        lambda losses: {MAIN: losses[MAIN].sum()},
-        lambda losses: {MAIN: losses[MAIN].detach()},
+        (lambda loss: loss, r"what its loss returned is a tuple \(Tensor, Terms\)"),
+        (lambda loss: {MAIN: loss.sum()}, r"its loss 'main' is a tensor \[\]"),
+        (lambda loss: {MAIN: loss.detach()}, "none of the losses it returned is differentiable"),
     ],
 )
-def test_other_losses_than_those_of_runs_are_refused(spoil):
+def test_other_losses_than_those_of_runs_are_refused(spoil, message):
     class Mine(QAMAgent):
         def loss(self, batch, noise):
             losses, terms = super().loss(batch, noise)
-            return spoil(losses), terms
+            return spoil(losses[MAIN]), terms
 
     agent = make(TRQAMConfig(**SMALL), (0, 1), Mine)
     noise = agent.draw_noise(Randomness([7, 8]))
-    with pytest.raises(TypeError, match=r"Mine.loss returned other losses .* return {MAIN: loss}"):
+    with pytest.raises(UsageError, match=rf"Mine, but {message}; "):
         agent.update(make_batch(3, 2, agent.config), noise)

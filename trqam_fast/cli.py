@@ -123,16 +123,37 @@ def place_of(error: Exception) -> str | None:
         file = Path(frame.f_code.co_filename)
         if file.is_relative_to(HERE):
             place = None
-        elif not file.is_absolute():  # compiled, or made while running
-            continue
-        elif not INSTALLED.intersection((*file.parts, *map(str, file.parents))):
+        elif is_users(file):
             place = f"{file}:{line}"
     return place
 
 
+def class_of(error: Exception) -> str | None:
+    """Return which class of a user's this package worked with when it failed, None if with none.
+
+    It takes the innermost one: what it returned or declared may be the cause.
+    """
+    for frame, _ in reversed([*traceback.walk_tb(error.__traceback__)]):
+        if not Path(frame.f_code.co_filename).is_relative_to(HERE):
+            continue
+        for value in frame.f_locals.values():
+            kind = value if isinstance(value, type) else type(value)
+            file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+            if file is not None and is_users(Path(file)):
+                return f"{kind.__module__}:{kind.__qualname__}"
+    return None
+
+
+def is_users(file: Path) -> bool:
+    """Return whether a module's file is neither of this package, nor installed, nor Python's."""
+    if not file.is_absolute() or file.is_relative_to(HERE):  # compiled or made while running; ours
+        return False
+    return not INSTALLED.intersection((*file.parts, *map(str, file.parents)))
+
+
 def trace_of(error: Exception) -> str:
     """Write the trace of an error that nobody foresaw to a file; return whose it is, and where."""
-    place = place_of(error)
+    place, kind = place_of(error), class_of(error)
     try:
         number, path = tempfile.mkstemp(".log", "trqam_fast-")
         with open(number, "w", errors="backslashreplace") as file:
@@ -142,4 +163,9 @@ def trace_of(error: Exception) -> str:
         return f"its trace could not be written ({reason_of(problem)})"
     if place is not None:
         return f"it comes from {place}, which is not of trqam_fast; its trace is in {path}"
+    if kind is not None:
+        return (
+            f"the cause may be in {kind}, which is not of trqam_fast: its trace is in {path}; "
+            f"please report it if {kind} is as it must be"
+        )
     return f"this is a mistake in trqam_fast, whose trace is in {path}; please report it"

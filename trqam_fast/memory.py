@@ -57,7 +57,7 @@ def update_bytes(
     Returns:
         Bytes: ``held`` between updates, ``temporary`` during one, ``scratch`` of the passes.
     """
-    shapes = kind.network_shapes(config, obs_dim, act_dim)
+    shapes = kind.stored_shapes(config, obs_dim, act_dim)
     networks = {name: net for name, net in shapes.items() if isinstance(net, MLPShape)}
     dim, steps, batch = act_dim * config.chunk_length, config.flow_steps, config.batch_size
 

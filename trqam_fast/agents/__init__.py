@@ -9,7 +9,12 @@ from typing import Any
 
 from trqam_fast.agents.base import Agent, Noise, Recorded, Terms
 from trqam_fast.agents.bc import BCAgent
-from trqam_fast.agents.declaration import Declaration, declare, read_declaration
+from trqam_fast.agents.declaration import (
+    Declaration,
+    check_declaration,
+    declare,
+    read_declaration,
+)
 from trqam_fast.agents.dsrl import DSRLAgent, DSRLConfig
 from trqam_fast.agents.dual import DualController
 from trqam_fast.agents.fql import FQLAgent, FQLConfig
@@ -39,7 +44,7 @@ def algorithm(name: str) -> type[Agent]:
             which is imported.
 
     Raises:
-        UsageError: there is none of that name, or it is no algorithm.
+        UsageError: there is none of that name, it is no algorithm, or lacks what one declares.
     """
     if name in ALGORITHMS:
         return ALGORITHMS[name]
@@ -59,6 +64,7 @@ def algorithm(name: str) -> type[Agent]:
         ) from None
     if not (isinstance(kind, type) and issubclass(kind, Agent)):
         raise UsageError(f"--algo is {name!r}, which is no subclass of trqam_fast.agents.Agent")
+    check_declaration(kind)
     return kind
 
 

@@ -16,6 +16,7 @@ from trqam_fast.agents.branches import Branches
 from trqam_fast.agents.config import ByDomain, CloningConfig
 from trqam_fast.agents.dual import DualController
 from trqam_fast.data.batch import Batch
+from trqam_fast.errors import UsageError
 from trqam_fast.kernels import (
     AdamNorm,
     MLPWeights,
@@ -37,11 +38,13 @@ Losses = dict[str, Tensor]
 """What an update descends, `[S]` each, by the branch that computes it and its gradient."""
 
 Networks = dict[str, MLPWeights]
+"""Weights by name, those of a Polyak target as ``target_NAME``."""
 
 Noise = dict[str, Tensor]
 """Every random number of one update by name, as the algorithm's `draws` declare them."""
 
 Shapes = dict[str, MLPShape | ScalarShape]
+"""Architecture of the online networks by name."""
 
 
 class Terms(NamedTuple):
@@ -78,21 +81,75 @@ class Recorded(NamedTuple):
     one_more: tuple[str, ...] = ()
 
 
-def checked(losses: Any, name: str, runs: int) -> Losses:
-    """Return those of an algorithm's losses that can be descended.
+def mistake(kind: type[Agent], what: str, remedy: str) -> UsageError:
+    """Return the error of an algorithm that is not as docs/your_own_algorithm.md says."""
+    return UsageError(
+        f"--algo is {kind.__module__}:{kind.__qualname__}, but {what}; {remedy} "
+        "(docs/your_own_algorithm.md)"
+    )
+
+
+def form_of(value: Any) -> str:
+    """Return what kind of thing a value is that should be another."""
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)}"
+    if isinstance(value, tuple):
+        return f"a tuple ({', '.join(type(each).__name__ for each in value)})"
+    return f"of type {type(value).__name__}"
+
+
+def check_numbers(kind: type[Agent], what: str, values: dict[str, Any], runs: int) -> None:
+    """Raise `UsageError` unless an algorithm's values are one number of each run."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor) or value.shape != (runs,):
+            raise mistake(
+                kind, f"its {what} {name!r} is {form_of(value)}",
+                f"give a tensor [{runs}], one number for each run",
+            )  # fmt: skip
+
+
+def checked(found: Any, kind: type[Agent], runs: int) -> tuple[Losses, Terms]:
+    """Return those losses of what `loss` of an algorithm returned that can be descended, and terms.
 
     Raises:
-        TypeError: there are none, or one is not one number of each run.
+        UsageError: it returned something else, none that can, or one that is not one number of each
+            run.
     """
-    found = losses.items() if isinstance(losses, dict) else ()
-    good = all(isinstance(loss, Tensor) and loss.shape == (runs,) for _, loss in found)
-    descended = {name: loss for name, loss in found if good and loss.requires_grad}
+    remedy = "return {MAIN: loss}, Terms(metrics, outputs)"
+    match found:
+        case (dict() as losses, Terms(metrics=dict()) as terms):
+            check_numbers(kind, "loss", losses, runs)
+        case _:
+            raise mistake(kind, f"what its loss returned is {form_of(found)}", remedy)
+    descended = {name: loss for name, loss in losses.items() if loss.requires_grad}
     if not descended:
-        raise TypeError(
-            f"{name}.loss returned other losses than differentiable tensors [{runs}], one number "
-            "for each run, by branch; return {MAIN: loss}, terms (docs/your_own_algorithm.md)"
-        )
-    return descended
+        raise mistake(kind, "none of the losses it returned is differentiable", remedy)
+    return descended, terms
+
+
+def check_networks(kind: type[Agent], shapes: Shapes, field: MLPShape) -> None:
+    """Raise `UsageError` unless there are all networks that a class names, as they must be.
+
+    Args:
+        kind: The algorithm.
+        shapes: Architecture of its online networks by name.
+        field: That of the field which behaviour cloning trains.
+    """
+    acting = kind.acting_field.removeprefix("target_")
+    named = {"targets": kind.targets, "cloned": kind.cloned, "acting_field": (acting,)}
+    for attribute, names in named.items():
+        for name in names:
+            if name not in shapes:
+                raise mistake(
+                    kind, f"its {attribute} names {name!r}, which network_shapes does not have",
+                    f"name one of {', '.join(shapes)}",
+                )  # fmt: skip
+    for name in ("actor_slow", *kind.cloned):
+        if shapes.get(name) != field:
+            raise mistake(
+                kind, f"its network_shapes has no {name!r} that can start from a cloned field",
+                "give it field_shape(config, obs_dim, act_dim)",
+            )  # fmt: skip
 
 
 def added(*gradients: Tensor | None) -> Tensor | None:
@@ -210,8 +267,12 @@ class Agent:
         """Return `network_shapes` in storage order: those with targets last, in their order.
 
         One operation then moves all targets.
+
+        Raises:
+            UsageError: the class names a network that is none of them.
         """
-        shapes = cls.network_shapes(config, obs_dim, act_dim)
+        shapes = dict(cls.network_shapes(config, obs_dim, act_dim))
+        check_networks(cls, shapes, field_shape(config, obs_dim, act_dim))
         last = {name: shapes.pop(name) for name in cls.targets}
         return {**shapes, **last}
 
@@ -243,12 +304,12 @@ class Agent:
         """Return the gradients of `leaves`, None of those in no loss, and the terms of the loss.
 
         Raises:
-            TypeError: `loss` does not return losses of every run by branch.
+            UsageError: `loss` does not return losses of every run by branch, and terms.
         """
         parts = []
         with self.branches.side_by_side():
-            losses, terms = self.loss(batch, noise)
-            for branch, loss in checked(losses, type(self).__name__, self.runs).items():
+            losses, terms = checked(self.loss(batch, noise), type(self), self.runs)
+            for branch, loss in losses.items():
                 with self.branches.on(branch):
                     # Runs are independent: the gradient of their sum is that of each.
                     parts.append(torch.autograd.grad(loss, leaves, self.ones, allow_unused=True))
@@ -294,9 +355,14 @@ class Agent:
         )  # fmt: skip
 
     def update(self, batch: Batch, noise: Noise) -> Terms:
-        """Do one update of every run; nothing is read back to the host."""
+        """Do one update of every run; nothing is read back to the host.
+
+        Raises:
+            UsageError: losses or metrics are not what they must be.
+        """
         gradient, terms = self.gradients(batch, noise)
         self.apply(gradient, terms)
+        check_numbers(type(self), "metric", terms.metrics, self.runs)
         return terms
 
     def after_step(self, metrics: Metrics) -> None:
@@ -323,7 +389,15 @@ class Agent:
         """Flow-matching loss of the cloned field for each run, `[S]`.
 
         mean_b [ mean_d (v_bc(s, x_t, t) - (a - x_0))^2 * valid ] with x_t = (1 - t) x_0 + t a.
+
+        Raises:
+            UsageError: the algorithm does not draw x_0.
         """
+        if "bc_x0" not in noise:
+            raise mistake(
+                type(self), f"its draws are {', '.join(noise)}, while cloning_loss reads bc_x0",
+                'add "bc_x0": (self.config.batch_size, self.dim)',
+            )  # fmt: skip
         actions, x0, t = self.policy_actions(batch), noise["bc_x0"], noise["bc_t"]
         velocity = self.network("actor_slow", batch.observations, torch.lerp(x0, actions, t), t)
         return squared_error(

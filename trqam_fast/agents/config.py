@@ -8,6 +8,7 @@ each group.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_type_hints
@@ -103,7 +104,7 @@ def groups_of(config: type[Group]) -> dict[type[Group], list[str]]:
     groups: dict[type[Group], list[str]] = {}
     seen: set[str] = set()
     for kind in config.__mro__:
-        names = [n for n in vars(kind).get("__annotations__", ()) if n not in seen]
+        names = [n for n in inspect.get_annotations(kind) if n not in seen]
         seen.update(names)
         if names and dataclasses.is_dataclass(kind):
             groups[kind] = names
@@ -113,6 +114,21 @@ def groups_of(config: type[Group]) -> dict[type[Group], list[str]]:
 def names_of(config: type[Group]) -> list[str]:
     """Return the names of a configuration's values, group by group."""
     return [name for names in groups_of(config).values() for name in names]
+
+
+def lost_names(config: type[Group]) -> list[str]:
+    """Return what a configuration's classes set that is no value of it.
+
+    They are the names in a class that is no dataclass itself, whatever it inherits, and those with
+    which a class sets a value that it inherits, without a type: neither would be read.
+    """
+    values, lost = names_of(config), {}
+    for kind in config.__mro__:
+        typed = inspect.get_annotations(kind)
+        kept = typed if "__dataclass_fields__" in vars(kind) else ()
+        given = (*typed, *(name for name in vars(kind) if name in values))
+        lost |= dict.fromkeys(name for name in given if name not in kept)
+    return list(lost)
 
 
 def select(config: type[Group], values: dict[str, Any]) -> dict[str, Any]:

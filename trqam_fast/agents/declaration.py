@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from trqam_fast.agents.base import Agent
-from trqam_fast.agents.config import names_of
+from trqam_fast.agents.base import Agent, mistake
+from trqam_fast.agents.config import CloningConfig, lost_names, names_of
 from trqam_fast.text import printable
 
 COLOUR = re.compile("#[0-9a-fA-F]{6}")
@@ -39,6 +40,40 @@ def declare(kind: type[Agent]) -> Declaration:
         kind.label, kind.colour, tuple(names_of(kind.Config)), kind.metrics, kind.fine_tunes,
         kind.controller is not None,
     )  # fmt: skip
+
+
+def check_declaration(kind: type[Agent]) -> None:
+    """Raise `UsageError` unless an algorithm's class has what it must define and declare.
+
+    What depends on a task's sizes, `Agent.stored_shapes` checks; what `loss` returns, `update`.
+    """
+    for name in ("network_shapes", "draws", "loss"):
+        if inspect.getattr_static(kind, name) is vars(Agent)[name]:
+            raise mistake(kind, f"it has no {name}", "define it")
+    label, config = getattr(kind, "label", None), kind.Config
+    if not isinstance(label, str) or not label:
+        raise mistake(kind, "it has no label", f'write label = "{kind.__name__}" in it')
+    for name in ("metrics", "targets", "cloned"):
+        found = getattr(kind, name)
+        if not isinstance(found, tuple) or not all(isinstance(each, str) for each in found):
+            raise mistake(kind, f"its {name} is {found!r}", 'give a tuple of names, ("a",) of one')
+    if kind.late not in (None, *kind.targets[-1:]):
+        raise mistake(
+            kind, f"its late is {kind.late!r}, not the last of its targets", "write late = None"
+        )
+    if not (isinstance(config, type) and issubclass(config, CloningConfig)):
+        raise mistake(
+            kind, "its Config does not inherit CloningConfig",
+            "begin it with @dataclass(frozen=True) and class Config(CloningConfig)",
+        )  # fmt: skip
+    lost = lost_names(config)
+    if lost:
+        raise mistake(
+            kind, f"its Config would lose {', '.join(lost)} (no field of a dataclass)",
+            f"write @dataclass(frozen=True) above class {config.__name__}, and a type for each",
+        )  # fmt: skip
+    if kind.targets and "tau" not in names_of(config):
+        raise mistake(kind, "it has targets, and its Config no tau", "inherit CriticConfig too")
 
 
 def read_declaration(name: str, values: Mapping[str, Any]) -> Declaration:
