@@ -9,9 +9,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from trqam_fast.agents.base import Metrics
-from trqam_fast.agents.config import AdjointConfig, AnchorConfig, CloningConfig, CriticConfig
-from trqam_fast.agents.qam import QAMAgent
+from trqam_fast.agents import (
+    AdjointConfig,
+    AnchorConfig,
+    CloningConfig,
+    CriticConfig,
+    Metrics,
+    QAMAgent,
+)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -183,6 +184,18 @@ def test_an_algorithm_of_ones_own(flags, tmp_path, capsys):
     ]  # fmt: skip
     assert jobs[-1].config["inv_temp_start"] == 0.5 and "inv_temp_start" not in jobs[1].config
     assert ":" not in jobs[-1].name
+
+
+def test_the_page_runs_as_written(flags, tmp_path, monkeypatch):
+    """Its whole algorithm, in a file of its own."""
+    page = (Path(__file__).parent.parent / "docs" / "your_own_algorithm.md").read_text()
+    block = re.search(r"`distilled.py`.*?^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "distilled.py").write_text(block[1])
+    monkeypatch.syspath_prepend(tmp_path)
+    own = ("--algo", "distilled:Distilled", "--student-hidden-dims", "8", "--online-steps", "0")
+    assert run(flags, tmp_path / "run", *own) == 0
+    assert float(rows(tmp_path / "run" / "metrics.csv")[-1]["distill_loss"]) > 0
+    sys.modules.pop("distilled")
 
 
 class Unlabelled(Agent):

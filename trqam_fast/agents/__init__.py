@@ -7,8 +7,29 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from trqam_fast.agents.base import Agent, Noise, Recorded, Terms
+from trqam_fast.agents import critics
+from trqam_fast.agents.base import (
+    Agent,
+    Losses,
+    Metrics,
+    Networks,
+    Noise,
+    Recorded,
+    Shapes,
+    Terms,
+    field_shape,
+)
 from trqam_fast.agents.bc import BCAgent
+from trqam_fast.agents.branches import MAIN
+from trqam_fast.agents.config import (
+    AdjointConfig,
+    AnchorConfig,
+    ByDomain,
+    CloningConfig,
+    CriticConfig,
+    Setting,
+    TrustRegionConfig,
+)
 from trqam_fast.agents.declaration import (
     Declaration,
     check_declaration,
@@ -23,6 +44,7 @@ from trqam_fast.agents.qam_e import QAMEAgent, QAMEConfig
 from trqam_fast.agents.sqam import SQAMAgent, SQAMConfig
 from trqam_fast.agents.trqam import TRQAMAgent, TRQAMConfig
 from trqam_fast.errors import UsageError
+from trqam_fast.networks import MLPShape, ScalarShape
 
 ALGORITHMS: dict[str, type[Agent]] = {
     "bc": BCAgent,
@@ -82,14 +104,24 @@ def declaration(name: str, saved: Mapping[str, Any] | None = None) -> Declaratio
 
 __all__ = [
     "ALGORITHMS",
+    "MAIN",
+    "AdjointConfig",
     "Agent",
+    "AnchorConfig",
     "BCAgent",
+    "ByDomain",
+    "CloningConfig",
+    "CriticConfig",
     "DSRLAgent",
     "DSRLConfig",
     "Declaration",
     "DualController",
     "FQLAgent",
     "FQLConfig",
+    "Losses",
+    "MLPShape",
+    "Metrics",
+    "Networks",
     "Noise",
     "QAMAgent",
     "QAMConfig",
@@ -98,10 +130,16 @@ __all__ = [
     "Recorded",
     "SQAMAgent",
     "SQAMConfig",
+    "ScalarShape",
+    "Setting",
+    "Shapes",
     "TRQAMAgent",
     "TRQAMConfig",
     "Terms",
+    "TrustRegionConfig",
     "algorithm",
+    "critics",
     "declaration",
     "declare",
+    "field_shape",
 ]
