@@ -71,6 +71,14 @@ def test_without_masks_the_end_of_a_trajectory_ends_the_task():
     assert "every end of a trajectory counts as an end of the task" in note
 
 
+def test_a_trajectory_may_go_on_where_its_task_is_solved():
+    """As OGBench's do."""
+    values = arrays((5, 4)) | {"masks": np.array([1, 1, 0, 0, 1, 1, 0, 1, 1])}
+    found, (note,) = complete(values, "mine.npz")
+    assert np.array_equal(found["masks"], values["masks"])
+    assert note.startswith("mine.npz: masks is 0 in 3 rows, 42.9% of those before a trajectory's")
+
+
 def test_without_next_observations_the_next_row_follows():
     values = arrays()
     del values["next_observations"]
@@ -96,6 +104,10 @@ WRONG = {
     "nan": ({"rewards": np.r_[0, 1, np.nan, 0, 0]}, "rewards has nan at [2], expected finite"),
     "large": ({"rewards": np.full(5, 1e300)}, "rewards has inf at [0], expected finite"),
     "flag": ({"masks": np.full(5, 0.5)}, "masks has 0.5 at [0], expected 0 or 1"),
+    "inverted": (
+        {"masks": 1 - arrays()["masks"]},
+        "masks is 0 in 3 rows, 100.0% of those before a trajectory's last, expected 1 where",
+    ),
     "end": ({"terminals": np.zeros(5)}, "terminals ends with 0, expected 1 in the last row"),
     "empty": (
         {name: array[:0] for name, array in arrays().items()},

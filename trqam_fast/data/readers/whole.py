@@ -24,6 +24,8 @@ OUTSIDE = 0.05
 """Share of actions outside the bounds from which they are taken for actions in other units."""
 SLACK = 1e-4
 """How far outside of [-1, 1] rounding may bring a scaled action."""
+MOST_ENDS = 0.5
+"""Share of ends of the task among rows inside of trajectories above which masks are inverted."""
 
 
 def complete(arrays: Arrays, place: str) -> tuple[Arrays, list[str]]:
@@ -65,6 +67,7 @@ def complete(arrays: Arrays, place: str) -> tuple[Arrays, list[str]]:
             f"{place} has no masks, so every end of a trajectory counts as an end of the task; "
             "write masks with 1 where a time limit cut one off"
         )
+    notes += check_masks(found, place)
     if "next_observations" not in found:
         found, dropped = follow_rows(found, place)
         if dropped:
@@ -125,6 +128,28 @@ def check_values(array: np.ndarray, name: str, place: str) -> None:
             f"{place}: {name} has {array[tuple(index)]:g} at {index}, expected {expected}; mend or "
             f"leave out the {len(where)} values that are not"
         )
+
+
+def check_masks(arrays: Arrays, place: str) -> list[str]:
+    """Return what is worth saying of masks that end the task before a trajectory ends.
+
+    A trajectory may go on where its task is solved, as OGBench's do: its masks are 0 there.
+
+    Raises:
+        UsageError: most rows inside of trajectories end the task, so masks has them inverted.
+    """
+    inside = arrays["terminals"] == 0
+    ends = int((inside & (arrays["masks"] == 0)).sum())
+    if ends == 0:
+        return []
+    share = ends / int(inside.sum())
+    found = f"{place}: masks is 0 in {ends} rows, {share:.1%} of those before a trajectory's last"
+    if share > MOST_ENDS:
+        raise UsageError(
+            f"{found}, expected 1 where the task goes on; save 1 - masks if they are inverted, or "
+            "end trajectories where the task ends"
+        )
+    return [f"{found}; each counts as an end of the task"]
 
 
 def follow_rows(arrays: Arrays, place: str) -> tuple[Arrays, int]:
