@@ -32,6 +32,11 @@ def flags(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def cloning(flags):
+    return {name: flags[name] for name in flags if name != "value_hidden_dims"} | {"algo": "bc"}
+
+
+@pytest.fixture(scope="module")
 def result(flags, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     chunks = {"horizon_length": 3, "action_chunking": True, "best_of_n": 2}
@@ -64,8 +69,8 @@ def test_train_returns_what_the_run_came_to(result):
     assert (result.run_dir / "summary.json").exists()
 
 
-def test_train_takes_a_configuration_or_flags(flags, tmp_path):
-    config = tf.make_config(**flags, algo="bc", run_dir=str(tmp_path / "bc"))
+def test_train_takes_a_configuration_or_flags(cloning, tmp_path):
+    config = tf.make_config(**cloning, run_dir=str(tmp_path / "bc"))
     assert isinstance(config, tf.TrainConfig)
     with pytest.raises(TypeError, match="not both; drop lr"):
         tf.train(config, lr=1e-3)
@@ -74,6 +79,31 @@ def test_train_takes_a_configuration_or_flags(flags, tmp_path):
     assert longer.curves["success"][0][-1, 0] == 12
     with pytest.raises(UsageError, match="there is no flag --learning-rate"):
         tf.train(learning_rate=1e-3)
+    with pytest.raises(TypeError, match=r"is a dict, expected a TrainConfig; .* train\(\*\*flags"):
+        tf.train(cloning)
+
+
+def test_a_flag_that_the_algorithm_has_no_use_for_is_warned_of(cloning, tmp_path):
+    """For a new run and for one that goes on."""
+    with pytest.warns(UserWarning, match="--algo qam has no use for --kl-budget$"):
+        assert tf.make_config(algo="qam", kl_budget=3.0, rho=0.5).agent.rho == 0.5
+    call = {**cloning, "run_dir": str(tmp_path / "bc"), "resume": "auto"}
+    sentence = "--algo bc has no use for --kl-budget, --init-lambda$"
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=sentence):
+            tf.train(**call, kl_budget=3.0, init_lambda=0.1)
+
+
+def test_a_task_has_one_name(cloning, tmp_path):
+    sentence = f"env_name is 'Pendulum-v1' and env_id is '{REACH}', .*; give one of them"
+    both = {**cloning, "env_name": "Pendulum-v1"}
+    for call in (tf.make_config, tf.train):
+        with pytest.raises(UsageError, match=sentence):
+            call(**both)
+    file = tmp_path / "run.toml"
+    file.write_text(f"env_id = '{REACH}'\nenv_name = 'Pendulum-v1'")
+    with pytest.raises(UsageError, match=f"{file}: {sentence}"):
+        read_toml(file)
 
 
 @pytest.mark.parametrize(
@@ -98,9 +128,9 @@ def test_a_value_of_another_type_is_one_sentence(name, value, remedy, tmp_path):
             tf.TrainConfig(**{name: value})
 
 
-def test_the_same_call_goes_on_where_it_was(flags, tmp_path):
+def test_the_same_call_goes_on_where_it_was(cloning, tmp_path):
     """By the names of the first call; a flag that does not exist is told as there."""
-    call = {**flags, "algo": "bc", "run_dir": str(tmp_path / "bc"), "resume": "auto"}
+    call = {**cloning, "run_dir": str(tmp_path / "bc"), "resume": "auto"}
     first = tf.train(**call)
     steps = first.curves["bc_loss"][0][:, 0].tolist()
     assert tf.train(**call | {"bc_steps": 12}).curves["bc_loss"][0][:, 0].tolist() == [*steps, 12]

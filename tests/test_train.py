@@ -380,12 +380,20 @@ def test_single_updates_of_the_start_are_logged(flags, tmp_path, monkeypatch):
     assert (folder / "first_updates.csv").read_bytes() == written
 
 
-def test_flags_of_other_algorithms_are_noted_and_left_out(capsys):
+def test_flags_of_other_algorithms_are_noted_and_left_out(tmp_path, capsys):
+    """Once for a file and the words after it."""
     config = parse_config(["--algo", "qam", "--kl-budget", "3", "--no-clip-adj", "--lr", "0.5"])
     assert config.agent.lr == 0.5 and not config.agent.clip_adj
     assert capsys.readouterr().err == "note: --algo qam has no use for --kl-budget\n"
     with pytest.raises(UsageError, match="there is no flag --kl-bugdet; nearest: --kl-budget"):
         parse_config(["--algo", "qam", "--kl-bugdet", "3"])
+    file = tmp_path / "run.toml"
+    file.write_text("algo = 'qam'\nkl_budget = 3\nlr = 0.5")
+    again = parse_config(
+        ["--config", str(file), "--rho", "0.25", "--kl-budget=4", "--init-lambda", "1"]
+    )
+    assert again.agent.lr == 0.5 and again.agent.rho == 0.25
+    assert capsys.readouterr().err == "note: --algo qam has no use for --kl-budget, --init-lambda\n"
 
 
 def test_cloning_alone_needs_no_other_flag():

@@ -44,12 +44,13 @@ from trqam_fast.training.logger import Logger
 from trqam_fast.training.loop import Trainer
 from trqam_fast.training.plan import kept_choice, settle_plan, write_choice
 from trqam_fast.training.presets import (
+    by_one_name,
     check_kinds,
     describe_settings,
     flag_of,
     make_config,
-    unused_flags,
     value_in_words,
+    warn_of_unused,
 )
 from trqam_fast.training.stopping import StopRequest
 from trqam_fast.training.summary import format_table, summarise
@@ -365,21 +366,23 @@ def train(config: TrainConfig | None = None, **flags: Any) -> Result:
         raise TypeError(f"train takes a configuration or flags, not both; drop {', '.join(flags)}")
     if config is None:
         config = config_from(flags)
+    if not isinstance(config, TrainConfig):
+        raise TypeError(
+            f"config is a {type(config).__name__}, expected a TrainConfig; give flags by name, as "
+            "in train(**flags)"
+        )
     return run(config)
 
 
 def config_from(flags: dict[str, Any]) -> TrainConfig:
     """Return the configuration of flags by name; see `train`."""
-    flags = dict(flags)
-    env_id = flags.pop("env_id", None)
-    if env_id is not None:
-        flags["env_name"] = env_id
+    flags = by_one_name(flags)
     check_kinds(flags)
     folder = folder_to_resume(flags)
     if folder is None:
         return make_config(**flags)
     before = read_config(folder)
-    unused_flags(flags.get("algo", before.algo), flags)
+    warn_of_unused(flags.get("algo", before.algo), flags)
     check_kinds({"algo": before.algo} | flags)  # which may be one's own
     config = TrainConfig.from_dict(before.to_dict() | flags)
     return continued(before, dataclasses.replace(config, run_dir=folder.path))

@@ -22,7 +22,13 @@ from trqam_fast.errors import UsageError
 from trqam_fast.files import read_text
 from trqam_fast.kinds import is_a, kind_in_words
 from trqam_fast.training.config import PATHS, FolderConfig, TrainConfig, flag_hints, run_flags
-from trqam_fast.training.presets import flag_of, make_config, unused_flags
+from trqam_fast.training.presets import (
+    by_one_name,
+    flag_of,
+    make_config,
+    unused_flags,
+    unused_in_words,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -62,8 +68,10 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     with reading(path, "is not TOML", "mend that line"):
         values = tomllib.loads(read_text(path))
-    if "env_id" in values:
-        values["env_name"] = values.pop("env_id")
+    try:
+        values = by_one_name(values)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
     algo = values.get("algo", TrainConfig.algo)
     if not isinstance(algo, str):
         raise UsageError(f"{path}: algo is {algo!r}; give text in quotes")
@@ -83,11 +91,15 @@ def parse_config(argv: list[str], base: TrainConfig | None = None) -> TrainConfi
         UsageError: unknown preset, task, algorithm or flag, or impossible values.
     """
     chosen, words = read_choices(argv)
+    algo = chosen.get("algo", TrainConfig.algo if base is None else base.algo)
+    unused = unused_flags(algo, chosen)
+    chosen = {name: value for name, value in chosen.items() if name not in unused}
     if base is None:
         base = make_config(**chosen)
     elif chosen:
         base = TrainConfig.from_dict(base.to_dict() | chosen)
-    words, unused = without_unused(base.algo, words)
+    words, more = without_unused(algo, words)
+    unused += more
     groups = parser_groups(TrainConfig) | parser_groups(type(base.agent))
     values = vars(base) | vars(base.agent)
     parts = {name: group(**select(group, values)) for name, group in groups.items()}
@@ -100,8 +112,7 @@ def parse_config(argv: list[str], base: TrainConfig | None = None) -> TrainConfi
     kind = type(base.agent)
     config = TrainConfig(**own, agent=kind(**select(kind, values)))
     if unused:
-        shown = ", ".join(map(flag_of, dict.fromkeys(unused)))
-        print(f"note: --algo {config.algo} has no use for {shown}", file=sys.stderr)
+        print(f"note: {unused_in_words(algo, unused)}", file=sys.stderr)
     return config
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -68,7 +69,7 @@ def default_preset(env_name: str) -> str:
 
 
 def make_config(
-    env_name: str = DEFAULT_ENV,
+    env_name: str | None = None,
     algo: str = "trqam",
     preset: str | None = None,
     *,
@@ -78,21 +79,22 @@ def make_config(
     """Return a configuration: flags by name on top of a preset and the settings of the task.
 
     Args:
-        env_name: Task; see `find_task`.
+        env_name: Task; see `find_task`. None is that of the trainer without flags.
         algo: Algorithm.
         preset: One of `PRESETS`; None takes the one that the task implies.
         env_id: Another name of `env_name`.
         flags: Values of any other flags, the algorithm's among them; those that only other
-            algorithms use are left out.
+            algorithms use are left out, with a warning.
 
     Raises:
         UsageError: no such preset, task, algorithm or flag, or an impossible value.
     """
-    env_name = env_name if env_id is None else env_id
+    env_name = by_one_name({"env_name": env_name, "env_id": env_id})["env_name"]
+    env_name = DEFAULT_ENV if env_name is None else env_name
     check_kinds({"env_name": env_name, "algo": algo, "preset": preset} | flags)
     preset = default_preset(env_name) if preset is None else preset
     kind = algorithm(algo)
-    unused_flags(algo, flags)
+    warn_of_unused(algo, flags)
     settings = preset_settings(preset, env_name, algo)
     values = PRESETS[preset] | {name: value for name, (value, _) in settings.items()}
     if flags.get("pretrained") is not None:
@@ -106,6 +108,24 @@ def make_config(
     own |= {"env_name": env_name, "algo": algo, "preset": preset}
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     return TrainConfig(**own, agent=kind.Config(**select(kind.Config, values)))
+
+
+def by_one_name(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return flags by name, a task that is called `env_id` as `env_name`.
+
+    Raises:
+        UsageError: it is called both.
+    """
+    flags = dict(flags)
+    env_id = flags.pop("env_id", None)
+    if env_id is None:
+        return flags
+    if flags.get("env_name") is not None:
+        raise UsageError(
+            f"env_name is {flags['env_name']!r} and env_id is {env_id!r}, which are two names of "
+            "one flag; give one of them"
+        )
+    return flags | {"env_name": env_id}
 
 
 def check_kinds(flags: Mapping[str, Any]) -> None:
@@ -137,6 +157,22 @@ def unused_flags(algo: str, names: Iterable[str]) -> list[str]:
             flags = [flag_of(other) for other in known | others]
             raise UsageError(f"there is no flag {flag_of(name)}{nearest(flag_of(name), flags)}")
     return unused
+
+
+def unused_in_words(algo: str, unused: Iterable[str]) -> str:
+    """Return what is said of flags that an algorithm has no use for."""
+    return f"--algo {algo} has no use for {', '.join(map(flag_of, dict.fromkeys(unused)))}"
+
+
+def warn_of_unused(algo: str, names: Iterable[str]) -> None:
+    """Warn of those of some flags' names that only other algorithms have a use for.
+
+    Raises:
+        UsageError: there is no such flag at all.
+    """
+    unused = unused_flags(algo, names)
+    if unused:
+        warnings.warn(unused_in_words(algo, unused), stacklevel=3)
 
 
 def preset_settings(preset: str, env_name: str, algo: str) -> dict[str, Setting]:
