@@ -111,7 +111,10 @@ def test_the_card_says_where_settings_come_from(exported):
     assert "| `--lr` | 0.5 | chosen for this run |" in card
     assert "| `--num-qs` | 2 | preset smoke, this project |" in card
     assert "| `--flow-steps` | 10 | default |" in card
-    assert "20000 transitions of pointmaze-medium-navigate-v0, action noise 0.5" in card
+    assert "| `--preset` | smoke | chosen for this run |" in card
+    assert "| `--algo` | trqam | default |" in card
+    data = "pointmaze-medium-navigate-v0, half of the expert's goals in corners, action noise 0.5"
+    assert f"20000 transitions of {data}" in card
     assert "These weights have not been evaluated." in card
     assert "--run-dir" not in card and "--generated-dir" not in card
 
@@ -120,6 +123,8 @@ def test_published_settings_name_their_source(tmp_path):
     name = "cube-double-play-singletask-task1-v0"
     config = make_config(env_name=name)
     rows = {flag: (value, source) for flag, value, source in export_rows(config)}
+    assert rows["`--env-name`"] == (name, "chosen for this run")
+    assert rows["`--preset`"] == ("paper", "default")  # of this task
     assert rows["`--rho`"] == ("0.5", "authors' README")
     assert rows["`--discount`"][1] == "authors' README"
 
@@ -167,6 +172,7 @@ def test_the_card_of_an_own_task_and_algorithm(monkeypatch, tmp_path):
         folder / "evaluation/x/summary.json", {"stage": "offline", "step": STEP, "by_seed": rows}
     )
     card = (write_export(folder, tmp_path / "out", checkpoint=path) / "README.md").read_text()
+    assert "| `--algo` | examples.annealed_qam:AnnealedQAM | chosen for this run |" in card
     assert "A flow policy for `tests.own_tasks:Reach`, trained by QAM annealed" in card
     assert "It holds the policy of seed 4." in card and "1 episode of 1 seed" in card
     assert '"ogbench"' not in card and "[-1, 1]" not in card
