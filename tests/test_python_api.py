@@ -14,7 +14,7 @@ from tests.runs import run
 from trqam_fast.errors import UsageError
 from trqam_fast.evaluation.episodes import Request
 from trqam_fast.evaluation.policy import choose_chunks
-from trqam_fast.export import write_export
+from trqam_fast.export import load_export, write_export
 from trqam_fast.training.flags import parse_config, read_toml
 
 REACH = "tests.own_tasks:Reach"
@@ -167,8 +167,10 @@ def test_rows_do_not_depend_on_each_other(result):
     assert np.array_equal(first, together[:, 0])
     with pytest.raises(ValueError, match="has 1 rows, but 5 before; call reset"):
         policy(observations[:1])
-    with pytest.raises(ValueError, match=r"has shape \[1, 3\], expected \[2\] or \[n, 2\]"):
-        policy(np.zeros(3))
+    for shape in ([3], [1, 3], [], [1, 1, 2]):
+        sentence = re.escape(f"has shape {shape}, expected [2] or [n, 2]")
+        with pytest.raises(ValueError, match=sentence):
+            policy(np.zeros(shape))
 
 
 def test_predict_is_stable_baselines3s(result):
@@ -232,6 +234,32 @@ def test_evaluate_and_load_run_take_text(result):
         tf.evaluate(result.run_dir, video=1)
     with pytest.raises(UsageError, match="has the seeds 4, 7"):
         tf.Policy.load(result.run_dir, train_seed=5)
+
+
+def test_wrong_arguments_are_told_before_a_file_is_read(result, tmp_path):
+    """So no file is called damaged for them."""
+    nowhere = tmp_path / "nowhere"
+    for options, sentence in (
+        ({"backend": "foo"}, "--backend is 'foo'; give 'auto' or "),
+        ({"device": "tpu"}, "--device is 'tpu'; use cpu"), ({"device": 3}, "--device is 3; give"),
+    ):  # fmt: skip
+        for load in (tf.Policy.load, tf.load_run, load_export, tf.evaluate):
+            with pytest.raises(UsageError, match=sentence):
+                load(nowhere, **options)
+    with pytest.raises(UsageError, match="seed is -1; use a whole number, 0 or more"):
+        tf.Policy.load(nowhere, seed=-1)
+    with pytest.raises(UsageError, match="--episodes is '10'; give a whole number"):
+        tf.evaluate(str(nowhere), episodes="10")
+    program = tmp_path / "policy.pt2"
+    program.write_bytes(b"")
+    with pytest.raises(UsageError, match=f"{program} is no checkpoint in a run folder; name"):
+        tf.Policy.load(program)
+    loaded = tf.load_run(result.run_dir)
+    for run_index in (5, -1, "0"):
+        with pytest.raises(UsageError, match=f"run is {run_index!r}; use a whole number, 0 to 1"):
+            tf.Policy(loaded.agent, loaded.sizes, run=run_index)
+    with pytest.raises(UsageError, match="seed is 0.5; use a whole number"):
+        tf.Policy(loaded.agent, loaded.sizes).reset(0.5)
 
 
 def test_a_file_holds_the_flags_of_one_run(flags, tmp_path, capsys):

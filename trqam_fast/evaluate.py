@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 import tyro
@@ -32,6 +32,7 @@ from trqam_fast.evaluation.statistics import success_interval, wilson_interval
 from trqam_fast.evaluation.video import RENDERERS, check_encoder, find_renderer, render_options
 from trqam_fast.files import expanded, write_json, write_text
 from trqam_fast.kernels import Backend
+from trqam_fast.kinds import check_kind
 from trqam_fast.training.config import MAX_EPISODES
 from trqam_fast.training.load_run import LoadedRun, load_run
 from trqam_fast.training.loop import EVALUATION_SEED
@@ -73,6 +74,8 @@ class EvaluateArgs:
     folder by default."""
 
     def __post_init__(self) -> None:
+        for name, kind in get_type_hints(EvaluateArgs).items():
+            check_kind(name, getattr(self, name), kind)
         for name in ("run", "checkpoint", "out"):
             path = getattr(self, name)
             object.__setattr__(self, name, None if path is None else expanded(Path(path)))
@@ -257,7 +260,7 @@ def evaluate(run: Path | str, **flags: Any) -> Evaluation:
     for name in ("video", "out"):
         if name in flags:
             raise TypeError(f"evaluate writes nothing; drop {name}, or run the command")
-    args = EvaluateArgs(Path(run), **flags)
+    args = EvaluateArgs(run, **flags)
     loaded = load_run(args.run, args.checkpoint, args.device, args.backend)
     args = dataclasses.replace(args, episodes=args.episodes or loaded.config.eval_episodes)
     table = play(loaded, args)

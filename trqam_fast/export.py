@@ -41,7 +41,13 @@ from trqam_fast.training.config import (
     TrainConfig,
 )
 from trqam_fast.training.interface import sizes_of
-from trqam_fast.training.load_run import LoadedRun, config_here, load_run, make_agent
+from trqam_fast.training.load_run import (
+    LoadedRun,
+    check_here,
+    config_here,
+    load_run,
+    make_agent,
+)
 
 FORMAT = 1
 MODEL, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -159,9 +165,11 @@ def load_export(
         kind: Class of an algorithm that is not of this package: a name in a file imports nothing.
 
     Raises:
-        UsageError: it is no export, damaged, of another version, or of a class that is not given.
+        UsageError: no such device or backend, or it is no export, damaged, of another version, or
+            of a class that is not given.
         BackendError: the backend cannot run on the device.
     """
+    check_here(device, backend)
     safetensors, folder = load_safetensors(), Path(folder)
     with reading(folder / CONFIG, "is no config of an export", "export the run again"):
         values = load_json(folder / CONFIG)

@@ -15,9 +15,10 @@ from trqam_fast.evaluation.policy import choose_chunks
 from trqam_fast.export import MODEL, load_export
 from trqam_fast.files import expanded
 from trqam_fast.program import write_program
+from trqam_fast.runs.folder import RunFolder
 from trqam_fast.simulator.bounds import unscaled
 from trqam_fast.training.interface import Sizes
-from trqam_fast.training.load_run import load_run
+from trqam_fast.training.load_run import check_here, load_run
 
 
 class Policy:
@@ -32,12 +33,16 @@ class Policy:
         run: Index of the run in [0, S).
         seed: Seed of its noise.
 
+    Raises:
+        UsageError: there is no such run, or the seed is no whole number of 0 or more.
+
     Attributes:
         agent: The agent, for what this class does not do.
         sizes: What the policy takes and gives; `sizes.low` and `sizes.high` bound its actions.
     """
 
     def __init__(self, agent: Agent, sizes: Sizes, *, run: int = 0, seed: int = 0) -> None:
+        check_count("run", run, agent.runs)
         self.agent, self.sizes, self.run = agent, sizes, run
         self.low, self.high = np.asarray(sizes.low), np.asarray(sizes.high)
         self.reset(seed)
@@ -65,11 +70,19 @@ class Policy:
             kind: Class of an export's algorithm, where that is not of this package.
 
         Raises:
-            UsageError: there is none, it is damaged, or it has no such seed.
+            UsageError: there is none, it is damaged, or it has no such seed; or there are no such
+                device and backend.
         """
+        check_count("seed", seed)
+        check_here(device, backend)
         folder, checkpoint = expanded(Path(path)), None
         if folder.is_file():
             folder, checkpoint = folder.resolve().parent.parent, folder
+            if not RunFolder(folder).exists:
+                raise UsageError(
+                    f"{checkpoint} is no checkpoint in a run folder; name a run folder, a "
+                    "checkpoint in one or an export's folder; torch.export.load takes a .pt2 file"
+                )
         if (folder / MODEL).exists():
             loaded = load_export(folder, device, backend, kind)
         else:
@@ -86,8 +99,12 @@ class Policy:
 
         Args:
             seed: Start the noise anew from this seed; None goes on with it.
+
+        Raises:
+            UsageError: it is no whole number of 0 or more.
         """
         if seed is not None:
+            check_count("seed", seed)
             self.seed = seed
             self.generators: list[np.random.Generator] = []
         self.queues: list[deque[np.ndarray]] = []
@@ -108,11 +125,11 @@ class Policy:
                 before; `reset` begins anew.
         """
         rows = as_rows(observation)
-        single = rows.ndim == 1
+        shape = rows.shape
         rows = np.atleast_2d(rows)
         if rows.ndim != 2 or rows.shape[1] != self.sizes.obs_dim:
             raise ValueError(
-                f"observation has shape {list(np.shape(rows))}, expected [{self.sizes.obs_dim}] or "
+                f"observation has shape {list(shape)}, expected [{self.sizes.obs_dim}] or "
                 f"[n, {self.sizes.obs_dim}]"
             )
         if self.queues and len(self.queues) != len(rows):
@@ -124,7 +141,7 @@ class Policy:
         self.fill(rows, deterministic)
         actions = np.stack([queue.popleft() for queue in self.queues])
         actions = unscaled(actions, self.low, self.high).astype(np.float32)
-        return actions[0] if single else actions
+        return actions[0] if len(shape) == 1 else actions
 
     def fill(self, rows: np.ndarray, deterministic: bool) -> None:
         """Choose a chunk for every row of observations `[n, O]` that has no action left."""
@@ -191,3 +208,11 @@ def as_rows(observation: Any) -> np.ndarray:
     if not isinstance(observation, dict):
         return np.asarray(observation, np.float32)
     return np.concatenate([as_rows(observation[name]) for name in sorted(observation)], axis=-1)
+
+
+def check_count(name: str, value: int, end: int | None = None) -> None:
+    """Raise `UsageError` unless an argument is a whole number of 0 or more, and below `end`."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < 0 or (end is not None and value >= end):
+        bounds = "0 or more" if end is None else f"0 to {end - 1}"
+        raise UsageError(f"{name} is {value!r}; use a whole number, {bounds}")

@@ -10,8 +10,11 @@ import torch
 
 from trqam_fast.agents import Agent
 from trqam_fast.damage import Damaged, reading, reason_of
+from trqam_fast.devices import check_device
 from trqam_fast.errors import UsageError
 from trqam_fast.files import expanded
+from trqam_fast.kernels import Backend
+from trqam_fast.kinds import check_kind
 from trqam_fast.runs import checkpoint as checkpoints
 from trqam_fast.runs.folder import RunFolder
 from trqam_fast.training import backend
@@ -57,11 +60,12 @@ def load_run(
         backend: Implementation of the ops.
 
     Raises:
-        UsageError: no run, no checkpoint, one that does not fit the other, or weights that are not
-            finite.
+        UsageError: no such device or backend, no run, no checkpoint, one that does not fit the
+            other, or weights that are not finite.
         Unreadable: the system refuses.
         BackendError: the backend cannot run on the device.
     """
+    check_here(device, backend)
     path = expanded(Path(path))
     checkpoint = None if checkpoint is None else expanded(Path(checkpoint))
     folder = RunFolder(path)
@@ -132,6 +136,13 @@ def read_checkpoint(folder: RunFolder, asked: Path | None) -> tuple[Path, dict[s
 def warn(text: str) -> None:
     """Print to stderr."""
     print(text, file=sys.stderr)
+
+
+def check_here(device: str, backend: str) -> None:
+    """Raise `UsageError` unless there are such a device and backend."""
+    check_kind("device", device, str)
+    check_device(device)
+    check_kind("backend", backend, Backend)
 
 
 def config_here(values: dict[str, Any], device: str, backend: str) -> TrainConfig:
