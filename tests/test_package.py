@@ -175,9 +175,24 @@ def test_torch_is_not_needed_to_build():
     assert not any(name.startswith("torch") for name in project["build-system"]["requires"])
 
 
+def test_a_source_distribution_holds_what_its_tests_need(tmp_path):
+    for module, version in (("setuptools", "77"), ("pybind11", None), ("ninja", None)):
+        pytest.importorskip(module, version, reason=f"building needs {module}")
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)]
+    environment = os.environ | {"TRQAM_EXTENSION": "0"}
+    subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
+    held = (tmp_path / "trqam_fast.egg-info" / "SOURCES.txt").read_text().splitlines()
+    for folder in ("benchmarks", "csrc", "docs", "examples", "sweeps", "tests", "tools"):
+        files = (path for path in (ROOT / folder).rglob("*") if path.is_file())
+        names = {str(path.relative_to(ROOT)) for path in files if path.suffix != ".pyc"}
+        assert names <= set(held), folder
+    assert {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "mkdocs.yml"} <= set(held)
+
+
 def test_every_folder_with_code_is_a_package():
-    """The kernels' too, by way of the link in the package."""
-    assert (ROOT / "trqam_fast" / "kernels").resolve() == ROOT / "kernels"
+    """The kernels' too, by way of the link in the package, in whose place an sdist has them."""
+    kernels = ROOT / "trqam_fast" / "kernels"
+    assert kernels.resolve() == ROOT / "kernels" or not kernels.is_symlink()
     walk = os.walk(ROOT / "trqam_fast", followlinks=True)
     folders = {Path(name) for name, _, files in walk if any(f.endswith(".py") for f in files)}
     found = set(find_packages(str(ROOT), include=["trqam_fast*"]))
