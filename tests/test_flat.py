@@ -329,11 +329,12 @@ def test_generate(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(command.Recipe, "ensure", ensure)
     words = ["generate", "pointmaze-medium-navigate-v0", "--transitions", "2000", "--seed", "3"]
-    assert command.main([*words, "--workers", "2", "--dataset-dir", str(tmp_path)]) == 0
+    assert command.main([*words, "--workers", "2", "--generated-dir", str(tmp_path)]) == 0
     ((recipe, folder, options),) = calls
     assert (recipe.dataset_name, recipe.transitions, recipe.seed) == (words[1], 2000, 3)
     assert folder == tmp_path and options["workers"] == 2
-    assert "--generated-transitions 2000" in capsys.readouterr().out
+    printed = capsys.readouterr().out  # flags of the trainer, the folder's by the same name
+    assert "--generated-transitions 2000" in printed and f"--generated-dir {tmp_path}" in printed
 
 
 def test_parse_dataset_of_a_file_name():

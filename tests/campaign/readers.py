@@ -99,7 +99,7 @@ READERS = (
     Reader("npz: data convert", "data", ("*.npz",), data.main,
            ("convert", "{}/" + DATASET + ".npz", "--dataset-dir", "{}/out")),
     Reader("shards: data generate", "shards", (".*.shards/*.npz",), data.main,
-           ("generate", DATASET, "--transitions", "300", "--corners", "--dataset-dir", "{}")),
+           ("generate", DATASET, "--transitions", "300", "--corners", "--generated-dir", "{}")),
     Reader("npz: train", "data", (DATASET + ".npz",), train.main,
            (*TRAIN, "--no-generated", "--dataset-dir", "{}", "--run-dir", "{}/run")),
     Reader("flat set: data verify", "flat", ("*.flat/*",), data.main,

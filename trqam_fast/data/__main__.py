@@ -90,7 +90,7 @@ class GenerateArgs:
     """Noise of the expert's actions; the published value if it is not given."""
     corners: bool = False
     """Let half of the expert's goals in mazes lie in corners, where dead ends trap a policy."""
-    dataset_dir: Path = GENERATED_DIR
+    generated_dir: Path = GENERATED_DIR
     """Folder of generated data, kept apart from the official ones."""
 
 
@@ -282,14 +282,14 @@ def own_source(text: str) -> Source | None:
 def generate(args: GenerateArgs) -> int:
     """Generate and print the path."""
     recipe = Recipe(args.name, args.transitions, args.noise, args.seed, args.corners)
-    path = recipe.ensure(args.dataset_dir, workers=args.workers, progress=sys.stderr.isatty())
+    path = recipe.ensure(args.generated_dir, workers=args.workers, progress=sys.stderr.isatty())
     flags = (
         f"--generated --generated-transitions {recipe.transitions} "
         f"--generated-noise {recipe.noise} --generated-seed {recipe.seed} "
         f"--{'' if recipe.corners else 'no-'}generated-corners"
     )
-    if args.dataset_dir != GENERATED_DIR:
-        flags += f" --generated-dir {shlex.quote(str(args.dataset_dir))}"
+    if args.generated_dir != GENERATED_DIR:
+        flags += f" --generated-dir {shlex.quote(str(args.generated_dir))}"
     print(f"{path}\ntrain on it with: {flags}")
     return 0
 
