@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from trqam_fast.kernels.dispatch import load_extension
+from trqam_fast.packages import commit_of
 from trqam_fast.runs.folder import versions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,18 +34,7 @@ def machine() -> str:
 
 def commit(root: Path = ROOT) -> str:
     """Return the commit of the code, or of another checkout, with + if files differ from it."""
-    git = ["git", "-C", str(root)]
-    try:
-        head = subprocess.run(
-            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head + ("+" if changed else "")
+    return commit_of(root) or "unknown"
 
 
 def command() -> str:

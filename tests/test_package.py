@@ -15,6 +15,8 @@ from setuptools import find_packages
 import trqam_fast
 from trqam_fast.kernels.dispatch import OPS
 from trqam_fast.op_cases import CASES
+from trqam_fast.packages import commit_of
+from trqam_fast.runs import folder
 
 ROOT = Path(__file__).parent.parent
 NVCC = shutil.which("nvcc")
@@ -168,6 +170,30 @@ def test_one_version_everywhere():
     assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_commit_of_a_checkout(tmp_path, monkeypatch):
+    """Of its root alone: an environment may lie in a checkout of something else."""
+
+    def git(*words):
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=A", "-c", "user.email=a@b.c"]
+        return subprocess.check_output([*command, *words], text=True).strip()
+
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "file").write_text("")
+    git("init", "-q")
+    assert commit_of(tmp_path) is None  # nothing is committed yet
+    git("add", ".")
+    git("commit", "-qm", "first")
+    head = git("rev-parse", "--short", "HEAD")
+    assert commit_of(tmp_path) == head and commit_of(tmp_path / "inner") is None
+    (tmp_path / "inner" / "file").write_text("changed")
+    assert commit_of(tmp_path) == f"{head}+"
+    monkeypatch.setattr(folder, "CHECKOUT", tmp_path)
+    assert folder.versions()["commit"] == f"{head}+"
+    monkeypatch.setenv("PATH", "")
+    assert commit_of(tmp_path) is None and "commit" not in folder.versions()
+
+
 def test_torch_is_not_needed_to_build():
     tomllib = pytest.importorskip("tomllib", reason="tomllib needs Python 3.11")
     with open(ROOT / "pyproject.toml", "rb") as file:
@@ -182,10 +208,10 @@ def test_a_source_distribution_holds_what_its_tests_need(tmp_path):
     environment = os.environ | {"TRQAM_EXTENSION": "0"}
     subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
     held = (tmp_path / "trqam_fast.egg-info" / "SOURCES.txt").read_text().splitlines()
-    for folder in ("benchmarks", "csrc", "docs", "examples", "sweeps", "tests", "tools"):
-        files = (path for path in (ROOT / folder).rglob("*") if path.is_file())
+    for part in ("benchmarks", "csrc", "docs", "examples", "sweeps", "tests", "tools"):
+        files = (path for path in (ROOT / part).rglob("*") if path.is_file())
         names = {str(path.relative_to(ROOT)) for path in files if path.suffix != ".pyc"}
-        assert names <= set(held), folder
+        assert names <= set(held), part
     assert {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "mkdocs.yml"} <= set(held)
 
 

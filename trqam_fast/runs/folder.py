@@ -19,7 +19,7 @@ from trqam_fast.damage import Unreadable, reading
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.files import PARTIAL, write_json
 from trqam_fast.kernels.dispatch import load_extension
-from trqam_fast.packages import version_of
+from trqam_fast.packages import commit_of, version_of
 from trqam_fast.runs.csv_log import CsvLog
 from trqam_fast.runs.values import load_json
 
@@ -35,6 +35,8 @@ ENDING = ("summary.json", "curves.png")
 """What the end of a run writes."""
 LOOKS, LOOK_SECONDS = 3, 0.02
 """Attempts to take a lock, and the time between them: a look at it lasts microseconds."""
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""Where the package lies: a checkout, unless it is installed."""
 PACKAGES = ("torch", "triton", "numpy", "ogbench", "mujoco", "gymnasium")
 
 
@@ -277,6 +279,9 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in ("trqam_fast", *PACKAGES):
         found[package] = version_of(package)
+    commit = commit_of(CHECKOUT)
+    if commit is not None:
+        found["commit"] = commit
     module, _ = load_extension()
     found["extension"] = (
         "not built" if module is None else ("CPU and CUDA" if module.with_cuda else "CPU")
