@@ -43,6 +43,25 @@ def check_same(op: str, **tensors: Tensor) -> None:
             )
 
 
+def check_bool(
+    op: str, name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device
+) -> None:
+    """Raise unless `tensor` is a bool tensor of `shape` on `device`.
+
+    Raises:
+        TypeError: it is no bool tensor.
+        ValueError: its shape or device differs.
+    """
+    if not isinstance(tensor, Tensor) or tensor.dtype != torch.bool:
+        found = tensor.dtype if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+        raise TypeError(f"{op}: {name} is {found}; pass a bool tensor")
+    if tuple(tensor.shape) != shape or tensor.device != device:
+        raise ValueError(
+            f"{op}: {name} is {list(tensor.shape)} on {tensor.device}; expected {list(shape)} "
+            f"on {device}"
+        )
+
+
 def check_action_mask(op: str, mask: Tensor | None, like: Tensor) -> None:
     """Raise unless `mask` is None, or a bool `[D]` on the device of `like`, `[..., D]`.
 
@@ -50,16 +69,8 @@ def check_action_mask(op: str, mask: Tensor | None, like: Tensor) -> None:
         TypeError: it is no bool tensor.
         ValueError: its shape or device differs.
     """
-    if mask is None:
-        return
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        found = mask.dtype if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
-        raise TypeError(f"{op}: action_mask is {found}; pass a bool tensor, true where it counts")
-    if mask.shape != like.shape[-1:] or mask.device != like.device:
-        raise ValueError(
-            f"{op}: action_mask is {list(mask.shape)} on {mask.device}; expected "
-            f"[{like.shape[-1]}] on {like.device}"
-        )
+    if mask is not None:
+        check_bool(op, "action_mask", mask, (like.shape[-1],), like.device)
 
 
 def masked(mask: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:

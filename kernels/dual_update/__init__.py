@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trqam_fast.kernels.checks import check_same, check_tensor
+from trqam_fast.kernels.checks import check_bool, check_same, check_tensor
 from trqam_fast.kernels.dispatch import choose_backend
 from trqam_fast.kernels.dual_update import ops, reference
-from trqam_fast.kernels.dual_update.settings import Settings
+from trqam_fast.kernels.dual_update.settings import check_budget, make_settings
 
 
 @torch.no_grad()
@@ -42,13 +42,14 @@ def dual_update(
         lam: lambda of every run, contiguous `[S]`, float32 or float64; written.
         kl_ema: Smoothed path KL, likewise; written.
         path_kl: D, `[S]`.
-        budget: The budget, a number or a tensor `[]`, in the unit of the path KL.
-        eta: Step size.
-        ema: Weight of the newest path KL in its moving average.
-        clip: Path KLs are clipped at this multiple of the budget.
-        bracket: Lower and upper end of lambda.
+        budget: The budget of all runs in the unit of the path KL, a positive number, or a tensor
+            `[]`, float32 or float64, on the device of `lam`, whose value is not checked.
+        eta: Step size, zero or more.
+        ema: Weight of the newest path KL in its moving average, 0 to 1.
+        clip: Path KLs are clipped at this multiple of the budget, positive.
+        bracket: Lower and upper end of lambda, zero or more.
         rule: ``additive`` or ``log``.
-        active: Whether anything changes at all, a bool `[]`; None is yes.
+        active: Whether anything changes at all, a bool `[]` on the device of `lam`; None is yes.
         backend: ``auto``, ``reference`` or ``triton`` (float32).
 
     Returns:
@@ -56,7 +57,7 @@ def dual_update(
 
     Raises:
         TypeError: a tensor is none, or of an unsupported dtype.
-        ValueError: shapes, dtypes or devices do not fit, or `rule` is another.
+        ValueError: shapes, dtypes or devices do not fit, or a number or `rule` is impossible.
         BackendError: the backend asked for cannot run.
     """
     op = "dual_update"
@@ -67,9 +68,10 @@ def dual_update(
     for name, tensor in (("lam", lam), ("kl_ema", kl_ema)):
         if not tensor.is_contiguous():
             raise ValueError(f"{op}: {name} is not contiguous; pass it so, it is written")
-    if rule not in ("additive", "log"):
-        raise ValueError(f"{op}: rule is {rule!r}; use 'additive' or 'log'")
-    settings = Settings(eta, ema, clip, *bracket, rule == "log")
+    check_budget(op, budget, lam.device)
+    if active is not None:
+        check_bool(op, "active", active, (), lam.device)
+    settings = make_settings(op, eta=eta, ema=ema, clip=clip, bracket=bracket, rule=rule)
     chosen = choose_backend(op, backend, lam.device, dtype=lam.dtype)
     implementation = reference if chosen == "reference" else ops
     return implementation.dual_update(lam, kl_ema, path_kl, budget, active, settings)

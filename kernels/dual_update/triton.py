@@ -37,7 +37,7 @@ def dual_update_kernel(
     """The step of some runs; grid [blocks of runs]. NaN stays NaN."""
     run = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = run < runs
-    allowed = tl.load(budgets) if BUDGETS else budget
+    allowed = tl.load(budgets).to(tl.float32) if BUDGETS else budget
     before = tl.load(lam + run, mask=mask, other=1.0)
     smooth_before = tl.load(kl_ema + run, mask=mask, other=0.0)
     newest = tl.load(path_kl + run, mask=mask, other=0.0)

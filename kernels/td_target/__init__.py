@@ -34,7 +34,7 @@ def td_target(
         rewards: R, discounted sums over the sequence, `[S, B]`.
         masks: m, 0 where the task is solved, `[S, B]`.
         discount: That of the whole sequence, gamma^H.
-        rho: Weight of the ensemble's disagreement; 0 for the mean.
+        rho: Weight of the ensemble's disagreement, zero or more; 0 for the mean.
         backend: ``auto``, ``reference`` or ``triton`` (float32).
 
     Returns:
@@ -42,7 +42,7 @@ def td_target(
 
     Raises:
         TypeError: an argument is no tensor, or of an unsupported dtype.
-        ValueError: shapes, dtypes or devices do not fit.
+        ValueError: shapes, dtypes or devices do not fit, or `rho` is negative.
         BackendError: the backend asked for cannot run.
     """
     op = "td_target"
@@ -51,6 +51,8 @@ def td_target(
     check_tensor(op, "rewards", rewards, (runs, batch))
     check_tensor(op, "masks", masks, (runs, batch))
     check_same(op, values=values, rewards=rewards, masks=masks)
+    if not rho >= 0:
+        raise ValueError(f"{op}: rho is {rho}; use zero or more")
     chosen = choose_backend(op, backend, values.device, dtype=values.dtype)
     implementation = reference if chosen == "reference" else ops
     return implementation.td_target(values, rewards, masks, discount, rho)

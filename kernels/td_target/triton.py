@@ -39,7 +39,9 @@ def td_target_kernel(
     at = run * batch + row
     reward = tl.load(rewards + at, mask=within, other=0.0)
     future = discount * tl.load(masks + at, mask=within, other=0.0)
-    tl.store(target + at, reward + future * (mean - rho * deviation), mask=within)
+    # Without pessimism the deviation does not count, not even where it is infinite or NaN.
+    pessimistic = tl.where(rho > 0, mean - rho * deviation, mean)
+    tl.store(target + at, reward + future * pessimistic, mask=within)
 
 
 def td_target(

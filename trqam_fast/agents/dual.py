@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trqam_fast.kernels import dual_update
+from trqam_fast.kernels.dual_update.settings import check_budget, make_settings
 
 
 class DualController:
@@ -44,6 +45,9 @@ class DualController:
         dtype: Of the tensors.
         device: Of the tensors.
         backend: Implementation of the step, as for `dual_update`.
+
+    Raises:
+        ValueError: a number or `rule` is impossible.
     """
 
     def __init__(
@@ -66,6 +70,12 @@ class DualController:
         self.clip, self.bracket, self.rule, self.backend = clip, bracket, rule, backend
         self.lam = torch.full((runs,), lam, dtype=dtype, device=device)
         self.kl_ema = torch.zeros_like(self.lam)
+        op = "DualController"
+        for name, value in (("scale", scale), ("lam", lam)):
+            if not value > 0:
+                raise ValueError(f"{op}: {name} is {value}; use a positive number")
+        check_budget(op, budget, self.lam.device)
+        make_settings(op, eta=eta, ema=ema, clip=clip, bracket=bracket, rule=rule)
 
     @property
     def temperature(self) -> Tensor:
