@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -80,10 +82,25 @@ def masked(mask: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(torch.where(mask, tensor, 0.0) for tensor in tensors)
 
 
-def check_horizon(op: str, horizon: int) -> None:
-    """Raise ValueError unless `horizon` is a positive number of action steps."""
-    if horizon < 1:
-        raise ValueError(f"{op}: horizon is {horizon}; it must be at least 1")
+def check_not_empty(op: str, name: str, tensor: Tensor) -> None:
+    """Raise ValueError if an axis of `tensor`, of which the op takes a mean, has no elements."""
+    if tensor.numel() == 0:
+        raise ValueError(f"{op}: {name} has shape {list(tensor.shape)}; every size must be >= 1")
+
+
+def check_integers(op: str, **numbers: int) -> None:
+    """Raise TypeError unless all `numbers` are whole ones, Python's or NumPy's."""
+    for name, number in numbers.items():
+        if not isinstance(number, Integral):
+            raise TypeError(f"{op}: {name} is {number!r}; pass an integer")
+
+
+def check_counts(op: str, **counts: int) -> None:
+    """Raise TypeError unless all `counts` are integers, and ValueError if one is below 1."""
+    check_integers(op, **counts)
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{op}: {name} is {count}; it must be at least 1")
 
 
 def refuse_gradient(op: str, **inputs: bool) -> None:

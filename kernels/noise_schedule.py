@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trqam_fast.kernels.checks import check_counts
+
 
 @dataclass(frozen=True)
 class NoiseSchedule:
@@ -19,7 +21,7 @@ class NoiseSchedule:
         step_sizes: h_k.
         g_squared: g_k^2, the squared diffusion coefficients, positive.
         decay_times: c_k of the drift 2 v(s, X_k, t_k) - X_k / c_k, which a rollout and a sweep
-            need; None for a schedule of the losses alone.
+            need, positive or infinite; None for a schedule of the losses alone.
     """
 
     times: tuple[float, ...]
@@ -45,6 +47,10 @@ class NoiseSchedule:
                 raise ValueError(
                     f"NoiseSchedule: {name} is {getattr(self, name)}; all must be positive"
                 )
+        if not all(value > 0 for value in self.decay_times or ()):
+            raise ValueError(
+                f"NoiseSchedule: decay_times is {self.decay_times}; all must be positive"
+            )
 
     def __len__(self) -> int:
         return len(self.times)
@@ -72,7 +78,12 @@ class NoiseSchedule:
         Args:
             steps: Number of times, 1 / h.
             first: 0 or 1.
+
+        Raises:
+            TypeError: `steps` is no integer.
+            ValueError: it is below 1.
         """
+        check_counts("NoiseSchedule", steps=steps)
         found = _made.get((steps, first))
         if found is None:
             h, times = 1.0 / steps, tuple((k + first) / steps for k in range(steps))
@@ -156,8 +167,10 @@ class AffinePath:
             steps: K; alpha and beta are evaluated from -h to 1.
 
         Raises:
-            ValueError: a g_k^2 is not positive and finite.
+            TypeError: `steps` is no integer.
+            ValueError: it is below 1, or a g_k^2 is not positive and finite.
         """
+        check_counts("AffinePath", steps=steps)
         h = 1.0 / steps
         t = torch.arange(steps, dtype=torch.float64) / steps
         middle, ahead = t + 0.5 * h, t + h

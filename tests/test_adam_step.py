@@ -166,3 +166,9 @@ def test_bad_input():
         adam_step(*part, step, lr=1e-3, norm=norm)
     with pytest.raises(ValueError, match="expected one float32 number"):
         adam_step(params, gradient, m, v, step.double(), lr=1e-3)
+    for call in (
+        lambda step: adam_step(params, gradient, m, v, step, lr=1e-3),
+        lambda step: adam_norm(gradient, step),
+    ):
+        with pytest.raises(TypeError, match="adam_step: step is a int; pass a float32 tensor"):
+            call(0)

@@ -48,13 +48,14 @@ def test_bad_input(change, kind, message):
     ("change", "message"),
     [
         *IMPOSSIBLE,
+        ({"runs": 0}, "runs is 0; it must be at least 1"),
         ({"scale": 0.0}, "scale is 0.0; use a positive number"),
         ({"lam": -1.0}, "lam is -1.0; use a positive number"),
     ],
 )
 def test_a_controller_refuses_when_it_is_made(change, message):
     with pytest.raises(ValueError, match=f"DualController: {message}"):
-        DualController(2, **({"budget": 0.5} | change))
+        DualController(**({"runs": 2, "budget": 0.5} | change))
 
 
 @pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=NEEDS_TRITON)])

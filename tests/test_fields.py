@@ -269,9 +269,28 @@ def test_random_steps_are_unbiased(m):
             total += value / len(subsets)
     assert_equal64(sums, exact)
     with pytest.raises(ValueError, match="each once"):
-        list(adjoint_matching_steps(*problem, lam, steps=[0, 0]))
+        adjoint_matching_steps(*problem, lam, steps=[0, 0])
     with pytest.raises(ValueError, match=r"steps is \[4\]; pass some of 0..3"):
-        list(adjoint_matching_steps(*problem, lam, steps=[STEPS]))
+        adjoint_matching_steps(*problem, lam, steps=[STEPS])
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ({"velocity": 1}, TypeError, "velocity is a int; pass MLPWeights or a callable"),
+        ({"points": draw(1, STEPS, 0, DIM)}, ValueError, "points has shape"),
+        ({"adjoint": draw(1, STEPS, BATCH, DIM).float()}, ValueError, "adjoint is torch.float32"),
+        ({"lam": torch.ones(2).double()}, ValueError, r"lam has shape \[2\]; expected \[1\]"),
+        ({"horizon": 2.5}, TypeError, "horizon is 2.5; pass an integer"),
+        ({"action_mask": torch.ones(DIM)}, TypeError, "action_mask is torch.float32"),
+    ],
+)
+def test_steps_are_checked_before_the_first_is_asked_for(change, kind, message):
+    names = ("velocity", "base_velocity", "observations", "points", "adjoint")
+    given = dict(zip(names, matching_problem(), strict=True))
+    given |= {"lam": torch.ones(1, dtype=torch.float64)} | change
+    with pytest.raises(kind, match=f"^adjoint_matching_steps: {message}"):
+        adjoint_matching_steps(**given)
 
 
 class SavedBytes(torch.autograd.graph.saved_tensors_hooks):

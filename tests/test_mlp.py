@@ -146,6 +146,8 @@ def test_bad_input():
         mlp(weights, x[..., 1:])
     with pytest.raises(ValueError, match="float32"):
         mlp(weights, x.float())
+    with pytest.raises(TypeError, match="mlp: weights is a list; pass MLPWeights"):
+        mlp(list(weights.tensors), x)
     broken = replace(weights, biases=weights.biases[1:])
     with pytest.raises(ValueError, match="3 kernels and 2 biases"):
         mlp(broken, x)

@@ -76,6 +76,16 @@ def test_bad_input():
         NoiseSchedule((0.0, 0.5), (0.5, 0.5), (1.0, 0.0))
     with pytest.raises(ValueError, match=r"step_sizes is \(nan, 0.5\)"):
         NoiseSchedule((0.0, 0.5), (float("nan"), 0.5), (1.0, 1.0))
+    for decay in (0.0, float("nan")):
+        with pytest.raises(ValueError, match=rf"decay_times is \({decay},\); all must be positive"):
+            NoiseSchedule((0.0,), (1.0,), (1.0,), (decay,))
+    NoiseSchedule((0.0,), (1.0,), (1.0,), (math.inf,))  # where alpha no longer grows
+    NoiseSchedule.flow(2)  # made, and equal to one of 2.0 steps
+    for make in (NoiseSchedule.flow, NoiseSchedule.bridge, AffinePath.cosine().noise_schedule):
+        with pytest.raises(ValueError, match="steps is 0; it must be at least 1"):
+            make(0)
+        with pytest.raises(TypeError, match="steps is 2.0; pass an integer"):
+            make(2.0)
 
 
 # Other paths

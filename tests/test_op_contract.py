@@ -273,6 +273,35 @@ def test_gradcheck_of_reference(name):
     assert torch.autograd.gradcheck(function, tuple(leaves.values()))
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpp", "triton"])
+@pytest.mark.parametrize(
+    "name", ["adjoint_matching", "path_kl", "adjoint_sizes", "squared_error", "td_target"]
+)
+def test_means_over_nothing_are_refused(name, backend):
+    """Before a backend is chosen, so by all of them in the same words."""
+    inputs = draw_inputs(CASES[name], replace(SMALL, batch=0))
+    with pytest.raises(ValueError, match=rf"^{name}: \w+ has shape .*0.*; every size must be >= 1"):
+        CASES[name].call(inputs, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp", "triton"])
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        ("adjoint_matching", "horizon"),
+        ("path_kl", "horizon"),
+        ("gather_sequences", "horizon"),
+        ("ode_rollout", "flow_steps"),
+        ("philox", "stream"),
+        ("philox", "normals"),
+    ],
+)
+def test_whole_numbers_are_asked_for(name, argument, backend):
+    inputs = draw_inputs(CASES[name], SMALL)
+    with pytest.raises(TypeError, match=f"^{name}: {argument} is 2.5; pass an integer"):
+        CASES[name].call(inputs | {argument: 2.5}, backend=backend)
+
+
 @implementations([n for n, case in CASES.items() if case.differentiable])
 def test_double_backward_raises(name, backend, options):
     case, inputs = CASES[name], draw(name, SMALL, backend)

@@ -88,10 +88,7 @@ def adam_step(
                 f"{op}: {name} has strides {tensor.stride()}, where params has {params.stride()}; "
                 "pass the same columns of contiguous tensors"
             )
-    if step.numel() != 1 or step.dtype != torch.float32:
-        raise ValueError(
-            f"{op}: step is {step.dtype} {list(step.shape)}; expected one float32 number"
-        )
+    check_step(step)
     settings = Settings(lr, *betas, eps, float("inf") if max_norm is None else max_norm, tau)
     if norm is not None:
         state = (params, gradient, exp_avg, exp_avg_sq, None, targets)
@@ -124,15 +121,26 @@ def adam_norm(
         backend is ``reference``, which does no parts.
 
     Raises:
-        TypeError: `gradient` is no tensor, or of an unsupported dtype.
-        ValueError: it is not contiguous.
+        TypeError: `gradient` or `step` is no tensor, or of an unsupported dtype.
+        ValueError: `gradient` is not contiguous, or `step` not one float32 number.
         BackendError: the backend asked for cannot run.
     """
     check_tensor("adam_step", "gradient", gradient, (None, None))
     if not gradient.is_contiguous():
         raise ValueError("adam_step: gradient is not contiguous; pass all of it")
+    check_step(step)
     chosen = choose_backend("adam_step", backend, gradient.device, dtype=gradient.dtype)
     return None if chosen == "reference" else ops.adam_norm(gradient, step, betas, chosen)
+
+
+def check_step(step: Tensor) -> None:
+    """Raise TypeError unless `step` is a tensor, ValueError unless it is one float32 number."""
+    if not isinstance(step, Tensor):
+        raise TypeError(f"adam_step: step is a {type(step).__name__}; pass a float32 tensor []")
+    if step.numel() != 1 or step.dtype != torch.float32:
+        raise ValueError(
+            f"adam_step: step is {step.dtype} {list(step.shape)}; expected one float32 number"
+        )
 
 
 __all__ = ["AdamNorm", "adam_norm", "adam_step"]

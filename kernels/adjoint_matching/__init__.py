@@ -7,7 +7,8 @@ from torch import Tensor
 from trqam_fast.kernels.adjoint_matching import ops, reference
 from trqam_fast.kernels.checks import (
     check_action_mask,
-    check_horizon,
+    check_counts,
+    check_not_empty,
     check_same,
     check_tensor,
     masked,
@@ -54,19 +55,20 @@ def adjoint_matching(
         `velocity`; the path KL is a constant.
 
     Raises:
-        TypeError: an argument is no tensor, or of an unsupported dtype.
-        ValueError: shapes, dtypes, devices or the number of steps do not fit, or `horizon` is
-            below 1.
+        TypeError: an argument is no tensor, of an unsupported dtype, or `horizon` no integer.
+        ValueError: shapes, dtypes, devices or the number of steps do not fit, a size is 0, or
+            `horizon` is below 1.
         BackendError: the backend asked for cannot run.
         RuntimeError: in the backward pass, if another input than `velocity` needs a gradient.
     """
     op = "adjoint_matching"
     check_tensor(op, "velocity", velocity, (None, None, None, None))
+    check_not_empty(op, "velocity", velocity)
     check_tensor(op, "base_velocity", base_velocity, tuple(velocity.shape))
     check_tensor(op, "adjoint", adjoint, tuple(velocity.shape))
     check_tensor(op, "lam", lam, (velocity.shape[0],))
     check_same(op, velocity=velocity, base_velocity=base_velocity, adjoint=adjoint, lam=lam)
-    check_horizon(op, horizon)
+    check_counts(op, horizon=horizon)
     check_schedule(op, schedule, velocity.shape[1])
     check_action_mask(op, action_mask, velocity)
     velocity, base_velocity, adjoint = masked(action_mask, velocity, base_velocity, adjoint)

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from trqam_fast.kernels.adjoint_matching import adjoint_matching
-from trqam_fast.kernels.checks import check_tensor
+from trqam_fast.kernels.checks import (
+    check_action_mask,
+    check_counts,
+    check_not_empty,
+    check_same,
+    check_tensor,
+)
 from trqam_fast.kernels.fields import (
     Context,
     Velocity,
@@ -22,7 +28,7 @@ from trqam_fast.kernels.noise_schedule import NoiseSchedule, check_schedule
 
 
 class StepLoss(NamedTuple):
-    """What `adjoint_matching_steps` yields.
+    """What `adjoint_matching_steps` gives of a step.
 
     Attributes:
         loss: The step's share of the loss, `[S]`, differentiable in whatever the field depends on.
@@ -46,7 +52,7 @@ def adjoint_matching_steps(
     action_mask: Tensor | None = None,
     steps: Sequence[int] | None = None,
 ) -> Iterator[StepLoss]:
-    """Yield the shares of `adjoint_matching` of one step after the other.
+    """Return the shares of `adjoint_matching`, one step after the other.
 
     The fields are evaluated here, each step when it is asked for, and a step's graph is let go when
     the caller has gone back through it. So at most one evaluation of the field is in memory,
@@ -62,6 +68,8 @@ def adjoint_matching_steps(
     multiplied by K / m: where they are drawn uniformly without replacement, the expectation of
     loss, gradient and path KL is that of all steps.
 
+    The arguments are checked by the call itself, what a field returns when its step is asked for.
+
     Args:
         velocity: v_ft, a callable or `MLPWeights`.
         base_velocity: v_base, likewise; evaluated without gradients.
@@ -74,18 +82,24 @@ def adjoint_matching_steps(
         action_mask: As `adjoint_matching` takes it.
         steps: Which k, each at most once; None for all. `torch.randperm(K)[:m].tolist()` draws m.
 
-    Yields:
-        `StepLoss`.
+    Returns:
+        An iterator of each step's `StepLoss`.
 
     Raises:
-        TypeError: an argument is no tensor, of an unsupported dtype, or no field.
-        ValueError: shapes, dtypes, devices or steps do not fit.
+        TypeError: an argument is no tensor, of an unsupported dtype, no field, or `horizon` no
+            integer.
+        ValueError: shapes, dtypes, devices or steps do not fit, or a size is 0.
     """
     op = "adjoint_matching_steps"
     fields = {"velocity": velocity, "base_velocity": base_velocity}
     runs, batch = check_observations(op, observations, points, "points", **fields)
     check_tensor(op, "points", points, (runs, None, batch, None))
+    check_not_empty(op, "points", points)
     check_tensor(op, "adjoint", adjoint, tuple(points.shape))
+    check_tensor(op, "lam", lam, (runs,))
+    check_same(op, points=points, adjoint=adjoint, lam=lam)
+    check_counts(op, horizon=horizon)
+    check_action_mask(op, action_mask, points)
     for name, field in fields.items():
         check_velocity(op, name, field, observations, points.shape[-1])
     count = points.shape[1]
@@ -96,24 +110,28 @@ def adjoint_matching_steps(
         raise ValueError(f"{op}: steps is {chosen}; pass some of 0..{count - 1}, each once")
     tuned, base = (as_function(field, op, name) for name, field in fields.items())
     share = count / len(chosen)
-    for k in chosen:
-        x = points[:, k].detach()
-        time = torch.full_like(x[..., :1], schedule.times[k])
-        with torch.no_grad(), scope_of(base_velocity):
-            u = base(observations, x, time)
-        with scope_of(velocity):
-            v = tuned(observations, x, time)
-            loss, kl = adjoint_matching(
-                v.unsqueeze(1),
-                u.unsqueeze(1),
-                adjoint[:, k : k + 1],
-                lam,
-                horizon=horizon,
-                schedule=schedule.step(k),
-                action_mask=action_mask,
-            )
-            del v
-            result = StepLoss(loss * share, kl * share)
-            del loss
-            yield result
-            del result
+
+    def shares() -> Iterator[StepLoss]:
+        for k in chosen:
+            x = points[:, k].detach()
+            time = torch.full_like(x[..., :1], schedule.times[k])
+            with torch.no_grad(), scope_of(base_velocity):
+                u = base(observations, x, time)
+            with scope_of(velocity):
+                v = tuned(observations, x, time)
+                loss, kl = adjoint_matching(
+                    v.unsqueeze(1),
+                    u.unsqueeze(1),
+                    adjoint[:, k : k + 1],
+                    lam,
+                    horizon=horizon,
+                    schedule=schedule.step(k),
+                    action_mask=action_mask,
+                )
+                del v
+                result = StepLoss(loss * share, kl * share)
+                del loss
+                yield result
+                del result
+
+    return shares()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trqam_fast.kernels.adjoint_sizes import ops, reference
-from trqam_fast.kernels.checks import check_same, check_tensor
+from trqam_fast.kernels.checks import check_not_empty, check_same, check_tensor
 from trqam_fast.kernels.dispatch import choose_backend
 
 
@@ -49,11 +49,12 @@ def adjoint_sizes(
 
     Raises:
         TypeError: an argument is no tensor, or of an unsupported dtype.
-        ValueError: shapes, dtypes or devices do not fit.
+        ValueError: shapes, dtypes or devices do not fit, or a size is 0.
         BackendError: the backend asked for cannot run.
     """
     op = "adjoint_sizes"
     check_tensor(op, "terminal", terminal, (None, None, None))
+    check_not_empty(op, "terminal", terminal)
     runs, *rows = terminal.shape
     if adjoint is not None:
         check_tensor(op, "adjoint", adjoint, (runs, None, *rows))

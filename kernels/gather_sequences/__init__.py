@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trqam_fast.kernels.checks import check_same, check_tensor
+from trqam_fast.kernels.checks import check_counts, check_same, check_tensor
 from trqam_fast.kernels.dispatch import choose_backend
 from trqam_fast.kernels.gather_sequences import ops, reference
 
@@ -61,15 +61,16 @@ def gather_sequences(
         The `Sequences`, the same bits on every backend.
 
     Raises:
-        TypeError: an argument is no tensor, or of an unsupported dtype.
+        TypeError: an argument is no tensor, of an unsupported dtype, or `horizon` no integer.
         ValueError: shapes, dtypes, devices or the horizon do not fit.
         BackendError: the backend asked for cannot run.
     """
     op = "gather_sequences"
     check_tensor(op, "pool", pool, (None, None))
     check_tensor(op, "actions", actions, (None, None))
+    check_counts(op, horizon=horizon)
     count = actions.shape[0] - horizon + 1
-    if not 1 <= horizon <= actions.shape[0]:
+    if count < 1:
         raise ValueError(f"{op}: horizon is {horizon}; expected 1 to {actions.shape[0]} steps")
     check_tensor(op, "outcomes", outcomes, (count, 3))
     check_same(op, pool=pool, actions=actions, outcomes=outcomes)

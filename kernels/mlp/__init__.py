@@ -27,10 +27,13 @@ def mlp(
         `[S, N, out]`, or `[S, E, N, out]` for an ensemble.
 
     Raises:
+        TypeError: `weights` are no `MLPWeights`, `inputs` no tensor, or of an unsupported dtype.
         ValueError: shapes, dtypes or devices do not fit.
         BackendError: the backend asked for cannot run.
     """
     op = "mlp"
+    if not isinstance(weights, MLPWeights):
+        raise TypeError(f"{op}: weights is a {type(weights).__name__}; pass MLPWeights")
     weights.check(op, "weights")
     check_tensor(op, "inputs", inputs, (weights.lead[0], None, weights.in_features))
     check_same(op, inputs=inputs, weights=weights.kernels[0])

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from trqam_fast.kernels.checks import (
     check_action_mask,
-    check_horizon,
+    check_counts,
+    check_not_empty,
     check_same,
     check_tensor,
     masked,
@@ -48,16 +49,17 @@ def path_kl(
         `[S]` for ``mean``, `[S, B]` for ``none``; differentiable once in both velocities.
 
     Raises:
-        TypeError: an argument is no tensor, or of an unsupported dtype.
-        ValueError: shapes, dtypes, devices or the number of steps do not fit; unknown `reduction`;
-            `horizon` below 1.
+        TypeError: an argument is no tensor, of an unsupported dtype, or `horizon` no integer.
+        ValueError: shapes, dtypes, devices or the number of steps do not fit; a size is 0; unknown
+            `reduction`; `horizon` below 1.
         BackendError: the backend asked for cannot run.
     """
     op = "path_kl"
     check_tensor(op, "velocity", velocity, (None, None, None, None))
+    check_not_empty(op, "velocity", velocity)
     check_tensor(op, "base_velocity", base_velocity, tuple(velocity.shape))
     check_same(op, velocity=velocity, base_velocity=base_velocity)
-    check_horizon(op, horizon)
+    check_counts(op, horizon=horizon)
     if reduction not in ("mean", "none"):
         raise ValueError(f"{op}: reduction is {reduction!r}; choose 'mean' or 'none'")
     check_schedule(op, schedule, velocity.shape[1])

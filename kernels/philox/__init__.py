@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trqam_fast.kernels.checks import FLOATING
+from trqam_fast.kernels.checks import FLOATING, check_integers
 from trqam_fast.kernels.dispatch import choose_backend
 from trqam_fast.kernels.philox import ops, reference
 from trqam_fast.kernels.philox.draws import MAX_COUNT, MAX_STREAM, Counts, Draws
@@ -60,7 +60,8 @@ def philox(
         units in the last place.
 
     Raises:
-        TypeError: `seeds` or `offset` is no int64 tensor, or `dtype` is another.
+        TypeError: `seeds` or `offset` is no int64 tensor, `dtype` is another, or a number is no
+            integer.
         ValueError: shapes, devices, counts, `stream` or `high` do not fit.
         BackendError: the backend asked for cannot run.
     """
@@ -78,6 +79,7 @@ def philox(
         raise ValueError(f"{op}: offset is on {offset.device}, seeds on {seeds.device}; move one")
     if dtype not in FLOATING:
         raise TypeError(f"{op}: dtype is {dtype}; use torch.float32 or torch.float64")
+    check_integers(op, stream=stream, high=high, **counts._asdict())
     if not 0 <= stream <= MAX_STREAM:
         raise ValueError(f"{op}: stream is {stream}; it must be in [0, {MAX_STREAM}]")
     if not 1 <= high <= 2**31:

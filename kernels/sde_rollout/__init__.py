@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from trqam_fast.kernels.checks import check_same, check_tensor
+from trqam_fast.kernels.checks import check_counts, check_same, check_tensor
 from trqam_fast.kernels.dispatch import choose_backend
 from trqam_fast.kernels.fields import (
     Context,
@@ -161,7 +161,7 @@ def ode_rollout(
         X_K, `[S, N, D]`.
 
     Raises:
-        TypeError: an argument is no tensor, or of an unsupported dtype.
+        TypeError: an argument is no tensor, of an unsupported dtype, or `flow_steps` no integer.
         ValueError: shapes, dtypes or devices do not fit, or `flow_steps` is below 1.
         BackendError: the backend asked for cannot run.
     """
@@ -170,8 +170,7 @@ def ode_rollout(
     check_tensor(op, "x0", x0, (runs, rows, None))
     check_same(op, **tensors_of(observations), x0=x0)
     check_velocity(op, "velocity", velocity, observations, x0.shape[-1])
-    if flow_steps < 1:
-        raise ValueError(f"{op}: flow_steps is {flow_steps}; it must be at least 1")
+    check_counts(op, flow_steps=flow_steps)
     chosen = choose_backend(
         op, backend, x0.device, dtype=x0.dtype, precision=precision, networks=[velocity]
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from trqam_fast.kernels.checks import check_same, check_tensor
+from trqam_fast.kernels.checks import check_not_empty, check_same, check_tensor
 from trqam_fast.kernels.dispatch import choose_backend
 from trqam_fast.kernels.squared_error import ops, reference
 
@@ -29,11 +29,12 @@ def squared_error(
 
     Raises:
         TypeError: an argument is no tensor, or of an unsupported dtype.
-        ValueError: shapes, dtypes or devices do not fit.
+        ValueError: shapes, dtypes or devices do not fit, or a size is 0.
         BackendError: the backend asked for cannot run.
     """
     op = "squared_error"
     check_tensor(op, "prediction", prediction, (None, None, None, None))
+    check_not_empty(op, "prediction", prediction)
     runs, _, batch, dim = prediction.shape
     check_tensor(op, "target", target, (runs, batch, dim))
     check_tensor(op, "valid", valid, (runs, batch))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trqam_fast.kernels.checks import check_same, check_tensor
+from trqam_fast.kernels.checks import check_not_empty, check_same, check_tensor
 from trqam_fast.kernels.dispatch import choose_backend
 from trqam_fast.kernels.td_target import ops, reference
 
@@ -42,11 +42,12 @@ def td_target(
 
     Raises:
         TypeError: an argument is no tensor, or of an unsupported dtype.
-        ValueError: shapes, dtypes or devices do not fit, or `rho` is negative.
+        ValueError: shapes, dtypes or devices do not fit, a size is 0, or `rho` is negative.
         BackendError: the backend asked for cannot run.
     """
     op = "td_target"
     check_tensor(op, "values", values, (None, None, None))
+    check_not_empty(op, "values", values)
     runs, _, batch = values.shape
     check_tensor(op, "rewards", rewards, (runs, batch))
     check_tensor(op, "masks", masks, (runs, batch))

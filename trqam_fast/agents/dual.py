@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trqam_fast.kernels import dual_update
+from trqam_fast.kernels.checks import check_counts
 from trqam_fast.kernels.dual_update.settings import check_budget, make_settings
 
 
@@ -47,6 +48,7 @@ class DualController:
         backend: Implementation of the step, as for `dual_update`.
 
     Raises:
+        TypeError: `runs` is no integer.
         ValueError: a number or `rule` is impossible.
     """
 
@@ -66,11 +68,12 @@ class DualController:
         device: torch.device | str = "cpu",
         backend: str = "auto",
     ) -> None:
+        op = "DualController"
+        check_counts(op, runs=runs)
         self.budget, self.scale, self.eta, self.ema = budget, scale, eta, ema
         self.clip, self.bracket, self.rule, self.backend = clip, bracket, rule, backend
         self.lam = torch.full((runs,), lam, dtype=dtype, device=device)
         self.kl_ema = torch.zeros_like(self.lam)
-        op = "DualController"
         for name, value in (("scale", scale), ("lam", lam)):
             if not value > 0:
                 raise ValueError(f"{op}: {name} is {value}; use a positive number")
