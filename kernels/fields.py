@@ -32,7 +32,8 @@ class Context:
 VelocityFunction = Callable[[Any, Tensor, Tensor], Tensor]
 """`v(observations, x, t)` with `[S, N, O]`, `[S, N, D]`, `[S, N, 1]` to `[S, N, D]`.
 
-Instead of the observations it gets the value of a `Context` where the caller passes one.
+Instead of the observations it gets the value of a `Context` where the caller passes one. A callable
+may say on which `AffinePath` it was trained, as its attribute `path`.
 """
 
 Velocity = MLPWeights | VelocityFunction

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -131,10 +132,18 @@ class AffinePath:
     Attributes:
         alpha: Of a float64 tensor of times, differentiable by autograd; 0 at 0, 1 at 1, growing.
         beta: Likewise, positive before 1, falling.
+        is_linear: Whether alpha = t and beta = 1 - t, to rounding.
     """
 
     alpha: Callable[[Tensor], Tensor]
     beta: Callable[[Tensor], Tensor]
+    is_linear: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        t = torch.linspace(0.0, 1.0, 9, dtype=torch.float64)
+        apart = torch.stack([self.alpha(t) - t, self.beta(t) - (1.0 - t)])
+        object.__setattr__(self, "is_linear", bool(apart.abs().max() < 1e-12))
+        object.__setattr__(self, "_schedules", {})
 
     @classmethod
     def linear(cls) -> AffinePath:
@@ -154,7 +163,7 @@ class AffinePath:
             return tuple(torch.autograd.grad(value.sum(), t)[0] for value in values)
 
     def noise_schedule(self, steps: int) -> NoiseSchedule:
-        """Return K steps of the memoryless SDE of this path, h = 1/K and t_k = k h.
+        """Return K steps of the memoryless SDE of this path, h = 1/K and t_k = k h; made once.
 
         g^2 = 2 (beta/alpha)(beta alpha' - beta' alpha) is 2 (1 - t)/t on the linear path, infinite
         at 0 and zero at 1. As TRQAM's schedule does there, alpha is taken one step ahead and beta
@@ -171,6 +180,11 @@ class AffinePath:
             ValueError: it is below 1, or a g_k^2 is not positive and finite.
         """
         check_counts("AffinePath", steps=steps)
+        if steps not in self._schedules:
+            self._schedules[steps] = self._noise_schedule(steps)
+        return self._schedules[steps]
+
+    def _noise_schedule(self, steps: int) -> NoiseSchedule:
         h = 1.0 / steps
         t = torch.arange(steps, dtype=torch.float64) / steps
         middle, ahead = t + 0.5 * h, t + h
@@ -193,14 +207,38 @@ def check_schedule(
         )
 
 
-def sde_schedule(op: str, schedule: NoiseSchedule | None, steps: int) -> NoiseSchedule:
-    """Return the schedule of an SDE of `steps` steps, the flow's own for None.
+def curved_path(velocity: Any) -> AffinePath | None:
+    """Return what a field has as its `path`, if that is a path other than the linear one."""
+    path = getattr(velocity, "path", None)
+    return path if isinstance(path, AffinePath) and not path.is_linear else None
+
+
+def default_schedule(op: str, steps: int, **fields: Any) -> NoiseSchedule:
+    """Return the flow's own schedule, that of fields of the linear path.
 
     Raises:
-        ValueError: the number of steps differs, or the schedule is of the losses alone.
+        ValueError: one of `fields` has another path.
+    """
+    for name, velocity in fields.items():
+        if curved_path(velocity) is not None:
+            raise ValueError(
+                f"{op}: {name} has a path other than the linear one, and schedule is None; pass "
+                f"schedule={name}.path.noise_schedule({steps})"
+            )
+    return NoiseSchedule.flow(steps)
+
+
+def sde_schedule(
+    op: str, schedule: NoiseSchedule | None, steps: int, **fields: Any
+) -> NoiseSchedule:
+    """Return the schedule of an SDE of `steps` steps, for None the flow's own.
+
+    Raises:
+        ValueError: the number of steps differs, the schedule is of the losses alone, or it is None
+            and one of `fields` has another path.
     """
     if schedule is None:
-        return NoiseSchedule.flow(steps)
+        return default_schedule(op, steps, **fields)
     check_schedule(op, schedule, steps, "the chain")
     if schedule.decay_times is None:
         raise ValueError(

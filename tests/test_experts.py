@@ -28,6 +28,7 @@ from trqam_fast.kernels import (
     AffinePath,
     NoiseSchedule,
     adjoint_matching,
+    adjoint_matching_steps,
     lean_adjoint,
     ode_rollout,
     sde_rollout,
@@ -149,6 +150,8 @@ def test_flow_field_refuses():
         FlowField(nn.Identity(), sign=2)
     with pytest.raises(ValueError, match="t_min is 1.0"):
         FlowField(nn.Identity(), t_min=1.0)
+    with pytest.raises(TypeError, match="path is a NoiseSchedule; pass an AffinePath"):
+        FlowField(nn.Identity(), path=NoiseSchedule.flow(2))
     with pytest.raises(ValueError, match="x has 2 runs"):
         FlowField(lambda c, x, t: x)(None, x, x[..., :1])
     x = x[:1]
@@ -200,9 +203,49 @@ def test_check_field_on_another_path():
     actions, s = action.expand(1, 16, 3), draw(1, 16, 2)
     assert check_field(field, s, actions, path=path).errors["as it should"] < 1e-20
     assert check_field(field, s, actions).errors["as it should"] > 0.01
-    wrapped = FlowField(lambda c, x, t: field(None, x[None], t[None, :, None])[0], schedule=path)
+    wrapped = FlowField(lambda c, x, t: field(None, x[None], t[None, :, None])[0], path=path)
     assert check_field(wrapped, s, actions).errors["as it should"] < 1e-20
-    assert wrapped.noise_schedule(5) == path.noise_schedule(5)
+    assert wrapped.noise_schedule(5) is path.noise_schedule(5)
+    x0, errors = draw(1, 16, 3, seed=7), []
+    for steps in (20, 200):
+        errors.append(float((ode_rollout(wrapped, s, x0, steps) - action).abs().max()))
+    assert errors[1] < errors[0] / 8
+
+
+def test_another_path_is_never_taken_for_the_linear_one():
+    """Where the schedule of a field's path is missing, or SQAM's bridge would lie on another."""
+    x0, noise = draw(1, 4, 3), draw(1, 4, 4, 3, seed=1)
+    s, points, lam = draw(1, 4, 2), draw(1, 5, 4, 3, seed=2), torch.ones(1, dtype=torch.float64)
+    straight = FlowField(lambda c, x, t: x.sin(), path=AffinePath(lambda t: t, lambda t: 1 - t))
+    curved = FlowField(lambda c, x, t: x.sin(), path=AffinePath.cosine())
+    base = LowRank(nn.Sequential(nn.Linear(3, 3))).base(curved)
+
+    def matched(field, other, **options):
+        return adjoint_matching_steps(field, other, s, points, points, lam, **options)
+
+    def sqam(field, other):
+        return match_sqam(field, other, s, critic, x0, noise, lam, flow_steps=5)
+
+    asks = r"has a path other than the linear one, and schedule is None; pass schedule="
+    for call, message in (
+        (lambda: sde_rollout(curved, base, s, x0, noise), f"sde_rollout: velocity {asks}velocity"),
+        (lambda: sde_rollout(straight, base, s, x0, noise), f"sde_rollout: base_velocity {asks}"),
+        (lambda: lean_adjoint(base, s, points, x0), rf"base_velocity {asks}.*noise_schedule\(4\)"),
+        (lambda: matched(curved, straight), f"adjoint_matching_steps: velocity {asks}"),
+        (lambda: sqam(curved, straight), "match_sqam: field has a path other than the linear one"),
+        (lambda: sqam(straight, base), "match_sqam: base has a path other than the linear one"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    chains = [
+        sde_rollout(*fields, s, x0, noise, schedule=schedule).trajectory
+        for fields, schedule in (
+            ((straight, straight), None),
+            ((straight, straight), NoiseSchedule.flow(5)),
+            ((curved, base), curved.noise_schedule(5)),
+        )
+    ]
+    assert torch.equal(*chains[:2]) and not torch.allclose(*chains[1:])
 
 
 def test_terminal_adjoint():
@@ -286,23 +329,25 @@ def critic(actions):
     return action_experts.critic(actions)
 
 
-@pytest.mark.parametrize("algo", ["trqam", "sqam"])
+@pytest.mark.parametrize("algo", ["trqam", "trqam on a cosine path", "sqam"])
 def test_match_is_the_update_of_the_equations(algo):
     """Loss, path KL and gradients, from the ops put together in one graph."""
     expert, batch = make_expert(), action_experts.observations()
-    field = expert.field()
+    path = AffinePath.cosine() if "cosine" in algo else AffinePath.linear()
+    field = expert.field(path=path)
     context, copy = field.context(batch), changed(low_rank(expert))
     base, dim = copy.base(field), CHUNK * WIDTH
     x0, noise = draw(1, ROWS, dim, seed=1), draw(1, STEPS - 1, ROWS, dim, seed=2)
     lam, mask = torch.full((1,), 0.7, dtype=torch.float64), torch.arange(dim) % WIDTH < 3
     common = dict(horizon=CHUNK, action_mask=mask)
-    if algo == "trqam":
+    if algo != "sqam":
         found = match_trqam(field, base, context, critic, x0, noise, lam, **common)
-        rollout = sde_rollout(field, base, context, x0, noise)
+        schedule = path.noise_schedule(STEPS)
+        rollout = sde_rollout(field, base, context, x0, noise, schedule=schedule)
         end = rollout.trajectory[:, -1]
         terminal = terminal_adjoint(critic, end, action_mask=mask)
-        adjoint = lean_adjoint(base, context, rollout.trajectory, terminal)
-        points, schedule = rollout.trajectory[:, :-1], NoiseSchedule.flow(STEPS)
+        adjoint = lean_adjoint(base, context, rollout.trajectory, terminal, schedule=schedule)
+        points = rollout.trajectory[:, :-1]
     else:
         found = match_sqam(field, base, context, critic, x0, noise, lam, flow_steps=STEPS, **common)
         end = ode_rollout(field, context, x0, STEPS).detach()

@@ -24,7 +24,7 @@ from trqam_fast.kernels.fields import (
     check_velocity,
     scope_of,
 )
-from trqam_fast.kernels.noise_schedule import NoiseSchedule, check_schedule
+from trqam_fast.kernels.noise_schedule import NoiseSchedule, check_schedule, default_schedule
 
 
 class StepLoss(NamedTuple):
@@ -78,7 +78,8 @@ def adjoint_matching_steps(
         adjoint: a_0..a_{K-1}, same shape.
         lam: lam_scale * lambda, `[S]`.
         horizon: As `adjoint_matching` takes it.
-        schedule: t_k, h_k and g_k^2; None for the flow's own.
+        schedule: t_k, h_k and g_k^2; None for the flow's own, unless a field has a `path` other
+            than the linear one.
         action_mask: As `adjoint_matching` takes it.
         steps: Which k, each at most once; None for all. `torch.randperm(K)[:m].tolist()` draws m.
 
@@ -88,7 +89,8 @@ def adjoint_matching_steps(
     Raises:
         TypeError: an argument is no tensor, of an unsupported dtype, no field, or `horizon` no
             integer.
-        ValueError: shapes, dtypes, devices or steps do not fit, or a size is 0.
+        ValueError: shapes, dtypes, devices or steps do not fit, a size is 0, or a schedule is
+            missing.
     """
     op = "adjoint_matching_steps"
     fields = {"velocity": velocity, "base_velocity": base_velocity}
@@ -104,7 +106,8 @@ def adjoint_matching_steps(
         check_velocity(op, name, field, observations, points.shape[-1])
     count = points.shape[1]
     check_schedule(op, schedule, count, "points")
-    schedule = NoiseSchedule.flow(count) if schedule is None else schedule
+    if schedule is None:
+        schedule = default_schedule(op, count, **fields)
     chosen = list(range(count)) if steps is None else [int(k) for k in steps]
     if not chosen or len(set(chosen)) < len(chosen) or not 0 <= min(chosen) <= max(chosen) < count:
         raise ValueError(f"{op}: steps is {chosen}; pass some of 0..{count - 1}, each once")

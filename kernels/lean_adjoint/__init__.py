@@ -49,7 +49,8 @@ def lean_adjoint(
         observations: `[S, B, O]`, float32 or float64; for a callable also a `Context`.
         trajectory: X_0..X_K, `[S, K + 1, B, D]`; X_K itself is not used.
         terminal_adjoint: a_K, `[S, B, D]`.
-        schedule: That of the chain; None for the flow's own. Another one runs with ``reference``.
+        schedule: That of the chain; None for the flow's own, unless the field has a `path` other
+            than the linear one. Another one runs with ``reference``.
         tape: What `sweep_tape` returned for the same field, states, backend and precision; None
             computes it here.
         backend: ``auto``, ``reference``, or for packed weights ``cpp``, ``triton`` or
@@ -62,7 +63,7 @@ def lean_adjoint(
 
     Raises:
         TypeError: an argument is no tensor, or of an unsupported dtype.
-        ValueError: shapes, dtypes or devices do not fit.
+        ValueError: shapes, dtypes or devices do not fit, or a schedule is missing.
         BackendError: the backend asked for cannot run.
         RuntimeError: `observations`, `trajectory` or `terminal_adjoint` needs a gradient, or a
             callable uses reentrant gradient checkpointing.
@@ -74,7 +75,8 @@ def lean_adjoint(
     given = tensors_of(observations)
     given |= {"trajectory": trajectory, "terminal_adjoint": terminal_adjoint}
     check_same(op, **given)
-    schedule = sde_schedule(op, schedule, trajectory.shape[1] - 1)
+    steps = trajectory.shape[1] - 1
+    schedule = sde_schedule(op, schedule, steps, base_velocity=base_velocity)
     refuse_gradient(op, **{name: tensor.requires_grad for name, tensor in given.items()})
     chosen = choose_backend(
         op,

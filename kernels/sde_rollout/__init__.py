@@ -70,8 +70,8 @@ def sde_rollout(
         noise: eps_0..eps_{K-2}, `[S, K - 1, B, D]`, standard normal, K >= 2.
         ode_observations: `[S, N, O]`, or a `Context`; optional.
         ode_x0: `[S, N, D]`, with `ode_observations`.
-        schedule: K steps of an SDE, as `AffinePath` makes them; None for the flow's own. Another
-            one runs with ``reference``.
+        schedule: K steps of an SDE, as `AffinePath` makes them; None for the flow's own, unless a
+            field has a `path` other than the linear one. Another one runs with ``reference``.
         backend: ``auto``, ``reference``, or for packed weights ``cpp``, ``triton`` or
             ``triton_pdl``.
         precision: Operands: ``ieee``, ``tf32`` or ``fp16`` (Triton), ``bf16`` (Triton or ``cpp``).
@@ -81,7 +81,7 @@ def sde_rollout(
 
     Raises:
         TypeError: an argument is no tensor, or of an unsupported dtype.
-        ValueError: shapes, dtypes or devices do not fit.
+        ValueError: shapes, dtypes or devices do not fit, or a schedule is missing.
         BackendError: the backend asked for cannot run.
         RuntimeError: in the backward pass, if `observations`, `x0` or `noise` need a gradient.
     """
@@ -93,7 +93,7 @@ def sde_rollout(
     check_same(op, **tensors_of(observations), x0=x0, noise=noise)
     if noise.shape[1] < 1:
         raise ValueError(f"{op}: noise has no step; K = noise.shape[1] + 1 must be at least 2")
-    schedule = sde_schedule(op, schedule, noise.shape[1] + 1)
+    schedule = sde_schedule(op, schedule, noise.shape[1] + 1, **fields)
     check_velocity(op, "velocity", velocity, observations, x0.shape[-1])
     check_velocity(op, "base_velocity", base_velocity, observations, x0.shape[-1])
     if (ode_observations is None) != (ode_x0 is None):
@@ -145,6 +145,8 @@ def ode_rollout(
     precision: str = "ieee",
 ) -> Tensor:
     """Integrate the noise-free flow: K Euler steps x <- x + h v(s, x, t_k), not clipped.
+
+    The same for fields of every path: how a velocity was learned does not enter.
 
     Source: TRQAM section "Acting" (docs/algorithm.md).
 

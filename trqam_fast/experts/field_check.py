@@ -10,6 +10,7 @@ from torch import Tensor
 from trqam_fast.kernels import AffinePath, Context, Velocity
 from trqam_fast.kernels.checks import check_action_mask, check_tensor
 from trqam_fast.kernels.fields import as_function, check_observations, check_velocity, scope_of
+from trqam_fast.kernels.noise_schedule import curved_path
 
 CONVENTIONS = {
     "as it should": (False, False),
@@ -61,7 +62,8 @@ def check_field(
         field: As an op would get it.
         observations: `[S, B, O]`, or a `Context` of B rows.
         actions: Demonstrated actions in the policy's own units, `[S, B, D]`.
-        path: The field's path, in our time; None for that of a `FlowField`, else linear.
+        path: The field's path, in our time; None for its own `path`, as a `FlowField` has one, or
+            the linear one.
         action_mask: True for the D dimensions that count, a bool `[D]`; None for all.
         times: Evaluations of the whole batch, at times in the middle of as many steps.
         seed: Of the noise.
@@ -78,7 +80,7 @@ def check_field(
     check_tensor(op, "actions", actions, (runs, batch, None))
     check_velocity(op, "field", field, observations, actions.shape[-1])
     check_action_mask(op, action_mask, actions)
-    path = getattr(field, "schedule", None) if path is None else path
+    path = curved_path(field) if path is None else path
     path = AffinePath.linear() if path is None else path
     velocity, generator = as_function(field, op, "field"), torch.Generator().manual_seed(seed)
     counts = torch.ones_like(actions[0, 0]) if action_mask is None else action_mask.to(actions)

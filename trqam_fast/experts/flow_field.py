@@ -32,10 +32,11 @@ class FlowField(nn.Module):
         t_min: Smallest time that the module is asked for. The sweep evaluates at our t = 1, which
             with noise at 1 is 0.
         action_shape: (H, A) of a chunk; None for a flat `[D]`.
-        schedule: The path that the module was trained on, in our time.
+        path: The path that the module was trained on, in our time; None for the linear one.
         prepare: Computes c from a batch of observations, such as a prefix's cache; see `context`.
 
     Raises:
+        TypeError: `path` is no `AffinePath`.
         ValueError: an argument is not one of its values.
     """
 
@@ -45,7 +46,7 @@ class FlowField(nn.Module):
         time: Literal["noise_at_0", "noise_at_1"] = "noise_at_0",
         sign: int | None = None,
         t_min: float = 0.0,
-        schedule: AffinePath | None = None,
+        path: AffinePath | None = None,
         *,
         action_shape: tuple[int, ...] | None = None,
         prepare: Callable[[Any], Any] | None = None,
@@ -57,9 +58,11 @@ class FlowField(nn.Module):
             raise ValueError(f"FlowField: sign is {sign}; it must be 1 or -1")
         if not 0.0 <= t_min < 1.0:
             raise ValueError(f"FlowField: t_min is {t_min}; it must be in [0, 1)")
+        if path is not None and not isinstance(path, AffinePath):
+            raise TypeError(f"FlowField: path is a {type(path).__name__}; pass an AffinePath")
         self.module, self.time, self.t_min = module, time, t_min
         self.sign = (1 if time == "noise_at_0" else -1) if sign is None else sign
-        self.schedule = AffinePath.linear() if schedule is None else schedule
+        self.path = AffinePath.linear() if path is None else path
         self.action_shape, self.prepare = action_shape, prepare
 
     def context(self, observations: Any) -> Context:
@@ -71,7 +74,7 @@ class FlowField(nn.Module):
 
     def noise_schedule(self, steps: int) -> NoiseSchedule:
         """Return K steps of the SDE of the module's path."""
-        return self.schedule.noise_schedule(steps)
+        return self.path.noise_schedule(steps)
 
     def forward(self, context: Any, x: Tensor, t: Tensor) -> Tensor:
         """Return v, `[1, B, D]`, from x `[1, B, D]` and t `[1, B, 1]`.

@@ -96,6 +96,7 @@ class Base:
 
     def __init__(self, update: LowRank, field: Callable[..., Tensor]) -> None:
         self.update, self.field = update, field
+        self.path = getattr(field, "path", None)
 
     def scope(self) -> Any:
         """Return the context of an evaluation and of what autograd does of it."""

@@ -18,6 +18,8 @@ from trqam_fast.kernels import (
     ode_rollout,
     sde_rollout,
 )
+from trqam_fast.kernels.checks import check_tensor
+from trqam_fast.kernels.noise_schedule import curved_path
 
 
 class Match(NamedTuple):
@@ -70,7 +72,8 @@ def match_trqam(
         high: Upper bound, likewise.
         action_mask: True for the D dimensions that count, a bool `[D]`.
         horizon: Executed action steps of a chunk.
-        schedule: K steps of the field's path; None for the flow's own.
+        schedule: K steps of the SDE; None for those of the field's `path`, as a `FlowField` has
+            one, or the flow's own.
         steps: Some of 0..K-1, drawn uniformly without replacement; None for all.
         backward: What goes back through a step's loss, for gradient scalers.
 
@@ -81,6 +84,10 @@ def match_trqam(
         TypeError: as the ops raise.
         ValueError: likewise.
     """
+    check_tensor("match_trqam", "noise", noise, (None, None, None, None))
+    path = curved_path(field)
+    if schedule is None and path is not None:
+        schedule = path.noise_schedule(noise.shape[1] + 1)
     with torch.no_grad():
         rollout = sde_rollout(field, base, context, x0, noise, schedule=schedule)
     path, end = rollout.trajectory, rollout.trajectory[:, -1]
@@ -121,7 +128,7 @@ def match_sqam(
     """Integrate the ODE, bridge to its end, and add the loss's gradients; no sweep.
 
     With a^ the ODE's end, tau_j = j/J, x_j = (1 - tau_j) eps_j + tau_j a^ for j = 1..J, and the
-    adjoint b_j = -tau_j G. For fields of the linear path. Source: SQAM (docs/algorithms.md).
+    adjoint b_j = -tau_j G. For fields of the linear path alone. Source: SQAM (docs/algorithms.md).
 
     Args:
         field: v_ft.
@@ -144,8 +151,15 @@ def match_sqam(
 
     Raises:
         TypeError: as the ops raise.
-        ValueError: likewise.
+        ValueError: likewise, or a field has a `path` other than the linear one.
     """
+    check_tensor("match_sqam", "noise", noise, (None, None, None, None))
+    for name, given in (("field", field), ("base", base)):
+        if curved_path(given) is not None:
+            raise ValueError(
+                f"match_sqam: {name} has a path other than the linear one, on which SQAM's bridge "
+                "lies; use match_trqam"
+            )
     with torch.no_grad():
         end = ode_rollout(field, context, x0, flow_steps)
     terminal = terminal_adjoint(critic, end, low=low, high=high, action_mask=action_mask)
