@@ -6,6 +6,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -15,10 +16,12 @@ from tests.helpers import assert_equal64
 from tests.runs import rows, run
 from trqam_fast.agents import (
     ALGORITHMS,
+    MAIN,
     Agent,
     BCAgent,
     FQLAgent,
     QAMAgent,
+    Terms,
     TRQAMConfig,
     algorithm,
     declaration,
@@ -30,6 +33,7 @@ from trqam_fast.memory import update_bytes
 from trqam_fast.report.find import collect
 from trqam_fast.runs import checkpoint
 from trqam_fast.training.load_run import load_run
+from trqam_fast.training.start import check_start
 
 NAMES = list(ALGORITHMS)
 TUNED = [name for name in NAMES if ALGORITHMS[name].fine_tunes]
@@ -247,6 +251,39 @@ class Uncloned(BCAgent):
         return {"policy": super().network_shapes(config, obs_dim, act_dim)["actor_slow"]}
 
 
+class Lagging(BCAgent):
+    acting_field = "target_actor_slow"
+
+
+class Betas:
+    beta: float = 2.0
+    source: ClassVar[str] = "nowhere"
+
+
+class Mixed(BCAgent):
+    @dataclass(frozen=True)
+    class Config(Betas, BCAgent.Config):
+        pass
+
+
+class OtherField(BCAgent):
+    """A field of its own name, which is cloned and acts; what is logged, in a list."""
+
+    label, metrics = "Other field", ["bc_loss"]
+    cloned, acting_field = ("policy",), "policy"
+
+    @classmethod
+    def network_shapes(cls, config, obs_dim, act_dim):
+        return {"policy": super().network_shapes(config, obs_dim, act_dim)["actor_slow"]}
+
+    def draws(self):
+        return {}
+
+    def loss(self, batch, noise):
+        loss = self.online.networks["policy"].kernels[0].square().mean((1, 2))
+        return {MAIN: loss}, Terms({"bc_loss": loss.detach()}, {})
+
+
 class Undrawn(BCAgent):
     def draws(self):
         return {"z": (1,)}
@@ -278,9 +315,15 @@ class Number(BCAgent):
         ("Undecorated", "its Config would lose beta, alpha (no field of a dataclass); write"),
         ("Untyped", "its Config would lose alpha (no field of a dataclass); write @dataclass"),
         ("Still", "it has targets, and its Config no tau; inherit CriticConfig too"),
-        ("Absent", "its targets names 'critics', which network_shapes does not have; name one of "),
-        ("Uncloned", "its cloned names 'actor_slow', which network_shapes does not have; name one"),
-        ("Undrawn", "its draws are z, bc_t, while cloning_loss reads bc_x0; add "),
+        ("Absent", "its targets names 'critics', which is no network it has; name one of "),
+        ("Uncloned", "its cloned names 'actor_slow', which is no network it has; name one of "),
+        ("Lagging", "its acting_field names 'target_actor_slow', which is no network it has; name"),
+        (
+            "Mixed",
+            "its Config would lose beta (no field of a dataclass); write @dataclass(frozen="
+            "True) above class Betas, and",
+        ),
+        ("Undrawn", "its draws are z, while cloning_loss reads bc_x0; add "),
         ("Scalar", "its metric 'lr' is a tensor []; give a tensor [1], one number for each run"),
         ("Number", "its metric 'lr' is of type float; give a tensor [1], one number for each run"),
     ],
@@ -291,6 +334,22 @@ def test_what_an_algorithm_of_ones_own_lacks(name, message):
     start = f"--algo is {__name__}:{name}, but {message}"
     assert str(error.value).startswith(start)
     assert str(error.value).endswith(" (docs/your_own_algorithm.md)")
+
+
+def test_networks_are_checked_before_a_field_is_pretrained(flags, tmp_path, capsys):
+    assert run([*flags, "--algo", f"{__name__}:Absent"], tmp_path / "run") == 2
+    printed = capsys.readouterr()
+    assert "its targets names 'critics'" in printed.err and "pretrain" not in printed.out
+
+
+def test_the_field_may_have_another_name():
+    agent = agent_of(f"{__name__}:OtherField")
+    before = agent.online.span("policy").clone()
+    train(agent, [0], 1)
+    assert (agent.online.span("policy") != before).any()
+    state = {"shapes": {"actor_slow": [[2, 2]]}}
+    with pytest.raises(UsageError, match="--pretrained starts a field actor_slow, but .* policy;"):
+        check_start(state, "x.pt", agent.online.shapes, {}, 1)
 
 
 def test_a_mistake_below_an_algorithm_of_ones_own_is_not_called_this_packages(capsys):

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -20,6 +21,7 @@ from tests.helpers import (
     ErrorBudget,
     assert_equal64,
     error,
+    make_mlp,
     mean_error,
     poisoned_memory,
 )
@@ -382,3 +384,22 @@ def test_compiles_without_graph_breaks(backend):
         assert all(torch.equal(ours, eager) for ours, eager in zip(*results, strict=True))
     else:
         assert_equal64(*results)
+
+
+def test_weights_are_an_input_of_an_exported_program():
+    class Velocity(torch.nn.Module):
+        def forward(self, weights, x):
+            return mlp(weights, x, backend="reference")
+
+    weights, x = make_mlp(3, 2).detach(), torch.randn(1, 4, 3, dtype=torch.float64)
+    found = torch.export.export(Velocity(), (weights, x)).module()
+    assert torch.equal(found(weights, x), mlp(weights, x, backend="reference"))
+
+
+def test_a_horizon_may_be_a_number_that_a_tracer_follows():
+    def kl(v):
+        flow = NoiseSchedule.flow(3)
+        return path_kl(v, 2.0 * v, horizon=v.shape[2], schedule=flow, backend="reference")
+
+    v = torch.randn(1, 3, 4, 2)
+    assert torch.equal(make_fx(kl, tracing_mode="symbolic")(v)(v), kl(v))

@@ -176,6 +176,7 @@ def test_the_commit_of_a_checkout(tmp_path, monkeypatch):
 
     def git(*words):
         command = ["git", "-C", str(tmp_path), "-c", "user.name=A", "-c", "user.email=a@b.c"]
+        command += ["-c", "commit.gpgsign=false"]
         return subprocess.check_output([*command, *words], text=True).strip()
 
     (tmp_path / "inner").mkdir()
@@ -185,6 +186,7 @@ def test_the_commit_of_a_checkout(tmp_path, monkeypatch):
     git("add", ".")
     git("commit", "-qm", "first")
     head = git("rev-parse", "--short", "HEAD")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "another"))
     assert commit_of(tmp_path) == head and commit_of(tmp_path / "inner") is None
     (tmp_path / "inner" / "file").write_text("changed")
     assert commit_of(tmp_path) == f"{head}+"

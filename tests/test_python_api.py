@@ -250,6 +250,9 @@ def test_wrong_arguments_are_told_before_a_file_is_read(result, tmp_path):
         tf.Policy.load(nowhere, seed=-1)
     with pytest.raises(UsageError, match="--episodes is '10'; give a whole number"):
         tf.evaluate(str(nowhere), episodes="10")
+    with pytest.raises(UsageError, match="no config.json|holds no run"):  # NumPy's numbers are fine
+        tf.evaluate(str(nowhere), episodes=np.int64(3))
+    assert type(tf.make_config(batch_size=np.int64(3), lr=np.float32(0.5)).agent.lr) is float
     program = tmp_path / "policy.pt2"
     program.write_bytes(b"")
     with pytest.raises(UsageError, match=f"{program} is no checkpoint in a run folder; name"):

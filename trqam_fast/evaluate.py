@@ -32,7 +32,7 @@ from trqam_fast.evaluation.statistics import success_interval, wilson_interval
 from trqam_fast.evaluation.video import RENDERERS, check_encoder, find_renderer, render_options
 from trqam_fast.files import expanded, write_json, write_text
 from trqam_fast.kernels import Backend
-from trqam_fast.kinds import check_kind
+from trqam_fast.kinds import check_kind, plain
 from trqam_fast.training.config import MAX_EPISODES
 from trqam_fast.training.load_run import LoadedRun, load_run
 from trqam_fast.training.loop import EVALUATION_SEED
@@ -260,7 +260,7 @@ def evaluate(run: Path | str, **flags: Any) -> Evaluation:
     for name in ("video", "out"):
         if name in flags:
             raise TypeError(f"evaluate writes nothing; drop {name}, or run the command")
-    args = EvaluateArgs(run, **flags)
+    args = EvaluateArgs(run, **{name: plain(value) for name, value in flags.items()})
     loaded = load_run(args.run, args.checkpoint, args.device, args.backend)
     args = dataclasses.replace(args, episodes=args.episodes or loaded.config.eval_episodes)
     table = play(loaded, args)

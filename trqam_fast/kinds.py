@@ -6,8 +6,17 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
+import numpy as np
+
 from trqam_fast.errors import UsageError
 from trqam_fast.text import printable
+
+
+def plain(value: Any) -> Any:
+    """Return a value with Python's numbers in the place of NumPy's, which JSON does not take."""
+    if isinstance(value, list | tuple):
+        return type(value)(plain(item) for item in value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def is_a(value: Any, kind: Any) -> bool:

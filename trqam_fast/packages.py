@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -27,11 +28,12 @@ def commit_of(checkout: Path) -> str | None:
     Returns:
         None if it is none, or git is missing, refuses or takes too long.
     """
+    environment = {name: value for name, value in os.environ.items() if name[:4] != "GIT_"}
 
     def git(*words: str) -> str:
         done = subprocess.run(
-            ["git", "-C", str(checkout), *words],
-            capture_output=True, text=True, check=True, timeout=GIT_SECONDS,
+            ["git", "--no-optional-locks", "-C", str(checkout), *words],
+            capture_output=True, text=True, check=True, timeout=GIT_SECONDS, env=environment,
         )  # fmt: skip
         return done.stdout.strip()
 

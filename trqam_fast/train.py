@@ -27,6 +27,7 @@ from trqam_fast.data.dataset import Transitions
 from trqam_fast.data.load import load_task
 from trqam_fast.errors import FAILURE, INTERRUPTED, Stopped, UsageError
 from trqam_fast.files import expanded, write_json
+from trqam_fast.kinds import plain
 from trqam_fast.memory import keep_freed_memory
 from trqam_fast.policy import Policy
 from trqam_fast.runs import checkpoint
@@ -239,7 +240,7 @@ def load_start(
     state, path = start.read_pretrained(config.pretrained)
     kind = algorithm(config.algo)
     shapes = kind.stored_shapes(config.agent, dataset.obs_dim, dataset.act_dim)
-    if config.bc_steps > 0:
+    if config.bc_steps > 0 and "actor_slow" in shapes:
         shapes = {"actor_slow": shapes["actor_slow"]}
     start.check_start(state, path, shapes, config.sequences, len(config.seeds))
     if config.bc_steps == 0 and state["stage"] != "pretrain":
@@ -308,6 +309,7 @@ def run_in(folder: RunFolder, config: TrainConfig, stop: StopRequest) -> Result:
         if interface is not None:
             logger.say("\n".join(describe(config, interface)))
         dataset = load_data(config, interface, logger, ledger)
+        algorithm(config.algo).stored_shapes(config.agent, dataset.obs_dim, dataset.act_dim)
         pretrained = None
         if config.pretrained is not None and not begun:
             pretrained = load_start(config, dataset, logger, ledger)
@@ -376,7 +378,7 @@ def train(config: TrainConfig | None = None, **flags: Any) -> Result:
 
 def config_from(flags: dict[str, Any]) -> TrainConfig:
     """Return the configuration of flags by name; see `train`."""
-    flags = by_one_name(flags)
+    flags = {name: plain(value) for name, value in by_one_name(flags).items()}
     check_kinds(flags)
     folder = folder_to_resume(flags)
     if folder is None:

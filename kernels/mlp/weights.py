@@ -174,3 +174,7 @@ class MLPWeights:
                     op, f"{name}.{group}[{layer}]", tensor, (*lead, self.kernels[layer].shape[-1])
                 )
         check_same(op, **{f"{name}[{i}]": tensor for i, tensor in enumerate(self.tensors)})
+
+
+# A tree of tensors to torch.export and the like.
+torch.export.register_dataclass(MLPWeights, serialized_type_name="trqam_fast.MLPWeights")

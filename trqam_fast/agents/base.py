@@ -135,19 +135,22 @@ def check_networks(kind: type[Agent], shapes: Shapes, field: MLPShape) -> None:
         shapes: Architecture of its online networks by name.
         field: That of the field which behaviour cloning trains.
     """
-    acting = kind.acting_field.removeprefix("target_")
-    named = {"targets": kind.targets, "cloned": kind.cloned, "acting_field": (acting,)}
-    for attribute, names in named.items():
+    acting = (*shapes, *(f"target_{name}" for name in kind.targets))
+    for attribute, names, known in (
+        ("targets", kind.targets, shapes),
+        ("cloned", kind.cloned, shapes),
+        ("acting_field", (kind.acting_field,), acting),
+    ):
         for name in names:
-            if name not in shapes:
+            if name not in known:
                 raise mistake(
-                    kind, f"its {attribute} names {name!r}, which network_shapes does not have",
-                    f"name one of {', '.join(shapes)}",
+                    kind, f"its {attribute} names {name!r}, which is no network it has",
+                    f"name one of {', '.join(known)}",
                 )  # fmt: skip
-    for name in ("actor_slow", *kind.cloned):
-        if shapes.get(name) != field:
+    for name in kind.cloned:
+        if shapes[name] != field:
             raise mistake(
-                kind, f"its network_shapes has no {name!r} that can start from a cloned field",
+                kind, f"its network {name!r} cannot start from a cloned field",
                 "give it field_shape(config, obs_dim, act_dim)",
             )  # fmt: skip
 
@@ -394,8 +397,9 @@ class Agent:
             UsageError: the algorithm does not draw x_0.
         """
         if "bc_x0" not in noise:
+            drawn = ", ".join(self.draws())
             raise mistake(
-                type(self), f"its draws are {', '.join(noise)}, while cloning_loss reads bc_x0",
+                type(self), f"its draws are {drawn}, while cloning_loss reads bc_x0",
                 'add "bc_x0": (self.config.batch_size, self.dim)',
             )  # fmt: skip
         actions, x0, t = self.policy_actions(batch), noise["bc_x0"], noise["bc_t"]

@@ -116,19 +116,19 @@ def names_of(config: type[Group]) -> list[str]:
     return [name for names in groups_of(config).values() for name in names]
 
 
-def lost_names(config: type[Group]) -> list[str]:
-    """Return what a configuration's classes set that is no value of it.
+def lost_names(config: type[Group]) -> dict[str, type]:
+    """Return what a configuration's classes set that is no value of it, with the class.
 
     They are the names in a class that is no dataclass itself, whatever it inherits, and those with
     which a class sets a value that it inherits, without a type: neither would be read.
     """
     values, lost = names_of(config), {}
     for kind in config.__mro__:
-        typed = inspect.get_annotations(kind)
+        typed = {n: t for n, t in inspect.get_annotations(kind).items() if "ClassVar" not in str(t)}
         kept = typed if "__dataclass_fields__" in vars(kind) else ()
         given = (*typed, *(name for name in vars(kind) if name in values))
-        lost |= dict.fromkeys(name for name in given if name not in kept)
-    return list(lost)
+        lost |= dict.fromkeys((name for name in given if name not in kept), kind)
+    return lost
 
 
 def select(config: type[Group], values: dict[str, Any]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def check_declaration(kind: type[Agent]) -> None:
         raise mistake(kind, "it has no label", f'write label = "{kind.__name__}" in it')
     for name in ("metrics", "targets", "cloned"):
         found = getattr(kind, name)
-        if not isinstance(found, tuple) or not all(isinstance(each, str) for each in found):
+        if not isinstance(found, tuple | list) or not all(isinstance(each, str) for each in found):
             raise mistake(kind, f"its {name} is {found!r}", 'give a tuple of names, ("a",) of one')
     if kind.late not in (None, *kind.targets[-1:]):
         raise mistake(
@@ -68,9 +68,10 @@ def check_declaration(kind: type[Agent]) -> None:
         )  # fmt: skip
     lost = lost_names(config)
     if lost:
+        losing = next(iter(lost.values())).__name__
         raise mistake(
             kind, f"its Config would lose {', '.join(lost)} (no field of a dataclass)",
-            f"write @dataclass(frozen=True) above class {config.__name__}, and a type for each",
+            f"write @dataclass(frozen=True) above class {losing}, and a type for each",
         )  # fmt: skip
     if kind.targets and "tau" not in names_of(config):
         raise mistake(kind, "it has targets, and its Config no tau", "inherit CriticConfig too")

@@ -11,7 +11,7 @@ from trqam_fast.agents.config import names_of, select
 from trqam_fast.data.names import nearest
 from trqam_fast.data.tasks import find_task
 from trqam_fast.errors import UsageError
-from trqam_fast.kinds import check_kind
+from trqam_fast.kinds import check_kind, plain
 from trqam_fast.training.config import DEFAULT_ENV, TrainConfig, flag_hints, run_flags
 from trqam_fast.training.domains import Setting, domain_settings
 
@@ -91,6 +91,7 @@ def make_config(
     """
     env_name = by_one_name({"env_name": env_name, "env_id": env_id})["env_name"]
     env_name = DEFAULT_ENV if env_name is None else env_name
+    flags = {name: plain(value) for name, value in flags.items()}
     check_kinds({"env_name": env_name, "algo": algo, "preset": preset} | flags)
     preset = default_preset(env_name) if preset is None else preset
     kind = algorithm(algo)

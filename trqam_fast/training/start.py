@@ -125,6 +125,11 @@ def check_start(
                 f"{path} was made with --{name.replace('_', '-')} {made_with[name]}, but the flags "
                 f"ask for {value}; use the checkpoint's"
             )
+    if "actor_slow" not in shapes:
+        raise UsageError(
+            f"--pretrained starts a field actor_slow, but the networks of --algo are "
+            f"{', '.join(shapes)}; call its field so, or pretrain with --bc-steps"
+        )
     if not any(len(shape) == 2 for shape in state["shapes"].get("actor_slow", [])):
         raise UsageError(f"{path} holds no velocity field actor_slow; name another checkpoint")
     found, wanted = (task_sizes(s["actor_slow"]) for s in (state["shapes"], plain_shapes(shapes)))
