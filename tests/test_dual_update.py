@@ -22,7 +22,7 @@ IMPOSSIBLE = [
     ({"rule": "linear"}, "rule is 'linear'; use 'additive' or 'log'"),
 ]
 TENSORS = [
-    ({"budget": torch.tensor([1.0, 5.0])}, ValueError, r"budget has shape \[2\]; expected \[\]"),
+    ({"budget": torch.ones(3)}, ValueError, r"budget has shape \[3\]; expected \[2\]"),
     ({"budget": torch.tensor(1)}, TypeError, "budget has dtype torch.int64"),
     ({"budget": torch.tensor(1.0, device="meta")}, ValueError, "budget is on meta, lam on cpu"),
     ({"active": torch.tensor([True, False])}, ValueError, r"active is \[2\] on cpu; expected \[\]"),
@@ -36,7 +36,7 @@ TENSORS = [
     [*((change, ValueError, message) for change, message in IMPOSSIBLE), *TENSORS],
 )
 def test_bad_input(change, kind, message):
-    """Nothing is written: on Triton one run's budget was all runs' otherwise."""
+    """Nothing is written."""
     lam, kl_ema, path_kl = torch.ones(2), torch.zeros(2), torch.tensor([3.0, 0.1])
     arguments = {"budget": 0.5} | SETTINGS | change
     with pytest.raises(kind, match=f"dual_update: {message}"):
@@ -67,3 +67,20 @@ def test_a_float64_budget_of_float32_runs(backend):
     for found, expected in ((lam, 1 + 0.1 * (0.06 - 0.1)), (kl_ema, 0.3 * 0.2)):
         torch.testing.assert_close(found.cpu(), torch.tensor([expected]), rtol=1e-6, atol=0)
     assert torch.equal(lam, copies[0]) and torch.equal(kl_ema, copies[1])
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=NEEDS_TRITON)])
+def test_every_run_may_have_a_budget_of_its_own(backend):
+    device = DEVICE if backend == "triton" else "cpu"
+    budgets = torch.tensor([1.0, 9.0, 5.0, 9.0], device=device)[::2]
+
+    def after(budget, runs):
+        lam, kl_ema = torch.ones(runs, device=device), torch.zeros(runs, device=device)
+        path_kl = torch.full((runs,), 3.0, device=device)
+        return torch.stack(
+            dual_update(lam, kl_ema, path_kl, budget, **SETTINGS, backend=backend)
+        ).cpu()
+
+    together = after(budgets, 2)
+    assert torch.equal(together, torch.cat([after(1.0, 1), after(5.0, 1)], dim=1))
+    assert together[0, 0] != together[0, 1]

@@ -42,8 +42,8 @@ def dual_update(
         lam: lambda of every run, contiguous `[S]`, float32 or float64; written.
         kl_ema: Smoothed path KL, likewise; written.
         path_kl: D, `[S]`.
-        budget: The budget of all runs in the unit of the path KL, a positive number, or a tensor
-            `[]`, float32 or float64, on the device of `lam`, whose value is not checked.
+        budget: The budget in the unit of the path KL, a positive number, or a tensor, `[]` for all
+            runs or `[S]`, float32 or float64, on the device of `lam`, whose values are not checked.
         eta: Step size, zero or more.
         ema: Weight of the newest path KL in its moving average, 0 to 1.
         clip: Path KLs are clipped at this multiple of the budget, positive.
@@ -68,7 +68,7 @@ def dual_update(
     for name, tensor in (("lam", lam), ("kl_ema", kl_ema)):
         if not tensor.is_contiguous():
             raise ValueError(f"{op}: {name} is not contiguous; pass it so, it is written")
-    check_budget(op, budget, lam.device)
+    check_budget(op, budget, lam)
     if active is not None:
         check_bool(op, "active", active, (), lam.device)
     settings = make_settings(op, eta=eta, ema=ema, clip=clip, bracket=bracket, rule=rule)

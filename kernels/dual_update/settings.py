@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from trqam_fast.kernels.checks import check_tensor
@@ -40,8 +39,8 @@ def make_settings(
     return Settings(eta, ema, clip, *bracket, rule == "log")
 
 
-def check_budget(op: str, budget: Tensor | float, device: torch.device) -> None:
-    """Raise unless `budget` is a positive number, or a floating-point `[]` on `device`.
+def check_budget(op: str, budget: Tensor | float, lam: Tensor) -> None:
+    """Raise unless `budget` is a positive number, or a floating-point `[]` or `[S]` beside `lam`.
 
     Nothing is read of a tensor, which may lie on a GPU.
 
@@ -53,6 +52,8 @@ def check_budget(op: str, budget: Tensor | float, device: torch.device) -> None:
         if not budget > 0:
             raise ValueError(f"{op}: budget is {budget}; use a positive number")
         return
-    check_tensor(op, "budget", budget, ())
-    if budget.device != device:
-        raise ValueError(f"{op}: budget is on {budget.device}, lam on {device}; move one of them")
+    check_tensor(op, "budget", budget, tuple(lam.shape) if budget.dim() else ())
+    if budget.device != lam.device:
+        raise ValueError(
+            f"{op}: budget is on {budget.device}, lam on {lam.device}; move one of them"
+        )

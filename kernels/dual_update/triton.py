@@ -13,12 +13,17 @@ BLOCK, WARPS = 32, 1
 NAN = tl.constexpr(tl.PropagateNan.ALL)
 
 
-@triton.jit(do_not_specialize=["budget", "runs", "eta", "ema", "clip", "lowest", "highest"])
+@triton.jit(
+    do_not_specialize=[
+        "budget_stride", "runs", "budget", "eta", "ema", "clip", "lowest", "highest",
+    ]
+)  # fmt: skip
 def dual_update_kernel(
     lam,  # [S], written
     kl_ema,  # [S], written
     path_kl,  # [S]
-    budgets,  # [], with BUDGETS
+    budgets,  # [S], with BUDGETS
+    budget_stride,  # 0 where all runs have one budget
     active,  # [], with ACTIVE
     lam_after,  # [S], written
     kl_ema_after,  # [S], written
@@ -37,12 +42,14 @@ def dual_update_kernel(
     """The step of some runs; grid [blocks of runs]. NaN stays NaN."""
     run = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = run < runs
-    allowed = tl.load(budgets).to(tl.float32) if BUDGETS else budget
+    if BUDGETS:
+        allowed = tl.load(budgets + run * budget_stride, mask=mask, other=1.0).to(tl.float32)
+    else:
+        # A block, for the functions that take no scalar.
+        allowed = tl.full((BLOCK,), 0.0, tl.float32) + budget
     before = tl.load(lam + run, mask=mask, other=1.0)
     smooth_before = tl.load(kl_ema + run, mask=mask, other=0.0)
     newest = tl.load(path_kl + run, mask=mask, other=0.0)
-    # A block, for the functions that take no scalar; 0 * newest would be NaN where it is infinite.
-    allowed = tl.zeros_like(newest) + allowed
     newest = tl.minimum(newest, clip * allowed, propagate_nan=NAN)
     smooth = smooth_before + ema * (newest - smooth_before)
     if LOG:
@@ -72,9 +79,10 @@ def dual_update(
     """Do the step; see the package's `dual_update`. `budgets` takes the place of `budget`."""
     runs, after = lam.shape[0], (torch.empty_like(lam), torch.empty_like(lam))
     *numbers, log = settings
+    of_runs = lam if budgets is None else budgets.expand(runs)
     with torch.cuda.device_of(lam):
         dual_update_kernel[(triton.cdiv(runs, BLOCK),)](
-            lam, kl_ema, path_kl, lam if budgets is None else budgets,
+            lam, kl_ema, path_kl, of_runs, of_runs.stride(0),
             lam if active is None else active, *after, runs, budget, *numbers, log,
             budgets is not None, active is not None, BLOCK, num_warps=WARPS,
         )  # fmt: skip

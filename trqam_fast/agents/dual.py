@@ -77,7 +77,7 @@ class DualController:
         for name, value in (("scale", scale), ("lam", lam)):
             if not value > 0:
                 raise ValueError(f"{op}: {name} is {value}; use a positive number")
-        check_budget(op, budget, self.lam.device)
+        check_budget(op, budget, self.lam)
         make_settings(op, eta=eta, ema=ema, clip=clip, bracket=bracket, rule=rule)
 
     @property
@@ -92,7 +92,7 @@ class DualController:
 
         Args:
             path_kl: Path KL of every run, `[S]`.
-            budget: Budget of this step, `[]`; `self.budget` without one.
+            budget: Budget of this step, `[]` or `[S]`; `self.budget` without one.
             active: Whether anything changes at all, a bool `[]`; None is yes.
 
         Returns:
