@@ -79,7 +79,8 @@ def _sweep(base, observations, trajectory, terminal_adjoint, tape, backend, prec
         from trqam_fast.kernels.lean_adjoint import triton
 
         data = (observations, trajectory, terminal_adjoint)
-        meta = weights.kernels[0].to("meta")
+        kernel = weights.kernels[0]
+        meta = kernel.new_empty(kernel.shape, device="meta")
         right = _empty_tape(weights, observations, trajectory, precision, meta)
         if described(tape) != described(right):
             raise ValueError(
