@@ -41,6 +41,7 @@ BACKENDS: dict[str, dict[str, Any]] = {
     "cpp, bf16": {"color": "#66c2a5"},
     "eager": {"color": "#c99700"},
     "compiled": {"color": "#7a5195"},
+    "torch": {"color": "#6fa8dc"},
 }
 """Of no algorithm's colour; their lightness differs, so that they are told apart without hue."""
 HUES = ("#00755a", "#7a5195", "#c99700", "#6fa8dc", "#a4a9b2")
