@@ -35,6 +35,7 @@ from trqam_fast.kernels import (
     sde_rollout,
     velocity_along,
 )
+from trqam_fast.kernels.checks import check_integers
 from trqam_fast.kernels.dispatch import OPS, extension
 from trqam_fast.op_cases import CASES, Sizes, convert, draw_inputs, evaluate, tensors_of
 
@@ -396,10 +397,13 @@ def test_weights_are_an_input_of_an_exported_program():
     assert torch.equal(found(weights, x), mlp(weights, x, backend="reference"))
 
 
-def test_a_horizon_may_be_a_number_that_a_tracer_follows():
-    def kl(v):
-        flow = NoiseSchedule.flow(3)
-        return path_kl(v, 2.0 * v, horizon=v.shape[2], schedule=flow, backend="reference")
+def test_a_size_that_a_tracer_follows_is_a_whole_number():
+    kinds = set()
 
-    v = torch.randn(1, 3, 4, 2)
-    assert torch.equal(make_fx(kl, tracing_mode="symbolic")(v)(v), kl(v))
+    def checked(v):
+        kinds.add(type(v.shape[2]))
+        check_integers("op", horizon=v.shape[2])
+        return 2.0 * v
+
+    make_fx(checked, tracing_mode="symbolic")(torch.randn(1, 3, 4, 2))
+    assert kinds == {torch.SymInt}
