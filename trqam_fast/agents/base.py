@@ -13,10 +13,10 @@ from torch import Tensor
 
 from trqam_fast.agents.acting import PolicyGraphs
 from trqam_fast.agents.branches import Branches
+from trqam_fast.agents.checks import check_networks, check_numbers, form_of, mistake
 from trqam_fast.agents.config import ByDomain, CloningConfig
 from trqam_fast.agents.dual import DualController
 from trqam_fast.data.batch import Batch
-from trqam_fast.errors import UsageError
 from trqam_fast.kernels import (
     AdamNorm,
     MLPWeights,
@@ -81,33 +81,6 @@ class Recorded(NamedTuple):
     one_more: tuple[str, ...] = ()
 
 
-def mistake(kind: type[Agent], what: str, remedy: str) -> UsageError:
-    """Return the error of an algorithm that is not as docs/your_own_algorithm.md says."""
-    return UsageError(
-        f"--algo is {kind.__module__}:{kind.__qualname__}, but {what}; {remedy} "
-        "(docs/your_own_algorithm.md)"
-    )
-
-
-def form_of(value: Any) -> str:
-    """Return what kind of thing a value is that should be another."""
-    if isinstance(value, Tensor):
-        return f"a tensor {list(value.shape)}"
-    if isinstance(value, tuple):
-        return f"a tuple ({', '.join(type(each).__name__ for each in value)})"
-    return f"of type {type(value).__name__}"
-
-
-def check_numbers(kind: type[Agent], what: str, values: dict[str, Any], runs: int) -> None:
-    """Raise `UsageError` unless an algorithm's values are one number of each run."""
-    for name, value in values.items():
-        if not isinstance(value, Tensor) or value.shape != (runs,):
-            raise mistake(
-                kind, f"its {what} {name!r} is {form_of(value)}",
-                f"give a tensor [{runs}], one number for each run",
-            )  # fmt: skip
-
-
 def checked(found: Any, kind: type[Agent], runs: int) -> tuple[Losses, Terms]:
     """Return those losses of what `loss` of an algorithm returned that can be descended, and terms.
 
@@ -125,34 +98,6 @@ def checked(found: Any, kind: type[Agent], runs: int) -> tuple[Losses, Terms]:
     if not descended:
         raise mistake(kind, "none of the losses it returned is differentiable", remedy)
     return descended, terms
-
-
-def check_networks(kind: type[Agent], shapes: Shapes, field: MLPShape) -> None:
-    """Raise `UsageError` unless there are all networks that a class names, as they must be.
-
-    Args:
-        kind: The algorithm.
-        shapes: Architecture of its online networks by name.
-        field: That of the field which behaviour cloning trains.
-    """
-    acting = (*shapes, *(f"target_{name}" for name in kind.targets))
-    for attribute, names, known in (
-        ("targets", kind.targets, shapes),
-        ("cloned", kind.cloned, shapes),
-        ("acting_field", (kind.acting_field,), acting),
-    ):
-        for name in names:
-            if name not in known:
-                raise mistake(
-                    kind, f"its {attribute} names {name!r}, which is no network it has",
-                    f"name one of {', '.join(known)}",
-                )  # fmt: skip
-    for name in kind.cloned:
-        if shapes[name] != field:
-            raise mistake(
-                kind, f"its network {name!r} cannot start from a cloned field",
-                "give it field_shape(config, obs_dim, act_dim)",
-            )  # fmt: skip
 
 
 def added(*gradients: Tensor | None) -> Tensor | None:

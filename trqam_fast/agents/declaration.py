@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from trqam_fast.agents.base import Agent, mistake
+from trqam_fast.agents.base import Agent
+from trqam_fast.agents.checks import mistake
 from trqam_fast.agents.config import CloningConfig, lost_names, names_of
 from trqam_fast.text import printable
 
