@@ -91,7 +91,7 @@ def check_not_empty(op: str, name: str, tensor: Tensor) -> None:
 def check_integers(op: str, **numbers: int) -> None:
     """Raise TypeError unless all `numbers` are whole ones, Python's, NumPy's or a tracer's."""
     for name, number in numbers.items():
-        if not isinstance(number, Integral | torch.SymInt):
+        if not isinstance(number, (Integral, torch.SymInt)):
             raise TypeError(f"{op}: {name} is {number!r}; pass an integer")
 
 

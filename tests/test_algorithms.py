@@ -33,7 +33,6 @@ from trqam_fast.memory import update_bytes
 from trqam_fast.report.find import collect
 from trqam_fast.runs import checkpoint
 from trqam_fast.training.load_run import load_run
-from trqam_fast.training.start import check_start
 
 NAMES = list(ALGORITHMS)
 TUNED = [name for name in NAMES if ALGORITHMS[name].fine_tunes]
@@ -270,7 +269,7 @@ class OtherField(BCAgent):
     """A field of its own name, which is cloned and acts; what is logged, in a list."""
 
     label, metrics = "Other field", ["bc_loss"]
-    cloned, acting_field = ("policy",), "policy"
+    cloned, acting_field, fine_tunes = ("policy",), "policy", True
 
     @classmethod
     def network_shapes(cls, config, obs_dim, act_dim):
@@ -342,14 +341,21 @@ def test_networks_are_checked_before_a_field_is_pretrained(flags, tmp_path, caps
     assert "its targets names 'critics'" in printed.err and "pretrain" not in printed.out
 
 
-def test_the_field_may_have_another_name():
-    agent = agent_of(f"{__name__}:OtherField")
-    before = agent.online.span("policy").clone()
-    train(agent, [0], 1)
-    assert (agent.online.span("policy") != before).any()
-    state = {"shapes": {"actor_slow": [[2, 2]]}}
-    with pytest.raises(UsageError, match="--pretrained starts a field actor_slow, but .* policy;"):
-        check_start(state, "x.pt", agent.online.shapes, {}, 1)
+def test_the_field_may_have_another_name(flags, tmp_path, capsys):
+    """It is cloned, acts, and starts from a cloned field, if not from another's fine-tuned one."""
+    own = [*flags, "--algo", f"{__name__}:OtherField", "--online-steps", "0"]
+    assert run(own, tmp_path / "run") == 0
+    cloned = sorted((tmp_path / "run" / "checkpoints").glob("*.pt"))[0]
+    assert checkpoint.load(cloned)["stage"] == "pretrain"
+    for steps in ("5", "0"):
+        more = ["--pretrained", str(cloned), "--bc-steps", steps]
+        assert run(own, tmp_path / steps, *more) == 0
+    assert run([*flags, "--algo", "qam", "--online-steps", "0"], tmp_path / "qam") == 0
+    capsys.readouterr()
+    tuned = ["--pretrained", str(tmp_path / "qam"), "--bc-steps", "0"]
+    assert run(own, tmp_path / "none", *tuned) == 2
+    said = capsys.readouterr().err
+    assert "starts a field actor_slow, but the networks of --algo are policy; name a" in said
 
 
 def test_a_mistake_below_an_algorithm_of_ones_own_is_not_called_this_packages(capsys):

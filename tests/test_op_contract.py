@@ -2,6 +2,8 @@
 
 One test for each promise, over the table of `trqam_fast.op_cases`. C++ runs on the CPU, Triton's
 kernels on a GPU or, with `TRITON_INTERPRET=1 pytest -m interpreter`, under its interpreter.
+
+Longer than 400 lines, as each promise is a test of all ops.
 """
 
 import functools

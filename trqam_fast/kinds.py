@@ -15,7 +15,8 @@ from trqam_fast.text import printable
 def plain(value: Any) -> Any:
     """Return a value with Python's numbers in the place of NumPy's, which JSON does not take."""
     if isinstance(value, list | tuple):
-        return type(value)(plain(item) for item in value)
+        items = map(plain, value)
+        return list(items) if isinstance(value, list) else tuple(items)
     return value.item() if isinstance(value, np.generic) else value
 
 

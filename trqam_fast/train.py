@@ -1,4 +1,7 @@
-"""Train: python -m trqam_fast.train (see --help)."""
+"""Train: python -m trqam_fast.train (see --help).
+
+Longer than 400 lines, as all of it is what one run does from its flags to its summary.
+"""
 
 from __future__ import annotations
 
@@ -238,10 +241,9 @@ def load_start(
         UsageError: there is none, it is damaged, or has other networks than the flags.
     """
     state, path = start.read_pretrained(config.pretrained)
-    kind = algorithm(config.algo)
+    cloned_alone = config.bc_steps > 0 or state["stage"] == "pretrain"
+    kind = algorithm("bc" if cloned_alone else config.algo)
     shapes = kind.stored_shapes(config.agent, dataset.obs_dim, dataset.act_dim)
-    if config.bc_steps > 0 and "actor_slow" in shapes:
-        shapes = {"actor_slow": shapes["actor_slow"]}
     start.check_start(state, path, shapes, config.sequences, len(config.seeds))
     if config.bc_steps == 0 and state["stage"] != "pretrain":
         start.check_first_updates(kind, config.agent, path)
@@ -309,6 +311,7 @@ def run_in(folder: RunFolder, config: TrainConfig, stop: StopRequest) -> Result:
         if interface is not None:
             logger.say("\n".join(describe(config, interface)))
         dataset = load_data(config, interface, logger, ledger)
+        # What an algorithm's networks lack is told before its field is pretrained.
         algorithm(config.algo).stored_shapes(config.agent, dataset.obs_dim, dataset.act_dim)
         pretrained = None
         if config.pretrained is not None and not begun:

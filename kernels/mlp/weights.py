@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.export import register_dataclass
 
 from trqam_fast.kernels.checks import FLOATING, check_same, check_tensor
 from trqam_fast.kernels.mlp.constants import aligned
@@ -177,4 +178,4 @@ class MLPWeights:
 
 
 # A tree of tensors to torch.export and the like.
-torch.export.register_dataclass(MLPWeights, serialized_type_name="trqam_fast.MLPWeights")
+register_dataclass(MLPWeights, serialized_type_name="trqam_fast.MLPWeights")

@@ -127,8 +127,8 @@ def check_start(
             )
     if "actor_slow" not in shapes:
         raise UsageError(
-            f"--pretrained starts a field actor_slow, but the networks of --algo are "
-            f"{', '.join(shapes)}; call its field so, or pretrain with --bc-steps"
+            f"{path} starts a field actor_slow, but the networks of --algo are "
+            f"{', '.join(shapes)}; name a checkpoint of pretraining"
         )
     if not any(len(shape) == 2 for shape in state["shapes"].get("actor_slow", [])):
         raise UsageError(f"{path} holds no velocity field actor_slow; name another checkpoint")
