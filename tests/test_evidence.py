@@ -185,7 +185,7 @@ def test_the_mechanism_is_read_over_time(tmp_path):
     assert curves["success"] == [(0, 0.1), (3000, 0.2), (6000, pytest.approx(0.7))]
     values = found["methods"]["QAM inv-temp 3.0"]
     assert values["adjoint_gain"] == 6000.5 and values["path_kl"] == 0.5
-    assert found["progress"] == {"e2": "2 of 27 runs"}
+    assert found["progress"] == {"e2": "2 of 18 runs"}
     text = "\n".join(LINES["e2"](found))
     assert "6e+03" in text and "QAM inv-temp 3.0" in drawing("e2", found)
 
