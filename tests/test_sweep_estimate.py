@@ -1,5 +1,7 @@
 """How long a sweep takes: a job's parts, and jobs one after another."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from tests.test_sweep import TASK, plan
@@ -24,6 +26,24 @@ def test_a_job_updates_plays_and_acts(tmp_path, monkeypatch):
     evaluations = 1 + 3 + 1  # of the start, offline after 80, 160 and 200 steps, online at the end
     expected = 10 + updates * 1e-2 + evaluations * played + acted
     assert estimate.job_seconds(tuning) == pytest.approx(expected)
+
+
+def test_a_job_is_measured_in_its_own_precision(tmp_path, monkeypatch):
+    """bfloat16 updates are up to 1.6 times as fast as float32 ones."""
+    made = []
+
+    def build(*_, **options):
+        made.append(options)
+        return SimpleNamespace(candidates=1, noise_dim=2)
+
+    monkeypatch.setattr(estimate, "probe_environment", lambda *_: (4, 2, 100, 1e-3))
+    monkeypatch.setattr(estimate, "algorithm", lambda _: build)
+    monkeypatch.setattr(estimate, "seconds_per_update", lambda *_: 1e-2)
+    monkeypatch.setattr(estimate, "seconds_per_call", lambda *_: 1e-2)
+    for precision in ("ieee", "bf16"):
+        flags = {"precision": precision, "backend": "cpp"}
+        estimate.job_seconds(plan(tmp_path, algos=["bc"], flags=flags)[0])
+    assert [options["precision"] for options in made] == ["ieee", "bf16"]
 
 
 def test_the_schedule_respects_order_and_places():

@@ -106,10 +106,18 @@ def check_memory(job: Job, config: TrainConfig, obs_dim: int, act_dim: int) -> N
 
 @cache
 def probe_agent(
-    algo: str, config: CloningConfig, obs_dim: int, act_dim: int, runs: int, backend: str
+    algo: str,
+    config: CloningConfig,
+    obs_dim: int,
+    act_dim: int,
+    runs: int,
+    backend: str,
+    precision: str,
 ) -> tuple[float, float]:
     """Return the seconds of an update of all runs, and of a policy call's row."""
-    agent = algorithm(algo)(config, obs_dim, act_dim, list(range(runs)), backend=backend)
+    agent = algorithm(algo)(
+        config, obs_dim, act_dim, list(range(runs)), backend=backend, precision=precision
+    )
     data = random_data(obs_dim, act_dim, probe_rows(config))
     noise = np.zeros((agent.candidates, agent.noise_dim))
     requests = [Request(np.zeros(obs_dim), noise)] * ROWS
@@ -131,9 +139,11 @@ def job_seconds(job: Job) -> float:
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads or threads)
     try:
-        backend = settle_backend(config, act_dim).backend
-        agent = (config.agent, obs_dim, act_dim, len(job.seeds), backend)
-        update, act = probe_agent(job.algo, *agent)
+        settled = settle_backend(config, act_dim)
+        update, act = probe_agent(
+            job.algo, config.agent, obs_dim, act_dim, len(job.seeds), settled.backend,
+            settled.precision,
+        )  # fmt: skip
     finally:
         torch.set_num_threads(threads)
     updates = sum(updates_left(config).values())
