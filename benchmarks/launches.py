@@ -151,6 +151,7 @@ class Launch:
 
 
 IMPLEMENTATIONS: dict[str, Callable] = {
+    "mlp_operands": mlp_ops._operands,
     "mlp_forward": mlp_ops._forward,
     "mlp_backward": mlp_ops._backward,
     "adam_norm": adam_step_ops._adam_norm,

@@ -70,11 +70,12 @@ def updates(runs):
 
 
 # Of three flow steps, at depth 4. A step of the rollout is a launch and three layers, and so is one
-# of the sweep; both end with one more. Six passes, three of them with LayerNorm; four pullbacks.
+# of the sweep; both end with one more. Six passes, three of them with LayerNorm, of which two share
+# what is prepared of their weights; four pullbacks.
 TRITON = {
     "rollout_step_kernel": 4, "sweep_step_kernel": 4, "hidden_layer_kernel": 3 * 3 + 6 * 3,
     "pull_hidden_kernel": 3 * 3 + 4 * 3, "pull_norm_kernel": 2 * 4,
-    "prepare_kernel": 2 + 6, "gradient_operands_kernel": 3,
+    "prepare_kernel": 2 + 5, "gradient_operands_kernel": 3,
     "first_layer_kernel": 6, "output_kernel": 5, "pull_output_kernel": 4, "pull_inputs_kernel": 1,
     "adjoint_matching_kernel": 1, "weight_gradient_kernel": 3, "philox_kernel": 2,
     "adjoint_sizes_kernel": 1, "squared_error_kernel": 2, "td_target_kernel": 1,
@@ -115,11 +116,11 @@ def test_an_update_launches_few_kernels(runs, monkeypatch):
     expected = launches.counts + collections.Counter(["adam_step_kernel"])
     assert collections.Counter(launch.name for launch in listed) == expected + expected
     assert {launch.place[0] for launch in listed} == {
-        MAIN, "critic", "cloning", "base", "anchor", "log", "sample"
+        MAIN, "critic", "operands", "cloning", "base", "anchor", "log", "sample"
     }  # fmt: skip
     assert races(listed) == []
-    # Of the tape that Triton alone makes for the sweep.
-    for forgotten in (("base", MAIN), (MAIN, "base")) if runs == 1 else ():
+    # Of what Triton alone makes before: the sweep's tape, the target critics' operands.
+    for forgotten in (("base", MAIN), (MAIN, "base"), (MAIN, "operands")) if runs == 1 else ():
         assert races(launches_of(updates(1), clock=Careless(*forgotten))), forgotten
 
 

@@ -19,7 +19,7 @@ from tests.helpers import (
     make_field,
     make_mlp,
 )
-from trqam_fast.kernels import BackendError, GradientMemory, lean_adjoint, mlp
+from trqam_fast.kernels import BackendError, GradientMemory, lean_adjoint, mlp, mlp_operands
 from trqam_fast.kernels.dispatch import extension
 from trqam_fast.networks import MLPShape, ParameterBlock
 
@@ -126,6 +126,17 @@ def test_no_rows():
     assert all((g == 0).all() for g in gradients([out], [x, *weights.tensors]))
     field, s, points = make_field(3, 2), draw(1, 0, 3), draw(1, 4, 0, 2)
     assert lean_adjoint(field.detach(), s, points, points[:, 0], backend="cpp").numel() == 0
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_nothing_is_prepared_on_a_cpu(backend):
+    weights, x = make_mlp(5, 3), draw(1, 4, 5)
+    assert mlp_operands(weights, backend=backend) == []
+    for of_others in ([], [x]):
+        found = mlp(weights, x, operands=of_others, backend=backend)
+        assert torch.equal(found, mlp(weights, x, backend=backend))
+    with pytest.raises(TypeError, match="mlp: weights is a list; pass MLPWeights"):
+        mlp_operands(list(weights.tensors), backend=backend)
 
 
 def test_limits_are_named():

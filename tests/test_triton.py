@@ -29,6 +29,7 @@ from trqam_fast.kernels import (
     dual_update,
     lean_adjoint,
     mlp,
+    mlp_operands,
     sde_rollout,
     sweep_tape,
 )
@@ -88,6 +89,34 @@ def test_a_sweep_takes_the_tape_that_was_made_before(precision):
     for wrong in ([], tape[:4], [part[:, :, 1:] for part in tape[:4]] + tape[4:], of_another):
         with pytest.raises(ValueError, match="pass what sweep_tape returned"):
             lean_adjoint(**inputs, tape=wrong, **options)
+
+
+@pytest.mark.parametrize("precision", ["ieee", "fp16"])
+def test_passes_share_what_was_prepared_of_their_weights(precision):
+    """The weights as operands of forward passes, and last the kernels as those of pullbacks."""
+    inputs = inputs_of("mlp", replace(UNEVEN, ensemble=2))
+    weights, options = inputs["weights"], {"backend": "triton", "precision": precision}
+    operands = mlp_operands(weights, **options)
+
+    def passed(operands=()):
+        x = inputs["inputs"].detach().requires_grad_()
+        tracked = weights.map(lambda t: t.detach().requires_grad_())
+        out = mlp(tracked, x, operands=operands, **options)
+        bare = mlp(weights.detach(), x.detach(), operands=operands, **options)
+        return [out, bare, *torch.autograd.grad(out.square().sum(), [x, *tracked.tensors])]
+
+    for ours, alone in zip(passed(operands), passed(), strict=True):
+        assert torch.equal(ours, alone)
+    for part in operands if precision == "fp16" else operands[:-1]:
+        before = part.clone()
+        part.fill_(torch.nan)
+        assert any(found.isnan().any() for found in passed(operands))
+        part.copy_(before)
+    other = "fp16" if precision == "ieee" else "ieee"
+    of_another = mlp_operands(weights, backend="triton", precision=other)
+    for wrong in (operands[:-1], [part[1:] for part in operands], of_another):
+        with pytest.raises(ValueError, match="pass what mlp_operands returned"):
+            passed(wrong)
 
 
 @pytest.mark.parametrize("name", ["mlp", "sde_rollout", "lean_adjoint"])

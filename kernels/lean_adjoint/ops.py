@@ -19,7 +19,7 @@ from torch import Tensor
 from trqam_fast.kernels.cpp import call
 from trqam_fast.kernels.dispatch import DEPENDENT, TRITON
 from trqam_fast.kernels.mlp.cpp import describe
-from trqam_fast.kernels.mlp.ops import triton_passes
+from trqam_fast.kernels.mlp.ops import described, triton_passes
 from trqam_fast.kernels.mlp.weights import MLPWeights
 from trqam_fast.kernels.registration import register
 
@@ -63,11 +63,6 @@ def _empty_tape(weights, observations, trajectory, precision, kernel):
     passes, (runs, points, batch, _) = triton_passes(), trajectory.shape
     config = passes.config_for(weights, observations, trajectory, precision, train=True)
     return passes.empty_kept(config, runs, (points - 1) * batch, kernel)
-
-
-def described(tape: Sequence[Tensor]) -> str:
-    """Return types and shapes of a tape."""
-    return ", ".join(f"{part.dtype} {list(part.shape)}".removeprefix("torch.") for part in tape)
 
 
 def _sweep(base, observations, trajectory, terminal_adjoint, tape, backend, precision):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from trqam_fast.kernels.checks import check_same, check_tensor
@@ -11,13 +14,20 @@ from trqam_fast.kernels.mlp.weights import GradientMemory, MLPWeights
 
 
 def mlp(
-    weights: MLPWeights, inputs: Tensor, *, backend: str = "auto", precision: str = "ieee"
+    weights: MLPWeights,
+    inputs: Tensor,
+    *,
+    operands: Sequence[Tensor] = (),
+    backend: str = "auto",
+    precision: str = "ieee",
 ) -> Tensor:
     """Apply a stack of MLPs, differentiable in weights and inputs.
 
     Args:
         weights: Packed weights with leading axes `[S]` or `[S, E]`.
         inputs: `[S, N, in]`, float32 or float64; the E members of an ensemble share it.
+        operands: What `mlp_operands` returned for the same weights, backend and precision, and as
+            the weights were then; without it a pass does that itself.
         backend: ``reference`` (autograd), ``cpp`` (compiled passes, CPU), ``triton`` (a launch for
             each layer), ``triton_pdl`` (dependent launches) or ``auto``. Inside a `torch.func`
             transform, as in a callable given to `lean_adjoint`, take ``reference``.
@@ -32,9 +42,7 @@ def mlp(
         BackendError: the backend asked for cannot run.
     """
     op = "mlp"
-    if not isinstance(weights, MLPWeights):
-        raise TypeError(f"{op}: weights is a {type(weights).__name__}; pass MLPWeights")
-    weights.check(op, "weights")
+    check_weights(op, weights)
     check_tensor(op, "inputs", inputs, (weights.lead[0], None, weights.in_features))
     check_same(op, inputs=inputs, weights=weights.kernels[0])
     chosen = choose_backend(
@@ -42,7 +50,48 @@ def mlp(
     )
     if chosen == "reference":
         return reference.mlp(weights, inputs)
-    return ops.mlp(weights, inputs, chosen, precision)
+    return ops.mlp(weights, inputs, operands, chosen, precision)
 
 
-__all__ = ["GradientMemory", "MLPWeights", "mlp"]
+def mlp_operands(
+    weights: MLPWeights, *, backend: str = "auto", precision: str = "ieee"
+) -> list[Tensor]:
+    """Do what passes do with the weights alone, once for several passes with the same weights.
+
+    With Triton a launch writes them as operands of products, transposed, and LayerNorm's scale and
+    shift folded into the layer that reads it. The other backends have nothing to prepare.
+
+    Args:
+        weights: As of `mlp`, like all that follow. What becomes of them later is not seen.
+        backend: ``auto``, ``reference``, ``cpp``, ``triton`` or ``triton_pdl``.
+        precision: Operands of matrix products.
+
+    Returns:
+        What `mlp` takes as its `operands`, without gradients; empty where there is nothing to
+        prepare.
+
+    Raises:
+        TypeError: `weights` are no `MLPWeights`, or of an unsupported dtype.
+        ValueError: shapes, dtypes or devices do not fit.
+        BackendError: the backend asked for cannot run.
+    """
+    op = "mlp"
+    check_weights(op, weights)
+    kernel = weights.kernels[0]
+    chosen = choose_backend(
+        op, backend, kernel.device, dtype=kernel.dtype, precision=precision, networks=[weights]
+    )
+    if chosen == "reference":
+        return []
+    with torch.no_grad():
+        return ops.mlp_operands(weights, chosen, precision)
+
+
+def check_weights(op: str, weights: MLPWeights) -> None:
+    """Raise unless `weights` are those of a stack of networks."""
+    if not isinstance(weights, MLPWeights):
+        raise TypeError(f"{op}: weights is a {type(weights).__name__}; pass MLPWeights")
+    weights.check(op, "weights")
+
+
+__all__ = ["GradientMemory", "MLPWeights", "mlp", "mlp_operands"]

@@ -54,13 +54,49 @@ def triton_passes() -> ModuleType:
     return importlib.import_module("trqam_fast.kernels.mlp.triton")
 
 
-def _forward(tensors, inputs, backend, precision, train):
+def described(tensors: Sequence[Tensor]) -> str:
+    """Return types and shapes of what one op prepares for another."""
+    return ", ".join(f"{part.dtype} {list(part.shape)}".removeprefix("torch.") for part in tensors)
+
+
+def _operands(tensors, backend, precision):
+    if backend not in TRITON:
+        return []
+    weights = MLPWeights.from_tensors(tensors)
+    return triton_passes().mlp_operands(weights, precision, dependent=backend == DEPENDENT)
+
+
+def _operands_fake(tensors, backend, precision):
+    if backend not in TRITON:
+        return []
+    weights, passes = MLPWeights.from_tensors(tensors), triton_passes()
+    config = passes.operands_config(weights, precision)
+    return passes.empty_mlp_operands(config, weights.kernels[0])
+
+
+def _check_operands(operands, weights, precision):
+    """Raise unless they have the types and shapes of those that the network's passes read."""
+    passes, kernel = triton_passes(), weights.kernels[0]
+    config = passes.operands_config(weights, precision)
+    right = passes.empty_mlp_operands(config, kernel.new_empty(kernel.shape, device="meta"))
+    if described(operands) != described(right):
+        raise ValueError(
+            f"mlp: operands are {described(operands)}, the pass needs {described(right)}; pass "
+            "what mlp_operands returned for the same weights and precision, or nothing"
+        )
+
+
+def _forward(tensors, inputs, backend, precision, train, operands):
     weights, inputs = MLPWeights.from_tensors(tensors), inputs.contiguous()
     if backend in TRITON:
         from trqam_fast.kernels.mlp.triton_inputs import Inputs
 
-        forward, dependent = triton_passes().forward_pass, backend == DEPENDENT
-        return forward(weights, Inputs(inputs), precision, train=train, dependent=dependent)
+        if operands:
+            _check_operands(operands, weights, precision)
+        return triton_passes().forward_pass(
+            weights, Inputs(inputs), precision, train=train, dependent=backend == DEPENDENT,
+            operands=operands,
+        )  # fmt: skip
     rows = inputs.shape[1]
     out = inputs.new_empty(weights.lead.numel(), rows, weights.out_features)
     tape = [inputs.new_empty(tape_elements(weights, rows))] if train else []
@@ -76,13 +112,15 @@ def _forward(tensors, inputs, backend, precision, train):
     return out, tape
 
 
-def _forward_fake(tensors, inputs, backend, precision, train):
+def _forward_fake(tensors, inputs, backend, precision, train, operands):
     weights, rows = MLPWeights.from_tensors(tensors), inputs.shape[1]
     out = inputs.new_empty(weights.lead.numel(), rows, weights.out_features)
     if backend in TRITON:
         passes = triton_passes()
         config = passes.config_for(weights, inputs, None, precision, train=train)
-        return out, passes.empty_kept(config, out.shape[0], rows, weights.kernels[0])
+        return out, passes.empty_kept(
+            config, len(out), rows, weights.kernels[0], operands=len(operands) == 0
+        )
     return out, [inputs.new_empty(tape_elements(weights, rows))] if train else []
 
 
@@ -122,8 +160,13 @@ def _backward_fake(tensors, inputs, x, tape, cotangent, backend, precision, want
 
 
 register(
-    "mlp_forward(Tensor[] weights, Tensor inputs, str backend, str precision, bool train) "
-    "-> (Tensor, Tensor[])",
+    "mlp_operands(Tensor[] weights, str backend, str precision) -> Tensor[]",
+    _operands,
+    _operands_fake,
+)
+register(
+    "mlp_forward(Tensor[] weights, Tensor inputs, str backend, str precision, bool train, "
+    "Tensor[] operands) -> (Tensor, Tensor[])",
     _forward,
     _forward_fake,
 )
@@ -172,10 +215,12 @@ class _MLP(torch.autograd.Function):
     """The whole stack as one node: a tape, and one batched backward pass."""
 
     @staticmethod
-    def forward(ctx, how, inputs, *tensors):
+    def forward(ctx, how, inputs, operands, *tensors):
         out, tape = torch.ops.trqam_fast.mlp_forward(
-            list(tensors), inputs, how.backend, how.precision, how.train
+            list(tensors), inputs, how.backend, how.precision, how.train, operands
         )
+        if operands and how.train:
+            tape = [*tape[:-1], operands[-1]]
         ctx.how, ctx.kept = how, len(tape)
         ctx.save_for_backward(inputs, *tape, *tensors)
         return out
@@ -185,7 +230,7 @@ class _MLP(torch.autograd.Function):
     def backward(ctx, cotangent):
         inputs, *saved = ctx.saved_tensors
         tape, tensors = saved[: ctx.kept], saved[ctx.kept :]
-        want_inputs, want_weights = ctx.needs_input_grad[1], any(ctx.needs_input_grad[2:])
+        want_inputs, want_weights = ctx.needs_input_grad[1], any(ctx.needs_input_grad[3:])
         d_inputs, gradients = pull_back(
             ctx.how,
             MLPWeights.from_tensors(tensors),
@@ -197,12 +242,20 @@ class _MLP(torch.autograd.Function):
             want_weights=want_weights,
         )
         d_inputs = d_inputs.unflatten(0, (inputs.shape[0], -1)).sum(1) if want_inputs else None
-        return None, d_inputs, *(gradients or [None] * len(tensors))
+        return None, d_inputs, None, *(gradients or [None] * len(tensors))
 
 
-def mlp(weights: MLPWeights, inputs: Tensor, backend: str, precision: str) -> Tensor:
+def mlp(
+    weights: MLPWeights, inputs: Tensor, operands: Sequence[Tensor], backend: str, precision: str
+) -> Tensor:
     """Apply the MLPs to `inputs` `[S, N, in]`; see `trqam_fast.kernels.mlp.mlp`."""
     tensors = weights.tensors
     train = torch.is_grad_enabled() and any(t.requires_grad for t in (inputs, *tensors))
-    out = _MLP.apply(Pass(backend, precision, train, weights.memory), inputs, *tensors)
+    how = Pass(backend, precision, train, weights.memory)
+    out = _MLP.apply(how, inputs, list(operands) if backend in TRITON else [], *tensors)
     return out.view(*weights.lead, inputs.shape[1], weights.out_features)
+
+
+def mlp_operands(weights: MLPWeights, backend: str, precision: str) -> list[Tensor]:
+    """Return what passes read of the weights; see `trqam_fast.kernels.mlp.mlp_operands`."""
+    return torch.ops.trqam_fast.mlp_operands(list(weights.tensors), backend, precision)

@@ -119,13 +119,16 @@ def empty_tape(config: KernelConfig, groups: int, rows: int, like: Tensor) -> Ta
     )
 
 
-def empty_kept(config: KernelConfig, groups: int, rows: int, kernel: Tensor) -> list[Tensor]:
+def empty_kept(
+    config: KernelConfig, groups: int, rows: int, kernel: Tensor, *, operands: bool = True
+) -> list[Tensor]:
     """Return memory for what a pass keeps: its tape, and with `train` its kernels as operands.
 
-    `kernel`, one of the networks', says for how many runs and on which device.
+    `kernel`, one of the networks', says for how many runs and on which device. Without `operands`
+    that of the kernels is empty.
     """
-    operands = empty_operands(config, kernel if config.train else kernel[:0])
-    return [*empty_tape(config, groups, rows, kernel)[:4], operands]
+    kernels = empty_operands(config, kernel if config.train and operands else kernel[:0])
+    return [*empty_tape(config, groups, rows, kernel)[:4], kernels]
 
 
 def pulled_gradients(
@@ -181,6 +184,31 @@ def prepare(
     )  # fmt: skip
 
 
+def operands_config(
+    weights: MLPWeights, precision: str, *, dependent: bool = False
+) -> KernelConfig:
+    """Return the config that prepares weights for passes of inputs, with gradients or without."""
+    inputs = weights.kernels[0].mT  # as wide, on their device
+    return config_for(weights, inputs, None, precision, train=True, dependent=dependent)
+
+
+def empty_mlp_operands(config: KernelConfig, kernel: Tensor) -> list[Tensor]:
+    """Return memory for what `mlp_operands` returns, on the device of `kernel`, a network's."""
+    prepared = empty_prepared(config, len(kernel) * config.ensemble, kernel)
+    return [*prepared, empty_operands(config, kernel)]
+
+
+def mlp_operands(weights: MLPWeights, precision: str, *, dependent: bool = False) -> list[Tensor]:
+    """Prepare weights for several passes: `Prepared`, then the kernels as operands; one launch."""
+    kernel = weights.kernels[0]
+    config = operands_config(weights, precision, dependent=dependent)
+    *prepared, operands = into = empty_mlp_operands(config, kernel)
+    with torch.cuda.device_of(kernel):
+        groups = len(kernel) * config.ensemble
+        prepare(weights, Prepared(*prepared), 0, groups, config, precision, operands)
+    return into
+
+
 def hidden_layers(
     weights: Prepared,
     tape: Tape,
@@ -209,8 +237,12 @@ def forward_pass(
     train: bool,
     outputs: bool = True,
     dependent: bool = False,
+    operands: Sequence[Tensor] = (),
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return the outputs `[G, K * B, out]`, or none, and what is kept; `depth + 2` launches."""
+    """Return the outputs `[G, K * B, out]`, or none, and what is kept; `depth + 2` launches.
+
+    One less with `operands`, what `mlp_operands` returned; then they are not kept here.
+    """
     runs, batch, _ = inputs.observations.shape
     rows = inputs.steps * batch
     config = config_for(
@@ -220,13 +252,16 @@ def forward_pass(
     groups = runs * config.ensemble
     check_size(config, rows)
     result = inputs.observations.new_empty(groups if outputs else 0, rows, config.out)
-    kept = empty_kept(config, groups, rows, weights.kernels[0])
+    kept = empty_kept(config, groups, rows, weights.kernels[0], operands=len(operands) == 0)
     tape = Tape(*kept[:4])
     tiles = triton.cdiv(rows, config.block_m)
     with torch.cuda.device_of(result):
         options = tile_options(precision, config)
-        prepared = empty_prepared(config, groups, result)
-        prepare(weights, prepared, 0, groups, config, precision, kept[4])
+        if operands:
+            prepared = Prepared(*operands[:-1])
+        else:
+            prepared = empty_prepared(config, groups, result)
+            prepare(weights, prepared, 0, groups, config, precision, kept[4])
         first_layer_kernel[(tiles, config.width // config.block_n, groups)](
             prepared, inputs.observations, x, x_stride, tape, groups * rows, batch, rows,
             inputs.steps, inputs.shift, config, **options,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -37,6 +38,7 @@ from trqam_fast.kernels import (
     adjoint_matching,
     adjoint_sizes,
     lean_adjoint,
+    mlp_operands,
     sde_rollout,
     sweep_tape,
     velocity_along,
@@ -184,14 +186,19 @@ class QAMAgent(Agent):
         """
         with self.branches.on("critic"):
             q = self.data_values(batch)
+        with self.branches.on("operands"):
+            operands = self.target_operands()
         path, next_actions = self.sample(batch, noise)
         with self.branches.on("cloning"), torch.set_grad_enabled(not self.config.freeze_base):
             cloning_loss = self.cloning_loss(batch, noise)
         with self.branches.on("base", after=(MAIN,)):
             tape = self.sweep_tape(batch.observations, path)
-        gradient, values = self.action_gradient(batch.observations, path.end)
+        with self.branches.on(MAIN, after=("operands",)):
+            gradient, values = self.action_gradient(batch.observations, path.end, operands)
         with self.branches.on("critic", after=(MAIN,)):
-            critic_loss, critic_metrics = self.critic_loss(batch, q, next_actions, path.end)
+            critic_loss, critic_metrics = self.critic_loss(
+                batch, q, next_actions, path.end, operands
+            )
         with self.branches.on("anchor", after=(MAIN,)):
             base_velocity = self.base_velocity(batch.observations, path)
         adjoint, adjoint_metrics = self.adjoint(batch.observations, path, gradient, tape)
@@ -206,7 +213,7 @@ class QAMAgent(Agent):
         if next_actions is not None:
             outputs["next_actions"] = next_actions
         metrics |= critic_metrics | adjoint_metrics
-        self.branches.keep(path, tape, gradient, values, base_velocity)
+        self.branches.keep(operands, path, tape, gradient, values, base_velocity)
         if "value_gap" not in metrics:
             with self.branches.on("log", after=("critic",)):
                 metrics["value_gap"] = values.mean(-1) - metrics["q_mean"]
@@ -260,11 +267,21 @@ class QAMAgent(Agent):
         critic = self.online.networks["critic"]
         return self.critic_values(critic, batch.observations, self.policy_actions(batch))
 
+    def target_operands(self) -> list[Tensor]:
+        """Return what both passes through the target critics read of their weights."""
+        self.branches.catch_up()
+        return mlp_operands(self.target.networks["critic"], **self.options)
+
     def critic_loss(
-        self, batch: Batch, q: Tensor | None, next_actions: Tensor | None, end: Tensor
+        self,
+        batch: Batch,
+        q: Tensor | None,
+        next_actions: Tensor | None,
+        end: Tensor,
+        operands: Sequence[Tensor] = (),
     ) -> tuple[Tensor, Metrics]:
         """mean_{e,b} (Q_e(s, a) - y)^2 valid, `[S]`, of `data_values`; `end` is for others."""
-        target = self.critic.targets(self, batch, next_actions)
+        target = self.critic.targets(self, batch, next_actions, operands)
         loss = critics.temporal_difference(self, q, target, batch.valid)
         return loss, {"critic_loss": loss.detach()} | critics.critic_metrics(q)
 
@@ -297,17 +314,20 @@ class QAMAgent(Agent):
         """a_K = -inv_temp d/dX mean_e Q'_e(s, clip(X, -1, 1)), of that gradient `[S, B, D]`."""
         return -self.config.inv_temp * gradient
 
-    def action_gradient(self, observations: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def action_gradient(
+        self, observations: Tensor, x: Tensor, operands: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, Tensor]:
         """Return mean_e Q'_e(s, clip(X, -1, 1))'s gradient in X `[S, B, D]`, and itself `[S, B]`.
 
-        The gradient is zero where X lies outside [-1, 1].
+        The gradient is zero where X lies outside [-1, 1]. `operands` are those of the target
+        critics.
         """
         targets = getattr(self.config, "use_target_grad", True)
         critic = (self.target if targets else self.online).networks["critic"].detach()
         clip, x = getattr(self.config, "clip_adj", True), x.detach()
         with torch.enable_grad():
             actions = (x.clamp(-1.0, 1.0) if clip else x.detach()).requires_grad_()
-            values = self.critic_values(critic, observations, actions)
+            values = self.critic_values(critic, observations, actions, operands if targets else ())
             mean = torch.full_like(values, 1.0 / values.shape[1])  # The gradient of a mean.
             (gradient,) = torch.autograd.grad(values, actions, mean)
         if clip:
