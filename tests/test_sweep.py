@@ -9,7 +9,8 @@ import pytest
 
 from trqam_fast.damage import Unreadable
 from trqam_fast.errors import UsageError
-from trqam_fast.sweep.plan import make_plan, read_plan, run_bytes, write_plan
+from trqam_fast.sweep.memory import run_bytes
+from trqam_fast.sweep.plan import make_plan, read_plan, write_plan
 from trqam_fast.sweep.spec import parse_spec, read_spec
 from trqam_fast.training.presets import make_config
 

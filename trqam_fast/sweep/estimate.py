@@ -19,7 +19,8 @@ from trqam_fast.errors import UsageError
 from trqam_fast.evaluation.episodes import Request
 from trqam_fast.evaluation.policy import ROWS, choose_chunks
 from trqam_fast.simulator.environment import begin, interface_of, make_env
-from trqam_fast.sweep.plan import Job, run_bytes
+from trqam_fast.sweep.memory import run_bytes
+from trqam_fast.sweep.plan import Job
 from trqam_fast.training.backend import settle_backend
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.estimate import seconds_per_call, seconds_per_update, updates_left
