@@ -9,7 +9,7 @@ import pytest
 
 from trqam_fast.damage import Unreadable
 from trqam_fast.errors import UsageError
-from trqam_fast.sweep.memory import run_bytes
+from trqam_fast.sweep.memory import memory_notes, run_bytes
 from trqam_fast.sweep.plan import make_plan, read_plan, write_plan
 from trqam_fast.sweep.spec import parse_spec, read_spec
 from trqam_fast.training.presets import make_config
@@ -210,8 +210,25 @@ def test_seeds_are_packed_as_far_as_memory_allows(tmp_path):
 
     assert sizes(memory_gb=64) == [8]
     assert sizes(memory_gb=1.2) == [1] * 8
-    assert 1 < max(sizes(memory_gb=4)) < 8
+    assert 1 < max(sizes(memory_gb=6)) < 8
     assert max(sizes(gpus=0.5, gpu_memory_gb=8)) < max(sizes(gpus=1, gpu_memory_gb=8))
+
+
+def test_environments_of_a_robot_arm_take_memory(tmp_path):
+    def planned(task, envs, **resources):
+        flags = {"preset": "paper", "eval_envs": envs}
+        jobs = plan(tmp_path, tasks=[task], algos=["trqam"], flags=flags, resources=resources)
+        return jobs, parse_spec(BASE | {"resources": resources}).resources
+
+    jobs, resources = planned(CUBE, 25, memory_gb=4)
+    assert [len(job.seeds) for job in jobs if job.after] == [1, 1, 1]
+    (note,) = memory_notes(jobs, resources)
+    assert re.search(rf"of {CUBE} may take 5\.\d GiB with the 25 environments .* is 4; give", note)
+    for few in (planned(CUBE, 8, memory_gb=4), planned(TASK, 25, memory_gb=4)):
+        assert memory_notes(*few) == []
+        assert len(few[0][-1].seeds) > 1
+    (note,) = memory_notes(*planned(CUBE, 25, gpus=1, memory_gb=4))
+    assert "may take 5.2 GiB" in note
 
 
 def test_memory_of_a_gpu_is_what_one_needed():

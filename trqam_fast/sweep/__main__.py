@@ -22,6 +22,7 @@ from trqam_fast.files import write_text, written_whole
 from trqam_fast.sweep import cluster
 from trqam_fast.sweep.estimate import job_seconds, machine_bytes, makespan
 from trqam_fast.sweep.execute import execute, finished, settle
+from trqam_fast.sweep.memory import memory_notes
 from trqam_fast.sweep.plan import Job, make_plan, read_plan, write_plan
 from trqam_fast.sweep.slurm import slurm_script
 from trqam_fast.sweep.spec import Resources, Spec, read_spec
@@ -74,7 +75,9 @@ def main(argv: list[str] | None = None) -> int:
     jobs = make_plan(spec, args.out)
     if args.dry_run:
         describe(jobs, spec, args)
+        say_notes(jobs, spec)
         return 0
+    say_notes(jobs, spec)
     script = slurm_script(jobs, args.out, spec.resources) if args.slurm_script else None
     if script is None:
         cluster.load_ray()
@@ -89,6 +92,12 @@ def main(argv: list[str] | None = None) -> int:
     write_text(path, script)
     print(f"submit with: bash {path}")
     return 0
+
+
+def say_notes(jobs: list[Job], spec: Spec) -> None:
+    """Print where jobs may take more memory than they are given."""
+    for note in memory_notes(jobs, spec.resources):
+        print(f"note: {note}", file=sys.stderr)
 
 
 def check_alone(args: SweepArgs) -> None:

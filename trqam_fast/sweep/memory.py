@@ -2,26 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from trqam_fast.agents import algorithm
+from trqam_fast.data.tasks import find_task
 from trqam_fast.memory import update_bytes
-from trqam_fast.sweep.spec import Spec
+from trqam_fast.sweep.spec import Resources, Spec
+from trqam_fast.text import count_of
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.interface import own_interface
+
+if TYPE_CHECKING:
+    from trqam_fast.sweep.plan import Job
 
 # The widest observation and action of OGBench's tasks with states, rounded up.
 WIDEST_OBSERVATION, WIDEST_ACTION = 128, 21
 
-# What a job needs beside its updates: torch, the simulators, the data, evaluations.
+# What a job needs beside its updates and environments: torch, a first environment, the data.
 OTHER_BYTES = 2**30
+
+ARM_TASKS, ARM_BYTES = ("cube-", "scene-", "puzzle-"), 170 * 2**20
+"""OGBench's tasks with a robot's arm, and what an environment of them holds, most of it meshes
+(measured, docs/evaluation.md); the others' hold 1 to 3 MiB."""
 
 GPU_TIMES = 1.3
 """What an H100 needed for updates, over `update_bytes`, which bounds the CPU's (docs/gpu.md)."""
 
 
+def environment_bytes(config: TrainConfig) -> int:
+    """Return what the environments of a job's evaluations hold; nothing of one's own, unknown."""
+    count = min(config.eval_envs, config.eval_episodes)
+    return count * ARM_BYTES if find_task(config.env_name).env_id.startswith(ARM_TASKS) else 0
+
+
+def memory_notes(jobs: Sequence[Job], resources: Resources) -> list[str]:
+    """Return a sentence for each task of which a job may take more of the host than it is given."""
+    needs: dict[str, tuple[float, int]] = {}
+    for job in jobs:
+        config = job.train_config()
+        threads = max(1, config.threads)
+        updates = 0 if resources.gpus > 0 else run_bytes(config, len(job.seeds), threads)
+        needed = (OTHER_BYTES + environment_bytes(config) + updates) / 2**30
+        count = min(config.eval_envs, config.eval_episodes)
+        needs[job.env_name] = max(needs.get(job.env_name, (0.0, 0)), (needed, count))
+    return [
+        f"a job of {name} may take {needed:.1f} GiB with the {count_of(count, 'environment')} of "
+        f"its evaluations, and memory_gb of [resources] is {resources.memory_gb:g}; give it more, "
+        "or fewer eval_envs"
+        for name, (needed, count) in needs.items()
+        if needed > resources.memory_gb
+    ]
+
+
 def seeds_that_fit(spec: Spec, config: TrainConfig) -> int:
     """Return how many seeds of a run fit into a job's memory, at least one."""
     resources = spec.resources
-    room = resources.memory_gb * 2**30 - OTHER_BYTES
+    room = resources.memory_gb * 2**30 - OTHER_BYTES - environment_bytes(config)
     if resources.gpus > 0:
         room = resources.gpu_memory_gb * resources.gpus * 2**30 - OTHER_BYTES
     threads = max(1, int(resources.cpus))

@@ -56,8 +56,8 @@ class Resources:
     Attributes:
         cpus: Processor cores; also its threads, unless the flags say otherwise.
         gpus: 0 trains on the CPU, 1 on a GPU; with Ray a fraction shares one among several jobs.
-        memory_gb: Memory of the host, in 2^30 bytes. Seeds are packed as far as their updates fit;
-            with Ray no node is given more than it has.
+        memory_gb: Memory of the host, in 2^30 bytes. Seeds are packed as far as their updates fit
+            beside the environments; with Ray no node is given more than it has.
         gpu_memory_gb: Memory of one whole GPU, of which a job may use its fraction.
         time: Limit for Slurm, e.g. "24:00:00".
         partition: Slurm partition.
@@ -65,7 +65,7 @@ class Resources:
 
     cpus: float = 1
     gpus: float = 0
-    memory_gb: float = 4
+    memory_gb: float = 6
     gpu_memory_gb: float = 24
     time: str | None = None
     partition: str | None = None

@@ -184,8 +184,8 @@ class LogConfig(Group):
     """Fine-tuning steps between evaluations; 0 evaluates at the ends of the stages only."""
     eval_episodes: int = 50
     """Episodes of an evaluation."""
-    eval_envs: int = 25
-    """Environments that play at the same time."""
+    eval_envs: int = 16
+    """Environments that play at the same time; 16 share one call of the policy."""
     eval_workers: int = 0
     """Processes that step these environments; 0 steps them in the trainer's own process."""
     save_interval: int = 50_000
