@@ -105,6 +105,13 @@ def test_a_silent_job_is_stale(tmp_path, small):
         read_state(tmp_path, job)
 
 
+def test_a_job_that_was_stopped_before_it_began_stays_queued(tmp_path, small):
+    job = make_plan(parse_spec(small), tmp_path)[0]
+    state = StateFile(tmp_path, job, attempt=False).not_begun("the sweep was stopped")
+    assert (state.state, state.reason) == ("stopped", "the sweep was stopped")
+    assert read_state(tmp_path, job) is None
+
+
 def test_the_heartbeat_touches_the_file(tmp_path, small, monkeypatch):
     monkeypatch.setattr("trqam_fast.sweep.state.HEARTBEAT_SECONDS", 0.01)
     file = StateFile(tmp_path, make_plan(parse_spec(small), tmp_path)[0])

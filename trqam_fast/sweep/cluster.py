@@ -177,7 +177,7 @@ def run_jobs(
     )
     def run_job(job: Job, before: JobState | None) -> JobState:
         if (out / STOP).exists() and not finished(out, job):
-            return StateFile(out, job, attempt=False).end("stopped", "the sweep was stopped")
+            return StateFile(out, job, attempt=False).not_begun("the sweep was stopped")
         if before is not None and before.state != "done":
             return StateFile(out, job, attempt=False).end("failed", NO_PRETRAINING)
         with watching(out):

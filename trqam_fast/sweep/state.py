@@ -97,6 +97,12 @@ class StateFile:
         self.write(state=state, reason=reason, ended=time.time())
         return JobState(**self.values, beat=time.time())
 
+    def not_begun(self, reason: str) -> JobState:
+        """Return that the job was stopped before it began; nothing is written of a queued job."""
+        now = time.time()
+        values = self.values | {"state": "stopped", "reason": reason, "ended": now}
+        return JobState(**values, beat=now)
+
     def write(self, **changes: Any) -> None:
         """Write the state with some values changed."""
         self.values |= changes
