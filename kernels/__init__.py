@@ -13,7 +13,7 @@ from trqam_fast.kernels.dual_update import dual_update
 from trqam_fast.kernels.fields import Context, Velocity
 from trqam_fast.kernels.gather_sequences import Sequences, gather_sequences
 from trqam_fast.kernels.lean_adjoint import lean_adjoint, sweep_tape
-from trqam_fast.kernels.mlp import GradientMemory, MLPWeights, mlp, mlp_operands
+from trqam_fast.kernels.mlp import GradientMemory, MLPWeights, mlp, with_operands
 from trqam_fast.kernels.noise_schedule import AffinePath, NoiseSchedule
 from trqam_fast.kernels.path_kl import path_kl
 from trqam_fast.kernels.philox import Draws, philox
@@ -49,7 +49,6 @@ __all__ = [
     "gather_sequences",
     "lean_adjoint",
     "mlp",
-    "mlp_operands",
     "ode_rollout",
     "path_kl",
     "philox",
@@ -58,4 +57,5 @@ __all__ = [
     "sweep_tape",
     "td_target",
     "velocity_along",
+    "with_operands",
 ]

@@ -346,8 +346,8 @@ def test_a_forgotten_end_is_found():
 
 def test_memory_that_is_given_up_too_early_is_found():
     class Forgetful(QAMAgent):
-        def critic_loss(self, batch, q, next_actions, end, operands):
-            return super().critic_loss(batch, q, next_actions.clone(), end, operands)
+        def critic_loss(self, batch, q, next_actions, end):
+            return super().critic_loss(batch, q, next_actions.clone(), end)
 
         def sample(self, batch, noise):
             path, next_actions = super().sample(batch, noise)

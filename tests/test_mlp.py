@@ -19,7 +19,7 @@ from tests.helpers import (
     make_field,
     make_mlp,
 )
-from trqam_fast.kernels import BackendError, GradientMemory, lean_adjoint, mlp, mlp_operands
+from trqam_fast.kernels import BackendError, GradientMemory, lean_adjoint, mlp, with_operands
 from trqam_fast.kernels.dispatch import extension
 from trqam_fast.networks import MLPShape, ParameterBlock
 
@@ -131,12 +131,12 @@ def test_no_rows():
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
 def test_nothing_is_prepared_on_a_cpu(backend):
     weights, x = make_mlp(5, 3), draw(1, 4, 5)
-    assert mlp_operands(weights, backend=backend) == []
-    for of_others in ([], [x]):
-        found = mlp(weights, x, operands=of_others, backend=backend)
-        assert torch.equal(found, mlp(weights, x, backend=backend))
+    assert with_operands(weights, backend=backend).operands == ()
+    of_others = replace(weights, operands=(x,))
+    found = gradients([mlp(of_others, x, backend=backend)], weights.tensors)
+    assert_equal64(found, gradients([mlp(weights, x, backend=backend)], weights.tensors))
     with pytest.raises(TypeError, match="mlp: weights is a list; pass MLPWeights"):
-        mlp_operands(list(weights.tensors), backend=backend)
+        with_operands(list(weights.tensors), backend=backend)
 
 
 def test_limits_are_named():

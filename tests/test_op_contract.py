@@ -33,10 +33,10 @@ from trqam_fast.kernels import (
     adjoint_matching,
     lean_adjoint,
     mlp,
-    mlp_operands,
     path_kl,
     sde_rollout,
     velocity_along,
+    with_operands,
 )
 from trqam_fast.kernels.checks import check_integers
 from trqam_fast.kernels.dispatch import OPS, extension
@@ -354,7 +354,7 @@ def test_opcheck(name, backend, options):
         inputs = draw(name, SMALL, backend)
         evaluate(CASES[name], inputs, **options)
         if name == "mlp":
-            mlp(**inputs, operands=mlp_operands(inputs["weights"], **options), **options)
+            mlp(**inputs | {"weights": with_operands(inputs["weights"], **options)}, **options)
     assert recorder.calls
     for op, arguments, keywords in recorder.calls:
         tests = ("test_schema", "test_faketensor", "test_autograd_registration")
@@ -381,8 +381,8 @@ def test_compiles_without_graph_breaks(backend):
         lam = matching["lam"]
         value, kl = adjoint_matching(rollout.velocity, along, adjoint, lam, backend=backend)
         value = value + path_kl(rollout.velocity, along, schedule=bridge)
-        operands = mlp_operands(fine, backend=backend)
-        cloned = mlp(fine, torch.cat([s, x, x[..., :1]], -1), operands=operands, backend=backend)
+        prepared = with_operands(fine, backend=backend)
+        cloned = mlp(prepared, torch.cat([s, x, x[..., :1]], -1), backend=backend)
         return value + cloned.square().mean((1, 2)), kl
 
     results = []

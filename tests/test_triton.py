@@ -29,9 +29,9 @@ from trqam_fast.kernels import (
     dual_update,
     lean_adjoint,
     mlp,
-    mlp_operands,
     sde_rollout,
     sweep_tape,
+    with_operands,
 )
 from trqam_fast.networks import MLPShape, ParameterBlock
 from trqam_fast.op_cases import CASES, Sizes, convert, draw_inputs, evaluate
@@ -96,13 +96,13 @@ def test_passes_share_what_was_prepared_of_their_weights(precision):
     """The weights as operands of forward passes, and last the kernels as those of pullbacks."""
     inputs = inputs_of("mlp", replace(UNEVEN, ensemble=2))
     weights, options = inputs["weights"], {"backend": "triton", "precision": precision}
-    operands = mlp_operands(weights, **options)
+    operands = with_operands(weights, **options).operands
 
     def passed(operands=()):
         x = inputs["inputs"].detach().requires_grad_()
         tracked = weights.map(lambda t: t.detach().requires_grad_())
-        out = mlp(tracked, x, operands=operands, **options)
-        bare = mlp(weights.detach(), x.detach(), operands=operands, **options)
+        out = mlp(replace(tracked, operands=operands), x, **options)
+        bare = mlp(replace(weights, operands=operands).detach(), x.detach(), **options)
         return [out, bare, *torch.autograd.grad(out.square().sum(), [x, *tracked.tensors])]
 
     for ours, alone in zip(passed(operands), passed(), strict=True):
@@ -113,9 +113,9 @@ def test_passes_share_what_was_prepared_of_their_weights(precision):
         assert any(found.isnan().any() for found in passed(operands))
         part.copy_(before)
     other = "fp16" if precision == "ieee" else "ieee"
-    of_another = mlp_operands(weights, backend="triton", precision=other)
+    of_another = with_operands(weights, backend="triton", precision=other).operands
     for wrong in (operands[:-1], [part[1:] for part in operands], of_another):
-        with pytest.raises(ValueError, match="pass what mlp_operands returned"):
+        with pytest.raises(ValueError, match="prepare them by with_operands"):
             passed(wrong)
 
 

@@ -7,7 +7,6 @@ its variants differ by a method or two of the same update.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -136,17 +135,7 @@ class EagerUpdate:
         inputs = along(observations, points, self.times)
         return forward(groups, (self.runs,), inputs).view_as(points)
 
-    def target_operands(self) -> list[Tensor]:
-        """Return nothing: a library's products read the weights as they lie."""
-        return []
-
-    def critic_values(
-        self,
-        critic: MLPWeights,
-        observations: Tensor,
-        actions: Tensor,
-        operands: Sequence[Tensor] = (),
-    ) -> Tensor:
+    def critic_values(self, critic: MLPWeights, observations: Tensor, actions: Tensor) -> Tensor:
         """Q_e(s, a) `[S, E, N]` for `[S, N, O]` and `[S, N, D]`."""
         ours = critic is self.online.networks["critic"]
         layers = self.online_layers["critic"] if ours else split(critic, self.batched)
@@ -154,9 +143,7 @@ class EagerUpdate:
         return forward(layers, critic.lead, inputs).squeeze(-1)
 
     @torch.no_grad()
-    def action_gradient(
-        self, observations: Tensor, x: Tensor, operands: Sequence[Tensor] = ()
-    ) -> tuple[Tensor, Tensor]:
+    def action_gradient(self, observations: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradient of mean_e Q'_e(s, clip(X, -1, 1)), `[S, B, D]`, and it, `[S, B]`."""
         config = self.config
         critic = (self.target_layers if config.use_target_grad else self.online_layers)["critic"]

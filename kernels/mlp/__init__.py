@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,20 +14,14 @@ from trqam_fast.kernels.mlp.weights import GradientMemory, MLPWeights
 
 
 def mlp(
-    weights: MLPWeights,
-    inputs: Tensor,
-    *,
-    operands: Sequence[Tensor] = (),
-    backend: str = "auto",
-    precision: str = "ieee",
+    weights: MLPWeights, inputs: Tensor, *, backend: str = "auto", precision: str = "ieee"
 ) -> Tensor:
     """Apply a stack of MLPs, differentiable in weights and inputs.
 
     Args:
-        weights: Packed weights with leading axes `[S]` or `[S, E]`.
+        weights: Packed weights with leading axes `[S]` or `[S, E]`; for several passes prepare
+            them once, by `with_operands`.
         inputs: `[S, N, in]`, float32 or float64; the E members of an ensemble share it.
-        operands: What `mlp_operands` returned for the same weights, backend and precision, and as
-            the weights were then; without it a pass does that itself.
         backend: ``reference`` (autograd), ``cpp`` (compiled passes, CPU), ``triton`` (a launch for
             each layer), ``triton_pdl`` (dependent launches) or ``auto``. Inside a `torch.func`
             transform, as in a callable given to `lean_adjoint`, take ``reference``.
@@ -50,25 +44,25 @@ def mlp(
     )
     if chosen == "reference":
         return reference.mlp(weights, inputs)
-    return ops.mlp(weights, inputs, operands, chosen, precision)
+    return ops.mlp(weights, inputs, chosen, precision)
 
 
-def mlp_operands(
+def with_operands(
     weights: MLPWeights, *, backend: str = "auto", precision: str = "ieee"
-) -> list[Tensor]:
+) -> MLPWeights:
     """Do what passes do with the weights alone, once for several passes with the same weights.
 
     With Triton a launch writes them as operands of products, transposed, and LayerNorm's scale and
     shift folded into the layer that reads it. The other backends have nothing to prepare.
 
     Args:
-        weights: As of `mlp`, like all that follow. What becomes of them later is not seen.
+        weights: As of `mlp`, like all that follow.
         backend: ``auto``, ``reference``, ``cpp``, ``triton`` or ``triton_pdl``.
         precision: Operands of matrix products.
 
     Returns:
-        What `mlp` takes as its `operands`, without gradients; empty where there is nothing to
-        prepare.
+        The same weights for `mlp` by the same backend and precision, with what it reads of them as
+        they are now: a change of the weights is not seen. Gradients are those of `weights`.
 
     Raises:
         TypeError: `weights` are no `MLPWeights`, or of an unsupported dtype.
@@ -82,9 +76,9 @@ def mlp_operands(
         op, backend, kernel.device, dtype=kernel.dtype, precision=precision, networks=[weights]
     )
     if chosen == "reference":
-        return []
+        return weights
     with torch.no_grad():
-        return ops.mlp_operands(weights, chosen, precision)
+        return replace(weights, operands=tuple(ops.mlp_operands(weights, chosen, precision)))
 
 
 def check_weights(op: str, weights: MLPWeights) -> None:
@@ -94,4 +88,4 @@ def check_weights(op: str, weights: MLPWeights) -> None:
     weights.check(op, "weights")
 
 
-__all__ = ["GradientMemory", "MLPWeights", "mlp", "mlp_operands"]
+__all__ = ["GradientMemory", "MLPWeights", "mlp", "with_operands"]

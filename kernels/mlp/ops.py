@@ -81,8 +81,8 @@ def _check_operands(operands, weights, precision):
     right = passes.empty_mlp_operands(config, kernel.new_empty(kernel.shape, device="meta"))
     if described(operands) != described(right):
         raise ValueError(
-            f"mlp: operands are {described(operands)}, the pass needs {described(right)}; pass "
-            "what mlp_operands returned for the same weights and precision, or nothing"
+            f"mlp: the weights' operands are {described(operands)}, the pass needs "
+            f"{described(right)}; prepare them by with_operands for its backend and precision"
         )
 
 
@@ -245,17 +245,16 @@ class _MLP(torch.autograd.Function):
         return None, d_inputs, None, *(gradients or [None] * len(tensors))
 
 
-def mlp(
-    weights: MLPWeights, inputs: Tensor, operands: Sequence[Tensor], backend: str, precision: str
-) -> Tensor:
+def mlp(weights: MLPWeights, inputs: Tensor, backend: str, precision: str) -> Tensor:
     """Apply the MLPs to `inputs` `[S, N, in]`; see `trqam_fast.kernels.mlp.mlp`."""
     tensors = weights.tensors
     train = torch.is_grad_enabled() and any(t.requires_grad for t in (inputs, *tensors))
     how = Pass(backend, precision, train, weights.memory)
-    out = _MLP.apply(how, inputs, list(operands) if backend in TRITON else [], *tensors)
+    operands = list(weights.operands) if backend in TRITON else []
+    out = _MLP.apply(how, inputs, operands, *tensors)
     return out.view(*weights.lead, inputs.shape[1], weights.out_features)
 
 
 def mlp_operands(weights: MLPWeights, backend: str, precision: str) -> list[Tensor]:
-    """Return what passes read of the weights; see `trqam_fast.kernels.mlp.mlp_operands`."""
+    """Return what passes read of the weights; see `trqam_fast.kernels.mlp.with_operands`."""
     return torch.ops.trqam_fast.mlp_operands(list(weights.tensors), backend, precision)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -63,6 +63,7 @@ class MLPWeights:
         norm_scales: One per hidden layer, `[*lead, width]`, or empty.
         norm_biases: Likewise.
         memory: Where a compiled backward pass puts the gradients; None for new tensors.
+        operands: What passes read of the weights, if it was prepared (`with_operands`).
     """
 
     kernels: tuple[Tensor, ...]
@@ -70,6 +71,7 @@ class MLPWeights:
     norm_scales: tuple[Tensor, ...] = ()
     norm_biases: tuple[Tensor, ...] = ()
     memory: GradientMemory | None = None
+    operands: tuple[Tensor, ...] = ()
 
     @classmethod
     def from_tensors(cls, tensors: Sequence[Tensor]) -> MLPWeights:
@@ -117,10 +119,10 @@ class MLPWeights:
 
     def detach(self) -> MLPWeights:
         """Return the same weights without gradients."""
-        return self.map(Tensor.detach)
+        return replace(self.map(Tensor.detach), operands=self.operands)
 
     def map(self, function) -> MLPWeights:
-        """Return weights, without gradient memory, with `function` applied to every tensor."""
+        """Return weights with `function` applied to every tensor, without memory and operands."""
         groups = (self.kernels, self.biases, self.norm_scales, self.norm_biases)
         return MLPWeights(*(tuple(function(tensor) for tensor in group) for group in groups))
 

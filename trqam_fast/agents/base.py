@@ -6,7 +6,6 @@ Longer than 400 lines, as it is what a reader of one algorithm's file has to kno
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -364,17 +363,11 @@ class Agent:
         """Apply an online network to inputs `[S, n, ...]`, side by side."""
         return mlp(self.online.networks[name], torch.cat(inputs, dim=-1), **self.options)
 
-    def critic_values(
-        self,
-        critic: MLPWeights,
-        observations: Tensor,
-        actions: Tensor,
-        operands: Sequence[Tensor] = (),
-    ) -> Tensor:
-        """Q_e(s, a) `[S, E, N]` for `[S, N, O]` and `[S, N, D]`; `mlp` explains `operands`."""
+    def critic_values(self, critic: MLPWeights, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q_e(s, a) `[S, E, N]` for `[S, N, O]` and `[S, N, D]`."""
         self.branches.catch_up()
         inputs = torch.cat([observations, actions], dim=-1)
-        return mlp(critic, inputs, operands=operands, **self.options).squeeze(-1)
+        return mlp(critic, inputs, **self.options).squeeze(-1)
 
     def choose_candidate(
         self, critic: MLPWeights | None, observations: Tensor, candidates: Tensor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,27 +46,13 @@ class TDCritic:
         return {"critic": critic_shape(config, obs_dim, act_dim)}
 
     @torch.no_grad()
-    def targets(
-        self,
-        agent: Agent,
-        batch: Batch,
-        next_actions: Tensor | None,
-        operands: Sequence[Tensor] = (),
-    ) -> Tensor:
-        """Return y = R + gamma^H m (mean_e Q'_e(s', a') - rho std_e Q'_e(s', a')), `[S, B]`.
+    def targets(self, agent: Agent, batch: Batch, next_actions: Tensor | None) -> Tensor:
+        """Return y = R + gamma^H m (mean_e Q'_e(s', a') - rho std_e Q'_e(s', a')), `[S, B]`."""
+        critic = agent.target.networks["critic"]
+        next_q = agent.critic_values(critic, batch.next_observations, next_actions)
+        return backed_up(agent, batch, next_q)
 
-        Args:
-            agent: The algorithm.
-            batch: The batch.
-            next_actions: a' `[S, B, D]`.
-            operands: `mlp_operands` of the target critics, if there are any.
-        """
-        critic, s = agent.target.networks["critic"], batch.next_observations
-        return backed_up(agent, batch, agent.critic_values(critic, s, next_actions, operands))
-
-    def value_loss(
-        self, agent: Agent, batch: Batch, operands: Sequence[Tensor] = ()
-    ) -> tuple[Tensor | None, Metrics]:
+    def value_loss(self, agent: Agent, batch: Batch) -> tuple[Tensor | None, Metrics]:
         """Return the loss of a state value; there is none."""
         return None, {}
 
@@ -89,24 +74,16 @@ class ImplicitCritic(TDCritic):
         return {"value": value, **super().shapes(config, obs_dim, act_dim)}
 
     @torch.no_grad()
-    def targets(
-        self,
-        agent: Agent,
-        batch: Batch,
-        next_actions: Tensor | None,
-        operands: Sequence[Tensor] = (),
-    ) -> Tensor:
+    def targets(self, agent: Agent, batch: Batch, next_actions: Tensor | None) -> Tensor:
         """Return y = R + gamma^H m V(s'), `[S, B]`."""
         value = agent.network("value", batch.next_observations).squeeze(-1)
         return backed_up(agent, batch, value.unsqueeze(1))
 
-    def value_loss(
-        self, agent: Agent, batch: Batch, operands: Sequence[Tensor] = ()
-    ) -> tuple[Tensor | None, Metrics]:
+    def value_loss(self, agent: Agent, batch: Batch) -> tuple[Tensor | None, Metrics]:
         """Return L_V, `[S]`, and the mean of V."""
         with torch.no_grad():
-            critic, actions = agent.target.networks["critic"], agent.policy_actions(batch)
-            q = agent.critic_values(critic, batch.observations, actions, operands)
+            critic = agent.target.networks["critic"]
+            q = agent.critic_values(critic, batch.observations, agent.policy_actions(batch))
             q = pessimistic(q, agent.config.rho)
         value = agent.network("value", batch.observations).squeeze(-1)
         error = q - value

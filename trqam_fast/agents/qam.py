@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -38,10 +39,10 @@ from trqam_fast.kernels import (
     adjoint_matching,
     adjoint_sizes,
     lean_adjoint,
-    mlp_operands,
     sde_rollout,
     sweep_tape,
     velocity_along,
+    with_operands,
 )
 
 QAM_AUTHORS = "QAM's authors"
@@ -186,19 +187,16 @@ class QAMAgent(Agent):
         """
         with self.branches.on("critic"):
             q = self.data_values(batch)
-        with self.branches.on("operands"):
-            operands = self.target_operands()
-        path, next_actions = self.sample(batch, noise)
-        with self.branches.on("cloning"), torch.set_grad_enabled(not self.config.freeze_base):
-            cloning_loss = self.cloning_loss(batch, noise)
-        with self.branches.on("base", after=(MAIN,)):
-            tape = self.sweep_tape(batch.observations, path)
-        with self.branches.on(MAIN, after=("operands",)):
-            gradient, values = self.action_gradient(batch.observations, path.end, operands)
-        with self.branches.on("critic", after=(MAIN,)):
-            critic_loss, critic_metrics = self.critic_loss(
-                batch, q, next_actions, path.end, operands
-            )
+        with self.prepared_targets():
+            path, next_actions = self.sample(batch, noise)
+            with self.branches.on("cloning"), torch.set_grad_enabled(not self.config.freeze_base):
+                cloning_loss = self.cloning_loss(batch, noise)
+            with self.branches.on("base", after=(MAIN,)):
+                tape = self.sweep_tape(batch.observations, path)
+            with self.branches.on(MAIN, after=("operands",)):
+                gradient, values = self.action_gradient(batch.observations, path.end)
+            with self.branches.on("critic", after=(MAIN,)):
+                critic_loss, critic_metrics = self.critic_loss(batch, q, next_actions, path.end)
         with self.branches.on("anchor", after=(MAIN,)):
             base_velocity = self.base_velocity(batch.observations, path)
         adjoint, adjoint_metrics = self.adjoint(batch.observations, path, gradient, tape)
@@ -213,7 +211,7 @@ class QAMAgent(Agent):
         if next_actions is not None:
             outputs["next_actions"] = next_actions
         metrics |= critic_metrics | adjoint_metrics
-        self.branches.keep(operands, path, tape, gradient, values, base_velocity)
+        self.branches.keep(path, tape, gradient, values, base_velocity)
         if "value_gap" not in metrics:
             with self.branches.on("log", after=("critic",)):
                 metrics["value_gap"] = values.mean(-1) - metrics["q_mean"]
@@ -232,6 +230,20 @@ class QAMAgent(Agent):
     def warm(self) -> Tensor:
         """Whether the critics' warm-up is over for the update that is being computed, `[]`."""
         return self.steps >= self.config.critic_warmup
+
+    @contextmanager
+    def prepared_targets(self) -> Iterator[None]:
+        """Within it the target critics have their operands, for two passes beside the rollout."""
+        networks, plain = self.target.networks, self.target.networks["critic"]
+        with self.branches.on("operands"):
+            self.branches.catch_up()
+            prepared = with_operands(plain, **self.options)
+        self.branches.keep(prepared)
+        networks["critic"] = prepared
+        try:
+            yield
+        finally:
+            networks["critic"] = plain
 
     def sample(self, batch: Batch, noise: Noise) -> tuple[Path, Tensor | None]:
         """Roll out the SDE and, in the same call, the ODE of the next actions a' `[S, B, D]`."""
@@ -267,21 +279,11 @@ class QAMAgent(Agent):
         critic = self.online.networks["critic"]
         return self.critic_values(critic, batch.observations, self.policy_actions(batch))
 
-    def target_operands(self) -> list[Tensor]:
-        """Return what both passes through the target critics read of their weights."""
-        self.branches.catch_up()
-        return mlp_operands(self.target.networks["critic"], **self.options)
-
     def critic_loss(
-        self,
-        batch: Batch,
-        q: Tensor | None,
-        next_actions: Tensor | None,
-        end: Tensor,
-        operands: Sequence[Tensor] = (),
+        self, batch: Batch, q: Tensor | None, next_actions: Tensor | None, end: Tensor
     ) -> tuple[Tensor, Metrics]:
         """mean_{e,b} (Q_e(s, a) - y)^2 valid, `[S]`, of `data_values`; `end` is for others."""
-        target = self.critic.targets(self, batch, next_actions, operands)
+        target = self.critic.targets(self, batch, next_actions)
         loss = critics.temporal_difference(self, q, target, batch.valid)
         return loss, {"critic_loss": loss.detach()} | critics.critic_metrics(q)
 
@@ -314,20 +316,17 @@ class QAMAgent(Agent):
         """a_K = -inv_temp d/dX mean_e Q'_e(s, clip(X, -1, 1)), of that gradient `[S, B, D]`."""
         return -self.config.inv_temp * gradient
 
-    def action_gradient(
-        self, observations: Tensor, x: Tensor, operands: Sequence[Tensor] = ()
-    ) -> tuple[Tensor, Tensor]:
+    def action_gradient(self, observations: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean_e Q'_e(s, clip(X, -1, 1))'s gradient in X `[S, B, D]`, and itself `[S, B]`.
 
-        The gradient is zero where X lies outside [-1, 1]. `operands` are those of the target
-        critics.
+        The gradient is zero where X lies outside [-1, 1].
         """
         targets = getattr(self.config, "use_target_grad", True)
         critic = (self.target if targets else self.online).networks["critic"].detach()
         clip, x = getattr(self.config, "clip_adj", True), x.detach()
         with torch.enable_grad():
             actions = (x.clamp(-1.0, 1.0) if clip else x.detach()).requires_grad_()
-            values = self.critic_values(critic, observations, actions, operands if targets else ())
+            values = self.critic_values(critic, observations, actions)
             mean = torch.full_like(values, 1.0 / values.shape[1])  # The gradient of a mean.
             (gradient,) = torch.autograd.grad(values, actions, mean)
         if clip:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,32 +119,22 @@ class TRQAMAgent(QAMAgent):
         return super().data_values(batch) if self.config.value_penalty == 0 else None
 
     def critic_loss(
-        self,
-        batch: Batch,
-        q: Tensor | None,
-        next_actions: Tensor | None,
-        end: Tensor,
-        operands: Sequence[Tensor] = (),
+        self, batch: Batch, q: Tensor | None, next_actions: Tensor | None, end: Tensor
     ) -> tuple[Tensor, Metrics]:
         """QAM's; the penalty of values at the policy's actions `end`; the state value's loss."""
         weight = self.config.value_penalty
         if weight == 0:
-            loss, metrics = super().critic_loss(batch, q, next_actions, end, operands)
+            loss, metrics = super().critic_loss(batch, q, next_actions, end)
         else:
-            loss, metrics = self.penalised_loss(batch, next_actions, end, operands, weight)
-        value_loss, more = self.critic.value_loss(self, batch, operands)
+            loss, metrics = self.penalised_loss(batch, next_actions, end, weight)
+        value_loss, more = self.critic.value_loss(self, batch)
         return (loss if value_loss is None else loss + value_loss), metrics | more
 
     def penalised_loss(
-        self,
-        batch: Batch,
-        next_actions: Tensor | None,
-        end: Tensor,
-        operands: Sequence[Tensor],
-        weight: float,
+        self, batch: Batch, next_actions: Tensor | None, end: Tensor, weight: float
     ) -> tuple[Tensor, Metrics]:
         """Evaluate the critics once, at the actions of the data and at the policy's."""
-        target = self.critic.targets(self, batch, next_actions, operands)
+        target = self.critic.targets(self, batch, next_actions)
         actions = torch.cat([self.policy_actions(batch), end.clamp(-1.0, 1.0)], dim=1)
         observations = torch.cat([batch.observations] * 2, dim=1)
         values = self.critic_values(self.online.networks["critic"], observations, actions)
