@@ -44,6 +44,7 @@ def test_your_own_task(tmp_path):
     summary = read_run(tmp_path / "run").summary
     assert summary["pretrained_success"] < 0.5 and summary["offline_success"] > 0.9
     assert re.search(r"reached True in \d+ steps", printed)
+    assert read_run(tmp_path / "online").summary["pretrained_success"] > 0.9  # as it was left
     assert (tmp_path / "page" / "index.html").exists()
 
 

@@ -74,7 +74,11 @@ def test_train_takes_a_configuration_or_flags(cloning, tmp_path):
     assert isinstance(config, tf.TrainConfig)
     with pytest.raises(TypeError, match="not both; drop lr"):
         tf.train(config, lr=1e-3)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
     assert tf.train(config).run_dir == tmp_path / "bc"
+    assert torch.get_num_threads() == threads + 1  # The run had one, as its preset says.
+    torch.set_num_threads(threads)
     longer = tf.train(resume="yes", run_dir=str(tmp_path / "bc"), bc_steps=12)
     assert longer.curves["success"][0][-1, 0] == 12
     with pytest.raises(UsageError, match="there is no flag --learning-rate"):

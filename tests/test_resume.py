@@ -239,18 +239,32 @@ def test_weights_that_a_run_starts_from(stage, flags, whole, tmp_path, monkeypat
     assert [row.split(",")[0] for row in rows[1:]] == ["0", "0", "10", "10"]
 
 
+def test_a_run_and_what_it_started_from_may_move_together(flags, whole, tmp_path, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    shutil.copytree(whole, first / "start")
+    short = [*flags, "--bc-steps", "0", "--offline-steps", "10", "--online-steps", "0"]
+    assert run([*short, "--pretrained", str(first / "start")], first / "run") == 0
+    first.rename(second)
+    more = ["--resume", "--offline-steps", "20", "--pretrained"]
+    assert run([], second / "run", *more, str(second / "start")) == 0
+    shutil.copytree(whole, tmp_path / "other")
+    assert run([], second / "run", *more, str(tmp_path / "other")) == 2
+    assert "cannot resume" in capsys.readouterr().err
+
+
 def test_a_checkpoint_that_contradicts_the_flags(flags, whole, tmp_path, capsys):
     for more, message in (
         (["--action-chunking"], "was made with --action-chunking False"),
         (["--actor-hidden-dims", "16", "8"], "has shape [16, 16], but the flags ask for [16, 8]"),
         (["--seeds", "1", "2", "3"], "holds 2 runs, but --seeds names 3"),
         (["--horizon-length", "4"], "was made with --horizon-length 5, but the flags ask for 4"),
+        (["--bc-steps", "9"], "is fine-tuned, and of that only the cloned field would be left"),
         (["--critic-warmup", "9"], "use --critic-warmup 0, or a checkpoint that ends pretraining"),
         (["--algo", "sqam", "--budget-ramp", "9"], "--budget-ramp is 9, which is for the first"),
         (["--init-lambda", "10"], "--init-lambda is 10.0, which is for the first updates"),
         (["--lambda-start", "closed-form"], "use --lambda-start value, or a checkpoint that"),
     ):
-        more = [*more, "--pretrained", str(whole), "--bc-steps", "0"]
+        more = ["--pretrained", str(whole), "--bc-steps", "0", *more]
         assert run([*flags, *more], tmp_path / "run") == 2
         assert message in capsys.readouterr().err
         assert not (tmp_path / "run").exists()

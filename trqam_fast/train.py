@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,6 +173,8 @@ def continued(before: TrainConfig, config: TrainConfig) -> TrainConfig:
     # The budget follows from the other flag once the data have told the width of an action.
     follows = {"kl_budget"} if new.get("kl_budget_per_dim") is not None else set()
     compared = new.keys() - RESUMABLE - follows
+    if moved_together(before, config):
+        compared -= {"pretrained"}
     changed = [name for name in new if name in compared and new[name] != old.get(name)]
     if changed:
         differences = ", ".join(
@@ -181,6 +184,16 @@ def continued(before: TrainConfig, config: TrainConfig) -> TrainConfig:
         )
         raise UsageError(f"cannot resume {config.run_dir} with {differences}; drop these flags")
     return dataclasses.replace(config, resume="yes")
+
+
+def moved_together(before: TrainConfig, config: TrainConfig) -> bool:
+    """Whether a run and what it started from lie to each other as they did, as in a moved sweep."""
+    places = [
+        os.path.relpath(expanded(each.pretrained), expanded(each.run_dir))
+        for each in (before, config)
+        if each.pretrained is not None and each.run_dir is not None
+    ]
+    return len(places) == 2 and places[0] == places[1]
 
 
 def settled_resume(config: TrainConfig, folder: RunFolder) -> TrainConfig:
@@ -241,11 +254,16 @@ def load_start(
         UsageError: there is none, it is damaged, or has other networks than the flags.
     """
     state, path = start.read_pretrained(config.pretrained)
+    if config.bc_steps > 0 and state["stage"] != "pretrain" and algorithm(config.algo).fine_tunes:
+        raise UsageError(
+            f"--bc-steps is {config.bc_steps}, but {path} is fine-tuned, and of that only the "
+            "cloned field would be left; use --bc-steps 0, or the checkpoint that ends pretraining"
+        )
     cloned_alone = config.bc_steps > 0 or state["stage"] == "pretrain"
     kind = algorithm("bc" if cloned_alone else config.algo)
     shapes = kind.stored_shapes(config.agent, dataset.obs_dim, dataset.act_dim)
     start.check_start(state, path, shapes, config.sequences, len(config.seeds))
-    if config.bc_steps == 0 and state["stage"] != "pretrain":
+    if state["stage"] != "pretrain":
         start.check_first_updates(kind, config.agent, path)
     ledger.failures = start.inherited_failures(state, path)
     logger.say(f"starting from {path}, stage {state['stage']}")
@@ -268,18 +286,29 @@ def run(config: TrainConfig) -> Result:
         Stopped: the run was asked to stop; its checkpoint is written.
     """
     keep_freed_memory()
-    if config.threads > 0:
-        torch.set_num_threads(config.threads)
     check_asked(config)
     check_packages(config.tensorboard, config.wandb)
     columns = (*algorithm(config.algo).metrics, "grad_norm")
     stop = StopRequest()
-    with stop.listening(), held_folder(config, columns) as folder:
+    with torch_settings(config), stop.listening(), held_folder(config, columns) as folder:
         config = settled_resume(dataclasses.replace(config, run_dir=folder.path), folder)
         try:
             return run_in(folder, config, stop)
         except KeyboardInterrupt:
             raise Stopped(f"interrupted; {stop.way_on}", INTERRUPTED) from None
+
+
+@contextlib.contextmanager
+def torch_settings(config: TrainConfig) -> Iterator[None]:
+    """Let torch have the run's threads; what they and its precision were is restored."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    try:
+        if config.threads > 0:
+            torch.set_num_threads(config.threads)
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
 
 
 @contextlib.contextmanager
