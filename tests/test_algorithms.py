@@ -371,9 +371,9 @@ def test_a_mistake_below_an_algorithm_of_ones_own_is_not_called_this_packages(ca
     [
         ("qan", "did you mean qam?"),
         ("os:system", "no subclass of trqam_fast.agents.Agent"),
-        ("no.such:Thing", "No module named 'no'"),
-        ("examples.annealed_qam:Nothing", "has no attribute 'Nothing'"),
-        (":", "name an importable"),
+        ("no.such:Thing", "importing no.such fails (ModuleNotFoundError: No module named 'no')"),
+        ("examples.annealed_qam:Nothing", "examples.annealed_qam has no Nothing; name a class"),
+        (":", "importing  fails (ValueError: Empty module name); name a module"),
     ],
 )
 def test_what_is_no_algorithm(name, message):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +43,7 @@ from trqam_fast.agents.qam_e import QAMEAgent, QAMEConfig
 from trqam_fast.agents.sqam import SQAMAgent, SQAMConfig
 from trqam_fast.agents.trqam import TRQAMAgent, TRQAMConfig
 from trqam_fast.errors import UsageError
+from trqam_fast.importing import import_own
 from trqam_fast.networks import MLPShape, ScalarShape
 
 ALGORITHMS: dict[str, type[Agent]] = {
@@ -78,12 +78,12 @@ def algorithm(name: str) -> type[Agent]:
             f"--algo is {name!r}; choose one of {', '.join(ALGORITHMS)}, or name a class of your "
             f"own as PACKAGE.MODULE:CLASS{hint}"
         )
-    try:
-        kind = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    kind = getattr(import_own("--algo", name), attribute, None)
+    if kind is None:
         raise UsageError(
-            f"--algo is {name!r}, but {error}; name an importable PACKAGE.MODULE:CLASS"
-        ) from None
+            f"--algo is {name!r}, but {module} has no {attribute}; name a class in it as "
+            "PACKAGE.MODULE:CLASS"
+        )
     if not (isinstance(kind, type) and issubclass(kind, Agent)):
         raise UsageError(f"--algo is {name!r}, which is no subclass of trqam_fast.agents.Agent")
     check_declaration(kind)

@@ -5,10 +5,7 @@ Imported only where one is made, as it imports gymnasium.
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +15,7 @@ from gymnasium import spaces
 
 from trqam_fast.damage import reason_of
 from trqam_fast.errors import UsageError
+from trqam_fast.importing import import_own
 from trqam_fast.simulator.bounds import unscaled
 
 SUCCESS_KEYS = ("success", "is_success")
@@ -70,16 +68,7 @@ def find_factory(env_id: str) -> Callable[..., Any] | None:
     name, separator, attribute = env_id.partition(":")
     if not separator:
         return None
-    if os.getcwd() not in sys.path:  # as a console script leaves it
-        sys.path.append(os.getcwd())
-    try:
-        module = importlib.import_module(name)
-    except Exception as error:
-        raise UsageError(
-            f"--env-id is {env_id!r}, but importing {name} fails ({type(error).__name__}: "
-            f"{reason_of(error)}); name a module that Python can import from here"
-        ) from error
-    found = getattr(module, attribute, None)
+    found = getattr(import_own("--env-id", env_id), attribute, None)
     if found is None and attribute not in gymnasium.registry:
         raise UsageError(
             f"--env-id is {env_id!r}, but {name} has no {attribute} and registers no environment "
