@@ -161,4 +161,4 @@ class QAMEAgent(QAMAgent):
             edit_flow_actions=actions, edit=edit.detach(), edited_actions=edited.detach(),
             edit_log_probs=log_prob.detach(),
         )  # fmt: skip
-        return q_loss + entropy.policy_loss + entropy.alpha_loss
+        return self.warmed_up(q_loss + entropy.policy_loss + entropy.alpha_loss)
