@@ -1,4 +1,7 @@
-"""What every algorithm of the registry promises, and one that is not in it."""
+"""What every algorithm of the registry promises, and one that is not in it.
+
+Longer than 400 lines, as each mistake in an algorithm of one's own is a class.
+"""
 
 import csv
 import json
@@ -288,6 +291,38 @@ class Undrawn(BCAgent):
         return {"z": (1,)}
 
 
+class Counted(BCAgent):
+    def draws(self):
+        return super().draws() | {"z": self.config.batch_size}
+
+
+class Returnless(BCAgent):
+    def draws(self):
+        super().draws()
+
+
+class Closed(BCAgent):
+    def __init__(self, config):
+        super().__init__(config, 3, 2, [0])
+
+
+class Module(BCAgent):
+    @classmethod
+    def network_shapes(cls, config, obs_dim, act_dim):
+        shapes = super().network_shapes(config, obs_dim, act_dim)
+        return shapes | {"value": torch.nn.Linear(obs_dim, 1)}
+
+
+class Misspelt(BCAgent):
+    def loss(self, batch, noise):
+        return {MAIN: self.network("actor", batch.observations).mean((1, 2))}, Terms({}, {})
+
+
+class Fieldless(BCAgent):
+    cloned, acting_field = ("policy",), "policy"
+    network_shapes = OtherField.network_shapes
+
+
 class Misdrawn(BCAgent):
     def draws(self):
         return {"bc_x0": (1, 2, 3)}
@@ -322,6 +357,15 @@ class Number(BCAgent):
             "its Config would lose beta (no field of a dataclass); write @dataclass(frozen="
             "True) above class Betas, and",
         ),
+        (
+            "Closed",
+            "its __init__ does not take what Agent's does (too many positional arguments); w",
+        ),
+        ("Module", "its network 'value' is of type Linear; give its architecture, MLPShape("),
+        ("Misspelt", "it applies 'actor', which is no network it has; name one of actor_slow ("),
+        ("Fieldless", "it applies 'actor_slow', which is no network it has; name one of policy ("),
+        ("Counted", "its draw 'z' is 16; give shapes without the run axis by name, such as "),
+        ("Returnless", "what its draws returned is of type NoneType; give shapes "),
         ("Undrawn", "its draws are z, while cloning_loss reads bc_x0; add "),
         ("Scalar", "its metric 'lr' is a tensor []; give a tensor [1], one number for each run"),
         ("Number", "its metric 'lr' is of type float; give a tensor [1], one number for each run"),

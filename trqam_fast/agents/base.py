@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trqam_fast.agents.acting import PolicyGraphs
 from trqam_fast.agents.branches import Branches
-from trqam_fast.agents.checks import check_networks, check_numbers, form_of, mistake
+from trqam_fast.agents.checks import check_draws, check_networks, check_numbers, form_of, mistake
 from trqam_fast.agents.config import ByDomain, CloningConfig
 from trqam_fast.agents.dual import DualController
 from trqam_fast.data.batch import Batch
@@ -323,8 +323,12 @@ class Agent:
         """Draw the noise of one update.
 
         It is standard normal but for `bc_t` `[S, B, 1]`, which is uniform on [0, 1).
+
+        Raises:
+            UsageError: what the algorithm draws is no shapes by name.
         """
         shapes = self.draws()
+        check_draws(type(self), shapes)
         sizes = [math.prod(shape) for shape in shapes.values()]
         drawn = randomness.draw(
             normals=sum(sizes), uniforms=self.config.batch_size, dtype=self.dtype
@@ -360,7 +364,16 @@ class Agent:
         return batch.actions[..., 0, :]
 
     def network(self, name: str, *inputs: Tensor) -> Tensor:
-        """Apply an online network to inputs `[S, n, ...]`, side by side."""
+        """Apply an online network to inputs `[S, n, ...]`, side by side.
+
+        Raises:
+            UsageError: the algorithm has no network of that name.
+        """
+        if name not in self.online.networks:
+            raise mistake(
+                type(self), f"it applies {name!r}, which is no network it has",
+                f"name one of {', '.join(self.online.networks)}",
+            )  # fmt: skip
         return mlp(self.online.networks[name], torch.cat(inputs, dim=-1), **self.options)
 
     def critic_values(self, critic: MLPWeights, observations: Tensor, actions: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from trqam_fast.errors import UsageError
-from trqam_fast.networks import MLPShape
+from trqam_fast.networks import MLPShape, ScalarShape
 
 if TYPE_CHECKING:
     from trqam_fast.agents.base import Agent, Shapes
@@ -40,14 +40,30 @@ def check_numbers(kind: type[Agent], what: str, values: dict[str, Any], runs: in
             )  # fmt: skip
 
 
+def check_draws(kind: type[Agent], draws: Any) -> None:
+    """Raise `UsageError` unless what `draws` of an algorithm returned is shapes by name."""
+    remedy = "give shapes without the run axis by name, such as (self.config.batch_size, self.dim)"
+    if not isinstance(draws, dict):
+        raise mistake(kind, f"what its draws returned is {form_of(draws)}", remedy)
+    for name, shape in draws.items():
+        if not isinstance(shape, tuple | list) or not all(isinstance(n, int) for n in shape):
+            raise mistake(kind, f"its draw {name!r} is {shape!r}", remedy)
+
+
 def check_networks(kind: type[Agent], shapes: Shapes, field: MLPShape) -> None:
-    """Raise `UsageError` unless there are all networks that a class names, as they must be.
+    """Raise `UsageError` unless all networks are architectures, and those that a class names exist.
 
     Args:
         kind: The algorithm.
         shapes: Architecture of its online networks by name.
         field: That of the field which behaviour cloning trains.
     """
+    for name, shape in shapes.items():
+        if not isinstance(shape, MLPShape | ScalarShape):
+            raise mistake(
+                kind, f"its network {name!r} is {form_of(shape)}",
+                "give its architecture, MLPShape(in_features, hidden_dims, out_features)",
+            )  # fmt: skip
     acting = (*shapes, *(f"target_{name}" for name in kind.targets))
     for attribute, names, known in (
         ("targets", kind.targets, shapes),

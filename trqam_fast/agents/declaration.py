@@ -51,6 +51,15 @@ def check_declaration(kind: type[Agent]) -> None:
     for name in ("network_shapes", "draws", "loss"):
         if inspect.getattr_static(kind, name) is vars(Agent)[name]:
             raise mistake(kind, f"it has no {name}", "define it")
+    try:
+        options = dict.fromkeys(("dtype", "device", "backend", "precision"))
+        inspect.signature(kind).bind("config", "obs_dim", "act_dim", "seeds", **options)
+    except TypeError as error:
+        raise mistake(
+            kind, f"its __init__ does not take what Agent's does ({error})",
+            "write def __init__(self, *args, **options), and super().__init__(*args, **options) "
+            "in it",
+        ) from None  # fmt: skip
     label, config = getattr(kind, "label", None), kind.Config
     if not isinstance(label, str) or not label:
         raise mistake(kind, "it has no label", f'write label = "{kind.__name__}" in it')
