@@ -35,6 +35,7 @@ from trqam_fast.errors import UsageError
 from trqam_fast.memory import update_bytes
 from trqam_fast.report.find import collect
 from trqam_fast.runs import checkpoint
+from trqam_fast.training.flags import parse_config
 from trqam_fast.training.load_run import load_run
 
 NAMES = list(ALGORITHMS)
@@ -202,6 +203,35 @@ def test_the_page_runs_as_written(flags, tmp_path, monkeypatch):
     assert run(flags, tmp_path / "run", *own) == 0
     assert float(rows(tmp_path / "run" / "metrics.csv")[-1]["distill_loss"]) > 0
     sys.modules.pop("distilled")
+
+
+class Boxed(BCAgent):
+    label = "Boxed"
+
+    @dataclass(frozen=True)
+    class Config(BCAgent.Config):
+        beta: float = 2.0
+
+
+@dataclass(frozen=True)
+class DataConfig(Boxed.Config):
+    share: float = 0.5
+
+
+class BoxedAgain(Boxed):
+    Config = DataConfig
+
+
+def test_settings_whose_class_says_nothing_or_has_a_name_of_the_trainers(capsys):
+    """The trainer has a `DataConfig` too; the flags of both are there."""
+    flags = ["--algo", f"{__name__}:BoxedAgain", "--beta", "3", "--share", "0.1", "--generated"]
+    config = parse_config(flags)
+    assert (config.agent.beta, config.agent.share, config.generated) == (3.0, 0.1, True)
+    with pytest.raises(SystemExit):
+        parse_config([*flags, "--help"])
+    text = capsys.readouterr().out
+    assert "What Boxed.Config adds." in text and "What DataConfig adds." in text
+    assert "Config(" not in text
 
 
 class Unlabelled(Agent):

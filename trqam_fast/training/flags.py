@@ -100,7 +100,7 @@ def parse_config(argv: list[str], base: TrainConfig | None = None) -> TrainConfi
         base = TrainConfig.from_dict(base.to_dict() | chosen)
     words, more = without_unused(algo, words)
     unused += more
-    groups = parser_groups(TrainConfig) | parser_groups(type(base.agent))
+    groups = parser_groups(TrainConfig, type(base.agent))
     values = vars(base) | vars(base.agent)
     parts = {name: group(**select(group, values)) for name, group in groups.items()}
     flags = dataclasses.make_dataclass("Flags", list(groups.items()))
@@ -138,27 +138,48 @@ def flag_name(word: str) -> str:
     return word[2:].partition("=")[0].replace("-", "_").removeprefix("no_")
 
 
-def parser_groups(config: type[Group]) -> dict[str, type]:
-    """Return the groups of a configuration as classes for a parser, by title.
+def parser_groups(*configs: type[Group]) -> dict[str, type]:
+    """Return the groups of configurations as classes for a parser, by title.
 
     Each holds the fields that one class adds, with their defaults, and with what stands below a
     field as its help.
     """
-    hints, groups = get_type_hints(config), {}
-    found = {field.name: field for field in dataclasses.fields(config) if field.name != "agent"}
-    for kind, names in groups_of(config).items():
-        help_of, fields = field_help(kind), []
-        for field in (found[name] for name in names if name in found):
-            argument = tyro.conf.arg(prefix_name=False, help=help_of.get(field.name))
-            default = dataclasses.field(
-                default=field.default, default_factory=field.default_factory, kw_only=True
-            )
-            fields.append((field.name, Annotated[hints[field.name], argument], default))
-        title = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__.removesuffix("Config")).lower()
-        groups[title] = dataclasses.make_dataclass(
-            title, fields, namespace={"__doc__": kind.__doc__}
+    groups: dict[str, type] = {}
+    for config in configs:
+        hints = get_type_hints(config)
+        found = {field.name: field for field in dataclasses.fields(config) if field.name != "agent"}
+        for kind, names in groups_of(config).items():
+            fields = parser_fields(kind, [found[name] for name in names if name in found], hints)
+            name = kind.__name__.removesuffix("Config") or "Own"
+            title = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+            while title in groups:  # a user's class has the name of another
+                title += "_"
+            if fields:
+                groups[title] = dataclasses.make_dataclass(
+                    title, fields, namespace={"__doc__": group_help(kind)}
+                )
+    return groups
+
+
+def parser_fields(
+    kind: type, fields: list[dataclasses.Field], hints: dict[str, Any]
+) -> list[tuple[str, Any, Any]]:
+    """Return fields that a class adds as a parser takes them: name, type with help, default."""
+    help_of, found = field_help(kind), []
+    for field in fields:
+        argument = tyro.conf.arg(prefix_name=False, help=help_of.get(field.name))
+        default = dataclasses.field(
+            default=field.default, default_factory=field.default_factory, kw_only=True
         )
-    return {title: group for title, group in groups.items() if dataclasses.fields(group)}
+        found.append((field.name, Annotated[hints[field.name], argument], default))
+    return found
+
+
+def group_help(kind: type) -> str:
+    """Return the docstring of a group; of one without, which a dataclass fills in, its name."""
+    text = kind.__doc__ or ""
+    generated = not text or text.startswith(f"{kind.__name__}(")
+    return f"What {kind.__qualname__} adds." if generated else text
 
 
 def one_line(text: str) -> str:
