@@ -163,6 +163,9 @@ def test_an_algorithm_of_ones_own(flags, tmp_path, capsys):
     own = ("--algo", OWN, "--inv-temp-end", "2", "--anneal-steps", "10")
     assert run(flags, folder, *own, "--offline-steps", "10") == 0
     assert run([], folder, "--resume", "--offline-steps", "20") == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^offline \d+  critic_loss .*  path_kl .*  inv_temp 2  ", printed, re.M)
+    assert re.search(r"^  seed +pretrained +QAM annealed( offline)?$", printed, re.M)
     config = json.loads((folder / "config.json").read_text())
     assert config["algo"] == OWN and config["inv_temp_end"] == 2.0 and "inv_temp" not in config
     values = [float(row["inv_temp"]) for row in rows(folder / "metrics.csv") if row["inv_temp"]]
@@ -193,7 +196,7 @@ def test_an_algorithm_of_ones_own(flags, tmp_path, capsys):
     assert ":" not in jobs[-1].name
 
 
-def test_the_page_runs_as_written(flags, tmp_path, monkeypatch):
+def test_the_page_runs_as_written(flags, tmp_path, monkeypatch, capsys):
     """Its whole algorithm, in a file of its own."""
     page = (Path(__file__).parent.parent / "docs" / "your_own_algorithm.md").read_text()
     block = re.search(r"`distilled.py`.*?^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
@@ -202,6 +205,7 @@ def test_the_page_runs_as_written(flags, tmp_path, monkeypatch):
     own = ("--algo", "distilled:Distilled", "--student-hidden-dims", "8", "--online-steps", "0")
     assert run(flags, tmp_path / "run", *own) == 0
     assert float(rows(tmp_path / "run" / "metrics.csv")[-1]["distill_loss"]) > 0
+    assert re.search(r"^offline \d+  bc_loss .*  distill_loss ", capsys.readouterr().out, re.M)
     sys.modules.pop("distilled")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from trqam_fast.agents import ALGORITHMS, algorithm
 from trqam_fast.evaluation import EpisodeResult
 from trqam_fast.runs.csv_log import CsvLog
 from trqam_fast.runs.folder import RunFolder
@@ -20,14 +21,22 @@ from trqam_fast.training.trackers import Trackers
 FIRST_UPDATES, EVERY = 1000, 25
 """Of the first updates of offline fine-tuning, one in so many has a row of its own."""
 
-SHOWN = {
-    "pretrain": ("bc_loss",),
-    "offline": ("critic_loss", "path_kl", "lam"),
-    "online": ("critic_loss", "path_kl", "lam"),
-}
-"""Metrics that the terminal shows of a stage, as many of the last ones as fit."""
+SHOWN = ("critic_loss", "path_kl", "lam")
+"""Metrics of fine-tuning that the terminal shows, as many of the last ones as fit."""
+MOST_ADDED = 3
+"""Of the metrics that an algorithm of one's own adds, so many follow them."""
 COLUMNS = 80
 """Of the terminal that rows must fit."""
+
+
+def shown_metrics(algo: str, stage: str) -> list[str]:
+    """Return the metrics that the terminal shows of a stage, the most important ones last."""
+    if stage == "pretrain":
+        return ["bc_loss"]
+    kind = algorithm(algo)
+    bases = [base for base in ALGORITHMS.values() if issubclass(kind, base)]
+    known = {*SHOWN, *(name for base in bases for name in base.metrics)}
+    return [*SHOWN, *[name for name in kind.metrics if name not in known][:MOST_ADDED]]
 
 
 class Logger:
@@ -71,7 +80,7 @@ class Logger:
                 | {name: f"{value:.6g}" for name, value in values.items()}
             )
         self._write(self.folder.metrics, rows)
-        for name in SHOWN[stage]:
+        for name in shown_metrics(self.config.algo, stage):
             values = [float(row[name]) for row in rows if name in row]
             if values:
                 self._shown.append(f"{name} {np.mean(values):.3g}")

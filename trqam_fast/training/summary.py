@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from trqam_fast.agents import algorithm
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.ledger import Ledger
 
@@ -59,15 +60,17 @@ def mean_of_finite(values: list[float]) -> float | None:
 
 def format_table(config: TrainConfig, summary: dict[str, Any]) -> str:
     """Return the closing table: success after each stage, time and rate by stage."""
-    algo = config.algo if config.online_steps == 0 else f"{config.algo} offline"
-    columns = {"pretrained": "pretrained", "offline": algo, "online": f"{config.algo} online"}
+    label = algorithm(config.algo).label
+    offline = label if config.online_steps == 0 else f"{label} offline"
+    columns = {"pretrained": "pretrained", "offline": offline, "online": f"{label} online"}
     columns = {n: title for n, title in columns.items() if summary[f"{n}_success_by_seed"]}
+    width = max(13, *map(len, columns.values()))
 
     def percent(value: float | None) -> str:
         return "-" if value is None else f"{100 * value:.1f} %"
 
     def row(first: Any, cells: list[str]) -> str:
-        return "  ".join([f"{first:>6}", *(f"{cell:>13}" for cell in cells)])
+        return "  ".join([f"{first:>6}", *(f"{cell:>{width}}" for cell in cells)])
 
     lines = ["", f"{config.env_name}, success over {summary['episodes']} episodes", ""]
     lines.append(row("seed", list(columns.values())))
