@@ -5,9 +5,11 @@ import math
 import pytest
 
 from tests.run_folders import ONE, OTHER, TWO, Sweep, report, write_authors, write_run
+from trqam_fast.report import comparison_tables, run_tables
 from trqam_fast.report.comparison import Comparison
 from trqam_fast.report.find import collect
 from trqam_fast.report.settings import FINE_TUNING, FREE
+from trqam_fast.runs.read import read_runs
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.presets import make_config
 
@@ -191,3 +193,40 @@ def test_a_repeat_from_another_start_is_told(tmp_path):
     (result,), notes = collect([tmp_path])
     assert result.success == 0.9 and len(notes) == 1 and not math.isnan(result.success)
     assert notes[0].endswith("counts instead, though its start differs (0.6 and not 0.2)")
+
+
+def texts_of(table):
+    """The rows of a table as people see them, by what names them."""
+    rows = [[cell.lines[0][0].text for _, cell in row] for row in table.rows]
+    return {name: others for name, *others in rows}
+
+
+def test_what_only_one_algorithm_has_a_use_for_does_not_differ(tmp_path):
+    """In a comparison of methods, and in one of runs."""
+    trqam = {"tau": 0.005, "rho": 0.5, "kl_ema_coef": 0.1, "init_lambda": 1.0}
+    runs = [
+        write_run(tmp_path / "trqam", ONE, "trqam", (0,), [0.8], **trqam),
+        write_run(tmp_path / "qam", ONE, "qam", (0,), [0.6], tau=0.01, rho=0.5, inv_temp=3.0),
+    ]
+    for folder in runs:  # as the trainer writes it: the values of its own algorithm
+        file = folder / "config.json"
+        own = {name: value for name, value in json.loads(file.read_text()).items()
+               if name != "kl_budget" or folder.name == "trqam"}  # fmt: skip
+        file.write_text(json.dumps(own))
+    assert "Settings that differ" in report(tmp_path, out=tmp_path / "out").text
+    c = Comparison(collect([tmp_path])[0])
+    assert texts_of(comparison_tables.settings(c, differing=True)) == {"--tau": ["0.01", "0.005"]}
+    known = texts_of(comparison_tables.settings(c, differing=False))
+    assert known["--kl-budget"] == ["—", "0.5"] and known["--rho"] == ["0.5", "0.5"]
+    found = texts_of(run_tables.settings(read_runs(runs), differing=True))
+    assert found == {"--algo": ["trqam", "qam"], "--tau": ["0.005", "0.01"]}
+
+
+def test_data_of_ones_own_leave_the_flags_of_ogbench_s_without_use(tmp_path):
+    run = write_run(tmp_path / "run", ONE, "trqam", (0,), [0.8], dataset="own.npz")
+    c = Comparison(collect([run])[0])
+    for table in (
+        comparison_tables.settings(c, differing=False), run_tables.settings(read_runs([run])),
+    ):  # fmt: skip
+        known = texts_of(table)
+        assert known["--dataset"] == ["own.npz"] and "--generated-transitions" not in known

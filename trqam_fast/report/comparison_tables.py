@@ -463,7 +463,7 @@ def settings(c: Comparison, differing: bool) -> Table | None:
 
     Args:
         c: What was measured.
-        differing: Whether only those that are not the same for all methods.
+        differing: Whether only those that are not the same for all methods that use them.
     """
     found: dict[str, dict[str, dict[str, None]]] = {}
     for result in c.results:
@@ -475,7 +475,7 @@ def settings(c: Comparison, differing: bool) -> Table | None:
         for name, values in found.items()
     }
     if differing:
-        rows = {name: row for name, row in rows.items() if len(set(row)) > 1}
+        rows = {name: row for name, row in rows.items() if len({*row} - {DASH}) > 1}
     if not rows:
         return None
     columns = [words(method, [row[number] for row in rows.values()])

@@ -25,7 +25,7 @@ from trqam_fast.runs.plots import title_of
 from trqam_fast.runs.read import Run
 from trqam_fast.runs.values import is_amount, is_number
 from trqam_fast.text import count_of, exact_duration, printable
-from trqam_fast.training.config import TrainConfig
+from trqam_fast.training.config import OGBENCH_DATA, TrainConfig
 from trqam_fast.training.presets import flag_of
 
 SEEDS_SHOWN = 8
@@ -105,7 +105,12 @@ def headline(found: list[Run]) -> str:
 
 
 def settings(found: list[Run], differing: bool = False) -> Table | None:
-    """Every setting of every run, or those that differ, group by group; None if there are none."""
+    """Every setting of every run, group by group; None if there are none.
+
+    Args:
+        found: The runs.
+        differing: Whether only those that are not the same for all runs that use them.
+    """
     kinds = [TrainConfig, *(kind.Config for kind in ALGORITHMS.values())]
     groups = {
         name: str(group.__doc__).partition("\n")[0].rstrip(".")
@@ -113,9 +118,10 @@ def settings(found: list[Run], differing: bool = False) -> Table | None:
         for group, names in groups_of(kind).items()
         for name in names
     }
-    known = dict.fromkeys(name for run in found for name in run.config if name not in NO_SETTINGS)
+    texts = [{n: text_of(v) for n, v in run.config.items() if is_used(n, run)} for run in found]
+    known = dict.fromkeys(name for own in texts for name in own)
     if differing:
-        known = {n: None for n in known if len({text_of(run.config.get(n)) for run in found}) > 1}
+        known = {n: None for n in known if len({own[n] for own in texts if n in own}) > 1}
     order = list(dict.fromkeys(groups.get(name, OWN) for kind in kinds for name in names_of(kind)))
     names = sorted(known, key=lambda name: [*order, OWN].index(groups.get(name, OWN)))
     sections: dict[int, str] = {}
@@ -124,10 +130,16 @@ def settings(found: list[Run], differing: bool = False) -> Table | None:
         if group not in sections.values():
             sections[number] = group
     values = [
-        Column(title_of(run, found), [cell(text_of(run.config.get(n))) for n in names], (), False)
-        for run in found
+        Column(title_of(run, found), [cell(own.get(n, DASH)) for n in names], (), False)
+        for run, own in zip(found, texts, strict=True)
     ]
     return Table([words("flag", [flag_of(n) for n in names]), *values], sections) if names else None
+
+
+def is_used(name: str, run: Run) -> bool:
+    """Return whether an entry of a run's configuration is a setting that says something of it."""
+    own_data = run.config.get("dataset") is not None
+    return name not in NO_SETTINGS and not (own_data and name in OGBENCH_DATA)
 
 
 def evaluations(found: list[Run]) -> Table | None:

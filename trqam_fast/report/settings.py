@@ -11,7 +11,7 @@ from trqam_fast.report.authors import AUTHORS
 from trqam_fast.report.collect import Result
 from trqam_fast.report.table import LONGEST
 from trqam_fast.text import printable
-from trqam_fast.training.config import run_flags
+from trqam_fast.training.config import OGBENCH_DATA, run_flags
 
 MOST_IN_A_NAME = 3
 """Settings that a method's name can hold; with more it is a variant with a number."""
@@ -51,10 +51,12 @@ def tell_apart(results: list[Result], notes: list[str]) -> None:
 
 
 def settings_of(result: Result) -> dict[str, Any]:
-    """Return the settings of a run that its algorithm uses."""
+    """Return the settings of a run that its algorithm and its data use."""
     used = {*run_flags(), *result.algorithm.settings}
     if not result.algorithm.fine_tunes:
         used -= FINE_TUNING
+    if result.config.get("dataset") is not None:
+        used -= OGBENCH_DATA
     known = {*run_flags(), *(n for kind in ALGORITHMS.values() for n in names_of(kind.Config))}
     return {
         name: value

@@ -124,7 +124,11 @@ class DataConfig(Group):
     @property
     def without_use(self) -> set[str]:
         """Flags of this group that say nothing of a run: those of OGBench's data, beside others."""
-        return set() if self.dataset is None else {*names_of(DataConfig)} - {"dataset"}
+        return set() if self.dataset is None else OGBENCH_DATA
+
+
+OGBENCH_DATA = {*names_of(DataConfig)} - {"dataset"}
+"""Flags that say which data of OGBench's tasks are trained on."""
 
 
 @dataclass(frozen=True)
