@@ -203,7 +203,10 @@ def test_the_last_column_takes_all_published_domains_or_none(tmp_path):
 
 
 def test_latex(tmp_path):
-    """Every row has as many cells as the table has columns; published and measured are apart."""
+    """Every row has as many cells as the table has columns; published and measured are apart.
+
+    What is opened is closed, and names are escaped.
+    """
     sweep = Sweep(tmp_path / "sweep")
     sweep.job(ONE, "trqam", "TRQAM a_b & 50%", [0.5, 0.75, 0.25])
     report(tmp_path / "sweep", out=tmp_path / "out")
@@ -215,9 +218,16 @@ def test_latex(tmp_path):
     assert text.index("{published}") < text.index("{measured here}")
     assert r"TRQAM a\_b \& 50\% & 1 & 3 & 6k" in text and "50.0 {\\scriptsize [" in text
     assert table[-1].count("---") == 10  # nine domains and the mean of all
+    assert len(re.findall(r"(?<!\\)\{", text)) == len(re.findall(r"(?<!\\)\}", text))
+    opened, closed = (re.findall(rf"\\{word}{{([a-z]+\*?)}}", text) for word in ("begin", "end"))
+    assert opened == closed[::-1] == ["table*", "tabular"]
     assert escape_latex("a_b{c}\\") == r"a\_b\{c\}\textbackslash{}"
-    if shutil.which("pdflatex") is None:
-        return
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+def test_pdflatex_sets_the_table(tmp_path):
+    Sweep(tmp_path / "sweep").job(ONE, "trqam", "TRQAM a_b & 50%", [0.5, 0.75, 0.25])
+    report(tmp_path / "sweep", out=tmp_path / "out")
     (tmp_path / "a.tex").write_text(
         r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}"
         r"\input{out/success.tex}\end{document}"

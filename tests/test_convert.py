@@ -264,8 +264,12 @@ def test_names_of_a_file_reach_no_terminal(tree, tmp_path, capsys):
 
 
 def test_keys_that_are_no_names(tree, tmp_path):
+    """Python refuses to print such a number; the weights beside it are read as without it."""
+    expected = converted(write(tmp_path / "a.pkl", tree), tmp_path / "a.pt")["agent"]
     tree["agent"]["network"]["params"]["modules_actor_slow"]["mlp"][10**5000] = {}
-    converted(write(tmp_path / "a.pkl", tree), tmp_path / "a.pt")
+    found = converted(write(tmp_path / "b.pkl", tree), tmp_path / "b.pt")["agent"]
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_paths_that_lead_to_no_file(tmp_path, capsys):
