@@ -396,8 +396,14 @@ class Number(BCAgent):
             "its __init__ does not take what Agent's does (too many positional arguments); w",
         ),
         ("Module", "its network 'value' is of type Linear; give its architecture, MLPShape("),
-        ("Misspelt", "it applies 'actor', which is no network it has; name one of actor_slow ("),
-        ("Fieldless", "it applies 'actor_slow', which is no network it has; name one of policy ("),
+        (
+            "Misspelt",
+            "it applies 'actor', which is no network it has; name one of actor_slow, or add",
+        ),
+        (
+            "Fieldless",
+            "it applies 'actor_slow', which is no network it has; name one of policy, or add",
+        ),
         ("Counted", "its draw 'z' is 16; give shapes without the run axis by name, such as "),
         ("Returnless", "what its draws returned is of type NoneType; give shapes "),
         ("Undrawn", "its draws are z, while cloning_loss reads bc_x0; add "),

@@ -372,7 +372,7 @@ class Agent:
         if name not in self.online.networks:
             raise mistake(
                 type(self), f"it applies {name!r}, which is no network it has",
-                f"name one of {', '.join(self.online.networks)}",
+                f"name one of {', '.join(self.online.networks)}, or add it in network_shapes",
             )  # fmt: skip
         return mlp(self.online.networks[name], torch.cat(inputs, dim=-1), **self.options)
 
