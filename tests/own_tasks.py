@@ -64,6 +64,27 @@ class Graded(Reach):
         return {"place": np.array([point]), "aim": np.array([goal])}
 
 
+class Keyed(gymnasium.Env):
+    """Observations in a dict of an order of its own, actions in a table with float64 bounds."""
+
+    observation_space = spaces.Dict(
+        place=spaces.Box(-9.0, 9.0, (1,)), aim=spaces.Dict(goal=spaces.Box(-9.0, 9.0, (2,)))
+    )
+    action_space = spaces.Box(-0.1, 0.1, (1, 1), np.float64)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observe(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        return self.observe(), -1.0, False, False, {}
+
+    def observe(self):
+        draw = self.np_random.normal
+        return {"place": draw(size=1), "aim": {"goal": draw(size=2)}}
+
+
 def make_reach(**options):
     """A factory, as a user may have one."""
     return Reach(**options)

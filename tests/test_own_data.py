@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.own_tasks import Keyed
 from trqam_fast.cli import run_command
 from trqam_fast.data import __main__ as data
 from trqam_fast.data.dataset import FIELDS
@@ -208,6 +209,24 @@ def test_minari(tmp_path, monkeypatch):
     assert fit(found, interface_of("Pendulum-v1"), "Pendulum-v1", "it")[1] == []
     with pytest.raises(UsageError, match="minari download pendulum/none-v0"):
         read(parse_source("minari:pendulum/none-v0"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_minari_names_the_order_of_a_dict(tmp_path, monkeypatch):
+    """It keeps that of the names, which may not be the environment's."""
+    minari = pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    place, goal = np.float32([[1], [2], [3]]), np.float32([[4, 5], [6, 7], [8, 9]])
+    episode = minari.data_collector.EpisodeBuffer(
+        observations={"place": place, "aim": {"goal": goal}}, actions=np.zeros((2, 1, 1)),
+        rewards=[0, 0], terminations=[False] * 2, truncations=[False, True], infos={},
+    )  # fmt: skip
+    minari.create_dataset_from_buffers("keyed/test-v0", buffer=[episode], env=Keyed())
+    for keys, parts in (("", [goal, place]), ("#place,aim", [place, goal])):
+        found, (note,) = read(parse_source(f"minari:keyed/test-v0{keys}"))
+        assert np.array_equal(found["observations"], np.concatenate(parts, axis=1)[:-1])
+        names = "place, aim" if keys else "aim, place"
+        assert note == f"observations of minari:keyed/test-v0: {names}"
 
 
 def test_lerobot():

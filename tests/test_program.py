@@ -135,6 +135,8 @@ def test_refusals(tmp_path, monkeypatch):
     for path, format in (("policy.pt", None), ("policy", None), ("policy.onnx", "torchscript")):
         with pytest.raises(UsageError, match=r"ends in .pt2 or .onnx, or pass format="):
             policy.export(tmp_path / path, format=format)
+    with pytest.raises(UsageError, match=f"there is no folder {tmp_path}/none; make it"):
+        policy.export(tmp_path / "none" / "policy.pt2")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UsageError, match=r"ONNX needs onnx.*'trqam_fast\[onnx\]'"):
         policy.export(tmp_path / "policy.onnx")

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -188,10 +189,78 @@ def test_predict_is_stable_baselines3s(result):
     assert second[0] == first[0] and second[1] != first[1]
     policy.reset()
     assert np.array_equal(policy.predict(observations, deterministic=True)[0], first)
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory):
+    """A run folder of an environment with a dict of observations and a table of actions."""
+    folder, rng = tmp_path_factory.mktemp("keyed"), np.random.default_rng(0)
+    np.savez(
+        folder / "keyed.npz", observations=rng.normal(size=(40, 3)), rewards=-np.ones(40),
+        actions=rng.uniform(-0.1, 0.1, (40, 1)), terminals=np.arange(40) % 10 == 9,
+    )  # fmt: skip
+    tf.train(
+        env_id="tests.own_tasks:Keyed", dataset=str(folder / "keyed.npz"), algo="bc",
+        run_dir=str(folder / "run"), horizon_length=1,
+        **{name: value for name, value in SMALL.items() if name != "value_hidden_dims"},
+    )  # fmt: skip
+    return folder / "run"
+
+
+def test_a_dict_is_joined_as_in_training(keyed, tmp_path):
+    """In the space's order, which is not that of the names; by a run and by its export."""
+    pytest.importorskip("safetensors")
+    space = own_tasks.Keyed.observation_space
+    first, second = (
+        {"aim": {"goal": np.float32([1, number])}, "place": np.float32([3])} for number in (2, 9)
+    )
+    stacked = {
+        "place": np.stack([first["place"]] * 2),
+        "aim": {"goal": np.stack([first["aim"]["goal"], second["aim"]["goal"]])},
+    }
+    flat = np.stack([gymnasium.spaces.flatten(space, each) for each in (first, second)])
+    assert flat[0].tolist() == [3, 1, 2]
+    for folder in (keyed, write_export(keyed, tmp_path / "export")):
+        policy = tf.Policy.load(folder)
+        expected = policy(flat, deterministic=True)
+        assert not np.allclose(expected[0], policy(flat[:, ::-1], deterministic=True)[0])
+        assert np.array_equal(policy(stacked, deterministic=True), expected)
+        policy.reset()
+        assert np.array_equal(policy(first, deterministic=True), expected[0])
+    # A run of an earlier version did not keep the order.
+    old = tf.Policy(policy.agent, policy.sizes._replace(parts=None))
+    sorted_by_name = old({"b": flat[0, 1:], "a": flat[0, :1]}, deterministic=True)
+    assert np.array_equal(sorted_by_name, expected[0])
+
+
+def test_an_odd_observation_is_one_sentence(keyed, result):
+    policy = tf.Policy.load(keyed)
+    place, aim = np.zeros(1), {"goal": np.zeros(2)}
+    for odd, sentence in (
+        ({"place": place}, "observation is a dict of place, expected the parts place, aim/goal"),
+        ({"place": place, "aim": aim, "b": place}, "is a dict of aim/goal, b, place, expected the"),
+        ({}, "observation is a dict of nothing, expected the parts place, aim/goal"),
+        ({"place": 1.0, "aim": aim}, "has parts of the shapes place [], aim/goal [2], expected"),
+        ({"place": np.zeros((2, 1)), "aim": aim}, "shapes place [2, 1], aim/goal [2], expected"),
+        (np.zeros((0, 3)), "has shape [0, 3], expected [3] or [n, 3] of one row or more"),
+        ([0.0, np.nan, 0.0], "observation has nan at number 1 of row 0, expected finite numbers"),
+        (np.float32([[0] * 3, [0, 0, np.inf]]), "observation has inf at number 2 of row 1"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=re.escape(sentence)):
+            policy(odd)
+    with pytest.raises(ValueError, match="observation is a dict of a, expected an array"):
+        tf.Policy.load(result.run_dir)({"a": np.zeros(2)})
+
+
+def test_actions_keep_the_shape_and_the_bounds_of_the_space(keyed, monkeypatch):
+    policy, space = tf.Policy.load(keyed), own_tasks.Keyed.action_space
+    assert float(np.float32(0.1)) > 0.1 and policy(np.zeros(3)).shape == (1, 1)
     policy.reset()
-    parts = {"b": observations[0, 1:], "a": observations[0, :1]}
-    named, _ = policy.predict(parts, deterministic=True)
-    assert np.array_equal(named, first[0])
+    for end in (-1.0, 1.0):
+        monkeypatch.setattr("trqam_fast.policy.choose_chunks", lambda *_, end=end: [[[end]]] * 2)
+        actions = policy(np.zeros((2, 3)))
+        assert actions.dtype == np.float32 and actions.shape == (2, 1, 1)
+        assert all(space.contains(action) for action in actions) and np.allclose(actions, end / 10)
 
 
 def test_a_policy_acts_where_its_environment_is_not_installed(result, tmp_path):

@@ -137,6 +137,8 @@ def write_export(
         "act_dim": loaded.agent.act_dim,
         "low": loaded.sizes.low,
         "high": loaded.sizes.high,
+        "parts": loaded.sizes.parts,
+        "act_shape": loaded.sizes.act_shape,
         "settings": settings,
     }
     tensors = {name: tensor.contiguous() for name, tensor in weights(loaded.agent).items()}

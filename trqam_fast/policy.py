@@ -16,7 +16,8 @@ from trqam_fast.export import MODEL, load_export
 from trqam_fast.files import expanded
 from trqam_fast.program import write_program
 from trqam_fast.runs.folder import RunFolder
-from trqam_fast.simulator.bounds import unscaled
+from trqam_fast.simulator.bounds import float32_bounds, unscaled
+from trqam_fast.simulator.environment import Parts, names_of
 from trqam_fast.training.interface import Sizes
 from trqam_fast.training.load_run import check_here, load_run
 
@@ -45,6 +46,8 @@ class Policy:
         check_count("run", run, agent.runs)
         self.agent, self.sizes, self.run = agent, sizes, run
         self.low, self.high = np.asarray(sizes.low), np.asarray(sizes.high)
+        self.bounds = float32_bounds(self.low, self.high)
+        self.act_shape = (sizes.act_dim,) if sizes.act_shape is None else sizes.act_shape
         self.reset(seed)
 
     @classmethod
@@ -113,24 +116,32 @@ class Policy:
         """Return the next action.
 
         Args:
-            observation: `[O]`, or `[n, O]` of n environments; a dict is joined in the order of its
-                keys' names, as gymnasium flattens it.
+            observation: `[O]`, or `[n, O]` of n environments; a dict, nested or not, is joined in
+                the order of the environment's space, as gymnasium flattens it, and where a run did
+                not keep that, of an earlier version, by name.
             deterministic: Take zeros for noise where a new chunk is chosen.
 
         Returns:
-            `[A]` or `[n, A]`, float32, in the environment's own units and bounds.
+            `[A]` or `[n, A]`, float32, in the environment's own units and bounds; in place of
+            `[A]` the shape of its action space, if that is another one.
 
         Raises:
-            ValueError: an observation of another width, or another number of environments than
-                before; `reset` begins anew.
+            ValueError: an observation of another width or of other parts, numbers that are not
+                finite, or another number of environments than before; `reset` begins anew.
         """
-        rows = as_rows(observation)
+        rows = as_rows(observation, self.sizes.parts)
         shape = rows.shape
         rows = np.atleast_2d(rows)
-        if rows.ndim != 2 or rows.shape[1] != self.sizes.obs_dim:
+        if rows.ndim != 2 or rows.shape[1] != self.sizes.obs_dim or not len(rows):
             raise ValueError(
                 f"observation has shape {list(shape)}, expected [{self.sizes.obs_dim}] or "
-                f"[n, {self.sizes.obs_dim}]"
+                f"[n, {self.sizes.obs_dim}] of one row or more"
+            )
+        if not np.isfinite(rows).all():
+            row, column = np.argwhere(~np.isfinite(rows))[0].tolist()
+            raise ValueError(
+                f"observation has {rows[row, column]} at number {column} of row {row}, expected "
+                "finite numbers"
             )
         if self.queues and len(self.queues) != len(rows):
             raise ValueError(
@@ -141,7 +152,9 @@ class Policy:
         self.fill(rows, deterministic)
         actions = np.stack([queue.popleft() for queue in self.queues])
         actions = unscaled(actions, self.low, self.high).astype(np.float32)
-        return actions[0] if len(shape) == 1 else actions
+        # Rounding may have left bounds that float32 does not have.
+        actions = actions.clip(*self.bounds).reshape(-1, *self.act_shape)
+        return actions[0, ...] if len(shape) == 1 else actions
 
     def fill(self, rows: np.ndarray, deterministic: bool) -> None:
         """Choose a chunk for every row of observations `[n, O]` that has no action left."""
@@ -197,17 +210,51 @@ class Policy:
                 file's name ends in.
 
         Raises:
-            UsageError: there is no such format, or packages for ONNX are missing.
+            UsageError: there is no such format or no folder for the file, or packages for ONNX
+                are missing.
             OSError: the disk refuses.
         """
         return write_program(self.agent, self.sizes, self.run, Path(path), format)
 
 
-def as_rows(observation: Any) -> np.ndarray:
-    """Return an observation as `[O]` or `[n, O]`, the parts of a dict side by side."""
+def as_rows(observation: Any, parts: Parts | None) -> np.ndarray:
+    """Return an observation as `[O]` or `[n, O]`, float32, the parts of a dict side by side.
+
+    Args:
+        observation: An array, or a dict of arrays.
+        parts: Those that the dict must have, in order; None takes all by name.
+
+    Raises:
+        ValueError: it has other parts, or they do not go side by side.
+    """
     if not isinstance(observation, dict):
         return np.asarray(observation, np.float32)
-    return np.concatenate([as_rows(observation[name]) for name in sorted(observation)], axis=-1)
+    found = parts_of(observation)
+    order = sorted(found) if parts is None else parts
+    if set(found) != set(order):
+        expected = "an array" if order == ((),) else f"the parts {names_of(order)}"
+        raise ValueError(
+            f"observation is a dict of {names_of(sorted(found)) or 'nothing'}, expected {expected}"
+        )
+    rows = {array.shape[:-1] if array.ndim else None for array in found.values()}
+    if len(rows) != 1 or None in rows:
+        shapes = ", ".join(f"{names_of([path])} {list(a.shape)}" for path, a in found.items())
+        raise ValueError(
+            f"observation has parts of the shapes {shapes or 'none'}, expected [numbers] each, or "
+            "[n, numbers] each"
+        )
+    return np.concatenate([found[path] for path in order], axis=-1)
+
+
+def parts_of(observation: Any) -> dict[tuple[str, ...], np.ndarray]:
+    """Return the arrays of an observation, float32, by their paths in a dict."""
+    if not isinstance(observation, dict):
+        return {(): np.asarray(observation, np.float32)}
+    return {
+        (name, *path): array
+        for name, part in observation.items()
+        for path, array in parts_of(part).items()
+    }
 
 
 def check_count(name: str, value: int, end: int | None = None) -> None:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -16,6 +17,7 @@ from torch.export import Dim, ExportedProgram
 from trqam_fast.agents import Agent
 from trqam_fast.errors import UsageError
 from trqam_fast.files import written_whole
+from trqam_fast.simulator.bounds import float32_bounds
 from trqam_fast.training.interface import Sizes
 
 
@@ -42,7 +44,8 @@ class Acting(nn.Module):
             name: network.map(lambda tensor: tensor.to("cpu", torch.float32, copy=True))
             for name, network in agent.acting_networks(run).items()
         }
-        self.low, self.high = torch.tensor(sizes.low), torch.tensor(sizes.high)
+        bounds = float32_bounds(np.asarray(sizes.low), np.asarray(sizes.high))
+        self.low, self.high = map(torch.from_numpy, bounds)
 
     def forward(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Return actions in the environment's own units, `[B, H, A]`.
@@ -134,5 +137,7 @@ def write_program(
             f"{path} would be of format {format!r}; name a file that ends in .pt2 or .onnx, or "
             "pass format='pt2' or 'onnx'"
         )
+    if not path.parent.is_dir():
+        raise UsageError(f"{path} cannot be written: there is no folder {path.parent}; make it")
     WRITERS[format](Acting(agent, sizes, run), path)
     return path

@@ -19,6 +19,15 @@ def scaled(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     return (np.asarray(action, np.float64) - low) / (high - low) * 2.0 - 1.0
 
 
+def float32_bounds(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the outermost float32 bounds `[A]` within bounds in float64."""
+    inner, outer = np.float32(low), np.float32(high)
+    return (
+        np.where(inner < low, np.nextafter(inner, np.float32(np.inf)), inner),
+        np.where(outer > high, np.nextafter(outer, np.float32(-np.inf)), outer),
+    )
+
+
 def bounds_in_words(low: np.ndarray, high: np.ndarray) -> str:
     """Return bounds `[A]` as a message shows them."""
     if len(set(low)) == 1 and len(set(high)) == 1:

@@ -7,7 +7,7 @@ without them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -74,6 +74,15 @@ def is_ogbench(env: gymnasium.Env) -> bool:
     return type(env.unwrapped).__module__.partition(".")[0] == "ogbench"
 
 
+Parts = tuple[tuple[str, ...], ...]
+"""Paths of the parts of a dict observation as they are joined; one empty path is an array."""
+
+
+def names_of(parts: Iterable[tuple[str, ...]]) -> str:
+    """Return the parts of an observation as a message shows them."""
+    return ", ".join("/".join(map(str, path)) for path in parts)
+
+
 class Interface(NamedTuple):
     """What data and policies must fit.
 
@@ -84,6 +93,8 @@ class Interface(NamedTuple):
         high: Upper bounds, likewise.
         steps: Steps after which an episode is truncated, inf if never.
         mujoco: Whether MuJoCo's whole state can be read, so that a resumed run can compare it.
+        parts: Parts of an observation, in order.
+        act_shape: Shape of the environment's own actions, of A numbers; None stands for `[A]`.
     """
 
     obs_dim: int
@@ -91,6 +102,8 @@ class Interface(NamedTuple):
     high: np.ndarray
     steps: float
     mujoco: bool
+    parts: Parts = ((),)
+    act_shape: tuple[int, ...] | None = None
 
     @property
     def act_dim(self) -> int:
@@ -100,15 +113,15 @@ class Interface(NamedTuple):
 
 def interface_of(env_id: str, **options: Any) -> Interface:
     """Return what an environment takes and gives; `options` as of `make_env`."""
-    from trqam_fast.simulator.own import Standard, steps_of
+    from trqam_fast.simulator.own import Standard, parts_of, steps_of
 
     with contextlib.closing(make_env(env_id, **options)) as env:
-        wrapped = isinstance(env, Standard)
-        space = env.action_space
-        low, high = (env.low, env.high) if wrapped else (space.low, space.high)
+        inner = env.env if isinstance(env, Standard) else env
+        space = inner.action_space
+        low, high = (bound.astype(np.float64).ravel() for bound in (space.low, space.high))
         return Interface(
-            env.observation_space.shape[0], low.astype(np.float64), high.astype(np.float64),
-            steps_of(env), simulation(env) is not None,
+            env.observation_space.shape[0], low, high, steps_of(env), simulation(env) is not None,
+            parts_of(inner.observation_space), space.shape,
         )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from trqam_fast.damage import reason_of
 from trqam_fast.errors import UsageError
 from trqam_fast.importing import import_own
 from trqam_fast.simulator.bounds import unscaled
+from trqam_fast.simulator.environment import Parts
 
 SUCCESS_KEYS = ("success", "is_success")
 """What environments call success in their info."""
@@ -147,6 +148,16 @@ class Standard(gymnasium.Wrapper):
     def flat(self, observation: Any) -> np.ndarray:
         """Return an observation as `[O]`."""
         return spaces.flatten(self.env.observation_space, observation)
+
+
+def parts_of(space: gymnasium.Space) -> Parts:
+    """Return the parts of observations, nested ones too, in the order in which they are joined.
+
+    That of a `Dict`: by name if it was made of a plain dict, else as it was given.
+    """
+    if not isinstance(space, spaces.Dict):
+        return ((),)
+    return tuple((name, *path) for name, part in space.items() for path in parts_of(part))
 
 
 def steps_of(env: gymnasium.Env) -> float:

@@ -14,7 +14,7 @@ from trqam_fast.data.tasks import find_task
 from trqam_fast.files import write_json
 from trqam_fast.runs.values import load_json
 from trqam_fast.simulator.bounds import bounds_in_words
-from trqam_fast.simulator.environment import Interface, interface_of
+from trqam_fast.simulator.environment import Interface, Parts, interface_of, names_of
 from trqam_fast.training.config import TrainConfig
 
 FILE = "task.json"
@@ -27,11 +27,16 @@ class Sizes(NamedTuple):
         obs_dim: Width of an observation, O.
         low: Lower bounds of the environment's own actions, `[A]`.
         high: Upper bounds, likewise.
+        parts: Parts of a dict observation, in the order in which they are joined; one empty path
+            stands for an array, None for a run that did not keep them.
+        act_shape: Shape of the environment's own actions, of A numbers; None stands for `[A]`.
     """
 
     obs_dim: int
     low: tuple[float, ...]
     high: tuple[float, ...]
+    parts: Parts | None = None
+    act_shape: tuple[int, ...] | None = None
 
     @property
     def act_dim(self) -> int:
@@ -55,8 +60,10 @@ def describe(config: TrainConfig, interface: Interface) -> list[str]:
     success = "its info's success, or else an episode that terminates"
     if config.success_return is not None:
         success = f"a return of {config.success_return:g} or more"
+    names = names_of(interface.parts)
     lines = [
-        f"environment {config.env_name}: {interface.obs_dim} numbers an observation, "
+        f"environment {config.env_name}: {interface.obs_dim} numbers an observation"
+        f"{names and f' ({names})'}, "
         f"{interface.act_dim} an action in {bounds_in_words(interface.low, interface.high)}, "
         f"scaled to [-1, 1]; episodes of {limit}; success: {success}"
     ]
@@ -77,11 +84,17 @@ def describe(config: TrainConfig, interface: Interface) -> list[str]:
 
 def write_sizes(folder: Path, dataset: Transitions, interface: Interface | None) -> None:
     """Keep the sizes of a run's task in its folder."""
-    low, high = np.full(dataset.act_dim, -1.0), np.full(dataset.act_dim, 1.0)
-    if interface is not None:
-        low, high = interface.low, interface.high
-    values = {"obs_dim": dataset.obs_dim, "low": low.tolist(), "high": high.tolist()}
-    write_json(folder / FILE, values)
+    ones = np.ones(dataset.act_dim)
+    sizes = sizes_in(interface or Interface(dataset.obs_dim, -ones, ones, math.inf, True))
+    write_json(folder / FILE, sizes._asdict())
+
+
+def sizes_in(interface: Interface) -> Sizes:
+    """Return what a policy takes and gives in an environment."""
+    return Sizes(
+        interface.obs_dim, tuple(interface.low.tolist()), tuple(interface.high.tolist()),
+        interface.parts, interface.act_shape,
+    )  # fmt: skip
 
 
 def read_sizes(folder: Path, config: TrainConfig) -> Sizes:
@@ -93,8 +106,7 @@ def read_sizes(folder: Path, config: TrainConfig) -> Sizes:
     """
     path = folder / FILE
     if not path.exists():
-        found = interface_of(find_task(config.env_name).env_id, **config.env_options)
-        return Sizes(found.obs_dim, tuple(found.low.tolist()), tuple(found.high.tolist()))
+        return sizes_in(interface_of(find_task(config.env_name).env_id, **config.env_options))
     with reading(path, "is no description of a task", "delete it if the environment is there"):
         return sizes_of(load_json(path))
 
@@ -111,4 +123,14 @@ def sizes_of(values: dict[str, Any]) -> Sizes:
         raise ValueError(f"observations of {obs_dim!r} numbers")
     if len(low) != len(high) or not low:
         raise ValueError("its bounds contradict each other")
-    return Sizes(obs_dim, low, high)
+    parts, act_shape = values.get("parts"), values.get("act_shape")
+    if parts is not None:
+        parts = tuple(map(tuple, parts))
+        if not parts or not all(isinstance(name, str | int) for path in parts for name in path):
+            raise ValueError("parts of an observation without names")
+    if act_shape is not None:
+        act_shape = tuple(act_shape)
+        whole = all(isinstance(size, int) and size > 0 for size in act_shape)
+        if not whole or math.prod(act_shape) != len(low):
+            raise ValueError(f"actions of {len(low)} numbers in the shape {list(act_shape)}")
+    return Sizes(obs_dim, low, high, parts, act_shape)

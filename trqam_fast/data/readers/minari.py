@@ -47,7 +47,9 @@ def read(place: str, keys: tuple[str, ...] = ()) -> tuple[Arrays, list[str]]:
         )
     if not parts:
         raise UsageError(f"minari:{place} has no transitions; record some")
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, []
+    joined = keys or (space.keys() if isinstance(episode.observations, dict) else ())
+    notes = [f"observations of minari:{place}: {', '.join(joined)}"] if joined else []
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, notes
 
 
 def rows_of(values: Any, space: Any, keys: tuple[str, ...], place: str) -> np.ndarray:
