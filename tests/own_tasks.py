@@ -41,6 +41,48 @@ class Failing(Reach):
 FAILING_LINE = Failing.step.__code__.co_firstlineno + 1
 
 
+class OldReset(Reach):
+    """The same with the reset of gym."""
+
+    def reset(self):
+        return super().reset()[0]
+
+
+class OldStep(Reach):
+    """The same with the step of gym."""
+
+    def step(self, action):
+        observation, reward, terminated, _, info = super().step(action)
+        return observation, reward, terminated, info
+
+
+class Wide(Reach):
+    """The same with one number more than its space."""
+
+    def observe(self):
+        return np.append(super().observe(), 0)
+
+
+class Fading(Reach):
+    """The same with a sensor that fails within an episode."""
+
+    sees = 4
+
+    def reset(self, *, seed=None, options=None):
+        self.seen = 0
+        return super().reset(seed=seed)
+
+    def observe(self):
+        self.seen += 1
+        return np.array([0, 0 if self.seen <= self.sees else np.nan], np.float32)
+
+
+class Blind(Fading):
+    """The same from the beginning."""
+
+    sees = 0
+
+
 class Noisy(Reach):
     """The same with a sensor whose noise differs whenever an episode is played again."""
 

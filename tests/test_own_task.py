@@ -13,9 +13,11 @@ import torch
 from tests import own_tasks
 from tests.runs import rows, run
 from trqam_fast import evaluate, train
+from trqam_fast.agents import BCAgent
+from trqam_fast.agents.config import CloningConfig
 from trqam_fast.cli import run_command
 from trqam_fast.data.tasks import find_task
-from trqam_fast.errors import UsageError
+from trqam_fast.errors import RunError, UsageError
 from trqam_fast.evaluation import Evaluator
 from trqam_fast.report import __main__ as report
 from trqam_fast.runs.folder import RunFolder
@@ -115,6 +117,45 @@ def test_registered_environments_and_dicts():
         # The order of a dict's keys is that of their names.
         inner = env.unwrapped
         assert observation.tolist() == np.float32([inner.goal, inner.point]).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("OldReset", "fails at the first reset (TypeError: OldReset.reset() got an unexpected"),
+        ("OldStep", "fails at the first step (ValueError: not enough values to unpack (expected 5"),
+        ("Failing", "fails at the first step (ValueError: motor is off); expected step(action) ->"),
+        ("Wide", "gave an observation of 3 numbers, but its observation_space has 2; return what"),
+        ("Blind", "gave an observation with nan as number 1; return finite numbers"),
+    ],
+)
+def test_an_environments_mistakes_are_told_before_training(name, sentence, flags, tmp_path, capsys):
+    own = f"tests.own_tasks:{name}"
+    assert run(["--env-id", own, *flags[2:]], tmp_path / "run") == 2
+    assert f"error: {own} {sentence}" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_sensor_that_fails_later_names_the_environment(workers):
+    """In evaluations; and nothing of it comes to the replay buffer."""
+    own, options = "tests.own_tasks:Fading", {"max_episode_steps": 12}
+    assert interface_of(own, trying=True, **options).obs_dim == 2
+    sentence = f"{own} gave an observation with nan as number 1; return finite"
+    agent = BCAgent(CloningConfig(actor_hidden_dims=(8,)), 2, 1, [0])
+    evaluator = Evaluator(own, 1, workers, env_options=options)
+    with pytest.raises(RunError, match=sentence):
+        evaluator.evaluate(agent, 0, 1, 0)
+    online = OnlineEnvironment(own, 0, **options)
+    for _ in range(3):
+        online.step(np.zeros(1, np.float32))
+    with pytest.raises(RunError, match=sentence):
+        online.step(np.zeros(1, np.float32))
+    with make_env(own, **options) as env:
+        env.reset(seed=0)
+        env.unwrapped.step = lambda action: (np.zeros(2), np.inf, False, False, {})
+        with pytest.raises(RunError, match=f"{own} gave the reward inf; return a finite number"):
+            env.step(np.zeros(1, np.float32))
 
 
 def test_trains_evaluates_and_reports(flags, tmp_path, capsys):

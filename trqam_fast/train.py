@@ -336,7 +336,7 @@ def run_in(folder: RunFolder, config: TrainConfig, stop: StopRequest) -> Result:
     ledger, logger = Ledger(), Logger(config, folder)
     print(describe_settings(config), flush=True)
     with stop.at_once():
-        interface = own_interface(config)
+        interface = own_interface(config, trying=True)
         if interface is not None:
             logger.say("\n".join(describe(config, interface)))
         dataset = load_data(config, interface, logger, ledger)

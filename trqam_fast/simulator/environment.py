@@ -111,11 +111,22 @@ class Interface(NamedTuple):
         return len(self.low)
 
 
-def interface_of(env_id: str, **options: Any) -> Interface:
-    """Return what an environment takes and gives; `options` as of `make_env`."""
-    from trqam_fast.simulator.own import Standard, parts_of, steps_of
+def interface_of(env_id: str, *, trying: bool = False, **options: Any) -> Interface:
+    """Return what an environment takes and gives.
+
+    Args:
+        env_id: See `make_env`.
+        trying: Begin an episode and take a step in one that is not OGBench's.
+        options: Further arguments of `make_env`.
+
+    Raises:
+        UsageError: it cannot be made, or fails when it is tried.
+    """
+    from trqam_fast.simulator.own import Standard, parts_of, steps_of, try_out
 
     with contextlib.closing(make_env(env_id, **options)) as env:
+        if trying and not is_ogbench(env):
+            try_out(env)
         inner = env.env if isinstance(env, Standard) else env
         space = inner.action_space
         low, high = (bound.astype(np.float64).ravel() for bound in (space.low, space.high))

@@ -14,13 +14,18 @@ import numpy as np
 from gymnasium import spaces
 
 from trqam_fast.damage import reason_of
-from trqam_fast.errors import UsageError
+from trqam_fast.errors import RunError, UsageError
 from trqam_fast.importing import import_own
 from trqam_fast.simulator.bounds import unscaled
-from trqam_fast.simulator.environment import Parts
+from trqam_fast.simulator.environment import Parts, begin, restored_global_state
 
 SUCCESS_KEYS = ("success", "is_success")
 """What environments call success in their info."""
+
+
+RESET = "reset(*, seed=None, options=None) -> (observation, info)"
+STEP = "step(action) -> (observation, reward, terminated, truncated, info)"
+"""What gymnasium expects of an environment."""
 
 
 def make(
@@ -97,11 +102,13 @@ class Standard(gymnasium.Wrapper):
 
     Raises:
         UsageError: its spaces are others.
+        RunError: from `reset` and `step`, an observation of another width than its space, or a
+            number that is not finite.
     """
 
     def __init__(self, env: gymnasium.Env, name: str, success_return: float | None) -> None:
         super().__init__(env)
-        self.success_return, self.total = success_return, 0.0
+        self.name, self.success_return, self.total = name, success_return, 0.0
         space = env.action_space
         if not isinstance(space, spaces.Box):
             raise UsageError(f"{name} has actions in {space}; only numbers in a Box can be learned")
@@ -132,6 +139,8 @@ class Standard(gymnasium.Wrapper):
         observation, reward, terminated, truncated, info = self.env.step(
             own.reshape(space.shape).astype(space.dtype)
         )
+        if not math.isfinite(reward):
+            raise RunError(f"{self.name} gave the reward {reward}; return a finite number")
         self.total += float(reward)
         info = {**info, "success": self.succeeded(info, terminated)}
         return self.flat(observation), reward, terminated, truncated, info
@@ -147,7 +156,44 @@ class Standard(gymnasium.Wrapper):
 
     def flat(self, observation: Any) -> np.ndarray:
         """Return an observation as `[O]`."""
-        return spaces.flatten(self.env.observation_space, observation)
+        flat = spaces.flatten(self.env.observation_space, observation)
+        expected = self.observation_space.shape
+        if flat.shape != expected:
+            raise RunError(
+                f"{self.name} gave an observation of {flat.size} numbers, but its "
+                f"observation_space has {expected[0]}; return what the space says"
+            )
+        if not np.isfinite(flat).all():
+            index = int(np.argmin(np.isfinite(flat)))
+            raise RunError(
+                f"{self.name} gave an observation with {flat[index]} as number {index}; return "
+                "finite numbers"
+            )
+        return flat
+
+
+def try_out(env: Standard) -> None:
+    """Begin an episode and take a step, the middle action, as training will.
+
+    Raises:
+        UsageError: either fails; the sentence says what is expected.
+    """
+    calls = {
+        RESET: lambda: begin(env, np.random.default_rng(0)),
+        STEP: lambda: env.step(np.zeros(env.action_space.shape, np.float32)),
+    }
+    with restored_global_state():
+        for expected, call in calls.items():
+            try:
+                call()
+            except RunError as error:
+                raise UsageError(str(error)) from error
+            except Exception as error:
+                raise UsageError(
+                    f"{env.name} fails at the first {expected.partition('(')[0]} "
+                    f"({type(error).__name__}: {reason_of(error)}); expected {expected} of "
+                    "gymnasium; call it in Python to see where"
+                ) from error
 
 
 def parts_of(space: gymnasium.Space) -> Parts:

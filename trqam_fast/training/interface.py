@@ -44,12 +44,20 @@ class Sizes(NamedTuple):
         return len(self.low)
 
 
-def own_interface(config: TrainConfig) -> Interface | None:
-    """Return the interface of an environment or of data of one's own, None for OGBench's."""
+def own_interface(config: TrainConfig, *, trying: bool = False) -> Interface | None:
+    """Return the interface of an environment or of data of one's own, None for OGBench's.
+
+    Args:
+        config: The run's configuration.
+        trying: Begin an episode of one's own environment and take a step.
+
+    Raises:
+        UsageError: it cannot be made, or fails when it is tried.
+    """
     task = find_task(config.env_name)
     if task.dataset_name is not None and config.dataset is None:
         return None
-    return interface_of(task.env_id, **config.env_options)
+    return interface_of(task.env_id, trying=trying, **config.env_options)
 
 
 def describe(config: TrainConfig, interface: Interface) -> list[str]:
