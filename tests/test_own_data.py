@@ -93,6 +93,27 @@ def test_without_next_observations_the_next_row_follows():
     assert "1 trajectories" in note
 
 
+@pytest.mark.parametrize("masks", [None, np.ones(9)])
+def test_timeouts_end_trajectories_but_not_the_task(masks, tmp_path):
+    """As in D4RL; what nobody uses is named."""
+    ended, cut = np.eye(9)[3], np.eye(9)[6] + np.eye(9)[8]
+    flags = {"terminals": ended, "timeouts": cut, "masks": masks, "next_observations": None}
+    path = save(tmp_path / "mine.npz", **(arrays((4, 5)) | flags), infos=np.array([{}] * 9))
+    found, (unused, note, left_out) = read(parse_source(str(path)))
+    assert set(found) == set(FIELDS) and unused == f"{path} has arrays that are not used: infos"
+    said = f"{path}: timeouts ends 2 trajectories where terminals is 0"
+    rows = [0, 1, 2, 3, 4, 5, 7] if masks is None else [0, 1, 2, 4, 5, 7]
+    assert np.array_equal(found["observations"], np.float32(arrays((4, 5))["observations"])[rows])
+    if masks is None:
+        assert note == f"{said}, without ending the task; terminals ends it in 1 rows"
+        assert found["masks"].tolist() == [1, 1, 1, 0, 1, 1, 1]
+        assert found["terminals"].tolist() == [0, 0, 0, 1, 0, 1, 1]
+    else:
+        assert note == said and found["masks"].all()
+        assert found["terminals"].tolist() == [0, 0, 1, 0, 1, 1]
+    assert "2 trajectories" in left_out if masks is None else "3 trajectories" in left_out
+
+
 WRONG = {
     "missing": ({"rewards": None}, "has no array 'rewards', expected [N]; it has observations"),
     "rank": ({"actions": np.zeros(5)}, "actions has shape [5], expected [5, A]; reshape it to [5,"),
@@ -109,7 +130,13 @@ WRONG = {
         {"masks": 1 - arrays()["masks"]},
         "masks is 0 in 3 rows, 100.0% of those before a trajectory's last, expected 1 where",
     ),
+    "complex": ({"rewards": np.zeros(5, complex)}, "rewards has dtype complex128, expected numb"),
+    "objects": ({"masks": np.array([None] * 5)}, "masks has dtype object, expected numbers that"),
     "end": ({"terminals": np.zeros(5)}, "terminals ends with 0, expected 1 in the last row"),
+    "timeout": (
+        {"terminals": np.zeros(5), "timeouts": np.zeros(5)},
+        "timeouts ends with 0, expected 1 in",
+    ),
     "empty": (
         {name: array[:0] for name, array in arrays().items()},
         "observations has shape [0, 3], expected [N, O]",

@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import zipfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -122,27 +123,37 @@ def read_headers(path: Path) -> Headers:
 
 
 def read_arrays(
-    path: Path, complaint: str, remedy: str, kinds: str = "biuf"
+    path: Path,
+    complaint: str,
+    remedy: str,
+    kinds: str = "biuf",
+    names: Collection[str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Return every array of an npz file; memory is asked for what the file really holds.
+    """Return arrays of an npz file; memory is asked for what the file really holds.
 
     Args:
         path: The file.
         complaint: What is said of a damaged one; see `reading`.
         remedy: What helps then.
         kinds: numpy's kinds of dtype that the arrays may have.
+        names: Those that are wanted of the arrays that there are; None takes all.
 
     Raises:
         Damaged: the file is truncated or no npz file, or an array is of another kind.
         Unreadable: the system refuses.
     """
     with reading(path, complaint, remedy), open_file(path) as file:
-        for name, (_, dtype) in headers_of(file).items():
+        wanted = {
+            name: dtype
+            for name, (_, dtype) in headers_of(file).items()
+            if names is None or name in names
+        }
+        for name, dtype in wanted.items():
             if dtype.kind not in kinds:
                 raise ValueError(f"{name} has dtype {dtype}")
         file.seek(0)
         with np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+            arrays = {name: archive[name] for name in wanted}
     return {  # torch takes this machine's order of bytes alone
         name: array.astype(array.dtype.newbyteorder("="), copy=False)
         for name, array in arrays.items()

@@ -14,11 +14,11 @@ Arrays = dict[str, np.ndarray]
 
 SHAPES = {
     "observations": "[N, O]", "actions": "[N, A]", "rewards": "[N]", "terminals": "[N]",
-    "masks": "[N]", "next_observations": "[N, O]",
+    "masks": "[N]", "next_observations": "[N, O]", "timeouts": "[N]",
 }  # fmt: skip
 """Arrays of a dataset; the first four must be there."""
 NEEDED = ("observations", "actions", "rewards", "terminals")
-FLAGS = ("terminals", "masks")
+FLAGS = ("terminals", "masks", "timeouts")
 
 OUTSIDE = 0.05
 """Share of actions outside the bounds from which they are taken for actions in other units."""
@@ -31,7 +31,8 @@ MOST_ENDS = 0.5
 def complete(arrays: Arrays, place: str) -> tuple[Arrays, list[str]]:
     """Check arrays and fill in what is optional.
 
-    Without `masks` every end of a trajectory counts as an end of the task. Without
+    Without `masks` every end of a trajectory counts as an end of the task, but not where there are
+    `timeouts`, which end a trajectory too: then `terminals` alone end the task, as in D4RL. Without
     `next_observations` the next row's observation is taken, and a trajectory's last transition,
     which has none, is left out unless the task ended there.
 
@@ -55,12 +56,20 @@ def complete(arrays: Arrays, place: str) -> tuple[Arrays, list[str]]:
     check_shapes(found, place)
     for name, array in found.items():
         check_values(array, name, place)
+    notes, last, timeouts = [], "terminals", found.pop("timeouts", None)
+    if timeouts is not None:
+        last, ended = "timeouts", found["terminals"]
+        note = f"timeouts ends {int((timeouts > ended).sum())} trajectories where terminals is 0"
+        if "masks" not in found:
+            found["masks"] = 1.0 - ended
+            note += f", without ending the task; terminals ends it in {int(ended.sum())} rows"
+        notes.append(f"{place}: {note}")
+        found["terminals"] = np.maximum(ended, timeouts)
     if found["terminals"][-1] != 1:
         raise UsageError(
-            f"{place}: terminals ends with 0, expected 1 in the last row; write 1 there, or add "
+            f"{place}: {last} ends with 0, expected 1 in the last row; write 1 there, or add "
             "the rest of the trajectory"
         )
-    notes = []
     if "masks" not in found:
         found["masks"] = 1.0 - found["terminals"]
         notes.append(
@@ -85,13 +94,18 @@ def as_numbers(array: np.ndarray, name: str, place: str) -> np.ndarray:
         UsageError: it holds no numbers.
     """
     array = np.asarray(array)
-    if array.dtype.kind not in "biuf":
-        raise UsageError(
-            f"{place}: {name} has dtype {printable(array.dtype)}, expected numbers that convert to "
-            "float32; save it as one"
-        )
+    check_numbers(array.dtype, name, place)
     with np.errstate(over="ignore"):
         return array.astype(np.float32, copy=False)
+
+
+def check_numbers(dtype: np.dtype, name: str, place: str) -> None:
+    """Raise `UsageError` unless an array holds numbers."""
+    if dtype.kind not in "biuf":
+        raise UsageError(
+            f"{place}: {name} has dtype {printable(dtype)}, expected numbers that convert to "
+            "float32; save it as one"
+        )
 
 
 def check_shapes(arrays: Arrays, place: str) -> None:
