@@ -164,9 +164,25 @@ def test_verify_and_training_refuse_with_one_sentence(case, tmp_path, capsys):
 
 
 def test_a_whole_file_is_whole_for_both(tmp_path, capsys):
-    path = save(tmp_path / "mine.npz", masks=None)
-    assert verify(capsys, path, "--env-id", "Pendulum-v1") == (0, f"{path} is whole")
-    assert len(load_task("Pendulum-v1", dataset=str(path), say=lambda text: None)[0]) == 5
+    """And both say the same of it."""
+    values = arrays((50, 50)) | {"masks": None, "next_observations": None}
+    values["actions"][7] = 2.5
+    path, said = save(tmp_path / "mine.npz", **values), []
+    assert len(load_task("Pendulum-v1", dataset=str(path), say=said.append)[0]) == 100
+    assert len(said) == 2 and all(line.startswith("note: ") for line in said)
+    whole = "\n".join([*said, f"{path} is whole"])
+    assert verify(capsys, path, "--env-id", "Pendulum-v1") == (0, whole)
+    assert verify(capsys, path) == (0, "\n".join([said[0], f"{path} is whole"]))
+    own = ("--env-id", "tests.own_tasks:OldStep")
+    assert "fails at the first step" in verify(capsys, path, *own)[1]
+
+
+def test_verify_names_what_it_takes(tmp_path, capsys):
+    path = tmp_path / "a.pkl"
+    path.write_bytes(b"")
+    assert run_command(lambda: data.main(["verify", str(path)])) == 2
+    sentence = f"'{path}' is no dataset; name one of OGBench, a file (.npz, .hdf5), a LeRobotData"
+    assert sentence in capsys.readouterr().err
 
 
 def test_a_cut_file_is_damaged(tmp_path, capsys):

@@ -26,8 +26,7 @@ from trqam_fast.data.generate.recipe import GENERATED_DIR, Recipe
 from trqam_fast.data.load import OFFICIAL_DIR, Found, present
 from trqam_fast.data.names import LARGE_SETS, PUBLISHED, DatasetName, parse_dataset
 from trqam_fast.data.npz import layout_of, problems_of
-from trqam_fast.data.readers import Source, parse_source
-from trqam_fast.data.readers import problems_of as problems_of_own
+from trqam_fast.data.readers import SOURCES, Source, look_at, parse_source
 from trqam_fast.errors import FAILURE, UsageError
 from trqam_fast.files import expanded
 from trqam_fast.text import printable
@@ -187,8 +186,10 @@ def resolve(source: str, folder: Path) -> list[Path]:
         UsageError: there are none.
     """
     path, base = expanded(Path(source)), expanded(folder)
-    if path.suffix in (".npz", ".flat") or path.is_file():
+    if path.suffix in (".npz", ".flat"):
         found = [path]
+    elif path.is_file():
+        raise UsageError(f"{source!r} is no dataset; name one of OGBench, {SOURCES}")
     elif path.is_dir():
         found = stored_in(path)
     elif source in LARGE_SETS:
@@ -230,7 +231,7 @@ def is_val(path: Path) -> bool:
 
 
 def verify(args: VerifyArgs) -> int:
-    """Check each archive and flat set, print what is wrong or that nothing is."""
+    """Check archives, flat sets and sources; print notes, and what is wrong or that nothing is."""
     wrong, sources = False, args.sources
     if not sources:
         if args.dataset_dir != OFFICIAL_DIR and not expanded(args.dataset_dir).exists():
@@ -244,27 +245,28 @@ def verify(args: VerifyArgs) -> int:
         own = own_source(source)
         for found in [own] if own else resolve(source, args.dataset_dir):
             try:
-                problems = problems_in(found, args.env_id)
+                problems, notes = looked_at(found, args.env_id)
             except Unreadable as error:
-                problems = [str(error)]
+                problems, notes = [str(error)], []
             wrong |= bool(problems)
             said = problems or [f"{source if own else found} is whole"]
-            print(*(printable(line, LONGEST) for line in said), sep="\n")
+            lines = (*(f"note: {note}" for note in notes), *said)
+            print(*(printable(line, LONGEST) for line in lines), sep="\n")
     return FAILURE if wrong else 0
 
 
-def problems_in(found: Path | Source, env_id: str | None) -> list[str]:
-    """Return a sentence for everything that is wrong with an archive, a flat set or a source.
+def looked_at(found: Path | Source, env_id: str | None) -> tuple[list[str], list[str]]:
+    """Return all that is wrong with an archive, a flat set or a source, and what training says.
 
     Raises:
         Unreadable: the system refuses.
     """
     own = found if isinstance(found, Source) else own_source(str(found))
     if own is not None:
-        return problems_of_own(own, env_id)
+        return look_at(own, env_id)
     if found.suffix == ".flat":
-        return problems_of_flat(found)
-    return problems_of(found, layout_of(parse_dataset(found.stem)))
+        return problems_of_flat(found), []
+    return problems_of(found, layout_of(parse_dataset(found.stem))), []
 
 
 def own_source(text: str) -> Source | None:

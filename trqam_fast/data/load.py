@@ -17,8 +17,7 @@ from trqam_fast.data.flat_dataset import FlatDataset, open_flat
 from trqam_fast.data.generate.recipe import GENERATED_DIR, Recipe, can_generate
 from trqam_fast.data.names import LARGE_SETS, PUBLISHED, DatasetName, parse_dataset
 from trqam_fast.data.npz import layout_of, read_headers, read_raw
-from trqam_fast.data.readers import Source, parse_source, read
-from trqam_fast.data.readers.whole import fit
+from trqam_fast.data.readers import Source, parse_source, read_fitting
 from trqam_fast.data.tasks import find_task
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.files import expanded
@@ -161,9 +160,8 @@ def load_own(
         UsageError: they are not whole, or do not fit the environment.
         Unreadable: the system refuses.
     """
-    arrays, notes = read(source)
-    arrays, more = fit(arrays, interface, env_name, source.place)
-    for note in (*notes, *more):
+    arrays, notes = read_fitting(source, interface, env_name)
+    for note in notes:
         say(f"note: {note}")
     return Dataset.from_arrays(arrays, device)
 

@@ -18,10 +18,16 @@ import numpy as np
 
 from trqam_fast.errors import UsageError
 from trqam_fast.files import expanded
-from trqam_fast.simulator.environment import interface_of
+from trqam_fast.simulator.environment import Interface, interface_of
 
 READERS = ("npz", "minari", "lerobot", "robomimic")
 """Formats; each is a module here with a function `read(place, keys)`."""
+
+SOURCES = (
+    "a file (.npz, .hdf5), a LeRobotDataset's folder, or FORMAT:PLACE with one of "
+    f"{', '.join(READERS)}"
+)
+"""What a source may be, in words."""
 
 SUFFIXES = {".npz": "npz", ".hdf5": "robomimic", ".h5": "robomimic"}
 """Formats that a file's name tells."""
@@ -70,10 +76,7 @@ def parse_source(text: str) -> Source:
             "lerobot" if (path / "meta" / "info.json").exists() else SUFFIXES.get(path.suffix, "")
         )
     if not form or not place:
-        raise UsageError(
-            f"--dataset is {text!r}; name a file (.npz, .hdf5), a LeRobotDataset's folder, or "
-            f"FORMAT:PLACE with one of {', '.join(READERS)}"
-        )
+        raise UsageError(f"--dataset is {text!r}; name {SOURCES}")
     return Source(form, place, tuple(key for key in keys.split(",") if key))
 
 
@@ -97,8 +100,23 @@ def read(source: Source) -> tuple[Arrays, list[str]]:
     return arrays, [*notes, *more]
 
 
-def problems_of(source: Source, env_id: str | None = None) -> list[str]:
-    """Return a sentence for what is wrong with a dataset, by what training asks of it.
+def read_fitting(source: Source, interface: Interface, env_name: str) -> tuple[Arrays, list[str]]:
+    """Read a dataset for an environment, its actions scaled to [-1, 1]; see `read`.
+
+    Args:
+        source: The dataset.
+        interface: The environment's.
+        env_name: Its name, for messages.
+    """
+    from trqam_fast.data.readers.whole import fit
+
+    arrays, notes = read(source)
+    arrays, more = fit(arrays, interface, env_name, source.place)
+    return arrays, [*notes, *more]
+
+
+def look_at(source: Source, env_id: str | None = None) -> tuple[list[str], list[str]]:
+    """Return a sentence for what is wrong with a dataset, and what training says of it.
 
     Args:
         source: The dataset.
@@ -107,15 +125,12 @@ def problems_of(source: Source, env_id: str | None = None) -> list[str]:
     Raises:
         Unreadable: the system refuses.
     """
-    from trqam_fast.data.readers.whole import fit
-
     try:
-        arrays, _ = read(source)
-        if env_id is not None:
-            fit(arrays, interface_of(env_id), env_id, source.place)
+        if env_id is None:
+            return [], read(source)[1]
+        return [], read_fitting(source, interface_of(env_id, trying=True), env_id)[1]
     except UsageError as error:
-        return [str(error)]
-    return []
+        return [str(error)], []
 
 
 def installed(module: str, extra: str, place: str) -> ModuleType:
