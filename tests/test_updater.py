@@ -177,13 +177,14 @@ def test_state_stays_where_it_is(kind):
     assert addresses() == before
 
 
-def test_history_keeps_every_update_in_order():
-    history = History(3)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_history_keeps_every_update_in_order(dtype):
+    history, b = History(3), torch.full((2,), -1.0, dtype=dtype)
     for value in range(3):
-        history.record({"a": torch.full((2,), float(value)), "b": torch.full((2,), -1.0)})
+        history.record({"a": torch.full((2,), value, dtype=dtype), "b": b})
         history.advance(1)
     assert history.collect()[:, 0, 0].tolist() == [0.0, 1.0, 2.0]
-    history.record({"a": torch.full((2,), 3.0), "b": torch.full((2,), -1.0)})
+    history.record({"a": torch.full((2,), 3, dtype=dtype), "b": b})
     history.advance(1)
     assert history.collect()[:, 1, 0].tolist() == [3.0]
     assert history.values[:, 0, 0].tolist() == [0.0, 1.0, 2.0, 3.0]

@@ -59,7 +59,8 @@ class History:
         """Read back what was recorded since the last call, append it to `values`, return it."""
         if self._buffer is None:
             return self.values[:0]
-        new = self._buffer[: self._count].double().cpu()
+        # A copy also of float64 on a CPU: the buffer's rows are written again.
+        new = self._buffer[: self._count].to("cpu", torch.float64, copy=True)
         self._count = 0
         self._position.zero_()
         self.values = torch.cat([self.values, new]) if self.values.numel() else new
