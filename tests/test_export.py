@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import runpy
 import shutil
@@ -23,7 +24,7 @@ from trqam_fast.export import load_export, weights, write_export
 from trqam_fast.files import write_json
 from trqam_fast.policy import Policy
 from trqam_fast.runs import checkpoint
-from trqam_fast.runs.folder import RunFolder
+from trqam_fast.runs.folder import RunFolder, cpu_model
 from trqam_fast.training.backend import settle_backend
 from trqam_fast.training.load_run import load_run, make_agent
 from trqam_fast.training.presets import make_config
@@ -100,7 +101,10 @@ def exported(tmp_path_factory):
 
 def test_nothing_of_this_machine_is_in_it(exported):
     for file in exported.iterdir():
-        assert str(exported.parent).encode() not in file.read_bytes(), file
+        for text in (str(exported.parent), platform.platform(), cpu_model()):
+            assert text.encode() not in file.read_bytes(), file
+    card = (exported / "README.md").read_text()
+    assert "| torch | " in card and "| cpu | " not in card and "| threads | " not in card
     assert {file.name for file in exported.iterdir()} == {
         "model.safetensors", "config.json", "README.md",
     }  # fmt: skip

@@ -13,6 +13,7 @@ from trqam_fast.damage import reading
 from trqam_fast.data.tasks import single_task
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.evaluation.statistics import wilson_interval
+from trqam_fast.runs.folder import MACHINE
 from trqam_fast.runs.read import Row, Run, success_of
 from trqam_fast.runs.values import LARGEST_COUNT, load_json
 from trqam_fast.simulator.bounds import bounds_in_words
@@ -98,7 +99,7 @@ def model_card(
         "## Data",
         data_in_words(config, data),
         "## Versions",
-        table(["", ""], [[name, str(value)] for name, value in run.versions.items()]),
+        table(["", ""], [[n, str(v)] for n, v in run.versions.items() if n not in MACHINE]),
         "## Files",
         "`model.safetensors` holds the networks layer by layer, `[S, in, out]` for S seeds, "
         "critics `[S, E, in, out]`; `config.json` what builds them. Written by trqam_fast "

@@ -274,6 +274,10 @@ def folder_name(name: str) -> str:
     return name.replace(":", ".").replace("/", ".")
 
 
+MACHINE = ("platform", "cpu", "gpu", "threads")
+"""Entries of `versions` that are of the machine."""
+
+
 def versions() -> dict[str, str]:
     """Versions of everything that a run's numbers depend on."""
     found = {"python": platform.python_version()}
