@@ -27,6 +27,7 @@ from trqam_fast.simulator.online import OnlineEnvironment
 from trqam_fast.status import __main__ as status
 from trqam_fast.sweep.plan import make_plan
 from trqam_fast.sweep.spec import parse_spec
+from trqam_fast.training.interface import describe
 from trqam_fast.training.presets import make_config
 
 REACH = "tests.own_tasks:Reach"
@@ -112,6 +113,10 @@ def test_registered_environments_and_dicts():
     found = interface_of("tests.own_tasks:Registered-v0")
     assert (found.obs_dim, found.act_dim, found.steps, found.mujoco) == (2, 1, 7, False)
     assert math.isinf(interface_of(REACH).steps)
+    found = interface_of("tests.own_tasks:Keyed")
+    assert (found.parts, found.act_shape) == ((("place",), ("aim", "goal")), (1, 1))
+    line, *_ = describe(make_config(env_id="tests.own_tasks:Keyed", dataset="a.npz"), found)
+    assert "3 numbers an observation (place, aim/goal), 1 an action" in line
     with make_env("tests.own_tasks:Registered-v0") as env:
         observation, _ = env.reset(seed=0)
         # The order of a dict's keys is that of their names.
