@@ -369,6 +369,37 @@ def test_match_is_the_update_of_the_equations(algo):
     assert_equal64([*found, *gradients], [loss, kl, end, *expected])
 
 
+@pytest.mark.parametrize("match", [match_trqam, match_sqam])
+def test_what_cannot_be_matched_is_named(match):
+    """By the caller's names: what has no gradient, and a temperature that is no tensor."""
+    op, net = match.__name__, nn.Linear(3, 3, dtype=torch.float64)
+    given = {
+        "field": lambda s, x, t: net(x),
+        "base": lambda s, x, t: x.sin(),
+        "context": draw(1, 4, 2),
+        "critic": lambda x: -x.square().sum(-1),
+        "x0": draw(1, 4, 3),
+        "noise": draw(1, 4, 4, 3, seed=1),
+        "lam": torch.ones(1, dtype=torch.float64),
+    } | ({"flow_steps": 5} if match is match_sqam else {})
+    unseen = "without a gradient with respect to the actions"
+    for change, kind, message in (
+        ({"lam": 3.0}, TypeError, f"{op}: lam is a float; pass a torch.Tensor"),
+        (
+            {"lam": torch.ones(2).double()},
+            ValueError,
+            rf"{op}: lam has shape \[2\]; expected \[1\]",
+        ),
+        ({"field": torch.no_grad()(lambda s, x, t: net(x))}, RuntimeError, f"{op}: field returned"),
+        ({"critic": lambda x: -x.detach().sum(-1)}, RuntimeError, f"critic returned .* {unseen}"),
+        ({"critic": lambda x: net(x.detach()).sum(-1)}, RuntimeError, unseen),
+        ({"critic": lambda x: x.detach().sum(-1).numpy()}, TypeError, "critic returned a ndarray"),
+    ):
+        with pytest.raises(kind, match=message):
+            match(**given | change)
+    match(**given)
+
+
 @pytest.mark.parametrize("algo", ["trqam", "sqam"])
 def test_value_rises_and_the_budget_holds(algo, trained):
     """The example's own loop: D of an unmodified copy is 0; then near the budget; base unmoved."""

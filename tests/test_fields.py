@@ -115,6 +115,22 @@ def test_reentrant_checkpointing_is_named():
         lean_adjoint(field, *data())
 
 
+@pytest.mark.parametrize("kind", ["no_grad", "inference_mode", "detached x", "detached v"])
+def test_a_field_without_a_gradient_in_x_is_refused(kind):
+    """The sweep would be that of -X / t alone."""
+    net = Net()
+    field = {
+        "no_grad": torch.no_grad()(net.forward),
+        "inference_mode": torch.inference_mode()(net.forward),
+        "detached x": lambda s, x, t: net(s, x.detach(), t),
+        "detached v": lambda s, x, t: net(s, x, t).detach(),
+    }[kind]
+    with pytest.raises(
+        RuntimeError, match=r"^lean_adjoint: base_velocity returned .* without a gr"
+    ):
+        lean_adjoint(field, *data())
+
+
 def test_other_errors_of_a_field_stay():
     def broken(s, x, t):
         raise RuntimeError("out of something")

@@ -45,7 +45,8 @@ def lean_adjoint(
 
     Args:
         base_velocity: `MLPWeights` on `[s, x, t]`, or a callable v(s, x, t) that treats its B rows
-            independently.
+            independently. What it returns must depend on x in autograd's sight; one that does not,
+            such as a constant, is taken for a mistake (add `0 * x` where it is none).
         observations: `[S, B, O]`, float32 or float64; for a callable also a `Context`.
         trajectory: X_0..X_K, `[S, K + 1, B, D]`; X_K itself is not used.
         terminal_adjoint: a_K, `[S, B, D]`.
@@ -66,7 +67,8 @@ def lean_adjoint(
         ValueError: shapes, dtypes or devices do not fit, or a schedule is missing.
         BackendError: the backend asked for cannot run.
         RuntimeError: `observations`, `trajectory` or `terminal_adjoint` needs a gradient, or a
-            callable uses reentrant gradient checkpointing.
+            callable gives none with respect to x: it runs under `torch.no_grad`, detaches, or uses
+            reentrant gradient checkpointing.
     """
     op = "lean_adjoint"
     check_states(op, base_velocity, observations, trajectory)

@@ -29,32 +29,41 @@ def lean_adjoint(
         h, decay = schedule.step_sizes[k], schedule.decay_times[k]
         t_next = schedule.times[k] + h
 
-        def drift(x: Tensor, t_next: float = t_next, decay: float = decay) -> Tensor:
-            time = torch.full_like(x[..., :1], t_next)
-            return 2.0 * field(observations, x, time) - x / decay
+        def velocity(x: Tensor, t_next: float = t_next) -> Tensor:
+            return field(observations, x, torch.full_like(x[..., :1], t_next))
 
         with scope_of(base_velocity):
-            adjoint = adjoint + h * pull_back(drift, trajectory[:, k], adjoint)
+            pulled = pull_back(velocity, trajectory[:, k], 2.0 * adjoint)
+        adjoint = adjoint + h * (pulled - adjoint / decay)
         adjoints.append(adjoint)
     return torch.stack(adjoints[::-1], dim=1)
 
 
-def _pull_back_packed(drift: Callable[[Tensor], Tensor], x: Tensor, adjoint: Tensor) -> Tensor:
-    """Return (d drift / dX)^T a, itself differentiable."""
-    return torch.func.vjp(drift, x)[1](adjoint)[0]
+def _pull_back_packed(velocity: Callable[[Tensor], Tensor], x: Tensor, adjoint: Tensor) -> Tensor:
+    """Return (dv / dX)^T a, itself differentiable."""
+    return torch.func.vjp(velocity, x)[1](adjoint)[0]
 
 
-def _pull_back(drift: Callable[[Tensor], Tensor], x: Tensor, adjoint: Tensor) -> Tensor:
-    """Return (d drift / dX)^T a as a constant, by whatever autograd finds inside the field."""
+def _pull_back(velocity: Callable[[Tensor], Tensor], x: Tensor, adjoint: Tensor) -> Tensor:
+    """Return (dv / dX)^T a as a constant, by whatever autograd finds inside the field."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        value = drift(x)
-    try:
-        return torch.autograd.grad(value, x, adjoint)[0]
-    except RuntimeError as error:
-        if "heckpoint" not in str(error) or ".grad()" not in str(error):
-            raise
+        value = velocity(x)
+    gradient = None
+    if value.requires_grad:
+        try:
+            (gradient,) = torch.autograd.grad(value, x, adjoint, allow_unused=True)
+        except RuntimeError as error:
+            if "heckpoint" not in str(error) or ".grad()" not in str(error):
+                raise
+            raise RuntimeError(
+                "lean_adjoint: base_velocity uses reentrant gradient checkpointing, through which "
+                "PyTorch gives no gradient with respect to x; checkpoint with use_reentrant=False"
+            ) from error
+    if gradient is None:
         raise RuntimeError(
-            "lean_adjoint: base_velocity uses reentrant gradient checkpointing, through which "
-            "PyTorch gives no gradient with respect to x; checkpoint with use_reentrant=False"
-        ) from error
+            "lean_adjoint: base_velocity returned a velocity without a gradient with respect to x; "
+            "the sweep needs one, so let the field run without torch.no_grad(), "
+            "torch.inference_mode() and detach()"
+        )
+    return gradient

@@ -35,8 +35,9 @@ def terminal_adjoint(
         a_K, `[S, B, D]`, a constant.
 
     Raises:
-        TypeError: `action_mask` is no bool tensor.
+        TypeError: `action_mask` is no bool tensor, or the critic returned no tensor.
         ValueError: `action_mask` or what the critic returned has another shape.
+        RuntimeError: what the critic returned has no gradient with respect to the actions.
     """
     check_action_mask("terminal_adjoint", action_mask, x)
     with torch.enable_grad():
@@ -44,10 +45,22 @@ def terminal_adjoint(
         low, high = (torch.as_tensor(b, dtype=x.dtype, device=x.device) for b in (low, high))
         (actions,) = masked(action_mask, x.clamp(low, high))
         values = critic(actions)
+        if not isinstance(values, Tensor):
+            raise TypeError(
+                f"terminal_adjoint: critic returned a {type(values).__name__}; expected a tensor "
+                f"{list(x.shape[:-1])}"
+            )
         if values.shape != x.shape[:-1]:
             raise ValueError(
                 f"terminal_adjoint: critic returned {list(values.shape)}; expected "
                 f"{list(x.shape[:-1])}"
             )
-        (gradient,) = torch.autograd.grad(values.sum(), x)
+        gradient = None
+        if values.requires_grad:
+            (gradient,) = torch.autograd.grad(values.sum(), x, allow_unused=True)
+    if gradient is None:
+        raise RuntimeError(
+            "terminal_adjoint: critic returned values without a gradient with respect to the "
+            "actions; let it run without torch.no_grad(), torch.inference_mode() and detach()"
+        )
     return -gradient

@@ -83,8 +83,11 @@ def match_trqam(
     Raises:
         TypeError: as the ops raise.
         ValueError: likewise.
+        RuntimeError: `field` returned a velocity without a gradient, `base` one without a gradient
+            with respect to x, or `critic` values without one with respect to the actions.
     """
-    check_tensor("match_trqam", "noise", noise, (None, None, None, None))
+    op = "match_trqam"
+    _check(op, x0, noise, lam)
     path = curved_path(field)
     if schedule is None and path is not None:
         schedule = path.noise_schedule(noise.shape[1] + 1)
@@ -105,7 +108,7 @@ def match_trqam(
         action_mask=action_mask,
         steps=steps,
     )
-    return _descend(shares, lam, end, backward)
+    return _descend(op, shares, lam, end, backward)
 
 
 def match_sqam(
@@ -152,12 +155,15 @@ def match_sqam(
     Raises:
         TypeError: as the ops raise.
         ValueError: likewise, or a field has a `path` other than the linear one.
+        RuntimeError: `field` returned a velocity without a gradient, or `critic` values without one
+            with respect to the actions.
     """
-    check_tensor("match_sqam", "noise", noise, (None, None, None, None))
+    op = "match_sqam"
+    _check(op, x0, noise, lam)
     for name, given in (("field", field), ("base", base)):
         if curved_path(given) is not None:
             raise ValueError(
-                f"match_sqam: {name} has a path other than the linear one, on which SQAM's bridge "
+                f"{op}: {name} has a path other than the linear one, on which SQAM's bridge "
                 "lies; use match_trqam"
             )
     with torch.no_grad():
@@ -179,12 +185,27 @@ def match_sqam(
         action_mask=action_mask,
         steps=steps,
     )
-    return _descend(shares, lam, end, backward)
+    return _descend(op, shares, lam, end, backward)
 
 
-def _descend(shares: Any, lam: Tensor, end: Tensor, backward: Callable[[Tensor], Any]) -> Match:
+def _check(op: str, x0: Tensor, noise: Tensor, lam: Tensor) -> None:
+    """Raise under the caller's names, before anything is computed, unless these are tensors."""
+    check_tensor(op, "x0", x0, (None, None, None))
+    check_tensor(op, "noise", noise, (None, None, None, None))
+    check_tensor(op, "lam", lam, (x0.shape[0],))
+
+
+def _descend(
+    op: str, shares: Any, lam: Tensor, end: Tensor, backward: Callable[[Tensor], Any]
+) -> Match:
     loss, path_kl = torch.zeros_like(lam), torch.zeros_like(lam)
     for share in shares:
+        if not share.loss.requires_grad:
+            raise RuntimeError(
+                f"{op}: field returned a velocity without a gradient; let it and {op} run without "
+                "torch.no_grad(), torch.inference_mode() and detach(), and require gradients of "
+                "the parameters that learn"
+            )
         backward(share.loss.sum())
         loss += share.loss.detach()
         path_kl += share.path_kl
