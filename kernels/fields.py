@@ -32,8 +32,9 @@ class Context:
 VelocityFunction = Callable[[Any, Tensor, Tensor], Tensor]
 """`v(observations, x, t)` with `[S, N, O]`, `[S, N, D]`, `[S, N, 1]` to `[S, N, D]`.
 
-Instead of the observations it gets the value of a `Context` where the caller passes one. A callable
-may say on which `AffinePath` it was trained, as its attribute `path`.
+Instead of the observations it gets the value of a `Context` where the caller passes one, which it
+must leave as it was; x and t are its own. A callable may say on which `AffinePath` it was trained,
+as its attribute `path`.
 """
 
 Velocity = MLPWeights | VelocityFunction
@@ -45,8 +46,9 @@ def as_function(
 ) -> VelocityFunction:
     """Return `velocity` as a callable; packed weights run in plain PyTorch.
 
-    What a callable returns is checked, and converted to the type of x: a field that computes in
-    bfloat16, or under autocast, gives the ops the type they compute in.
+    A callable gets copies of x and t, which it may change. What it returns is checked, and
+    converted to the type of x: a field that computes in bfloat16, or under autocast, gives the ops
+    the type they compute in.
 
     Args:
         velocity: The field.
@@ -62,7 +64,8 @@ def as_function(
 
     def field(observations: Tensor | Context, x: Tensor, t: Tensor) -> Tensor:
         given = observations.value if isinstance(observations, Context) else observations
-        found = velocity(given, x, t)
+        # Copies, so that a field may work on them in place: x is the caller's, or a chain's state.
+        found = velocity(given, x.clone(), t.clone())
         check_velocities(op, name, found, x)
         return found.to(x.dtype)
 

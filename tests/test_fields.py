@@ -139,6 +139,35 @@ def test_other_errors_of_a_field_stay():
         lean_adjoint(broken, *data())
 
 
+def test_a_field_may_change_its_arguments_in_place():
+    """Padding set to zero, time scaled: neither the caller's tensors nor the chain's change."""
+    s, points, terminal = data()
+    net, noise, lam = Net(), points[:, 1:STEPS], torch.ones(1, dtype=torch.float64)
+    mask = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)
+
+    def apart(s, x, t):
+        return net(s, x * mask, t * 100.0)
+
+    def in_place(s, x, t):
+        x[..., 2:] = 0.0
+        return net(s, x, t.mul_(100.0))
+
+    def results(field):
+        rollout = sde_rollout(field, field, s, terminal, noise, ode_observations=s, ode_x0=terminal)
+        steps = adjoint_matching_steps(field, net, s, points[:, 1:], points[:, 1:], lam)
+        return [
+            *rollout,
+            ode_rollout(field, s, terminal, STEPS),
+            velocity_along(field, s, points),
+            lean_adjoint(field, s, points, terminal),
+            *(value for share in steps for value in share),
+        ]
+
+    expected, before = results(apart), [points.clone(), terminal.clone()]
+    assert_equal64(results(in_place), expected)
+    assert torch.equal(points, before[0]) and torch.equal(terminal, before[1])
+
+
 WRONG = {
     "no run axis": (lambda s, x, t: x[0], ValueError, r"returned \[5, 3\].*expected \[1, 5, 3\]"),
     "broadcasts": (lambda s, x, t: x[..., :1], ValueError, r"returned \[1, 5, 1\].*\[1, 5, 3\]"),
