@@ -110,3 +110,31 @@ def refuse_gradient(op: str, **inputs: bool) -> None:
         raise RuntimeError(
             f"{op}: no gradient with respect to {', '.join(wanted)}; detach it before the call"
         )
+
+
+class _Refusing(torch.autograd.Function):
+    """The first of its tensors; going back through it raises if another one needs a gradient."""
+
+    @staticmethod
+    def forward(op, names, value, *others):
+        return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.op, ctx.names, *_ = inputs
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        needed = ctx.needs_input_grad[3:]
+        refuse_gradient(ctx.op, **dict(zip(ctx.names, needed, strict=True)))
+        return None, None, cotangent, *[None] * len(needed)
+
+
+def refusing(op: str, value: Tensor, **constants: Tensor) -> Tensor:
+    """Return `value`, a function of `constants` detached, so that it refuses to go back to them.
+
+    It does as the Functions of the compiled backends do: RuntimeError in the backward pass.
+    """
+    if not any(tensor.requires_grad for tensor in constants.values()):
+        return value
+    return _Refusing.apply(op, tuple(constants), value, *constants.values())

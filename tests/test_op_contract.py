@@ -321,6 +321,31 @@ def test_double_backward_raises(name, backend, options):
         grad.sum().backward()
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+@pytest.mark.parametrize(
+    ("name", "output", "constants"),
+    [
+        ("adjoint_matching", "loss", ("base_velocity", "adjoint", "lam")),
+        ("sde_rollout", "velocity", ("observations", "x0", "noise")),
+    ],
+)
+def test_the_backward_pass_refuses_constants(name, output, constants, backend):
+    """The other outputs are constants."""
+    case = CASES[name]
+    for constant in constants:
+        inputs = draw_inputs(case, SMALL)
+        (leaf, *_), (refused,) = (
+            list(tensors_of(inputs, names).values()) for names in (case.differentiable, (constant,))
+        )
+        leaf.requires_grad_()
+        refused.requires_grad_()
+        outputs = case.call(inputs, backend=backend)
+        found = [key for key, value in outputs.items() if value is not None and value.requires_grad]
+        assert found == [output]
+        with pytest.raises(RuntimeError, match=f"^{name}: no gradient with respect to {constant};"):
+            outputs[output].sum().backward()
+
+
 @implementations([n for n, case in CASES.items() if case.refused])
 def test_unsupported_gradients_raise(name, backend, options):
     case = CASES[name]

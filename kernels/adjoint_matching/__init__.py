@@ -12,6 +12,7 @@ from trqam_fast.kernels.checks import (
     check_same,
     check_tensor,
     masked,
+    refusing,
 )
 from trqam_fast.kernels.dispatch import choose_backend
 from trqam_fast.kernels.noise_schedule import NoiseSchedule, check_schedule
@@ -73,10 +74,12 @@ def adjoint_matching(
     check_action_mask(op, action_mask, velocity)
     velocity, base_velocity, adjoint = masked(action_mask, velocity, base_velocity, adjoint)
     chosen = choose_backend(op, backend, velocity.device, dtype=velocity.dtype)
-    data = (velocity, base_velocity, adjoint, lam, schedule, horizon)
+    constants = {"base_velocity": base_velocity, "adjoint": adjoint, "lam": lam}
     if chosen == "reference":
-        return reference.adjoint_matching(*data)
-    return ops.adjoint_matching(*data, chosen)
+        detached = (tensor.detach() for tensor in constants.values())
+        loss, kl = reference.adjoint_matching(velocity, *detached, schedule, horizon)
+        return refusing(op, loss, **constants), kl
+    return ops.adjoint_matching(velocity, *constants.values(), schedule, horizon, chosen)
 
 
 __all__ = ["adjoint_matching"]

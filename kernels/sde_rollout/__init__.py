@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from trqam_fast.kernels.checks import check_counts, check_same, check_tensor
+from trqam_fast.kernels.checks import check_counts, check_same, check_tensor, refusing
 from trqam_fast.kernels.dispatch import choose_backend
 from trqam_fast.kernels.fields import (
     Context,
@@ -125,9 +125,12 @@ def sde_rollout(
         own_schedule=is_own(schedule),
     )
     if chosen == "reference":
+        constants = tensors_of(observations) | {"x0": x0, "noise": noise}
+        inputs = inputs._replace(**{name: tensor.detach() for name, tensor in constants.items()})
         trajectory, velocities, ode_x = reference.sde_rollout(
             velocity, base_velocity, inputs, schedule
         )
+        velocities = refusing(op, velocities, **constants)
     else:
         trajectory, velocities, ode_x = ops.sde_rollout(
             velocity, base_velocity, inputs, chosen, precision
