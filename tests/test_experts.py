@@ -192,6 +192,35 @@ def test_check_field_names_what_is_turned(masked):
         assert not found.ok and "fits no convention clearly" in found.message, found
 
 
+def test_check_field_tells_of_a_sweep_that_turns_signs():
+    """The exact field of N(0, s^2) against its factors in closed form; and a field with none."""
+
+    def field(deviation):
+        def slope(t):
+            return (t * deviation**2 - (1 - t)) / ((1 - t) ** 2 + t**2 * deviation**2)
+
+        return slope, lambda s, x, t: slope(t) * x
+
+    s = draw(1, 64, 1)
+    for deviation, steps, turns in ((0.1, 4, 2), (0.3, 4, 1), (0.05, 10, 8), (0.3, 10, None)):
+        slope, exact = field(deviation)
+        actions = deviation * draw(1, 64, 3, seed=3)
+        found = check_field(exact, s, actions, flow_steps=steps)
+        assert found.ok
+        factors = [1 + (2 * slope((k + 1) / steps) - steps / (k + 1)) / steps for k in range(steps)]
+        if turns is None:
+            assert min(factors[1:]) > 0 and found.message.endswith("mean square)")
+        else:
+            expected = f"; step {turns} of a sweep of {steps} multiplies adjoints by "
+            assert f"{expected}{factors[turns]:.2f} and" in found.message
+            assert min(factors[1:]) == factors[turns]
+        assert check_field(exact, s, actions, flow_steps=40).message.endswith("mean square)")
+    blind = torch.no_grad()(exact)
+    assert check_field(blind, s, actions, flow_steps=None).ok
+    with pytest.raises(RuntimeError, match="without a gradient with respect to x"):
+        check_field(blind, s, actions)
+
+
 def test_check_field_on_another_path():
     """The exact field of one action's path, on the path it belongs to and on another."""
     path, action = AffinePath.cosine(), draw(1, 1, 3, seed=3)

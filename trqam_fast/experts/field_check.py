@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trqam_fast.kernels import AffinePath, Context, Velocity
-from trqam_fast.kernels.checks import check_action_mask, check_tensor
+from trqam_fast.kernels import AffinePath, Context, Velocity, lean_adjoint
+from trqam_fast.kernels.checks import check_action_mask, check_counts, check_tensor
 from trqam_fast.kernels.fields import as_function, check_observations, check_velocity, scope_of
 from trqam_fast.kernels.noise_schedule import curved_path
 
@@ -33,7 +33,7 @@ class FieldCheck:
 
     Attributes:
         ok: Whether the field fits best as it is, clearly so.
-        message: One sentence.
+        message: One sentence; where it fits, also what a sweep does to the sign of adjoints.
         errors: Mean squared error by convention, as a share of the velocity's own mean square.
     """
 
@@ -51,12 +51,18 @@ def check_field(
     action_mask: Tensor | None = None,
     times: int = 8,
     seed: int = 0,
+    flow_steps: int | None = 10,
 ) -> FieldCheck:
     """Compare a field with the velocities of demonstrations, in each convention it might have.
 
     At X_t = beta_t X_0 + alpha_t a with X_0 ~ N(0, I), a trained field comes closest to
     alpha'_t a + beta'_t X_0 in mean square. A field whose time runs backwards does so as
     -v(s, X_t, 1 - t), and is called time-reversed.
+
+    A field that fits is then tried as the base of a sweep of K steps, at the same X_t. Step k
+    multiplies an adjoint by I + h (2 dv/dX - I / (t_k + h)); the message names the step with the
+    smallest mean of that diagonal where it is below zero, so that adjoints change their sign. Step
+    0 is left out: its factor 2 h dv/dX is below zero in any trained field.
 
     Args:
         field: As an op would get it.
@@ -67,43 +73,53 @@ def check_field(
         action_mask: True for the D dimensions that count, a bool `[D]`; None for all.
         times: Evaluations of the whole batch, at times in the middle of as many steps.
         seed: Of the noise.
+        flow_steps: K; None for a field that is never swept, such as SQAM's.
 
     Returns:
         The `FieldCheck`.
 
     Raises:
-        TypeError: an argument is no tensor, of an unsupported dtype, or no field.
-        ValueError: shapes do not fit.
+        TypeError: an argument is no tensor, of an unsupported dtype, no field, or no integer.
+        ValueError: shapes do not fit, or `flow_steps` is below 1.
+        RuntimeError: as `lean_adjoint` raises, of a field without a gradient with respect to x.
     """
     op = "check_field"
     runs, batch = check_observations(op, observations, actions, "actions", field=field)
     check_tensor(op, "actions", actions, (runs, batch, None))
     check_velocity(op, "field", field, observations, actions.shape[-1])
     check_action_mask(op, action_mask, actions)
+    if flow_steps is not None:
+        check_counts(op, flow_steps=flow_steps)
     path = curved_path(field) if path is None else path
     path = AffinePath.linear() if path is None else path
     velocity, generator = as_function(field, op, "field"), torch.Generator().manual_seed(seed)
     counts = torch.ones_like(actions[0, 0]) if action_mask is None else action_mask.to(actions)
 
-    def mean_square(value: Tensor) -> float:
-        return float((value.square() * counts).sum() / (counts.sum() * runs * batch))
+    def mean(value: Tensor) -> float:
+        return float((value * counts).sum() / (counts.sum() * runs * batch))
+
+    def normal() -> Tensor:
+        return torch.randn(actions.shape, generator=generator, dtype=torch.float64).to(actions)
+
+    def between(noise: Tensor, t: Tensor) -> Tensor:
+        return float(path.beta(t)) * noise + float(path.alpha(t)) * actions
 
     errors = dict.fromkeys(CONVENTIONS, 0.0)
     size = 0.0
     with torch.no_grad(), scope_of(field):
         for step in range(times):
             t = torch.tensor((step + 0.5) / times, dtype=torch.float64)
-            noise = torch.randn(actions.shape, generator=generator, dtype=torch.float64).to(actions)
-            x = float(path.beta(t)) * noise + float(path.alpha(t)) * actions
+            noise = normal()
+            x = between(noise, t)
             up, down = (float(slope) for slope in path.slopes(t))
             target = up * actions + down * noise
             ahead, behind = (
                 velocity(observations, x, torch.full_like(x[..., :1], time))
                 for time in (float(t), 1.0 - float(t))
             )
-            size += mean_square(target)
+            size += mean(target.square())
             for name, found in zip(errors, (ahead, -behind, -ahead, behind), strict=True):
-                errors[name] += mean_square(found - target)
+                errors[name] += mean((found - target).square())
     errors = {name: error / size for name, error in errors.items()}
     best, second = sorted(errors, key=errors.__getitem__)[:2]
     shares = f"errors {errors['as it should']:.2f} as it is, {errors[best]:.2f} so"
@@ -118,6 +134,22 @@ def check_field(
         message = f"looks {best} ({shares}); wrap its module as {remedy(field, best)}"
     else:
         message = f"looks {best} (error {errors[best]:.2f} of the velocity's mean square)"
+        factors = {}
+        if flow_steps is not None:
+            schedule = path.noise_schedule(flow_steps)
+            for k in range(1, flow_steps):
+                x = between(normal(), torch.tensor(schedule.times[k], dtype=torch.float64))
+                signs, points = normal().sign(), torch.stack([x, x], 1)
+                step = schedule.step(k)
+                swept = lean_adjoint(field, observations, points, signs, schedule=step)
+                factors[k] = mean(signs * swept[:, 0])
+        turns = [k for k, factor in factors.items() if factor < 0]
+        if turns:
+            k = min(turns, key=factors.__getitem__)
+            message += (
+                f"; step {k} of a sweep of {flow_steps} multiplies adjoints by {factors[k]:.2f} "
+                "and so turns their sign: take more steps, or match_sqam"
+            )
     return FieldCheck(fits and best == "as it should", message, errors)
 
 
