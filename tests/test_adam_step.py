@@ -134,6 +134,16 @@ def test_a_run_that_is_not_finite_shows_it(backend):
     assert both[0][1].isnan() and both[1][1].isnan().all()
 
 
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_squares_that_float32_cannot_hold(backend):
+    """The clipped step is that of the gradient's direction; Triton's is excepted."""
+    small = run(backend, make(2, 37, 20, dtype=torch.float32, scale=10.0), max_norm=1.0)
+    large = run(backend, make(2, 37, 20, dtype=torch.float32, scale=1e30), max_norm=1.0)
+    assert error(large[0], small[0].double() * 1e29) < 1e-6
+    for found, expected in zip(large[1:], small[1:], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-9)
+
+
 def test_results_do_not_depend_on_the_threads():
     before, results = torch.get_num_threads(), []
     try:

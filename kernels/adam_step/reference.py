@@ -19,7 +19,8 @@ def adam_step(
     settings: Settings,
 ) -> Tensor:
     """Do the step; see the package's `adam_step`."""
-    norm = torch.linalg.vector_norm(gradient, dim=1)
+    # In float64, as in C++: squares of float32 numbers overflow where their norm does not.
+    norm = torch.linalg.vector_norm(gradient, dim=1, dtype=torch.float64).to(gradient.dtype)
     if settings.max_norm < float("inf"):
         scale = settings.max_norm / norm.clamp(min=settings.max_norm)
         gradient = gradient * scale.unsqueeze(1)
