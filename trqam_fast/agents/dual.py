@@ -90,6 +90,9 @@ class DualController:
     ) -> tuple[Tensor, Tensor]:
         """Take one step.
 
+        Nothing is looked at, as that would wait for a GPU: from a path KL that is no number on, a
+        run's lambda and smoothed path KL are none. An infinite one is clipped.
+
         Args:
             path_kl: Path KL of every run, `[S]`.
             budget: Budget of this step, `[]` or `[S]`; `self.budget` without one.
