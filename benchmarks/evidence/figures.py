@@ -86,7 +86,6 @@ def draw_e2(found: dict[str, Any]) -> Figure:
         axes.set_title(titles[column])
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel("updates")
-    panels[1, 0].set_yscale("log")
     panels[0, 0].set_ylim(-0.03, 1.03)
     panels[0, 0].yaxis.set_major_formatter(PercentFormatter(1.0))
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower left", ncols=3)
