@@ -19,7 +19,7 @@ CASES = {
     "bf16": "paper scale, ours with bf16 operands",
     "fp32_small": "width 128 x 4, B = 64, float32",
 }
-COMPARISONS = ("compare_cpu", "compare_amd_cpu")
+COMPARISONS = ("compare_cpu", "compare_amd_cpu", "compare_amd_avx512_cpu")
 SIZES = ("w128-b64-s1", "w512-b256-s1")
 OPS = (
     "path_kl with gradient", "adjoint_matching with gradient", "sde_rollout",
