@@ -1,4 +1,7 @@
-"""Callable fields: what they may contain and return, contexts, one step at a time."""
+"""Callable fields: what they may contain and return, contexts, one step at a time.
+
+Longer than 400 lines, as each promise is held by every op that takes a field.
+"""
 
 import itertools
 import weakref

@@ -223,12 +223,12 @@ def test_environments_of_a_robot_arm_take_memory(tmp_path):
     jobs, resources = planned(CUBE, 25, memory_gb=4)
     assert [len(job.seeds) for job in jobs if job.after] == [1, 1, 1]
     (note,) = memory_notes(jobs, resources)
-    assert re.search(rf"of {CUBE} may take 5\.\d GiB with the 25 environments .* is 4; give", note)
-    for few in (planned(CUBE, 8, memory_gb=4), planned(TASK, 25, memory_gb=4)):
+    assert re.search(rf"of {CUBE} may take 6\.\d GiB with the 25 environments .* is 4; give", note)
+    for few in (planned(CUBE, 8, memory_gb=6), planned(TASK, 25, memory_gb=4)):
         assert memory_notes(*few) == []
         assert len(few[0][-1].seeds) > 1
     (note,) = memory_notes(*planned(CUBE, 25, gpus=1, memory_gb=4))
-    assert "may take 5.2 GiB" in note
+    assert "may take 5.7 GiB" in note
 
 
 def test_memory_of_a_gpu_is_what_one_needed():
@@ -262,10 +262,11 @@ def test_a_plan_is_kept_added_to_and_defended(tmp_path):
 
 
 def test_seeds_that_were_packed_together_stay_so(tmp_path):
-    write_plan(plan(tmp_path, tasks=[CUBE], seeds=[4, 0, 1]), tmp_path)
+    common = {"tasks": [CUBE], "resources": {"memory_gb": 8}}
+    write_plan(plan(tmp_path, **common, seeds=[4, 0, 1]), tmp_path)
 
     def groups(**changes):
-        jobs = plan(tmp_path, tasks=[CUBE], **changes)
+        jobs = plan(tmp_path, **common, **changes)
         return [job.seeds for job in jobs if job.algo == "trqam"]
 
     assert groups(seeds=[0, 1, 2, 3, 4]) == [(4, 0, 1), (2, 3)]

@@ -22,18 +22,25 @@ WIDEST_OBSERVATION, WIDEST_ACTION = 128, 21
 # What a job needs beside its updates and environments: torch, a first environment, the data.
 OTHER_BYTES = 2**30
 
-ARM_TASKS, ARM_BYTES = ("cube-", "scene-", "puzzle-"), 170 * 2**20
-"""OGBench's tasks with a robot's arm, and what an environment of them holds, most of it meshes
-(measured, docs/evaluation.md); the others' hold 1 to 3 MiB."""
+ARM_TASKS = ("cube-", "scene-", "puzzle-")
+"""OGBench's tasks with a robot's arm. Their environments hold meshes; the others' 1 to 3 MiB."""
+ARM_BYTES, ARM_OTHER_BYTES = 150 * 2**20, 2**30
+"""Of each such environment, and of a job that has some (measured, docs/sweeps.md)."""
 
 GPU_TIMES = 1.3
 """What an H100 needed for updates, over `update_bytes`, which bounds the CPU's (docs/gpu.md)."""
 
 
+def environments(config: TrainConfig) -> int:
+    """Return how many environments a job's evaluations make."""
+    return min(config.eval_envs, config.eval_episodes)
+
+
 def environment_bytes(config: TrainConfig) -> int:
-    """Return what the environments of a job's evaluations hold; nothing of one's own, unknown."""
-    count = min(config.eval_envs, config.eval_episodes)
-    return count * ARM_BYTES if find_task(config.env_name).env_id.startswith(ARM_TASKS) else 0
+    """Return what those hold; nothing is known of one's own."""
+    if not find_task(config.env_name).env_id.startswith(ARM_TASKS):
+        return 0
+    return ARM_OTHER_BYTES + environments(config) * ARM_BYTES
 
 
 def memory_notes(jobs: Sequence[Job], resources: Resources) -> list[str]:
@@ -44,8 +51,8 @@ def memory_notes(jobs: Sequence[Job], resources: Resources) -> list[str]:
         threads = max(1, config.threads)
         updates = 0 if resources.gpus > 0 else run_bytes(config, len(job.seeds), threads)
         needed = (OTHER_BYTES + environment_bytes(config) + updates) / 2**30
-        count = min(config.eval_envs, config.eval_episodes)
-        needs[job.env_name] = max(needs.get(job.env_name, (0.0, 0)), (needed, count))
+        need = (needed, environments(config))
+        needs[job.env_name] = max(needs.get(job.env_name, (0.0, 0)), need)
     return [
         f"a job of {name} may take {needed:.1f} GiB with the {count_of(count, 'environment')} of "
         f"its evaluations, and memory_gb of [resources] is {resources.memory_gb:g}; give it more, "
