@@ -17,6 +17,10 @@ from benchmarks.records import ROOT, describe, save
 from trqam_fast.cli import run_command
 from trqam_fast.files import write_text
 
+ANALYSES = {
+    "e1": e1.analyse, "e2": sweeps.analyse_e2, "e3": sweeps.analyse_e3, "e4": sweeps.analyse_e4,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class EvidenceArgs:
@@ -26,8 +30,9 @@ class EvidenceArgs:
     prints what there is so far, marked as partial until every planned run is over.
     """
 
-    experiment: Annotated[Literal["e1", "e2", "e3"], tyro.conf.Positional]
-    """e1: one setting for unequal problems; e2: long training; e3: the start."""
+    experiment: Annotated[Literal["e1", "e2", "e3", "e4"], tyro.conf.Positional]
+    """e1: one setting for unequal problems; e2: long training; e3: the start; e4: one
+    larger run."""
     out: Path = Path("runs/evidence")
     """Folder of the runs; each experiment has one of its own below it."""
     num_cpus: int | None = None
@@ -57,8 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         e1.run(out, flags)
     elif not args.read_only:
         sweeps.run(name, out, flags)
-    analyse = {"e1": e1.analyse, "e2": sweeps.analyse_e2, "e3": sweeps.analyse_e3}[name]
-    found = analyse(out)
+    found = ANALYSES[name](out)
     print("\n".join(LINES[name](found)))
     path, figure = out / "result.json", out / "figure.svg"
     if found["complete"]:
