@@ -190,9 +190,20 @@ def test_the_mechanism_is_read_over_time(tmp_path):
     assert "6e+03" in text and "QAM inv-temp 3.0" in drawing("e2", found)
 
 
+def test_published_curves_stand_beside_the_larger_run(tmp_path):
+    sweep = Sweep(tmp_path)
+    sweep.job(ONE, "qam", "QAM inv-temp 1.0", [0.9], seeds=(0,))
+    found = sweeps.analyse_e4(tmp_path)
+    rows = [line.split() for line in LINES["e4"](found) if line.startswith("  QAM")]
+    assert rows[0] == ["QAM", "inv-temp", "1.0", "10", "20", "90", "-", "-"]
+    assert rows[1] == ["QAM,", "published", "-", "-", "-", "80", "96"]
+    assert "QAM, published" in drawing("e4", found)
+
+
 def test_nothing_has_run_yet(tmp_path):
     for name, analyse in (
-        ("e1", e1.analyse), ("e2", sweeps.analyse_e2), ("e3", sweeps.analyse_e3)
+        ("e1", e1.analyse), ("e2", sweeps.analyse_e2), ("e3", sweeps.analyse_e3),
+        ("e4", sweeps.analyse_e4),
     ):  # fmt: skip
         found = analyse(tmp_path / name)
         assert not found["complete"]

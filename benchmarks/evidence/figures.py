@@ -70,8 +70,11 @@ def draw_curve(axes: Axes, found: dict[str, Any], cell: str, algo: str, shift: f
                       zorder=4)  # fmt: skip
 
 
-def draw_e2(found: dict[str, Any]) -> Figure:
-    """Draw success and what the log says of the mechanism over the updates, by method."""
+def draw_mechanism(found: dict[str, Any]) -> Figure:
+    """Draw success and what the log says of the mechanism over the updates, by method.
+
+    What others published of the task stands beside it, hollow, with its deviation over seeds.
+    """
     figure, panels = plt.subplots(2, 2, figsize=(9, 7), layout="constrained")
     algos = {algo.label: algo for algo in ALGORITHMS.values()}
     methods = list(found["curves"])
@@ -86,6 +89,10 @@ def draw_e2(found: dict[str, Any]) -> Figure:
         axes.set_title(titles[column])
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel("updates")
+    for name, curve in found.get("published", {}).items():
+        panels[0, 0].errorbar(curve["step"], curve["success"], curve["deviation"], label=name,
+                              marker="D", color=INK, markerfacecolor=PAPER, linestyle=":",
+                              capsize=2)  # fmt: skip
     panels[0, 0].set_ylim(-0.03, 1.03)
     panels[0, 0].yaxis.set_major_formatter(PercentFormatter(1.0))
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower left", ncols=3)
@@ -109,7 +116,7 @@ def draw_e3(found: dict[str, Any]) -> Figure:
     return figure
 
 
-DRAWINGS = {"e1": draw_e1, "e2": draw_e2, "e3": draw_e3}
+DRAWINGS = {"e1": draw_e1, "e2": draw_mechanism, "e3": draw_e3, "e4": draw_mechanism}
 
 
 def drawing(experiment: str, found: dict[str, Any]) -> str:

@@ -134,6 +134,18 @@ def e2_lines(found: dict[str, Any]) -> list[str]:
     return [*lines, "", "Per cent of success, then means over the last tenth of the log."]
 
 
+def e4_lines(found: dict[str, Any]) -> list[str]:
+    """Return the curves of E4, with what others published at the same updates."""
+    curves = {name: dict(columns["success"]) for name, columns in found["curves"].items()}
+    for name, curve in found["published"].items():
+        curves[name] = dict(zip(curve["step"], curve["success"], strict=True))
+    steps = sorted(set().union(*curves.values()))
+    rows = [["success in %", *(f"{step:,}" for step in steps)]]
+    rows += [[f"  {n}", *(percent(c.get(step)) for step in steps)] for n, c in curves.items()]
+    lines = ["E4: one larger run", *heading(found), "", *aligned(rows), ""]
+    return lines + aligned(method_rows(found["methods"]))
+
+
 def e3_lines(found: dict[str, Any]) -> list[str]:
     """Return the tables of E3."""
     lines = ["E3: the start", *heading(found), "", *aligned(method_rows(found["methods"]))]
@@ -144,4 +156,4 @@ def e3_lines(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-LINES = {"e1": e1_lines, "e2": e2_lines, "e3": e3_lines}
+LINES = {"e1": e1_lines, "e2": e2_lines, "e3": e3_lines, "e4": e4_lines}
