@@ -154,7 +154,7 @@ ODD_PROGRESS = [
     {"updates": {"pretrain": 0, "offline": 0, "online": 0, "more": 1}}, {"failures": None},
     {"failures": {7: "x"}}, {"failures": {"a": "x"}}, {"ends": []}, {"history": [1]},
     {"history": torch.zeros(2, dtype=torch.float64)},
-    {"drawn": None}, {"online": "x"}, {"data": None},
+    {"drawn": None}, {"online": "x"}, {"data": None}, {"metrics": "x"}, {"metrics": [1]},
 ]  # fmt: skip
 """The same in what continuing a run needs."""
 

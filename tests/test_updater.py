@@ -205,6 +205,24 @@ def test_history_tells_metrics_apart_by_name():
     assert not history.values.requires_grad  # or the graphs of all updates would be kept
 
 
+def test_a_continued_history_keeps_its_names():
+    before, after = History(3), History(3)
+    before.record({"a": torch.ones(2), "b": torch.zeros(2)})
+    before.advance(1)
+    before.collect()
+    after.restore(before.values, 2, before.names)
+    after.record({"b": torch.zeros(2), "a": torch.ones(2)})
+    after.advance(1)
+    after.collect()
+    assert after.names == ["a", "b"] and after.values[:, 0].tolist() == [[1.0, 0.0]] * 2
+    with pytest.raises(ValueError, match="names 1 of 2 metrics"):
+        History(3).restore(before.values, 2, ["a"])
+    later = History(3)
+    later.restore(before.values[:0], 2, ["old"])  # nothing is left of the interval
+    later.record({"a": torch.ones(2)})
+    assert later.names == ["a"]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("growing", [False, True])

@@ -143,6 +143,9 @@ def check_types(state: dict[str, Any]) -> None:
         raise ValueError("its step or its weights are impossible")
     if "history" in state and state["history"].ndim != 3:
         raise ValueError(f"its history has shape {list(state['history'].shape)}")
+    names = state.get("metrics", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("its names of metrics are no words")
     known = {"seconds": TIMED, "updates": STAGES}
     if any(name in state and state[name].keys() != set(known[name]) for name in known):
         raise ValueError("its times or counts are of other stages")

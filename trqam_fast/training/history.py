@@ -35,7 +35,7 @@ class History:
         Raises:
             UsageError: they are others than those of the first update.
         """
-        if self._buffer is None:
+        if not self.names:
             self.names = list(metrics)
         if metrics.keys() != set(self.names):
             missing = ", ".join(name for name in self.names if name not in metrics) or "none"
@@ -66,14 +66,23 @@ class History:
         self.values = torch.cat([self.values, new]) if self.values.numel() else new
         return new
 
-    def restore(self, values: Tensor, runs: int) -> None:
+    def restore(self, values: Tensor, runs: int, names: list[str] | None = None) -> None:
         """Take over `values` of a checkpoint.
 
+        Args:
+            values: `[n, S, M]`.
+            runs: S.
+            names: Of the M metrics; None, as older checkpoints have it, for the next update's.
+
         Raises:
-            ValueError: they are not those of so many runs.
+            ValueError: they are not those of so many runs, or of other metrics.
         """
         if values.dtype != torch.float64 or values.ndim != 3 or values.shape[1] not in (0, runs):
             raise ValueError(f"its history has shape {list(values.shape)}")
+        if len(values) > 0 and names is not None:
+            if len(names) != values.shape[2]:
+                raise ValueError(f"its history names {len(names)} of {values.shape[2]} metrics")
+            self.names = list(names)
         self.values = values
 
     def clear(self) -> None:

@@ -148,7 +148,7 @@ class Trainer:
             start.restore(agent, state, path)
             with reading(path, *start.MISFIT):
                 randomness.seek(state["drawn"])
-                history.restore(state["history"], agent.runs)
+                history.restore(state["history"], agent.runs, state.get("metrics"))
             step = state["step"]
             del state["agent"]  # it is as large as the agent itself
         if online:

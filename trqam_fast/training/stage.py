@@ -84,5 +84,6 @@ class Stage:
             "shapes": plain_shapes(self.agent.online.shapes),
             "drawn": self.randomness.position(),
             "history": self.history.values,
+            "metrics": self.history.names,
             "online": online,
         }
