@@ -29,6 +29,7 @@ from trqam_fast.agents import (
     algorithm,
     declaration,
 )
+from trqam_fast.agents.checks import unsaved
 from trqam_fast.agents.config import names_of
 from trqam_fast.cli import run_command
 from trqam_fast.errors import UsageError
@@ -110,6 +111,7 @@ def test_a_state_continues_exactly(name):
         train(each, [0, 1], 2)
     for (key, a), b in zip(agent.state_dict().items(), other.state_dict().values(), strict=True):
         assert torch.equal(a, b), key
+    assert unsaved(agent, lambda: train(agent, [0, 1], 1)) == []
 
 
 @pytest.mark.parametrize("name", TUNED)
@@ -372,6 +374,31 @@ class Number(BCAgent):
         metrics["lr"] = self.config.lr
 
 
+class Forgetful(QAMAgent):
+    """It keeps what no checkpoint holds, what does not change, and what is in `state`."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.seen, self.means, self.fixed = 0, {"grad": self.ones * 0}, self.ones * 2
+        self.held, self.lazy = self.ones * 0, None
+
+    def state(self):
+        return super().state() | {"held": self.held}
+
+    def after_step(self, metrics):
+        self.seen += 1
+        self.means["grad"] = 0.9 * self.means["grad"] + metrics["grad_norm"]
+        self.held += 1
+        if self.lazy is None:
+            self.lazy = self.ones * 3
+
+
+class Late(QAMAgent):
+    def loss(self, batch, noise):
+        losses, terms = super().loss(batch, noise)
+        return {name: loss.sum() for name, loss in losses.items()}, terms
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -423,6 +450,19 @@ def test_networks_are_checked_before_a_field_is_pretrained(flags, tmp_path, caps
     assert run([*flags, "--algo", f"{__name__}:Absent"], tmp_path / "run") == 2
     printed = capsys.readouterr()
     assert "its targets names 'critics'" in printed.err and "pretrain" not in printed.out
+
+
+def test_it_is_updated_before_a_field_is_pretrained(flags, tmp_path, capsys):
+    assert run([*flags, "--algo", f"{__name__}:Late"], tmp_path / "late") == 2
+    printed = capsys.readouterr()
+    assert "is a tensor []; give a tensor [1]" in printed.err and "pretrain" not in printed.out
+    assert run([*flags, "--algo", f"{__name__}:Forgetful"], tmp_path / "run") == 0
+    printed = capsys.readouterr().out
+    named = re.findall(
+        r"^note: an update of .*:Forgetful changes self\.(\S+), which", printed, re.M
+    )
+    assert named == ["seen", "means['grad']"]
+    assert printed.index("note:") < printed.index("\npretrain ")
 
 
 def test_the_field_may_have_another_name(flags, tmp_path, capsys):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from trqam_fast.errors import UsageError
@@ -38,6 +41,64 @@ def check_numbers(kind: type[Agent], what: str, values: dict[str, Any], runs: in
                 kind, f"its {what} {name!r} is {form_of(value)}",
                 f"give a tensor [{runs}], one number for each run",
             )  # fmt: skip
+
+
+REBUILT = {"branches", "config", "online", "options", "policy_graphs", "steps", "target"}
+"""Attributes of every agent that `state` need not hold, or holds under other names."""
+
+
+def unsaved(agent: Agent, update: Callable[[], object]) -> list[str]:
+    """Return the attributes that an update changes and that no checkpoint holds.
+
+    Tensors and numbers are looked at, also those in lists, tuples, dicts and plain objects. What
+    the first update makes and later ones leave alone is not among them.
+
+    Args:
+        agent: Of an algorithm; it is updated twice.
+        update: Does one update of it.
+    """
+    saved = {tensor.untyped_storage().data_ptr() for tensor in agent.state().values()}
+    update()
+    before = contents(agent, saved)
+    update()
+    after = contents(agent, saved)
+    return [name for name in after if not same(before.get(name), after[name])]
+
+
+def contents(agent: Agent, saved: set[int]) -> dict[str, Tensor | float | None]:
+    """Return copies of the tensors and numbers that an agent keeps, by where they stand.
+
+    Args:
+        agent: The agent.
+        saved: Where the tensors lie in memory that a checkpoint holds.
+    """
+    found: dict[str, Tensor | float | None] = {}
+    seen: set[int] = set()
+    left = [(name, value) for name, value in vars(agent).items() if name not in REBUILT]
+    while left:
+        name, value = left.pop(0)
+        if isinstance(value, Tensor):
+            if value.untyped_storage().data_ptr() not in saved:
+                found[name] = value.detach().clone()
+        elif value is None or isinstance(value, int | float):
+            found[name] = value
+        elif id(value) not in seen:
+            seen.add(id(value))
+            if isinstance(value, dict):
+                left += [(f"{name}[{key!r}]", inner) for key, inner in value.items()]
+            elif isinstance(value, list | tuple):
+                left += [(f"{name}[{index}]", inner) for index, inner in enumerate(value)]
+            elif not isinstance(value, ModuleType) and not callable(value):
+                inside = getattr(value, "__dict__", {})
+                left += [(f"{name}.{key}", inner) for key, inner in inside.items()]
+    return found
+
+
+def same(first: Tensor | float | None, second: Tensor | float | None) -> bool:
+    """Whether two values are the same bits."""
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return first.shape == second.shape and torch.equal(first.nan_to_num(), second.nan_to_num())
+    return type(first) is type(second) and not isinstance(first, Tensor) and first == second
 
 
 def check_draws(kind: type[Agent], draws: Any) -> None:

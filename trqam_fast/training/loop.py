@@ -9,7 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from trqam_fast.agents import Agent, algorithm
+from trqam_fast.agents import ALGORITHMS, Agent, algorithm
+from trqam_fast.agents.checks import unsaved
 from trqam_fast.damage import reading
 from trqam_fast.data.dataset import Transitions
 from trqam_fast.errors import RunError, Stopped
@@ -77,6 +78,8 @@ class Trainer:
         """
         try:
             state = self.load_newest() if self.config.resume != "no" else None
+            if state is None:
+                self.try_algorithm()
             self.say_estimate(0 if state is None else state["step"])
             self.run_stages(state)
         finally:
@@ -120,6 +123,29 @@ class Trainer:
         if config.online_steps > 0:
             agent.begin_stage("online")
             self.train(self.make_stage("online", agent, ends["offline"], state))
+
+    def try_algorithm(self) -> None:
+        """Update an agent of an algorithm of one's own, which is thrown away.
+
+        What its losses get wrong is told before pretraining, and what a resumed run would lose.
+
+        Raises:
+            UsageError: losses, metrics or draws are not what they must be.
+        """
+        algo = self.config.algo
+        if algo in ALGORITHMS:
+            return
+        agent = self.make_agent(algo)
+        randomness = make_randomness(self.config.seeds, "offline", agent.device, agent.backend)
+        updater = Updater(agent, self.dataset, randomness, History(2), graph=False)
+        with self.stop.at_once():
+            names = unsaved(agent, updater.update)
+        for name in names:
+            self.logger.say(
+                f"note: an update of {algo} changes self.{name}, which state() does not return, so "
+                "a resumed run begins with what __init__ gives it; return it there if updates or "
+                "actions read it"
+            )
 
     def say_estimate(self, step: int) -> None:
         """Print how long the updates after `step` take; a GPU's captured updates are not timed."""
