@@ -164,6 +164,22 @@ def test_no_time_is_guessed_for_gpus(tmp_path, capsys):
     assert "no estimate of the time" in capsys.readouterr().out
 
 
+def test_missing_data_are_named_before_anything_runs(tmp_path, capsys):
+    file, own = tmp_path / "sweep.toml", tmp_path / "own.npz"
+    head = 'algos = ["trqam"]\nseeds = [0]\nresources.gpus = 0.5\n'
+    file.write_text(f"{head}tasks = ['scene-play-singletask-task2-v0']\n[flags]\n"
+                    f"dataset_dir = '{tmp_path}'\n")  # fmt: skip
+    assert run(file, "--out", tmp_path / "out", "--dry-run") == 0
+    official = f"note: on this machine the dataset {tmp_path}/scene-play-v0.npz does not exist; "
+    assert capsys.readouterr().err.count(official) == 1
+    file.write_text(f"{head}tasks = ['Pendulum-v1']\n[flags]\ndataset = '{own}'\n")
+    assert run(file, "--out", tmp_path / "out", "--dry-run") == 0
+    assert f"--dataset npz:{own} does not exist; name what does" in capsys.readouterr().err
+    own.touch()
+    assert run(file, "--out", tmp_path / "out", "--dry-run") == 0
+    assert "does not exist" not in capsys.readouterr().err
+
+
 def test_a_command_that_lacks_something(tmp_path, capsys):
     for flag, value, bound in (("--num-cpus", 0, 1), ("--num-cpus", -3, 1), ("--num-gpus", -1, 0)):
         assert run("sweeps/smoke.toml", "--out", tmp_path, "--dry-run", flag, value) == 2

@@ -151,6 +151,29 @@ def load_arrays(path: Path, env_id: str) -> dict[str, np.ndarray]:
     return arrays
 
 
+def missing_data(
+    env_name: str, dataset: str | None, dataset_dir: Path, recipe: Recipe | None
+) -> str | None:
+    """Return that a task's data are not on this machine, and what helps, or None.
+
+    What can be made counts as there; a name of Minari's is not looked up. The arguments are those
+    of `load_task`.
+    """
+    name = find_task(env_name).dataset_name
+    if dataset is not None:
+        source = parse_source(dataset)
+        there = source.form == "minari" or expanded(Path(source.place)).exists()
+        return None if there else f"--dataset {dataset} does not exist; name what does"
+    if name is None:
+        return (
+            f"{env_name} has no data of OGBench; name yours with --dataset (docs/your_own_task.md)"
+        )
+    archive = expanded(dataset_dir) / f"{name}.npz"
+    if recipe is not None or archive.exists() or archive.with_suffix(".flat").exists():
+        return None
+    return f"the dataset {archive} does not exist; {fetch_hint(name, dataset_dir)}"
+
+
 def load_own(
     source: Source, interface: Interface, env_name: str, device: str, say: Callable[[str], object]
 ) -> Dataset:
@@ -206,10 +229,9 @@ def load_task(
     if dataset is not None:
         interface = interface or interface_of(task.env_id)
         return load_own(parse_source(dataset), interface, env_name, device, say), dataset
-    if task.dataset_name is None:
-        raise UsageError(
-            f"{env_name} has no data of OGBench; name yours with --dataset (docs/your_own_task.md)"
-        )
+    problem = missing_data(env_name, None, dataset_dir, recipe)
+    if problem is not None:
+        raise UsageError(problem)
     if recipe is None:
         archive = expanded(dataset_dir) / f"{task.dataset_name}.npz"
     else:
@@ -217,10 +239,6 @@ def load_task(
     path = stored_form(archive)
     if path is None and recipe is not None:
         path = recipe.ensure(generated_dir, progress=progress)
-    if path is None:
-        raise UsageError(
-            f"the dataset {archive} does not exist; {fetch_hint(task.dataset_name, dataset_dir)}"
-        )
     if path.suffix == ".flat":
         return open_flat(path, task.env_id, sparse=sparse, device=device), path
     arrays = load_arrays(path, task.env_id)

@@ -17,6 +17,7 @@ from typing import Annotated
 
 import tyro
 
+from trqam_fast.data.load import missing_data
 from trqam_fast.errors import FAILURE, INTERRUPTED, REQUEUE, Stopped, UsageError
 from trqam_fast.files import write_text, written_whole
 from trqam_fast.sweep import cluster
@@ -95,8 +96,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def say_notes(jobs: list[Job], spec: Spec) -> None:
-    """Print where jobs may take more memory than they are given."""
-    for note in memory_notes(jobs, spec.resources):
+    """Print where jobs may take more memory than they are given, and which data are not here."""
+    notes = memory_notes(jobs, spec.resources)
+    for job in jobs:
+        config = job.train_config()
+        problem = missing_data(
+            config.env_name, config.dataset, config.dataset_dir, config.recipe
+        )  # fmt: skip
+        if problem is not None:
+            notes.append(f"on this machine {problem}")
+    for note in dict.fromkeys(notes):
         print(f"note: {note}", file=sys.stderr)
 
 
