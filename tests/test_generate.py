@@ -12,6 +12,8 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,7 @@ from trqam_fast.training.presets import make_config
 MAZE = "pointmaze-medium-navigate-v0"
 PROGRAM = """
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 def main():
@@ -296,6 +299,24 @@ def test_a_failure_stops_everything(expert, workers, message, tmp_path):
     missing = [shard for shard in plan if not shard.path.exists()]
     assert sum(make_shards(missing, FakeExpert, 1)) == sum(s.episodes for s in missing)
     assert all(shard.path.exists() for shard in plan)
+
+
+@dataclass
+class Making:
+    """Makes experts as a recipe does, by a method, and leaves a file for each."""
+
+    folder: Path
+
+    def expert(self):
+        (self.folder / f"{uuid.uuid4()}.expert").touch()
+        return FakeExpert()
+
+
+def test_a_worker_keeps_its_expert(tmp_path):
+    """One for each shard was 160 MB more for each, until the memory was full."""
+    plan = plan_shards(tmp_path, "train", 30)
+    assert len(plan) == 8 and sum(make_shards(plan, Making(tmp_path).expert, 2)) == 30
+    assert 1 <= len(list(tmp_path.glob("*.expert"))) <= 2
 
 
 def test_closing_the_iterator_ends_the_workers(tmp_path):

@@ -28,7 +28,7 @@ def make_shards(
 
     Args:
         shards: What is missing.
-        make_expert: Makes a worker's expert; it is pickled, and hashed to know it again.
+        make_expert: Makes a worker's expert, once; it is pickled.
         workers: Number of processes; 1 works in this one.
 
     Raises:
@@ -50,12 +50,13 @@ def in_processes(
     """Make shards in worker processes, each of which gets a new shard when it has made one."""
     context = multiprocessing.get_context("spawn")  # A fork after torch's threads can hang.
     theirs, ours = context.Pipe(duplex=False)
-    with ours, theirs, ProcessPoolExecutor(workers, context, begin, (theirs,)) as pool:
+    started = (theirs, make_expert)
+    with ours, theirs, ProcessPoolExecutor(workers, context, begin, started) as pool:
         try:
             # Workers keep the mask: Ctrl-C is this process's alone, which ends them.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
-                made = {pool.submit(make_shard, make_expert, shard): shard for shard in shards}
+                made = {pool.submit(make_shard, shard): shard for shard in shards}
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
             for future in as_completed(made):
@@ -68,10 +69,16 @@ def in_processes(
             raise
 
 
-def begin(parent: Connection) -> None:
+expert: Callable[[], Expert]
+"""Returns the expert of this process, if it is a worker: the same one every time."""
+
+
+def begin(parent: Connection, make_expert: Callable[[], Expert]) -> None:
     """Prepare a worker: its simulator's warnings are not shown, and it ends with its parent."""
+    global expert
     warnings.simplefilter("ignore")
     follow(parent)
+    expert = functools.cache(make_expert)
 
 
 def follow(parent: Connection) -> None:
@@ -85,16 +92,10 @@ def follow(parent: Connection) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-@functools.cache
-def expert_of(make_expert: Callable[[], Expert]) -> Expert:
-    """Return a worker's expert, made once."""
-    return make_expert()
-
-
-def make_shard(make_expert: Callable[[], Expert], shard: Shard) -> None:
+def make_shard(shard: Shard) -> None:
     """Make a shard in a worker."""
     try:
-        for _ in shard.make(expert_of(make_expert)):
+        for _ in shard.make(expert()):
             pass
     except RunError:
         raise
