@@ -1,6 +1,7 @@
 """Runs that are killed, stopped by a scheduler, or out of disk space."""
 
 import dataclasses
+import gc
 import json
 import os
 import resource
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import pytest
 import torch
@@ -17,12 +19,16 @@ from tests.kill_run import compare_runs, differences, reached, start, wait_for_l
 from tests.runs import run
 from trqam_fast import train
 from trqam_fast.cli import run_command
+from trqam_fast.data.dataset import Dataset
 from trqam_fast.data.generate.recipe import Recipe
+from trqam_fast.data.replay import ReplayBuffer
 from trqam_fast.runs import checkpoint
 from trqam_fast.runs.csv_log import CsvLog
 from trqam_fast.status.lines import read_lines
 from trqam_fast.training.flags import parse_config
+from trqam_fast.training.online import OnlineDriver
 from trqam_fast.training.start import field_of
+from trqam_fast.training.updater import Updater
 
 STEPS = {"pretrain": 300, "offline": 60, "online": 60}
 END = sum(STEPS.values())
@@ -46,6 +52,36 @@ def whole(flags, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
     assert run(flags, folder) == 0
     return folder
+
+
+def test_what_a_stage_held_is_gone_in_the_next_one_and_all_of_it_at_the_end(
+    flags, whole, tmp_path, monkeypatch
+):
+    """Graphs, copies and replay buffers are gigabytes at the published sizes."""
+    made, alive = [], []
+    for kind in (Updater, ReplayBuffer, Dataset):
+        begin = kind.__init__
+
+        def noted(self, *args, begin=begin, **options):
+            made.append(weakref.ref(self))
+            begin(self, *args, **options)
+
+        monkeypatch.setattr(kind, "__init__", noted)
+    drive = OnlineDriver.run
+
+    def looked(self, *args):
+        alive.append([type(ref()) for ref in made if ref() is not None])
+        return drive(self, *args)
+
+    monkeypatch.setattr(OnlineDriver, "run", looked)
+    gc.collect()
+    gc.disable()
+    try:
+        assert run([*flags, "--pretrained", str(whole), "--bc-steps", "0"], tmp_path / "run") == 0
+        assert [ref() for ref in made if ref() is not None] == []
+    finally:
+        gc.enable()
+    assert alive and all(kinds.count(Updater) == 1 for kinds in alive)
 
 
 @pytest.mark.slow

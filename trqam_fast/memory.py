@@ -11,7 +11,7 @@ from trqam_fast.kernels.mlp.constants import aligned
 from trqam_fast.networks import MLPShape
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
-_NEVER, _STEP = 2**31 - 1, 64 * 2**20
+_NEVER, _STEP = -1, 64 * 2**20
 
 
 def keep_freed_memory() -> None:

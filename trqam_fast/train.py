@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -105,9 +106,9 @@ class Result:
             for name, by_seed in curves.items()
         }
 
-    @property
+    @functools.cached_property
     def policy(self) -> Policy:
-        """The policy of the first seed at the end of the run."""
+        """The policy of the first seed at the end of the run, read once."""
         return Policy.load(self.run_dir)
 
 

@@ -111,7 +111,9 @@ class ReplayBuffer:
     def state_dict(self) -> dict[str, Any]:
         """Online transitions as tensors on the CPU, `[S, n, ...]`."""
         rows = slice(self.lead, self.lead + self.added)
-        return {name: storage[:, rows].cpu().clone() for name, storage in self.online.items()}
+        return {
+            name: storage[:, rows].to("cpu", copy=True) for name, storage in self.online.items()
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""

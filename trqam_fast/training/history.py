@@ -87,4 +87,4 @@ class History:
 
     def clear(self) -> None:
         """Begin the next interval."""
-        self.values = self.values[:0]
+        self.values = self.values[:0].clone()  # a view would keep, and save, what it is a part of

@@ -7,6 +7,7 @@ import sys
 import time
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from trqam_fast.agents import ALGORITHMS, Agent, algorithm
@@ -86,6 +87,8 @@ class Trainer:
             for part in (self.driver, self.evaluator):
                 if part is not None:
                     part.close()
+            # The driver's log is this trainer's: a cycle would keep the transitions of both.
+            self.driver = self.evaluator = None
         if self.unsaved:
             raise RunError(
                 f"the end of the run could not be saved; make room and continue with --resume "
@@ -94,18 +97,12 @@ class Trainer:
 
     def run_stages(self, state: dict[str, Any] | None) -> None:
         """Run what is left of the stages after checkpoint `state`."""
-        config, ends = self.config, self.config.stage_ends
+        config = self.config
         current = "pretrain" if state is None else state["stage"]
         pretrained = self.pretrained if state is None else None
         field = None
         if current == "pretrain" and config.bc_steps > 0:
-            agent = self.make_agent("bc")
-            if pretrained is not None:
-                start.start_from(agent, pretrained)
-            stage = self.make_stage("pretrain", agent, 0, state)
-            self.train(stage)
-            # A run that diverged goes on (without being reported) from its last good weights.
-            field, state = stage.last_good["online"], None
+            field, state = self.pretrain(state, pretrained), None
         if not algorithm(config.algo).fine_tunes:
             return
         agent = self.make_agent(config.algo)
@@ -113,16 +110,33 @@ class Trainer:
             agent.load_pretrained(field)
         elif pretrained is not None:
             start.start_from(agent, pretrained)
+            del pretrained["agent"]  # it is as large as the agent itself
             with self.stop.at_once():
                 self.ledger.success["pretrain"] = self.evaluate("pretrain", agent, 0)
         if current != "online" and config.offline_steps > 0:
-            stage = self.make_stage("offline", agent, ends["pretrain"], state)
-            self.train(stage)
-            agent.load_state_dict(stage.last_good)
+            self.fine_tune(agent, state)
             state = None
         if config.online_steps > 0:
             agent.begin_stage("online")
-            self.train(self.make_stage("online", agent, ends["offline"], state))
+            self.train(self.make_stage("online", agent, state))
+
+    def pretrain(self, state: dict[str, Any] | None, pretrained: dict[str, Any] | None) -> Tensor:
+        """Clone the policy, from a checkpoint on; return its packed weights, `[S, p]`.
+
+        Those of a run that diverged, which goes on without being reported, are its last good ones.
+        """
+        agent = self.make_agent("bc")
+        if pretrained is not None:
+            start.start_from(agent, pretrained)
+        stage = self.make_stage("pretrain", agent, state)
+        self.train(stage)
+        return stage.last_good["online"]
+
+    def fine_tune(self, agent: Agent, state: dict[str, Any] | None) -> None:
+        """Fine-tune an agent offline; its graphs and copies are gone when the next stage begins."""
+        stage = self.make_stage("offline", agent, state)
+        self.train(stage)
+        agent.load_state_dict(stage.last_good)
 
     def try_algorithm(self) -> None:
         """Update an agent of an algorithm of one's own, which is thrown away.
@@ -159,13 +173,13 @@ class Trainer:
         """Build an agent for the task's sizes."""
         return make_agent(self.config, algo, self.dataset.obs_dim, self.dataset.act_dim)
 
-    def make_stage(
-        self, name: str, agent: Agent, begin: int, state: dict[str, Any] | None
-    ) -> Stage:
-        """Build a stage that begins at step `begin`, or goes on from a checkpoint of it."""
+    def make_stage(self, name: str, agent: Agent, state: dict[str, Any] | None) -> Stage:
+        """Build a stage at its beginning, or where a checkpoint of it goes on."""
         config, online = self.config, name == "online"
+        ends = config.stage_ends
+        begin = {"pretrain": 0, "offline": ends["pretrain"], "online": ends["offline"]}[name]
         updates_per_step = config.utd_ratio if online else 1
-        steps = min(config.log_interval, config.stage_ends[name] - begin)
+        steps = min(config.log_interval, ends[name] - begin)
         history = History(steps * updates_per_step)
         randomness = make_randomness(config.seeds, name, agent.device, agent.backend)
         step = begin
@@ -192,7 +206,7 @@ class Trainer:
             )  # fmt: skip
         return Stage(
             name, agent, driver, randomness, history, Intervals.of(config, name), begin,
-            config.stage_ends[name], step, updates_per_step,
+            ends[name], step, updates_per_step,
         )  # fmt: skip
 
     def train(self, stage: Stage) -> None:
@@ -351,9 +365,9 @@ class Trainer:
                 logged -= len(state["history"])
             start.check_continuation(state, self.config.stage_ends, self.fingerprint)
             ledger.restore(state)
-            for path in checkpoint.found(folder):
-                if path.name > name:
-                    path.rename(path.with_suffix(".damaged"))
+            paths = checkpoint.found(folder)
+            for path in paths[1 + [path.name for path in paths].index(name) :]:
+                path.rename(path.with_suffix(".damaged"))
         for path in folder.glob(f"*{PARTIAL}"):
             path.unlink()
         if step < self.config.end:

@@ -67,6 +67,8 @@ class Stage:
 
     def keep_good(self, failed: dict[int, str]) -> dict[str, Tensor]:
         """Return the agent's state, that of each failed seed as it last was good; remember it."""
+        if not failed:
+            self.last_good = {}  # nothing of it is needed, and both would be in memory
         state = self.agent.state_dict()
         for run in failed:
             for name, tensor in state.items():
