@@ -187,11 +187,14 @@ def plain_shapes(shapes: Mapping[str, MLPShape | ScalarShape]) -> dict[str, list
 def found(folder: Path) -> list[Path]:
     """Return the checkpoints in a folder, the oldest first; none without the folder.
 
+    Names of more than nine digits come after all shorter ones.
+
     Raises:
         Unreadable: the system refuses to list them.
     """
     try:
-        return sorted(path for path in folder.iterdir() if path.suffix == ".pt")
+        paths = (path for path in folder.iterdir() if path.suffix == ".pt")
+        return sorted(paths, key=lambda path: (len(path.name), path.name))
     except FileNotFoundError:
         return []
     except OSError as error:  # glob would return none
@@ -200,7 +203,7 @@ def found(folder: Path) -> list[Path]:
 
 def newest(folder: Path) -> Path | None:
     """Return the checkpoint to continue from: the one that sorts last."""
-    return max(found(folder), default=None)
+    return next(reversed(found(folder)), None)
 
 
 def prune(folder: Path, keep: int, protected: set[Path]) -> None:
