@@ -212,6 +212,14 @@ def test_report_names_the_authors_file_that_it_cannot_use(file, refuse, folder, 
     assert ("damaged" in note) != refuse
 
 
+def test_an_authors_run_that_has_just_begun(folder, capsys):
+    theirs = folder / "trqam_pointmaze_s1_0123abcd"
+    theirs.mkdir()
+    (theirs / "flags.json").write_text('{"agent": {"agent_name": "trqam"}, "seed": 1}')
+    assert run(report, folder, "--out", folder / "page") == 0
+    assert "1 unfinished" in capsys.readouterr().out
+
+
 def test_a_refusal_is_named_as_such(folder, refused):
     with refused(folder / "odd/eval.csv", 13):
         problems = read_run(folder / "odd").problems

@@ -41,7 +41,7 @@ def find(root: Path) -> Found:
         folders.sort()
         if "plan.json" in files:
             found.sweeps.append(folder)
-        elif "eval.csv" in files or ("flags.json" in files and read_flags(folder)[1]):
+        elif "eval.csv" in files or ("flags.json" in files and read_flags(folder, [])[1]):
             (found.authors if is_authors(folder) else found.runs).append(folder)
         elif "metrics.csv" in files or {"config.json", "versions.json"} <= set(files):
             found.runs.append(folder)
