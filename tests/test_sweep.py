@@ -9,7 +9,8 @@ import pytest
 
 from trqam_fast.damage import Unreadable
 from trqam_fast.errors import UsageError
-from trqam_fast.sweep.memory import memory_notes, run_bytes
+from trqam_fast.sweep import memory
+from trqam_fast.sweep.memory import host_need, memory_notes, run_bytes
 from trqam_fast.sweep.plan import make_plan, read_plan, write_plan
 from trqam_fast.sweep.spec import parse_spec, read_spec
 from trqam_fast.training.presets import make_config
@@ -211,7 +212,9 @@ def test_seeds_are_packed_as_far_as_memory_allows(tmp_path):
     assert sizes(memory_gb=64) == [8]
     assert sizes(memory_gb=1.2) == [1] * 8
     assert 1 < max(sizes(memory_gb=6)) < 8
-    assert max(sizes(gpus=0.5, gpu_memory_gb=8)) < max(sizes(gpus=1, gpu_memory_gb=8))
+    gpu = {"gpu_memory_gb": 8, "memory_gb": 32}
+    assert max(sizes(gpus=0.5, **gpu)) < max(sizes(gpus=1, **gpu))
+    assert max(sizes(gpus=1, gpu_memory_gb=80, memory_gb=6)) < 8  # a GPU's job is on a host too
 
 
 def test_environments_of_a_robot_arm_take_memory(tmp_path):
@@ -223,12 +226,50 @@ def test_environments_of_a_robot_arm_take_memory(tmp_path):
     jobs, resources = planned(CUBE, 25, memory_gb=4)
     assert [len(job.seeds) for job in jobs if job.after] == [1, 1, 1]
     (note,) = memory_notes(jobs, resources)
-    assert re.search(rf"of {CUBE} may take 6\.\d GiB with the 25 environments .* is 4; give", note)
+    assert re.search(rf"of {CUBE} may take 6\.\d GiB \(.*4.7 for environments.* is 4; give", note)
     for few in (planned(CUBE, 8, memory_gb=6), planned(TASK, 25, memory_gb=4)):
         assert memory_notes(*few) == []
         assert len(few[0][-1].seeds) > 1
     (note,) = memory_notes(*planned(CUBE, 25, gpus=1, memory_gb=4))
-    assert "may take 5.7 GiB" in note
+    assert "may take 6.3 GiB" in note
+
+
+def test_transitions_take_memory(tmp_path):
+    """Those that are read at the start, and those of the online stage, of every seed."""
+
+    def planned(**flags):
+        flags = {"preset": "paper"} | flags
+        jobs = plan(tmp_path, tasks=[TASK], algos=["trqam"], seeds=list(range(8)), flags=flags,
+                    resources={"memory_gb": 16})  # fmt: skip
+        config = jobs[-1].train_config()
+        return len(jobs[-1].seeds), host_need(config, 8, 1)
+
+    few, small = planned(generated=True, generated_transitions=100_000)
+    _, large = planned(generated=True, generated_transitions=5_000_000)
+    assert small.data == 100_000 * 480 and small.online == 0
+    assert large.data == 5_000_000 * 480
+    packed, online = planned(generated=True, online_steps=10**6)
+    assert online.online == 3 * 4 * 8 * 10**6 * (2 * 128 + 21 + 3) and packed < few
+    assert planned(dataset_dir=str(tmp_path))[1].data == 480 * 10**6
+    (tmp_path / "pointmaze-medium-navigate-v0.flat").mkdir()
+    assert planned(dataset_dir=str(tmp_path))[1].data == 0
+
+
+def test_the_seeds_of_a_job_are_a_folder_however_many(tmp_path):
+    jobs = plan(tmp_path, seeds=list(range(1000, 1100)), seeds_per_job=100,
+                resources={"memory_gb": 640})  # fmt: skip
+    names = {Path(job.name).name for job in jobs}
+    assert len(jobs[0].seeds) == 100 and len(names) == 1 and len(names.pop()) < 40
+
+
+def test_an_environment_of_ones_own_is_made_once(tmp_path, monkeypatch):
+    made = []
+    inner = memory.interface_of
+    monkeypatch.setattr(memory, "interface_of", lambda *a, **o: made.append(a) or inner(*a, **o))
+    memory.own_widths.cache_clear()
+    jobs = plan(tmp_path, tasks=["Pendulum-v1"], flags={"dataset": str(tmp_path / "x.npz")})
+    memory_notes(jobs, parse_spec(BASE).resources)
+    assert len(made) == 1
 
 
 def test_memory_of_a_gpu_is_what_one_needed():

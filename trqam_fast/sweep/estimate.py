@@ -23,7 +23,12 @@ from trqam_fast.sweep.memory import run_bytes
 from trqam_fast.sweep.plan import Job
 from trqam_fast.training.backend import settle_backend
 from trqam_fast.training.config import TrainConfig
-from trqam_fast.training.estimate import seconds_per_call, seconds_per_update, updates_left
+from trqam_fast.training.estimate import (
+    seconds_per_call,
+    seconds_per_update,
+    updates_left,
+    work_of,
+)
 
 START_SECONDS = 10.0
 """Of a process: imports, Ray's worker, reading the data."""
@@ -105,7 +110,10 @@ def check_memory(job: Job, config: TrainConfig, obs_dim: int, act_dim: int) -> N
         )
 
 
-@cache
+PROBED: dict[str, tuple[float, float]] = {}
+"""What `probe_agent` has measured."""
+
+
 def probe_agent(
     algo: str,
     config: CloningConfig,
@@ -115,16 +123,19 @@ def probe_agent(
     backend: str,
     precision: str,
 ) -> tuple[float, float]:
-    """Return the seconds of an update of all runs, and of a policy call's row."""
-    agent = algorithm(algo)(
-        config, obs_dim, act_dim, list(range(runs)), backend=backend, precision=precision
-    )
-    data = random_data(obs_dim, act_dim, probe_rows(config))
-    noise = np.zeros((agent.candidates, agent.noise_dim))
-    requests = [Request(np.zeros(obs_dim), noise)] * ROWS
-    update = seconds_per_update(agent, data, PROBE_SECONDS)
-    act = seconds_per_call(lambda: choose_chunks(agent, 0, requests), PROBE_SECONDS) / ROWS
-    return update, act
+    """Return the seconds of an update of all runs, and of a policy call's row; measured once."""
+    case = repr((algo, work_of(config), obs_dim, act_dim, runs, backend, precision))
+    if case not in PROBED:
+        agent = algorithm(algo)(
+            config, obs_dim, act_dim, list(range(runs)), backend=backend, precision=precision
+        )
+        data = random_data(obs_dim, act_dim, probe_rows(config))
+        noise = np.zeros((agent.candidates, agent.noise_dim))
+        requests = [Request(np.zeros(obs_dim), noise)] * ROWS
+        update = seconds_per_update(agent, data, PROBE_SECONDS)
+        act = seconds_per_call(lambda: choose_chunks(agent, 0, requests), PROBE_SECONDS) / ROWS
+        PROBED[case] = update, act
+    return PROBED[case]
 
 
 def job_seconds(job: Job) -> float:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from trqam_fast.training.flags import parse_config
 from trqam_fast.training.presets import flag_of, make_config, value_in_words
 
 FORMAT = 2
+LONGEST = 120
+"""Letters of the seeds in a folder's name; to a name of 255 others are added."""
 CLONING = "bc"
 """The algorithm that pretrains."""
 
@@ -126,7 +129,7 @@ def make_plan(spec: Spec, out: Path) -> list[Job]:
                 methods.append((algo, chosen.name(algorithm(algo).label), config))
         configs = [config for _, _, config in methods] + ([cloning] if cloning else [])
         for seeds in packed(spec, configs, groups.get(env_name, [])):
-            tail = f"seeds_{'_'.join(map(str, seeds))}"
+            tail = seeds_folder(seeds)
             first = None
             if cloning is not None:
                 method = algorithm(CLONING).label if CLONING in spec.algos else None
@@ -229,6 +232,14 @@ def check_shared(config: TrainConfig, cloning: TrainConfig | None) -> None:
                 f"but it shares its pretraining, which has {value_in_words(theirs[name])}; set it "
                 "under [flags] or [task]"
             )
+
+
+def seeds_folder(seeds: tuple[int, ...]) -> str:
+    """Return the name of the folder of some seeds, which a file system takes however many."""
+    names = "_".join(map(str, seeds))
+    if len(names) > LONGEST:
+        names = f"{seeds[0]}_to_{seeds[-1]}_{zlib.crc32(names.encode()):08x}"
+    return f"seeds_{names}"
 
 
 def packed(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from trqam_fast.agents import Agent, algorithm
+from trqam_fast.agents.config import CloningConfig
 from trqam_fast.text import duration, short_count
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.history import History
@@ -17,6 +20,15 @@ from trqam_fast.training.updater import Source, Updater
 PROBE_SECONDS = 0.1
 LEAST_UPDATES = 500
 """Of a run whose time is worth knowing before it begins."""
+
+
+def work_of(config: CloningConfig) -> dict[str, Any]:
+    """Return what of hyperparameters an update's time depends on: of a float only if it is 0.
+
+    So the values of a grid are measured once.
+    """
+    values = dataclasses.asdict(config)
+    return {name: v != 0 if isinstance(v, float) else v for name, v in values.items()}
 
 
 def seconds_per_call(call: Callable[[], object], budget: float = PROBE_SECONDS) -> float:

@@ -37,6 +37,7 @@ from trqam_fast.training.backend import (
     working_plans,
 )
 from trqam_fast.training.config import TrainConfig
+from trqam_fast.training.estimate import work_of
 from trqam_fast.training.history import History
 from trqam_fast.training.seeding import make_randomness
 from trqam_fast.training.updater import UPDATES_PER_REPLAY, WARMUP, Updater
@@ -190,7 +191,7 @@ def case_of(plans: dict[str, TrainConfig], dataset: Transitions) -> str:
         "graph": config.graph, "streams": config.streams, "capturable": dataset.capturable,
         "algo": config.algo,
         "runs": len(config.seeds), "obs_dim": dataset.obs_dim, "act_dim": dataset.act_dim,
-        "agent": dataclasses.asdict(config.agent),
+        "agent": work_of(config.agent),
     }  # fmt: skip
     return json.dumps(case, sort_keys=True)
 
