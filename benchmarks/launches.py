@@ -91,6 +91,7 @@ class Clock(Branches):
         self.joined = True
         try:
             yield
+            self.begin_deferred()
         finally:
             self.joined = False
             self.finish()
@@ -101,14 +102,15 @@ class Clock(Branches):
         if not self.joined:
             yield
             return
-        self.wait(name, self.done[MAIN])
-        self.branch = name
+        self.wait(name, self.done[self.branch])
+        self.branch, before = name, self.branch
         yield
-        self.branch = MAIN
+        self.branch = before
         self.left[name] = dict(self.done[name])
 
     def catch_up(self) -> None:
         """Let the current branch wait for what the last update left for later."""
+        self.begin_deferred()
         self.wait(self.branch, *self.left.values())
 
     def keep(self, *things: Any) -> None:
@@ -156,6 +158,7 @@ IMPLEMENTATIONS: dict[str, Callable] = {
     "mlp_backward": mlp_ops._backward,
     "adam_norm": adam_step_ops._adam_norm,
     "adam_step": adam_step_ops._adam_step,
+    "rollout_operands": sde_rollout_ops._operands,
     "sde_rollout": sde_rollout_ops._rollout,
     "velocity_along": velocity_along_ops._along,
     "sweep_tape": lean_adjoint_ops._tape,

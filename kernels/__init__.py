@@ -17,7 +17,7 @@ from trqam_fast.kernels.mlp import GradientMemory, MLPWeights, mlp, with_operand
 from trqam_fast.kernels.noise_schedule import AffinePath, NoiseSchedule
 from trqam_fast.kernels.path_kl import path_kl
 from trqam_fast.kernels.philox import Draws, philox
-from trqam_fast.kernels.sde_rollout import Rollout, ode_rollout, sde_rollout
+from trqam_fast.kernels.sde_rollout import Rollout, ode_rollout, rollout_operands, sde_rollout
 from trqam_fast.kernels.squared_error import squared_error
 from trqam_fast.kernels.td_target import td_target
 from trqam_fast.kernels.velocity_along import velocity_along
@@ -52,6 +52,7 @@ __all__ = [
     "ode_rollout",
     "path_kl",
     "philox",
+    "rollout_operands",
     "sde_rollout",
     "squared_error",
     "sweep_tape",

@@ -156,7 +156,7 @@ def record(agent, batch, noise, clock=None, *, keep=False, update=None):
     update = update or (lambda: agent.update(batch, noise))
     with recorded, clock.one_after_another():
         update()
-        if clock.left:
+        if clock.left or clock.deferred:
             update()
     return recorded.operations, lost
 
@@ -424,6 +424,23 @@ def test_on_a_gpu_branches_are_streams_that_wait(monkeypatch):
     assert calls == [
         ("event", "caller"), *left, ("event", "caller"), *caught, *caught, *left, *caught,
     ]  # fmt: skip
+    # What is deferred begins behind what the next update lets go first, or where it is needed.
+    for needs in (branches.begin_deferred, branches.catch_up, lambda: None):
+        calls.clear()
+        with branches.one_after_another():
+            branches.defer("critic", lambda: calls.append("work"))
+            with branches.side_by_side():
+                assert "work" not in calls
+                needs()
+                assert ("work" in calls) == (needs in (branches.begin_deferred, branches.catch_up))
+        assert calls.count("work") == 1 and calls.index(("first", "caller")) < calls.index("work")
+        assert calls.index("work") < calls.index(("caller", "start of first"))
+    with pytest.raises(ZeroDivisionError), branches.one_after_another():
+        branches.defer("critic", lambda: calls.append("work"))
+        raise ZeroDivisionError
+    assert calls.count("work") == 1 and branches.deferred == {}
+    branches.defer("critic", lambda: calls.append("at once"))
+    assert calls[-1] == "at once"
     # An error inside leaves no stream behind.
     with pytest.raises(ZeroDivisionError), branches.side_by_side(), branches.on("critic"):
         raise ZeroDivisionError

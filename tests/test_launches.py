@@ -119,6 +119,14 @@ def test_an_update_launches_few_kernels(runs, monkeypatch):
         MAIN, "critic", "operands", "cloning", "base", "anchor", "log", "sample"
     }  # fmt: skip
     assert races(listed) == []
+    # The fields are prepared before the critics' step of the update before fills the chip.
+    main = [launch.name for launch in listed if launch.place[0] == MAIN]
+    (late, _) = (
+        each for each in listed if each.name == "adam_step_kernel" and each.place[0] != MAIN
+    )
+    done = late.place[1][MAIN]
+    assert main[done - 2 : done] == ["prepare_kernel", "prepare_kernel"]
+    assert main[done] == ("rollout_step_kernel" if runs == 1 else "clone")  # of noise
     # Of what Triton alone makes before: the sweep's tape, the target critics' operands.
     for forgotten in (("base", MAIN), (MAIN, "base"), (MAIN, "operands")) if runs == 1 else ():
         assert races(launches_of(updates(1), clock=Careless(*forgotten))), forgotten

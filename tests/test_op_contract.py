@@ -34,6 +34,7 @@ from trqam_fast.kernels import (
     lean_adjoint,
     mlp,
     path_kl,
+    rollout_operands,
     sde_rollout,
     velocity_along,
     with_operands,
@@ -373,6 +374,11 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+PREPARATIONS = (
+    torch.ops.trqam_fast.mlp_operands.default, torch.ops.trqam_fast.rollout_operands.default,
+)  # fmt: skip
+
+
 @implementations(CASES)
 def test_opcheck(name, backend, options):
     with Recorder() as recorder:
@@ -380,12 +386,15 @@ def test_opcheck(name, backend, options):
         evaluate(CASES[name], inputs, **options)
         if name == "mlp":
             mlp(**inputs | {"weights": with_operands(inputs["weights"], **options)}, **options)
+        if name == "sde_rollout":
+            fields = inputs["velocity"], inputs["base_velocity"]
+            sde_rollout(**inputs, operands=rollout_operands(*fields, **options), **options)
     assert recorder.calls
     for op, arguments, keywords in recorder.calls:
         tests = ("test_schema", "test_faketensor", "test_autograd_registration")
         # What pads the C++ passes' tapes, and operands, is never written nor read: outputs differ.
         compared = name not in PASSES or backend == "triton"
-        if compared and op is not torch.ops.trqam_fast.mlp_operands.default:
+        if compared and op not in PREPARATIONS:
             tests += ("test_aot_dispatch_dynamic",)
         torch.library.opcheck(op, arguments, keywords, test_utils=tests)
 
@@ -400,7 +409,9 @@ def test_compiles_without_graph_breaks(backend):
         tensor.requires_grad_()
 
     def loss(s, x):
-        rollout = sde_rollout(**(fields | {"observations": s, "x0": x}), backend=backend)
+        operands = rollout_operands(fine, base, backend=backend)
+        given = fields | {"observations": s, "x0": x, "operands": operands}
+        rollout = sde_rollout(**given, backend=backend)
         adjoint = lean_adjoint(base, s, rollout.trajectory, x, backend=backend)
         along = velocity_along(base, s, rollout.trajectory[:, :-1], backend=backend)
         lam = matching["lam"]

@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from tests.helpers import assert_equal64, draw, gradients, make_field
-from trqam_fast.kernels import BackendError, ode_rollout, sde_rollout, velocity_along
+from trqam_fast.kernels import (
+    BackendError,
+    ode_rollout,
+    rollout_operands,
+    sde_rollout,
+    velocity_along,
+)
 from trqam_fast.kernels.fields import as_function
 
 CASES = [
@@ -56,6 +62,19 @@ def test_ode_rows_share_the_call(backend):
     assert_equal64([rollout.ode_x], [expected])
     assert_equal64([ode_rollout(field, s, x, 4, backend=backend)], [expected])
     assert not rollout.ode_x.requires_grad and not rollout.trajectory.requires_grad
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_nothing_is_prepared_on_a_cpu(backend):
+    (field, base), data = make(**CASES[2])
+    assert rollout_operands(field, base, backend=backend) == []
+    assert rollout_operands(as_function(field), base) == []
+    found = sde_rollout(field, base, *data, operands=[], backend=backend)
+    expected = sde_rollout(field, base, *data, backend=backend)
+    assert torch.equal(found.trajectory, expected.trajectory)
+    (other, _), _ = make(**CASES[2] | {"hidden": (7,)})
+    with pytest.raises(ValueError, match="velocity and base_velocity differ in their shapes"):
+        rollout_operands(field, other, backend=backend)
 
 
 def test_velocity_along_trajectories():

@@ -29,6 +29,7 @@ from trqam_fast.kernels import (
     dual_update,
     lean_adjoint,
     mlp,
+    rollout_operands,
     sde_rollout,
     sweep_tape,
     with_operands,
@@ -89,6 +90,37 @@ def test_a_sweep_takes_the_tape_that_was_made_before(precision):
     for wrong in ([], tape[:4], [part[:, :, 1:] for part in tape[:4]] + tape[4:], of_another):
         with pytest.raises(ValueError, match="pass what sweep_tape returned"):
             lean_adjoint(**inputs, tape=wrong, **options)
+
+
+@pytest.mark.parametrize("precision", ["ieee", "fp16"])
+def test_a_rollout_takes_the_operands_that_were_made_before(precision):
+    """Those of both fields, and last the first one's kernels as operands of pullbacks."""
+    inputs = inputs_of("sde_rollout", UNEVEN)
+    options = {"backend": "triton", "precision": precision}
+    weights, base = inputs.pop("velocity"), inputs.pop("base_velocity")
+    operands = rollout_operands(weights, base, **options)
+
+    def passed(operands=None):
+        tracked = weights.map(lambda t: t.detach().requires_grad_())
+        bare = sde_rollout(weights.detach(), base, **inputs, operands=operands, **options)
+        found = sde_rollout(tracked, base, **inputs, operands=operands, **options)
+        loss = found.velocity.square().sum()
+        return [*bare, *found, *torch.autograd.grad(loss, tracked.tensors)]
+
+    for ours, alone in zip(passed(operands), passed(), strict=True):
+        assert torch.equal(ours, alone)
+    read = [part for part in operands if part.numel()]
+    assert len(read) == (6 if precision == "fp16" else 5)
+    for part in read:
+        before = part.clone()
+        part.fill_(torch.nan)
+        assert any(found.isnan().any() for found in passed(operands))
+        part.copy_(before)
+    other = "fp16" if precision == "ieee" else "ieee"
+    of_another = rollout_operands(weights, base, backend="triton", precision=other)
+    for wrong in (operands[:-1], [part[1:] for part in operands], of_another):
+        with pytest.raises(ValueError, match="pass what rollout_operands returned"):
+            passed(wrong)
 
 
 @pytest.mark.parametrize("precision", ["ieee", "fp16"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from trqam_fast.kernels.fields import (
     check_velocity,
     tensors_of,
 )
+from trqam_fast.kernels.mlp.weights import MLPWeights
 from trqam_fast.kernels.noise_schedule import NoiseSchedule, is_own, sde_schedule
 from trqam_fast.kernels.sde_rollout import ops, reference
 from trqam_fast.kernels.sde_rollout.inputs import RolloutInputs
@@ -45,6 +47,7 @@ def sde_rollout(
     ode_observations: Tensor | Context | None = None,
     ode_x0: Tensor | None = None,
     schedule: NoiseSchedule | None = None,
+    operands: Sequence[Tensor] | None = None,
     backend: str = "auto",
     precision: str = "ieee",
 ) -> Rollout:
@@ -72,6 +75,8 @@ def sde_rollout(
         ode_x0: `[S, N, D]`, with `ode_observations`.
         schedule: K steps of an SDE, as `AffinePath` makes them; None for the flow's own, unless a
             field has a `path` other than the linear one. Another one runs with ``reference``.
+        operands: What `rollout_operands` returned for the same fields, backend and precision; None
+            prepares them here.
         backend: ``auto``, ``reference``, or for packed weights ``cpp``, ``triton`` or
             ``triton_pdl``.
         precision: Operands: ``ieee``, ``tf32`` or ``fp16`` (Triton), ``bf16`` (Triton or ``cpp``).
@@ -133,9 +138,54 @@ def sde_rollout(
         velocities = refusing(op, velocities, **constants)
     else:
         trajectory, velocities, ode_x = ops.sde_rollout(
-            velocity, base_velocity, inputs, chosen, precision
+            velocity, base_velocity, inputs, operands or (), chosen, precision
         )
     return Rollout(trajectory, velocities, ode_x if with_ode else None)
+
+
+def rollout_operands(
+    velocity: Velocity,
+    base_velocity: Velocity,
+    *,
+    backend: str = "auto",
+    precision: str = "ieee",
+) -> list[Tensor]:
+    """Do what a rollout does with its fields' weights alone, so that it can be done before.
+
+    With Triton two launches write them as operands of products, as `with_operands` does for `mlp`.
+    The other backends have nothing to prepare.
+
+    Args:
+        velocity: As of `sde_rollout`, like all that follow.
+        base_velocity: A field of the same sizes.
+        backend: ``auto``, ``reference``, ``cpp``, ``triton`` or ``triton_pdl``.
+        precision: Operands of matrix products.
+
+    Returns:
+        What `sde_rollout` takes as its `operands`, of the weights as they are now: a change of them
+        is not seen. Empty where there is nothing to prepare, as for callables.
+
+    Raises:
+        TypeError: a field is of an unsupported dtype.
+        ValueError: the fields do not fit together.
+        BackendError: the backend asked for cannot run.
+    """
+    op = "sde_rollout"
+    if not (isinstance(velocity, MLPWeights) and isinstance(base_velocity, MLPWeights)):
+        return []
+    velocity.check(op, "velocity")
+    base_velocity.check(op, "base_velocity")
+    kernel = velocity.kernels[0]
+    check_same(op, velocity=kernel, base_velocity=base_velocity.kernels[0])
+    if velocity.tensor_shapes != base_velocity.tensor_shapes:
+        raise ValueError(f"{op}: velocity and base_velocity differ in their shapes; pass like ones")
+    chosen = choose_backend(
+        op, backend, kernel.device, dtype=kernel.dtype, precision=precision,
+        networks=[velocity, base_velocity],
+    )  # fmt: skip
+    if chosen == "reference":
+        return []
+    return ops.rollout_operands(velocity, base_velocity, chosen, precision)
 
 
 def ode_rollout(
@@ -184,4 +234,4 @@ def ode_rollout(
     return ops.ode_rollout(velocity, observations, x0, flow_steps, chosen, precision)
 
 
-__all__ = ["Rollout", "ode_rollout", "sde_rollout"]
+__all__ = ["Rollout", "ode_rollout", "rollout_operands", "sde_rollout"]

@@ -6,6 +6,7 @@ the field's weights is one batched backward pass and needs no second forward.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from trqam_fast.kernels.checks import refuse_gradient
 from trqam_fast.kernels.cpp import call
 from trqam_fast.kernels.dispatch import DEPENDENT, TRITON
 from trqam_fast.kernels.mlp.cpp import describe, tape_elements
-from trqam_fast.kernels.mlp.ops import Pass, pull_back
+from trqam_fast.kernels.mlp.ops import Pass, described, pull_back
 from trqam_fast.kernels.mlp.weights import MLPWeights
 from trqam_fast.kernels.registration import register
 from trqam_fast.kernels.sde_rollout.inputs import RolloutInputs
@@ -50,18 +51,53 @@ def _empty(inputs: RolloutInputs) -> tuple[Tensor, Tensor, Tensor]:
     return new(runs, steps + 1, batch, dim), new(runs, steps, batch, dim), ode_x
 
 
+def _operands(velocity, base, backend, precision):
+    if backend not in TRITON:
+        return []
+    from trqam_fast.kernels.sde_rollout import triton
+
+    fields = MLPWeights.from_tensors(velocity), MLPWeights.from_tensors(base)
+    return triton.rollout_operands(*fields, precision, dependent=backend == DEPENDENT)
+
+
+def _operands_fake(velocity, base, backend, precision):
+    if backend not in TRITON:
+        return []
+    return _empty_operands(MLPWeights.from_tensors(velocity), precision, velocity[0])
+
+
+def _empty_operands(velocity, precision, kernel):
+    """Return memory for operands, on the device of `kernel`; on ``meta`` it has shapes alone."""
+    from trqam_fast.kernels.sde_rollout import triton
+
+    config = triton.operands_config(velocity, precision)
+    return triton.empty_rollout_operands(config, 2, len(kernel), kernel)
+
+
 def _rollout(
-    velocity, base, observations, x0, noise, ode_observations, ode_x0, backend, precision, train
-):
+    velocity, base, observations, x0, noise, ode_observations, ode_x0, backend, precision, train,
+    operands,
+):  # fmt: skip
     tensors = (observations, x0, noise, ode_observations, ode_x0)
     inputs = RolloutInputs(*(tensor.contiguous() for tensor in tensors))
     velocity, base = MLPWeights.from_tensors(velocity), MLPWeights.from_tensors(base)
     if backend in TRITON:
         from trqam_fast.kernels.sde_rollout import triton
 
+        if operands:
+            kernel = velocity.kernels[0]
+            meta = kernel.new_empty(kernel.shape, device="meta")
+            right = _empty_operands(velocity, precision, meta)
+            if described(operands) != described(right):
+                raise ValueError(
+                    f"sde_rollout: operands are {described(operands)}, the rollout needs "
+                    f"{described(right)}; pass what rollout_operands returned for the same fields, "
+                    "or None"
+                )
         return triton.sde_rollout(
-            velocity, base, inputs, precision, train=train, dependent=backend == DEPENDENT
-        )
+            velocity, base, inputs, precision, train=train, dependent=backend == DEPENDENT,
+            operands=operands,
+        )  # fmt: skip
     trajectory, velocities, ode_x = _empty(inputs)
     rows = velocities.shape[1] * velocities.shape[2]
     tape = [velocities.new_empty(tape_elements(velocity, rows))] if train else []
@@ -89,8 +125,9 @@ def _rollout(
 
 
 def _rollout_fake(
-    velocity, base, observations, x0, noise, ode_observations, ode_x0, backend, precision, train
-):
+    velocity, base, observations, x0, noise, ode_observations, ode_x0, backend, precision, train,
+    operands,
+):  # fmt: skip
     inputs = RolloutInputs(observations, x0, noise, ode_observations, ode_x0)
     velocity = MLPWeights.from_tensors(velocity)
     results = _empty(inputs)
@@ -98,15 +135,21 @@ def _rollout_fake(
     if backend in TRITON:
         from trqam_fast.kernels.sde_rollout.triton import rollout_kept
 
-        return *results, rollout_kept(velocity, inputs, precision, train)
+        kept = rollout_kept(velocity, inputs, precision, train, operands=len(operands) == 0)
+        return *results, kept
     size = tape_elements(velocity, steps * batch)
     return *results, [inputs.x0.new_empty(size)] if train else []
 
 
 register(
+    "rollout_operands(Tensor[] velocity, Tensor[] base, str backend, str precision) -> Tensor[]",
+    _operands,
+    _operands_fake,
+)
+register(
     "sde_rollout(Tensor[] velocity, Tensor[] base, Tensor observations, Tensor x0, Tensor noise, "
-    "Tensor ode_observations, Tensor ode_x0, str backend, str precision, bool train) "
-    "-> (Tensor, Tensor, Tensor, Tensor[])",
+    "Tensor ode_observations, Tensor ode_x0, str backend, str precision, bool train, "
+    "Tensor[] operands) -> (Tensor, Tensor, Tensor, Tensor[])",
     _rollout,
     _rollout_fake,
 )
@@ -116,11 +159,13 @@ class _Rollout(torch.autograd.Function):
     """Trajectory and X_K of the ODE (constants), velocities (differentiable in the weights)."""
 
     @staticmethod
-    def forward(ctx, how, base, *tensors):
+    def forward(ctx, how, base, operands, *tensors):
         inputs, weights = tensors[:5], tensors[5:]
         trajectory, velocities, ode_x, tape = torch.ops.trqam_fast.sde_rollout(
-            list(weights), base, *inputs, how.backend, how.precision, how.train
+            list(weights), base, *inputs, how.backend, how.precision, how.train, operands
         )
+        if operands:
+            tape = [*tape[:-1], operands[-1]]
         ctx.how, ctx.kept = how, len(tape)
         ctx.mark_non_differentiable(trajectory, ode_x)
         ctx.set_materialize_grads(False)
@@ -130,7 +175,7 @@ class _Rollout(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, _, cotangent, __):
-        needed = dict(zip(RolloutInputs._fields, ctx.needs_input_grad[2:7], strict=True))
+        needed = dict(zip(RolloutInputs._fields, ctx.needs_input_grad[3:8], strict=True))
         refuse_gradient("sde_rollout", **needed)
         observations, trajectory, *saved = ctx.saved_tensors
         _, gradients = pull_back(
@@ -143,13 +188,14 @@ class _Rollout(torch.autograd.Function):
             want_inputs=False,
             want_weights=True,
         )
-        return *[None] * 7, *gradients
+        return *[None] * 8, *gradients
 
 
 def sde_rollout(
     velocity: MLPWeights,
     base_velocity: MLPWeights,
     inputs: RolloutInputs,
+    operands: Sequence[Tensor],
     backend: str,
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,7 +203,17 @@ def sde_rollout(
     train = torch.is_grad_enabled() and any(t.requires_grad for t in velocity.tensors)
     how = Pass(backend, precision, train, velocity.memory)
     base = list(base_velocity.detach().tensors)
-    return _Rollout.apply(how, base, *inputs, *velocity.tensors)
+    return _Rollout.apply(how, base, list(operands), *inputs, *velocity.tensors)
+
+
+@torch.no_grad()
+def rollout_operands(
+    velocity: MLPWeights, base_velocity: MLPWeights, backend: str, precision: str
+) -> list[Tensor]:
+    """Return what a rollout reads of its fields; see the package's `rollout_operands`."""
+    return torch.ops.trqam_fast.rollout_operands(
+        list(velocity.tensors), list(base_velocity.tensors), backend, precision
+    )
 
 
 @torch.no_grad()
@@ -173,4 +229,6 @@ def ode_rollout(
     weights, no_rows = list(velocity.tensors), x0[:, :0]
     noise = no_rows.unsqueeze(1).expand(-1, flow_steps - 1, -1, -1)
     inputs = RolloutInputs(observations[:, :0], no_rows, noise, observations, x0)
-    return torch.ops.trqam_fast.sde_rollout(weights, weights, *inputs, backend, precision, False)[2]
+    return torch.ops.trqam_fast.sde_rollout(
+        weights, weights, *inputs, backend, precision, False, []
+    )[2]

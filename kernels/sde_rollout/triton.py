@@ -13,6 +13,8 @@ what a launch reads, none beside it writes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -29,6 +31,7 @@ from trqam_fast.kernels.mlp.triton import (
 )
 from trqam_fast.kernels.mlp.triton_config import KernelConfig
 from trqam_fast.kernels.mlp.triton_forward import (
+    Prepared,
     RowBlocks,
     activate,
     output_product,
@@ -36,6 +39,7 @@ from trqam_fast.kernels.mlp.triton_forward import (
 )
 from trqam_fast.kernels.mlp.triton_operands import to_operand
 from trqam_fast.kernels.mlp.triton_tile import Tape, await_predecessor, group_of, zeros
+from trqam_fast.kernels.mlp.triton_weights import empty_operands
 from trqam_fast.kernels.mlp.weights import MLPWeights
 from trqam_fast.kernels.sde_rollout.inputs import RolloutInputs
 
@@ -158,13 +162,65 @@ def rollout_config(
 
 
 def rollout_kept(
-    velocity: MLPWeights, inputs: RolloutInputs, precision: str, train: bool
+    velocity: MLPWeights,
+    inputs: RolloutInputs,
+    precision: str,
+    train: bool,
+    *,
+    operands: bool = True,
 ) -> list[Tensor]:
-    """Return memory for what is kept, of the SDE's rows, the base field's, two of the ODE's."""
+    """Return memory for what is kept, of the SDE's rows, the base field's, two of the ODE's.
+
+    Without `operands` that of the kernels is empty.
+    """
     config = rollout_config(velocity, inputs, precision, train, dependent=False)
     runs, batch, _ = inputs.x0.shape
     rows = ((inputs.flow_steps if train else 2) + 1) * batch + 2 * inputs.ode_x0.shape[1]
-    return empty_kept(config, runs, rows, velocity.kernels[0])
+    return empty_kept(config, runs, rows, velocity.kernels[0], operands=operands)
+
+
+def operands_config(
+    velocity: MLPWeights, precision: str, *, dependent: bool = False
+) -> KernelConfig:
+    """Return the config that prepares fields for rollouts, with gradients or without."""
+    kernel, dim = velocity.kernels[0], velocity.out_features
+    observed = kernel.mT[..., : velocity.in_features - dim - 1]  # as wide, on their device
+    return config_for(
+        velocity, observed, kernel.mT[..., :dim], precision, train=True, dependent=dependent
+    )
+
+
+def empty_rollout_operands(
+    config: KernelConfig, fields: int, runs: int, kernel: Tensor
+) -> list[Tensor]:
+    """Return memory for what a rollout reads of its fields, on the device of `kernel`, a field's.
+
+    The last tensor is that of the first field's kernels, which its pullback reads.
+    """
+    return [*empty_prepared(config, fields * runs, kernel), empty_operands(config, kernel)]
+
+
+def prepare_fields(
+    fields: Sequence[MLPWeights], into: Sequence[Tensor], config: KernelConfig, precision: str
+) -> Prepared:
+    """Launch the preparation of a rollout's fields, one launch for each; return their operands."""
+    *parts, operands = into
+    weights, runs = Prepared(*parts), len(fields[0].kernels[0])
+    for index, field in enumerate(fields):
+        kept = operands if index == 0 else None
+        prepare(field, weights, index * runs, runs, config, precision, kept)
+    return weights
+
+
+def rollout_operands(
+    velocity: MLPWeights, base: MLPWeights, precision: str, *, dependent: bool = False
+) -> list[Tensor]:
+    """Prepare both fields of a rollout, as `empty_rollout_operands` orders them; two launches."""
+    config, kernel = operands_config(velocity, precision, dependent=dependent), velocity.kernels[0]
+    into = empty_rollout_operands(config, 2, len(kernel), kernel)
+    with torch.cuda.device_of(kernel):
+        prepare_fields((velocity, base), into, config, precision)
+    return into
 
 
 def sde_rollout(
@@ -175,8 +231,12 @@ def sde_rollout(
     *,
     train: bool,
     dependent: bool = False,
+    operands: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Launch the steps on contiguous data; either kind may have no rows.
+
+    With `operands`, what `rollout_operands` returned, the fields are not prepared here, nor their
+    kernels kept.
 
     Returns:
         Trajectory `[S, K + 1, B, D]`, velocities `[S, K, B, D]`, X_K of the ODE's rows
@@ -186,7 +246,7 @@ def sde_rollout(
     runs, batch, dim = x0.shape
     ode_batch = inputs.ode_x0.shape[1]
     config = rollout_config(velocity, inputs, precision, train, dependent)
-    kept = rollout_kept(velocity, inputs, precision, train)
+    kept = rollout_kept(velocity, inputs, precision, train, operands=len(operands) == 0)
     tape = Tape(*kept[:4])
     rows = tape.out.shape[2]
     check_size(config, rows)
@@ -204,11 +264,12 @@ def sde_rollout(
 
     with torch.cuda.device_of(x0):
         options = step_options(precision, config)
-        fields = (velocity, base) if batch else (velocity,)
-        weights = empty_prepared(config, len(fields) * runs, x0)
-        for index, field in enumerate(fields):
-            operands = kept[4] if index == 0 else None
-            prepare(field, weights, index * runs, runs, config, precision, operands)
+        if operands:
+            weights = Prepared(*operands[:-1])
+        else:
+            fields = (velocity, base) if batch else (velocity,)
+            into = [*empty_prepared(config, len(fields) * runs, x0), kept[4]]
+            weights = prepare_fields(fields, into, config, precision)
         layer_width = len(weights.first) * config.width
         for k in range(steps + 1):
             blocks = RowBlocks(tiles, ode_tiles, *place(k), base_start, batch, ode_batch)

@@ -281,8 +281,8 @@ class Agent:
         begin, followed = self.online.spans[self.late][0], self.target.spans[self.late][0]
         found = self.step(*(t[:, :begin] for t in state), targets[:, :followed], norm)
         self.branches.keep(gradient, norm)
-        with self.branches.later(self.late):
-            self.step(*(t[:, begin:] for t in state), targets[:, followed:], norm)
+        last = (*(t[:, begin:] for t in state), targets[:, followed:], norm)
+        self.branches.defer(self.late, lambda: self.step(*last))
         return found
 
     def step(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -32,6 +32,7 @@ class Branches:
     Attributes:
         joined: Whether updates follow each other, so that one may leave something for later.
         left: What the last update left on a branch: the event at its end.
+        deferred: What it left that has not been begun yet.
         streams: Streams of all branches but the main one, by name, made when first needed.
         begun: Branches of the update that is running and their streams; empty between updates.
         start: The event that all of them wait for.
@@ -46,6 +47,7 @@ class Branches:
         self.kept: list[Any] = []
         self.joined = False
         self.left: dict[str, torch.cuda.Event] = {}
+        self.deferred: dict[str, Callable[[], object]] = {}
 
     @contextmanager
     def side_by_side(self) -> Iterator[None]:
@@ -68,8 +70,10 @@ class Branches:
         self.joined = self.device is not None
         try:
             yield
+            self.begin_deferred()
         finally:
             self.joined = False
+            self.deferred.clear()
             self.finish()
 
     def finish(self) -> None:
@@ -82,8 +86,8 @@ class Branches:
     def later(self, name: str) -> Iterator[None]:
         """Do what is inside on branch `name`, once all so far is done, beside the next update.
 
-        To be called between two updates. Whatever reads or writes the same on another branch calls
-        `catch_up` first. Where updates are not `joined` it is done where it stands.
+        Whatever reads or writes the same on another branch calls `catch_up` first. Where updates
+        are not `joined` it is done where it stands.
         """
         if not self.joined:
             yield
@@ -94,8 +98,27 @@ class Branches:
             yield
             self.left[name] = stream.record_event()
 
+    def defer(self, name: str, work: Callable[[], object]) -> None:
+        """Do `work` on branch `name` beside the next update, from where that begins it.
+
+        It may let launches of its own go first (`begin_deferred`); what needs the work begins it
+        too (`catch_up`). Where updates are not `joined` it is done where it stands.
+        """
+        if self.joined:
+            self.deferred[name] = work
+        else:
+            work()
+
+    def begin_deferred(self) -> None:
+        """Begin what was deferred, once the current branch has done what it was given so far."""
+        while self.deferred:
+            name, work = self.deferred.popitem()
+            with self.later(name):
+                work()
+
     def catch_up(self) -> None:
         """Let the current branch wait for what the last update left for later."""
+        self.begin_deferred()
         for event in self.left.values():
             torch.cuda.current_stream(self.device).wait_event(event)
 

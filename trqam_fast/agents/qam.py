@@ -39,6 +39,7 @@ from trqam_fast.kernels import (
     adjoint_matching,
     adjoint_sizes,
     lean_adjoint,
+    rollout_operands,
     sde_rollout,
     sweep_tape,
     velocity_along,
@@ -185,10 +186,10 @@ class QAMAgent(Agent):
         Rollout, gradient of the values and sweep are the longest path. Rollout and sweep leave most
         of a GPU free, so what is not on that path goes beside those two.
         """
+        path, next_actions = self.sample(batch, noise)
         with self.branches.on("critic"):
             q = self.data_values(batch)
         with self.prepared_targets():
-            path, next_actions = self.sample(batch, noise)
             with self.branches.on("cloning"), torch.set_grad_enabled(not self.config.freeze_base):
                 cloning_loss = self.cloning_loss(batch, noise)
             with self.branches.on("base", after=(MAIN,)):
@@ -246,7 +247,14 @@ class QAMAgent(Agent):
             networks["critic"] = plain
 
     def sample(self, batch: Batch, noise: Noise) -> tuple[Path, Tensor | None]:
-        """Roll out the SDE and, in the same call, the ODE of the next actions a' `[S, B, D]`."""
+        """Roll out the SDE and, in the same call, the ODE of the next actions a' `[S, B, D]`.
+
+        What that reads of the fields' weights is made first: beside the last update's step of the
+        critics, which fills a GPU, it would take several times as long.
+        """
+        fields = (self.online.networks["actor_fast"], self.base)
+        operands = rollout_operands(*fields, **self.options)
+        self.branches.begin_deferred()
         policy_noise = self.policy_noise(noise)
         together = policy_noise is not None and self.acting_field == "actor_fast"
         rows = x0 = None
@@ -254,8 +262,8 @@ class QAMAgent(Agent):
             rows = repeat_rows(batch.next_observations, policy_noise.shape[2])
             x0 = policy_noise[..., : self.dim].flatten(1, 2)
         rollout = sde_rollout(
-            self.online.networks["actor_fast"], self.base, batch.observations, noise["sde_x0"],
-            noise["sde_eps"], ode_observations=rows, ode_x0=x0, **self.options,
+            *fields, batch.observations, noise["sde_x0"], noise["sde_eps"], ode_observations=rows,
+            ode_x0=x0, operands=operands, **self.options,
         )  # fmt: skip
         path = Path(rollout.trajectory, rollout.velocity)
         if policy_noise is None:

@@ -116,6 +116,7 @@ class SQAMAgent(TRQAMAgent):
 
     def sample(self, batch: Batch, noise: Noise) -> tuple[Bridge, Tensor | None]:
         """Integrate the ODEs of a^ and of the next actions in one call; draw the bridge."""
+        self.branches.begin_deferred()
         s, x0, policy_noise = batch.observations, noise["policy_x0"], self.policy_noise(noise)
         field, rows, starts = self.online.networks["actor_fast"], s, x0
         if policy_noise is not None:
