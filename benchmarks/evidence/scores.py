@@ -19,7 +19,9 @@ from trqam_fast.text import count_of
 LAST = 3
 """Evaluations that make the score."""
 MECHANISM = ("path_kl", "adjoint_gain", "value_gap")
-"""Columns of the log that experiments look at."""
+"""Columns of the log that a score has."""
+LOGGED = (*MECHANISM, "lam")
+"""Those that curves have."""
 
 
 class Score(NamedTuple):
@@ -118,9 +120,9 @@ def read_scores(folder: Path) -> Scores:
 
 
 def read_mechanism(folder: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Return what a run logged of `MECHANISM` in fine-tuning, by seed and column."""
+    """Return what a run logged of `LOGGED` in fine-tuning, by seed and column."""
     try:
-        rows = read_run(folder, only=frozenset(MECHANISM)).metrics
+        rows = read_run(folder, only=frozenset(LOGGED)).metrics
     except UsageError:  # it failed before it began
         return {}
     begin = max((row.step for row in rows if row.stage == "pretrain"), default=0)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.evidence import statistics
-from benchmarks.evidence.scores import MECHANISM, Scores, differences, read_scores, summary
+from benchmarks.evidence.scores import LOGGED, Scores, differences, read_scores, summary
 from trqam_fast.sweep.__main__ import main as sweep
 from trqam_fast.sweep.plan import make_plan
 from trqam_fast.sweep.spec import Spec, read_spec
@@ -27,7 +27,7 @@ def plans(name: str, out: Path) -> list[tuple[str, Spec, Path, bool]]:
 
 
 def read(name: str, out: Path) -> tuple[Scores, dict[str, Any]]:
-    """Return the scores of an experiment and how far it is."""
+    """Return the scores of an experiment, how far it is, and each method's scores and curves."""
     scores = read_scores(out)
     jobs = make_plan(read_spec(FOLDER / f"{name}.toml"), out)
     planned = sum(len(job.seeds) for job in jobs if job.method is not None)
@@ -35,6 +35,13 @@ def read(name: str, out: Path) -> tuple[Scores, dict[str, Any]]:
         "complete": scores.over == planned,
         "progress": {name: scores.progress(planned)},
         "methods": {m: summary(list(runs.values())) for m, runs in scores.runs.items()},
+        "curves": {
+            method: {
+                column: mean_curve([curves.get(column, []) for curves in by_seed.values()])
+                for column in ("success", *LOGGED)
+            }
+            for method, by_seed in scores.curves.items()
+        },
     }
 
 
@@ -49,17 +56,9 @@ PUBLISHED = {
 """What others published of E4's task: mean and standard deviation over seeds."""
 
 
-def analyse_e2(out: Path, name: str = "e2") -> dict[str, Any]:
+def analyse_e2(out: Path) -> dict[str, Any]:
     """Return means over the seeds of each method, and its curves."""
-    scores, found = read(name, out)
-    found["curves"] = {
-        method: {
-            column: mean_curve([curves.get(column, []) for curves in by_seed.values()])
-            for column in ("success", *MECHANISM)
-        }
-        for method, by_seed in scores.curves.items()
-    }
-    return found
+    return read("e2", out)[1]
 
 
 def mean_curve(curves: list[list[tuple[int, float]]]) -> list[tuple[int, float]]:
@@ -72,8 +71,8 @@ def mean_curve(curves: list[list[tuple[int, float]]]) -> list[tuple[int, float]]
 
 
 def analyse_e4(out: Path) -> dict[str, Any]:
-    """Return what `analyse_e2` does, with what others published beside it."""
-    return analyse_e2(out, "e4") | {"published": PUBLISHED}
+    """Return what each method came to and its curves, with what others published beside it."""
+    return read("e4", out)[1] | {"published": PUBLISHED}
 
 
 def analyse_e3(out: Path) -> dict[str, Any]:
