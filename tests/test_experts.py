@@ -352,7 +352,7 @@ def test_the_page_runs_as_written():
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     names = {}
     exec("\n".join(blocks), names)
-    assert len(blocks) == 7 and float(names["match"].path_kl) > 0
+    assert len(blocks) == 8 and float(names["match"].path_kl) > 0
 
 
 def critic(actions):
