@@ -7,6 +7,7 @@ without them.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -136,8 +137,9 @@ def interface_of(env_id: str, *, trying: bool = False, **options: Any) -> Interf
         )  # fmt: skip
 
 
+@functools.cache
 def env_sizes(env_id: str) -> tuple[int, int]:
-    """Widths of an observation and of an action of an environment."""
+    """Widths of an observation and an action of an environment of OGBench, which is made once."""
     with contextlib.closing(make_env(env_id)) as env:
         return env.observation_space.shape[0], env.action_space.shape[0]
 
