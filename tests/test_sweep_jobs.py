@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from tests.runs import rows
 from tests.test_sweep import BASE, TASK
 from trqam_fast.cli import run_command
 from trqam_fast.errors import Stopped, UsageError
@@ -68,6 +69,26 @@ def test_jobs_run_are_skipped_and_fail(tmp_path, small):
         if text is not None:
             state_path(tmp_path, bc).write_text(text)
         assert (execute(tmp_path, bc).state, execute(tmp_path, bc).attempt) == ("done", 0)
+
+
+def test_a_job_goes_on_when_it_is_made_longer(tmp_path, small):
+    """Also one that had ended; the result is that of a run of that length."""
+    bc, qam, _ = jobs = make_plan(parse_spec(small), tmp_path)
+    write_plan(jobs, tmp_path)
+    assert [execute(tmp_path, job).state for job in (bc, qam)] == ["done", "done"]
+    small["flags"] |= {"offline_steps": 20, "threads": 2, "eval_envs": 2}
+    bc, qam, _ = jobs = make_plan(parse_spec(small), tmp_path)
+    write_plan(jobs, tmp_path)
+    assert finished(tmp_path, bc) and not finished(tmp_path, qam)
+    state = execute(tmp_path, qam)
+    assert (state.state, state.attempt) == ("done", 2) and finished(tmp_path, qam)
+    assert rows(qam.run_dir(tmp_path) / "eval.csv")[-1]["step"] == "20"
+    (qam.run_dir(tmp_path) / "config.json").write_text("{")
+    assert finished(tmp_path, qam)
+    for flags, change in (({"bc_steps": 20}, "--bc-steps 10 became 20"), ({"lr": 1.0}, "--lr")):
+        other = small | {"flags": small["flags"] | flags}
+        with pytest.raises(UsageError, match=f"other flags: {change}"):
+            write_plan(make_plan(parse_spec(other), tmp_path), tmp_path)
 
 
 def test_a_seed_that_diverges_is_the_reason(tmp_path, small):

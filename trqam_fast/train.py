@@ -62,16 +62,6 @@ from trqam_fast.training.stopping import StopRequest
 from trqam_fast.training.summary import format_table, summarise
 from trqam_fast.training.trackers import check_packages
 
-# What may differ between a run and its continuation without changing its mathematics.
-RESUMABLE = {
-    "preset", "backend", "plan", "graph", "streams", "threads", "dataset",
-    "dataset_dir", "generated_dir",
-    "bc_steps", "offline_steps", "online_steps", "log_interval", "eval_interval",
-    "eval_episodes", "eval_envs", "eval_workers", "save_interval", "keep",
-    "tensorboard", "wandb", "wandb_project", "wandb_group", "wandb_name", "wandb_tags", "run_dir",
-}  # fmt: skip
-
-
 Curves = dict[str, dict[int, np.ndarray]]
 
 
@@ -173,7 +163,7 @@ def continued(before: TrainConfig, config: TrainConfig) -> TrainConfig:
     old, new = before.to_dict(), config.to_dict()
     # The budget follows from the other flag once the data have told the width of an action.
     follows = {"kl_budget"} if new.get("kl_budget_per_dim") is not None else set()
-    compared = new.keys() - RESUMABLE - follows
+    compared = new.keys() - start.RESUMABLE - follows
     if moved_together(before, config):
         compared -= {"pretrained"}
     changed = [name for name in new if name in compared and new[name] != old.get(name)]

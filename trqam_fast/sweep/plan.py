@@ -24,6 +24,7 @@ from trqam_fast.text import printable
 from trqam_fast.training.config import DataConfig, TrainConfig, run_flags
 from trqam_fast.training.flags import parse_config
 from trqam_fast.training.presets import flag_of, make_config, value_in_words
+from trqam_fast.training.start import RESUMABLE
 
 FORMAT = 2
 LONGEST = 120
@@ -294,12 +295,16 @@ def write_plan(jobs: list[Job], out: Path) -> None:
 def differences(before: Job, now: Job) -> list[str]:
     """Return how the configurations of two jobs of one name differ, in words.
 
-    A value that one of them does not know, being of another version, does not count. Where a job
-    starts from another one, its folder may have moved with the sweep's.
+    What a run may be continued with does not count, such as its length: others start from what
+    pretraining came to, so that has no other. Nor does a value that one of them does not know,
+    being of another version. Where a job starts from another one, its folder may have moved with
+    the sweep's.
     """
     moved = before.after == now.after and now.after is not None
     words = []
     for name, value in now.config.items():
+        if name in RESUMABLE and name != "bc_steps":
+            continue
         old = before.config.get(name, value)
         if value_in_words(old) != value_in_words(value) and not (moved and name == "pretrained"):
             words.append(f"{flag_of(name)} {value_in_words(old)} became {value_in_words(value)}")

@@ -19,6 +19,15 @@ from trqam_fast.runs.checkpoint import PROGRESS, load, newest, plain_shapes
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.presets import flag_of
 
+RESUMABLE = {
+    "preset", "backend", "plan", "graph", "streams", "threads", "dataset",
+    "dataset_dir", "generated_dir",
+    "bc_steps", "offline_steps", "online_steps", "log_interval", "eval_interval",
+    "eval_episodes", "eval_envs", "eval_workers", "save_interval", "keep",
+    "tensorboard", "wandb", "wandb_project", "wandb_group", "wandb_name", "wandb_tags", "run_dir",
+}  # fmt: skip
+"""What may differ between a run and its continuation without changing its mathematics."""
+
 NETWORK_FLAGS = {"actor": "--actor-hidden-dims", "critic": "--value-hidden-dims"}
 MISFIT = "does not fit this run", "move it away to go on from the one before"
 """What is said of a checkpoint whose contents contradict the run's, and what helps."""
