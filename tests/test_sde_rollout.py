@@ -72,6 +72,9 @@ def test_nothing_is_prepared_on_a_cpu(backend):
     found = sde_rollout(field, base, *data, operands=[], backend=backend)
     expected = sde_rollout(field, base, *data, backend=backend)
     assert torch.equal(found.trajectory, expected.trajectory)
+    if backend == "cpp":
+        with pytest.raises(ValueError, match="backend cpp takes none; pass what rollout_operands"):
+            sde_rollout(field, base, *data, operands=[data[0]], backend=backend)
     (other, _), _ = make(**CASES[2] | {"hidden": (7,)})
     with pytest.raises(ValueError, match="velocity and base_velocity differ in their shapes"):
         rollout_operands(field, other, backend=backend)

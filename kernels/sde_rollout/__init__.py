@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from trqam_fast.kernels.checks import check_counts, check_same, check_tensor, refusing
-from trqam_fast.kernels.dispatch import choose_backend
+from trqam_fast.kernels.dispatch import TRITON, choose_backend
 from trqam_fast.kernels.fields import (
     Context,
     Velocity,
@@ -183,7 +183,7 @@ def rollout_operands(
         op, backend, kernel.device, dtype=kernel.dtype, precision=precision,
         networks=[velocity, base_velocity],
     )  # fmt: skip
-    if chosen == "reference":
+    if chosen not in TRITON:
         return []
     return ops.rollout_operands(velocity, base_velocity, chosen, precision)
 

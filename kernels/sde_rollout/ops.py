@@ -200,6 +200,11 @@ def sde_rollout(
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return trajectory, velocities and X_K of the ODE; see the package's `sde_rollout`."""
+    if operands and backend not in TRITON:
+        raise ValueError(
+            f"sde_rollout: operands are {described(operands)}, and backend {backend} takes none; "
+            "pass what rollout_operands returned for it, or None"
+        )
     train = torch.is_grad_enabled() and any(t.requires_grad for t in velocity.tensors)
     how = Pass(backend, precision, train, velocity.memory)
     base = list(base_velocity.detach().tensors)
