@@ -5,12 +5,15 @@ Longer than 400 lines, as each mistake in an algorithm of one's own is a class.
 
 import csv
 import json
+import math
 import re
 import sys
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -380,15 +383,24 @@ class Forgetful(QAMAgent):
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
         self.seen, self.means, self.fixed = 0, {"grad": self.ones * 0}, self.ones * 2
-        self.held, self.lazy = self.ones * 0, None
+        self.held, self.ema, self.lazy, self.best = self.ones * 0, self.ones * 0, None, math.nan
+        self.norm, self.array = torch.nn.BatchNorm1d(1), np.zeros(2)
+        self.generator, self.sparse = torch.Generator(), torch.zeros(2).to_sparse()
+        self.gone = weakref.proxy(torch.nn.Linear(1, 1))
+        self.itself = [self.means]
+        self.itself.append(self.itself)
+        self.fixed8 = torch.zeros(2, dtype=torch.float8_e4m3fn)
 
     def state(self):
-        return super().state() | {"held": self.held}
+        return super().state() | {"held": self.held, "ema": self.ema}
 
     def after_step(self, metrics):
         self.seen += 1
         self.means["grad"] = 0.9 * self.means["grad"] + metrics["grad_norm"]
         self.held += 1
+        self.ema = 0.9 * self.ema + metrics["grad_norm"]  # another tensor, which is saved too
+        self.norm(torch.rand(4, 1, generator=self.generator))
+        self.array[0] += 1
         if self.lazy is None:
             self.lazy = self.ones * 3
 
@@ -461,7 +473,10 @@ def test_it_is_updated_before_a_field_is_pretrained(flags, tmp_path, capsys):
     named = re.findall(
         r"^note: an update of .*:Forgetful changes self\.(\S+), which", printed, re.M
     )
-    assert named == ["seen", "means['grad']"]
+    assert named == [
+        "seen", "array", "generator", "means['grad']", "norm._buffers['running_mean']",
+        "norm._buffers['running_var']", "norm._buffers['num_batches_tracked']",
+    ]  # fmt: skip
     assert printed.index("note:") < printed.index("\npretrain ")
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,60 +48,80 @@ def check_numbers(kind: type[Agent], what: str, values: dict[str, Any], runs: in
 
 REBUILT = {"branches", "config", "online", "options", "policy_graphs", "steps", "target"}
 """Attributes of every agent that `state` need not hold, or holds under other names."""
+LARGEST = 2**26
+"""Bytes of what is compared; a data set that is kept for convenience is not."""
 
 
 def unsaved(agent: Agent, update: Callable[[], object]) -> list[str]:
     """Return the attributes that an update changes and that no checkpoint holds.
 
-    Tensors and numbers are looked at, also those in lists, tuples, dicts and plain objects. What
-    the first update makes and later ones leave alone is not among them.
+    Numbers, tensors, arrays and generators are looked at, also those in lists, tuples, dicts,
+    deques, modules and other objects. What the first update makes and later ones leave alone is not
+    among them.
 
     Args:
         agent: Of an algorithm; it is updated twice.
         update: Does one update of it.
     """
+    update()
+    before = contents(agent)
+    update()
+    return [name for name, value in contents(agent).items() if before.get(name) != value]
+
+
+def contents(agent: Agent) -> dict[str, str | bytes]:
+    """Return the numbers that an agent keeps beside its state, as their bits, by where they are."""
     saved = {tensor.untyped_storage().data_ptr() for tensor in agent.state().values()}
-    update()
-    before = contents(agent, saved)
-    update()
-    after = contents(agent, saved)
-    return [name for name in after if not same(before.get(name), after[name])]
-
-
-def contents(agent: Agent, saved: set[int]) -> dict[str, Tensor | float | None]:
-    """Return copies of the tensors and numbers that an agent keeps, by where they stand.
-
-    Args:
-        agent: The agent.
-        saved: Where the tensors lie in memory that a checkpoint holds.
-    """
-    found: dict[str, Tensor | float | None] = {}
-    seen: set[int] = set()
-    left = [(name, value) for name, value in vars(agent).items() if name not in REBUILT]
+    found: dict[str, str | bytes] = {}
+    seen: dict[int, object] = {}  # kept, so that no other object takes the number
+    left = deque((name, value) for name, value in vars(agent).items() if name not in REBUILT)
     while left:
-        name, value = left.pop(0)
-        if isinstance(value, Tensor):
-            if value.untyped_storage().data_ptr() not in saved:
-                found[name] = value.detach().clone()
-        elif value is None or isinstance(value, int | float):
-            found[name] = value
-        elif id(value) not in seen:
-            seen.add(id(value))
-            if isinstance(value, dict):
-                left += [(f"{name}[{key!r}]", inner) for key, inner in value.items()]
-            elif isinstance(value, list | tuple):
-                left += [(f"{name}[{index}]", inner) for index, inner in enumerate(value)]
-            elif not isinstance(value, ModuleType) and not callable(value):
-                inside = getattr(value, "__dict__", {})
-                left += [(f"{name}.{key}", inner) for key, inner in inside.items()]
+        name, value = left.popleft()
+        if id(value) in seen:
+            continue
+        try:
+            if isinstance(value, str | bytes | type | ModuleType) or inspect.isroutine(value):
+                continue
+            if value is None or isinstance(value, int | float | complex | np.generic):
+                found[name] = repr(value)
+                continue
+            seen[id(value)] = value
+            if isinstance(value, torch.Generator):
+                value = value.get_state()
+            if isinstance(value, Tensor | np.ndarray):
+                bits = bits_of(value, saved)
+                if bits is not None:
+                    found[name] = bits
+                continue
+            left.extend((f"{name}{place}", inner) for place, inner in parts_of(value))
+        except ReferenceError:  # what a weak reference was of is gone
+            continue
     return found
 
 
-def same(first: Tensor | float | None, second: Tensor | float | None) -> bool:
-    """Whether two values are the same bits."""
-    if isinstance(first, Tensor) and isinstance(second, Tensor):
-        return first.shape == second.shape and torch.equal(first.nan_to_num(), second.nan_to_num())
-    return type(first) is type(second) and not isinstance(first, Tensor) and first == second
+def parts_of(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what an object holds, and where."""
+    if isinstance(value, Mapping):
+        for index, (key, inner) in enumerate(value.items()):
+            yield f"[{key!r}]" if isinstance(key, str | int) else f"[key {index}]", inner
+    elif isinstance(value, list | tuple | deque):
+        for index, inner in enumerate(value):
+            yield f"[{index}]", inner
+    else:
+        for key, inner in getattr(value, "__dict__", {}).items():
+            yield f".{key}", inner
+
+
+def bits_of(value: Tensor | np.ndarray, saved: set[int]) -> bytes | None:
+    """Return the bits of a tensor or an array; None of what is saved, large or not all numbers."""
+    if isinstance(value, np.ndarray):
+        return value.tobytes() if value.dtype.kind in "biufc" and value.nbytes <= LARGEST else None
+    if value.layout != torch.strided or value.is_meta or value.nbytes > LARGEST:
+        return None
+    if value.untyped_storage().data_ptr() in saved:
+        return None
+    plain = value.detach().cpu().contiguous().reshape(-1)
+    return plain.view(torch.uint8).numpy().tobytes()
 
 
 def check_draws(kind: type[Agent], draws: Any) -> None:
