@@ -129,11 +129,12 @@ def test_no_folder_is_no_checkpoint(tmp_path):
 
 def test_steps_of_more_digits_are_newer(tmp_path):
     paths = [tmp_path / f"step_{step:09d}.pt" for step in (5, 999_999_999, 10**9, 2 * 10**10)]
+    paths.insert(0, tmp_path / "step_000000100 (a copy of mine).pt")
     for path in paths[::-1]:
         path.touch()
     assert checkpoint.found(tmp_path) == paths and checkpoint.newest(tmp_path) == paths[-1]
-    checkpoint.prune(tmp_path, 1, {paths[0]})
-    assert checkpoint.found(tmp_path) == [paths[0], paths[-1]]
+    checkpoint.prune(tmp_path, 1, {paths[1]})
+    assert checkpoint.found(tmp_path) == [*paths[:2], paths[-1]]
 
 
 def changed(path, **changes):

@@ -218,6 +218,10 @@ def test_a_continued_history_keeps_its_names():
     assert after.names == ["a", "b"] and after.values[:, 0].tolist() == [[1.0, 0.0]] * 2
     with pytest.raises(ValueError, match="names 1 of 2 metrics"):
         History(3).restore(before.values, 2, ["a"])
+    unnamed = History(3)
+    unnamed.restore(before.values, 2, [])  # of an older checkpoint, saved again before an update
+    unnamed.record({"a": torch.ones(2), "b": torch.zeros(2)})
+    assert unnamed.names == ["a", "b"]
     later = History(3)
     later.restore(before.values[:0], 2, ["old"])  # nothing is left of the interval
     later.record({"a": torch.ones(2)})

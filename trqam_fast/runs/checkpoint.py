@@ -19,6 +19,7 @@ from trqam_fast.networks import MLPShape, ScalarShape
 from trqam_fast.runs.folder import STAGES
 
 FORMAT = 3
+NAME = re.compile(r"step_(\d{1,20})\.pt")
 TIMED = ("data", *STAGES, "evaluate")
 """What a run's seconds are counted for."""
 
@@ -84,8 +85,7 @@ def load(path: Path, remedy: str = "name another one") -> dict[str, Any]:
         if "generators" in state:  # as version 0.1.0 had instead
             state["drawn"] = 0
         check_types(state)
-        named = re.fullmatch(r"step_(\d+)\.pt", path.name)
-        if named is not None and int(named[1]) != state["step"]:
+        if step_of(path) not in (-1, state["step"]):
             raise ValueError(f"its step is {state['step']}")
     return state
 
@@ -187,18 +187,24 @@ def plain_shapes(shapes: Mapping[str, MLPShape | ScalarShape]) -> dict[str, list
 def found(folder: Path) -> list[Path]:
     """Return the checkpoints in a folder, the oldest first; none without the folder.
 
-    Names of more than nine digits come after all shorter ones.
+    Files with other names than a run gives them come before all.
 
     Raises:
         Unreadable: the system refuses to list them.
     """
     try:
         paths = (path for path in folder.iterdir() if path.suffix == ".pt")
-        return sorted(paths, key=lambda path: (len(path.name), path.name))
+        return sorted(paths, key=lambda path: (step_of(path), path.name))
     except FileNotFoundError:
         return []
     except OSError as error:  # glob would return none
         raise Unreadable(folder, error) from None
+
+
+def step_of(path: Path) -> int:
+    """Return the step in a checkpoint's name, -1 if it has none."""
+    named = NAME.fullmatch(path.name)
+    return -1 if named is None else int(named[1])
 
 
 def newest(folder: Path) -> Path | None:
@@ -207,7 +213,7 @@ def newest(folder: Path) -> Path | None:
 
 
 def prune(folder: Path, keep: int, protected: set[Path]) -> None:
-    """Delete all but the `keep` newest checkpoints and the `protected` ones."""
+    """Delete all but the `keep` newest checkpoints, the `protected` ones, and files of others."""
     for path in found(folder)[:-keep]:
-        if path not in protected:
+        if path not in protected and step_of(path) >= 0:
             path.unlink(missing_ok=True)

@@ -72,14 +72,14 @@ class History:
         Args:
             values: `[n, S, M]`.
             runs: S.
-            names: Of the M metrics; None, as older checkpoints have it, for the next update's.
+            names: Of the M metrics; without any, as of older checkpoints, the next update has them.
 
         Raises:
             ValueError: they are not those of so many runs, or of other metrics.
         """
         if values.dtype != torch.float64 or values.ndim != 3 or values.shape[1] not in (0, runs):
             raise ValueError(f"its history has shape {list(values.shape)}")
-        if len(values) > 0 and names is not None:
+        if len(values) > 0 and names:
             if len(names) != values.shape[2]:
                 raise ValueError(f"its history names {len(names)} of {values.shape[2]} metrics")
             self.names = list(names)
