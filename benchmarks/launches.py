@@ -94,6 +94,7 @@ class Clock(Branches):
             self.begin_deferred()
         finally:
             self.joined = False
+            self.deferred.clear()
             self.finish()
 
     @contextmanager

@@ -352,6 +352,9 @@ def test_the_page_runs_as_written():
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     names = {}
     exec("\n".join(blocks), names)
+    actions = torch.zeros(1, names["ROWS"], names["H"] * names["A"], requires_grad=True)
+    (gradient,) = torch.autograd.grad(names["critic"](actions).sum(), actions)
+    assert gradient.shape == actions.shape and gradient.abs().sum() > 0
     assert len(blocks) == 8 and float(names["match"].path_kl) > 0
 
 

@@ -1,18 +1,22 @@
 """Sweeps: their jobs, their states, and their command."""
 
+import contextlib
 import dataclasses
 import os
 import time
 
 import pytest
+import torch
 
-from tests.runs import rows
 from tests.test_sweep import BASE, TASK
 from trqam_fast.cli import run_command
 from trqam_fast.errors import Stopped, UsageError
+from trqam_fast.runs import checkpoint
+from trqam_fast.status.outcome import read_outcomes
 from trqam_fast.sweep import __main__ as command
 from trqam_fast.sweep import estimate
-from trqam_fast.sweep.execute import execute, finished
+from trqam_fast.sweep.execute import execute
+from trqam_fast.sweep.finished import finished
 from trqam_fast.sweep.plan import make_plan, write_plan
 from trqam_fast.sweep.spec import parse_spec
 from trqam_fast.sweep.state import StateFile, read_state, state_path
@@ -80,15 +84,36 @@ def test_a_job_goes_on_when_it_is_made_longer(tmp_path, small):
     bc, qam, _ = jobs = make_plan(parse_spec(small), tmp_path)
     write_plan(jobs, tmp_path)
     assert finished(tmp_path, bc) and not finished(tmp_path, qam)
+    kinds = [read_outcomes(tmp_path, jobs)[job.name].kind for job in (bc, qam)]
+    assert kinds == ["done", "queued"]
     state = execute(tmp_path, qam)
     assert (state.state, state.attempt) == ("done", 2) and finished(tmp_path, qam)
-    assert rows(qam.run_dir(tmp_path) / "eval.csv")[-1]["step"] == "20"
+    whole = make_plan(parse_spec(small), tmp_path / "whole")[:2]
+    assert [execute(tmp_path / "whole", job).state for job in whole] == ["done", "done"]
+    folders = [qam.run_dir(tmp_path), whole[1].run_dir(tmp_path / "whole")]
+    ends = [checkpoint.load(checkpoint.newest(each / "checkpoints"))["agent"] for each in folders]
+    assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
     (qam.run_dir(tmp_path) / "config.json").write_text("{")
     assert finished(tmp_path, qam)
-    for flags, change in (({"bc_steps": 20}, "--bc-steps 10 became 20"), ({"lr": 1.0}, "--lr")):
+    refused = (
+        ({"bc_steps": 20}, "--bc-steps 10 became 20"), ({"lr": 1.0}, "--lr"),
+        ({"offline_steps": 15}, "--offline-steps 20 became 15"),
+        ({"generated_dir": "/elsewhere"}, "--generated-dir"),
+    )  # fmt: skip
+    for flags, change in refused:
         other = small | {"flags": small["flags"] | flags}
         with pytest.raises(UsageError, match=f"other flags: {change}"):
             write_plan(make_plan(parse_spec(other), tmp_path), tmp_path)
+
+
+def test_an_offline_stage_before_an_online_one_is_not_made_longer(tmp_path, small):
+    """Runs that are past it could not go on."""
+    small["flags"] |= {"online_steps": 20, "start_training": 10}
+    write_plan(make_plan(parse_spec(small), tmp_path), tmp_path)
+    for flags, change in (({"online_steps": 30}, None), ({"offline_steps": 30}, "--offline-steps")):
+        jobs = make_plan(parse_spec(small | {"flags": small["flags"] | flags}), tmp_path)
+        with pytest.raises(UsageError, match=change) if change else contextlib.nullcontext():
+            write_plan(jobs, tmp_path)
 
 
 def test_a_seed_that_diverges_is_the_reason(tmp_path, small):

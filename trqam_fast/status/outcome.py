@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from trqam_fast.errors import RunError, UsageError
+from trqam_fast.sweep.finished import finished
+from trqam_fast.sweep.finished import over as ended
 from trqam_fast.sweep.plan import Job
 from trqam_fast.sweep.state import read_state
 from trqam_fast.text import time_since
@@ -49,9 +51,10 @@ def read_outcomes(out: Path, jobs: Sequence[Job]) -> dict[str, Outcome]:
     """Return what became of each job of a sweep, by name.
 
     A run with a summary is over, whatever its state file says: the process may have died between
-    the two, and the sweep writes the state anew when it is started again.
+    the two, and the sweep writes the state anew when it is started again. One that was over before
+    its job was made longer is queued until it goes on.
     """
-    over = {job.name for job in jobs if (job.run_dir(out) / "summary.json").exists()}
+    over = {job.name for job in jobs if finished(out, job)}
     found: dict[str, Outcome] = {}
     for job in jobs:
         found[job.name] = Outcome("done") if job.name in over else begun(out, job)
@@ -62,7 +65,7 @@ def read_outcomes(out: Path, jobs: Sequence[Job]) -> dict[str, Outcome]:
 
 
 def begun(out: Path, job: Job) -> Outcome:
-    """Return what became of a job that has no summary, by its state file; queued without one."""
+    """Return what became of a job that is not over, by its state file; queued without one."""
     try:
         state = read_state(out, job)
     except (UsageError, RunError, OSError) as error:
@@ -74,6 +77,8 @@ def begun(out: Path, job: Job) -> Outcome:
     if state.state == "running":
         return Outcome("running", f"on {state.host}", state.attempt)
     if state.state == "done":
+        if ended(job.run_dir(out)):
+            return Outcome("queued", "was made longer")
         return Outcome("unreadable", "it was done, but its summary.json is gone")
     return Outcome(state.state, state.reason)
 

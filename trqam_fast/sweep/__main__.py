@@ -22,7 +22,8 @@ from trqam_fast.errors import FAILURE, INTERRUPTED, REQUEUE, Stopped, UsageError
 from trqam_fast.files import write_text, written_whole
 from trqam_fast.sweep import cluster
 from trqam_fast.sweep.estimate import job_seconds, machine_bytes, makespan
-from trqam_fast.sweep.execute import execute, finished, settle
+from trqam_fast.sweep.execute import execute, settle
+from trqam_fast.sweep.finished import finished
 from trqam_fast.sweep.memory import memory_notes
 from trqam_fast.sweep.plan import Job, make_plan, read_plan, write_plan
 from trqam_fast.sweep.slurm import slurm_script

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from trqam_fast.errors import UsageError
-from trqam_fast.sweep.execute import NO_PRETRAINING, execute, finished, settle
+from trqam_fast.sweep.execute import NO_PRETRAINING, execute, settle
+from trqam_fast.sweep.finished import finished
 from trqam_fast.sweep.plan import Job
 from trqam_fast.sweep.spec import Resources
 from trqam_fast.sweep.state import JobState, StateFile, repeating

@@ -124,7 +124,8 @@ def probe_agent(
     precision: str,
 ) -> tuple[float, float]:
     """Return the seconds of an update of all runs, and of a policy call's row; measured once."""
-    case = repr((algo, work_of(config), obs_dim, act_dim, runs, backend, precision))
+    sizes = (obs_dim, act_dim, runs, torch.get_num_threads())
+    case = repr((algo, work_of(config), sizes, backend, precision))
     if case not in PROBED:
         agent = algorithm(algo)(
             config, obs_dim, act_dim, list(range(runs)), backend=backend, precision=precision

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import shlex
 import sys
 import traceback
@@ -15,33 +14,12 @@ from trqam_fast.errors import RunError, Stopped, UsageError
 from trqam_fast.files import locked
 from trqam_fast.kernels import BackendError
 from trqam_fast.runs.read import read_sound
-from trqam_fast.sweep.plan import FINE_TUNING_ALONE, Job
+from trqam_fast.sweep.finished import finished, over
+from trqam_fast.sweep.plan import Job
 from trqam_fast.sweep.state import JobState, StateFile, read_state, state_path
 from trqam_fast.training.config import TrainConfig
 
 NO_PRETRAINING = "its pretraining has not ended"
-
-
-def finished(out: Path, job: Job) -> bool:
-    """Whether a job has come to its end, with or without seeds that diverged.
-
-    A run that ended before the job is made longer has not.
-    """
-    folder = job.run_dir(out)
-    if not over(folder):
-        return False
-    ran = read_sound(folder / "config.json", []) or {}
-    return not any(job.config[name] > whole(ran.get(name)) for name in FINE_TUNING_ALONE)
-
-
-def whole(value: object) -> float:
-    """Return a run's number of steps; infinity where nothing sound is known of it."""
-    return value if isinstance(value, int) else math.inf
-
-
-def over(run_dir: Path) -> bool:
-    """Whether a run has come to its end."""
-    return (run_dir / "summary.json").exists()
 
 
 def execute(out: Path, job: Job) -> JobState:

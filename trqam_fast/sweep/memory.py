@@ -131,7 +131,8 @@ def seeds_that_fit(spec: Spec, config: TrainConfig) -> int:
         return sum(host_need(config, runs, threads, gpu=gpu))
 
     def of_gpu(runs: int) -> int:
-        return run_bytes(config, runs, threads, gpu=True) + online_bytes(config, runs)
+        updates = run_bytes(config, runs, threads, gpu=True)
+        return data_bytes(config)[0] + updates + online_bytes(config, runs)
 
     bounds = [(resources.memory_gb * 2**30, of_host)]
     if gpu:

@@ -28,7 +28,7 @@ from trqam_fast.training.start import RESUMABLE
 
 FORMAT = 2
 LONGEST = 120
-"""Letters of the seeds in a folder's name; to a name of 255 others are added."""
+"""Letters that the seeds may take of a folder's name; a file system allows 255 in all."""
 CLONING = "bc"
 """The algorithm that pretrains."""
 
@@ -40,6 +40,14 @@ FINE_TUNING_ALONE = ("offline_steps", "online_steps")
 SHARED = ("env_name", *names_of(DataConfig), *names_of(FlowConfig))
 OWN = ("sparse",)
 """Of these, what a cloned field does not depend on."""
+
+CHANGEABLE = RESUMABLE - {
+    "bc_steps", "offline_steps", "online_steps", "dataset", "dataset_dir", "generated_dir"
+}  # fmt: skip
+"""What a later sweep into the same folder may have otherwise. Not its data: a finished job is not
+looked at again, and what starts from it would not know."""
+LAST_STAGE = {False: "offline_steps", True: "online_steps"}
+"""The length that may grow, by whether there is an online stage."""
 
 
 @dataclass(frozen=True)
@@ -295,17 +303,18 @@ def write_plan(jobs: list[Job], out: Path) -> None:
 def differences(before: Job, now: Job) -> list[str]:
     """Return how the configurations of two jobs of one name differ, in words.
 
-    What a run may be continued with does not count, such as its length: others start from what
-    pretraining came to, so that has no other. Nor does a value that one of them does not know,
-    being of another version. Where a job starts from another one, its folder may have moved with
-    the sweep's.
+    What a run may be continued with does not count, nor more steps at its end, nor a value that one
+    of them does not know, being of another version. Where a job starts from another one, its folder
+    may have moved with the sweep's.
     """
     moved = before.after == now.after and now.after is not None
     words = []
     for name, value in now.config.items():
-        if name in RESUMABLE and name != "bc_steps":
-            continue
         old = before.config.get(name, value)
+        if name == LAST_STAGE[bool(before.config["online_steps"])] and value >= old:
+            continue
+        if name in CHANGEABLE:
+            continue
         if value_in_words(old) != value_in_words(value) and not (moved and name == "pretrained"):
             words.append(f"{flag_of(name)} {value_in_words(old)} became {value_in_words(value)}")
     return words

@@ -128,6 +128,7 @@ class Trainer:
         agent = self.make_agent("bc")
         if pretrained is not None:
             start.start_from(agent, pretrained)
+            del pretrained["agent"]
         stage = self.make_stage("pretrain", agent, state)
         self.train(stage)
         return stage.last_good["online"]
