@@ -93,6 +93,9 @@ def test_a_job_goes_on_when_it_is_made_longer(tmp_path, small):
     folders = [qam.run_dir(tmp_path), whole[1].run_dir(tmp_path / "whole")]
     ends = [checkpoint.load(checkpoint.newest(each / "checkpoints"))["agent"] for each in folders]
     assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
+    for odd in ("10", None, [1]):  # as a damaged plan may have it
+        values = {**qam.config, "offline_steps": odd}
+        assert finished(tmp_path, dataclasses.replace(qam, config=values))
     (qam.run_dir(tmp_path) / "config.json").write_text("{")
     assert finished(tmp_path, qam)
     refused = (

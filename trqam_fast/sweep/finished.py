@@ -18,12 +18,15 @@ def finished(out: Path, job: Job) -> bool:
     if not over(folder):
         return False
     ran = read_sound(folder / "config.json", []) or {}
-    return not any(job.config[name] > steps_of(ran.get(name)) for name in FINE_TUNING_ALONE)
+    return not any(
+        steps_of(job.config.get(name), 0) > steps_of(ran.get(name), math.inf)
+        for name in FINE_TUNING_ALONE
+    )
 
 
-def steps_of(value: object) -> float:
-    """Return a run's number of steps; infinity where nothing sound is known of it."""
-    return value if isinstance(value, int) else math.inf
+def steps_of(value: object, otherwise: float) -> float:
+    """Return a number of steps, or something else where a file holds no sound one."""
+    return value if isinstance(value, int) else otherwise
 
 
 def over(run_dir: Path) -> bool:

@@ -311,7 +311,8 @@ def differences(before: Job, now: Job) -> list[str]:
     words = []
     for name, value in now.config.items():
         old = before.config.get(name, value)
-        if name == LAST_STAGE[bool(before.config["online_steps"])] and value >= old:
+        last = name == LAST_STAGE[bool(before.config.get("online_steps"))]
+        if last and isinstance(old, int) and value >= old:
             continue
         if name in CHANGEABLE:
             continue
