@@ -11,7 +11,7 @@ from trqam_fast.damage import Unreadable
 from trqam_fast.errors import UsageError
 from trqam_fast.sweep import memory
 from trqam_fast.sweep.memory import host_need, memory_notes, run_bytes
-from trqam_fast.sweep.plan import make_plan, read_plan, write_plan
+from trqam_fast.sweep.plan import make_plan, read_plan, seeds_folder, write_plan
 from trqam_fast.sweep.spec import parse_spec, read_spec
 from trqam_fast.training.presets import make_config
 
@@ -260,6 +260,8 @@ def test_the_seeds_of_a_job_are_a_folder_however_many(tmp_path):
                 resources={"memory_gb": 640})  # fmt: skip
     names = {Path(job.name).name for job in jobs}
     assert len(jobs[0].seeds) == 100 and len(names) == 1 and len(names.pop()) < 40
+    # Those that fitted have the names that earlier plans gave them.
+    assert seeds_folder(tuple(range(60))) == f"seeds_{'_'.join(map(str, range(60)))}"
 
 
 def test_an_environment_of_ones_own_is_made_once(tmp_path, monkeypatch):

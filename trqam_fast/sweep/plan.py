@@ -27,8 +27,8 @@ from trqam_fast.training.presets import flag_of, make_config, value_in_words
 from trqam_fast.training.start import RESUMABLE
 
 FORMAT = 2
-LONGEST = 120
-"""Letters that the seeds may take of a folder's name; a file system allows 255 in all."""
+LONGEST = 220
+"""Letters that the seeds may take of a name; file systems allow 255, with what is added to it."""
 CLONING = "bc"
 """The algorithm that pretrains."""
 
