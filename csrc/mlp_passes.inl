@@ -42,45 +42,41 @@ template <class Arithmetic>
 class WeightGradient {
     using Real = typename Arithmetic::Real;
     using Element = typename Arithmetic::Element;
+    using Vector = typename Arithmetic::Vector;
+    static constexpr int kPair = Arithmetic::kPair;
+    static constexpr int64_t kLeft = round_up(kTileRows, kLanes<Arithmetic>);
 
   public:
-    WeightGradient(Arena& arena, const MlpWeights<Real>& network) {
+    // Tasks of at most `most` rows of a kernel, from `rows` rows of the batch.
+    WeightGradient(Arena& arena, const MlpWeights<Real>& network, int64_t rows, int64_t most)
+        : accumulates_(rows > kDepthBlock) {
         const int64_t wide = widest(network), depth = kDepthBlock;
         right_ = arena.take<Element>(depth * round_up(wide, kPanel<Arithmetic>));
-        left_ = arena.take<Element>(depth * kTileRows);
-        product_ = arena.take<Real>(kGradientRows * padded(wide));
+        left_ = arena.take<Element>(depth * kTileRows + kLeft * Arithmetic::kPair);
+        product_ = arena.take<Real>((accumulates_ ? most : kTileRows) * padded(wide));
         sums_ = arena.take<Real>(padded(wide));
-        block_sums_ = arena.take<Real>(padded(wide));
     }
 
     void run(const MlpBackward<Real>& call, int64_t g, int64_t l, int64_t first, int64_t count,
              const Real* left, int64_t ld_left, const Real* right, int64_t ld_right) {
-        const MlpWeights<Real>& network = call.network;
-        const int64_t width = network.widths[l + 1], ld = padded(width);
+        const int64_t width = call.network.widths[l + 1], ld = padded(width);
         std::memset(sums_, 0, ld * sizeof(Real));
-        if (call.rows == 0) std::memset(product_, 0, count * ld * sizeof(Real));
-        for (int64_t row = 0; row < call.rows; row += kDepthBlock) {
-            const int64_t left_over = call.rows - row;
-            const int64_t depth = left_over < kDepthBlock ? left_over : kDepthBlock;
-            add_block(left + row * ld_left + first, ld_left, count, right + row * ld_right,
-                      ld_right, width, depth, row == 0);
-        }
-        const MlpWeights<Real>& to = call.gradients;
-        const bool fold = network.norm && l > 0;
-        const Real* kernel = network.of(network.kernels[l], g) + first * width;
-        Real* d_kernel = to.of(to.kernels[l], g) + first * width;
-        if (first == 0) std::memcpy(to.of(to.biases[l], g), sums_, width * sizeof(Real));
-        for (int64_t i = 0; i < count; ++i, kernel += width, d_kernel += width) {
-            const Real* product = product_ + i * ld;
-            if (!fold) {
-                std::memcpy(d_kernel, product, width * sizeof(Real));
-                continue;
+        int64_t row = 0;
+        do {
+            const int64_t after = call.rows - row;
+            const int64_t depth = after < kDepthBlock ? after : kDepthBlock;
+            pack_right(right + row * ld_right, ld_right, width, depth);
+            for (int64_t begin = 0; begin < count; begin += kTileRows) {
+                const int64_t size = count - begin < kTileRows ? count - begin : kTileRows;
+                pack_left(left + row * ld_left + first + begin, ld_left, count - begin, depth);
+                Real* product = product_ + (accumulates_ ? begin * ld : 0);
+                multiply_left(size, width, depth, product, ld, row > 0);
+                if (depth == after) write(call, g, l, first + begin, size, product);
             }
-            const Real scale = network.of(network.scales[l - 1], g)[first + i];
-            const Real shift = network.of(network.shifts[l - 1], g)[first + i];
-            unfold(width, scale, shift, product, sums_, kernel, d_kernel,
-                   to.of(to.scales[l - 1], g) + first + i, to.of(to.shifts[l - 1], g) + first + i);
-        }
+            row += kDepthBlock;
+        } while (row < call.rows);
+        const MlpWeights<Real>& to = call.gradients;
+        if (first == 0) std::memcpy(to.of(to.biases[l], g), sums_, width * sizeof(Real));
     }
 
   private:
@@ -101,69 +97,78 @@ class WeightGradient {
         *d_shift = with_shift;
     }
 
-    void add_block(const Real* left, int64_t ld_left, int64_t count, const Real* right,
-                   int64_t ld_right, int64_t width, int64_t depth, bool first) {
-        constexpr int64_t panel = kPanel<Arithmetic>, pair = Arithmetic::kPair;
-        const int64_t ld = padded(width), steps = (depth + pair - 1) / pair;
-        const int64_t panel_elements = steps * pair * panel;
-        std::memset(block_sums_, 0, ld * sizeof(Real));
-        for (int64_t p = 0; p * panel < width; ++p) {
-            const int64_t columns = width - p * panel < panel ? width - p * panel : panel;
-            Element* to = right_ + p * panel_elements;
-            // Summed in blocks: the error grows with the rows of a block plus their number.
-            Real partial[panel] = {};
-            for (int64_t k = 0; k < steps * pair; ++k) {
-                Element* out = to + k / pair * panel * pair + k % pair;
-                const Real* from = right + k * ld_right + p * panel;
-                const int64_t given = k < depth ? columns : 0;
-                if (given == panel) {
-#pragma omp simd
-                    for (int64_t j = 0; j < panel; ++j) {
-                        partial[j] += from[j];
-                        out[j * pair] = Arithmetic::convert(from[j]);
-                    }
-                } else {
-                    for (int64_t j = 0; j < panel; ++j) {
-                        const Real value = j < given ? from[j] : Real(0);
-                        partial[j] += value;
-                        out[j * pair] = Arithmetic::convert(value);
-                    }
-                }
-                if (k % kSumRows == kSumRows - 1 || k == steps * pair - 1) {
-                    for (int64_t j = 0; j < columns; ++j) {
-                        block_sums_[p * panel + j] += partial[j];
-                        partial[j] = 0;
-                    }
-                }
+    // Writes rows [first, first + count) of kernel l's gradient from M's.
+    void write(const MlpBackward<Real>& call, int64_t g, int64_t l, int64_t first, int64_t count,
+               const Real* product) const {
+        const MlpWeights<Real>&network = call.network, &to = call.gradients;
+        const int64_t width = network.widths[l + 1], ld = padded(width);
+        const bool fold = network.norm && l > 0;
+        for (int64_t i = first; i < first + count; ++i, product += ld) {
+            Real* d_kernel = to.of(to.kernels[l], g) + i * width;
+            if (!fold) {
+                std::memcpy(d_kernel, product, width * sizeof(Real));
+                continue;
             }
+            unfold(width, network.of(network.scales[l - 1], g)[i],
+                   network.of(network.shifts[l - 1], g)[i], product, sums_,
+                   network.of(network.kernels[l], g) + i * width, d_kernel,
+                   to.of(to.scales[l - 1], g) + i, to.of(to.shifts[l - 1], g) + i);
         }
-        for (int64_t o = 0; o < width; ++o) sums_[o] += block_sums_[o];
-        for (int64_t begin = 0; begin < count; begin += kTileRows) {
-            const int64_t size = count - begin < kTileRows ? count - begin : kTileRows;
-            for (int64_t k = 0; k < steps * pair; ++k) {
-                Element* out = left_ + k / pair * kTileRows * pair + k % pair;
-                const Real* from = left + k * ld_left + begin;
-                if (size == kTileRows && k < depth) {
-#pragma omp simd
-                    for (int64_t m = 0; m < kTileRows; ++m) {
-                        out[m * pair] = Arithmetic::convert(from[m]);
-                    }
-                    continue;
-                }
-                for (int64_t m = 0; m < size; ++m) {
-                    out[m * pair] = k < depth ? Arithmetic::convert(from[m]) : Element(0);
+    }
+
+    // Packs `depth` rows of the right operand, and adds up their columns: in blocks, as the error
+    // grows with the rows of a block plus their number.
+    void pack_right(const Real* right, int64_t ld, int64_t width, int64_t depth) {
+        constexpr int64_t panel = kPanel<Arithmetic>, lanes = kLanes<Arithmetic>;
+        Element* to = right_;
+        for (int64_t column = 0; column < width; column += panel) {
+            Vector sums[2] = {}, partial[2] = {};
+            for (int64_t k = 0; k < depth; k += kPair, to += panel * kPair) {
+                const Filled<kPair, panel, Real> rows(right + k * ld + column, ld, depth - k,
+                                                      width - column);
+                write_step<Arithmetic, 2>(to, [&](int i, int v) {
+                    const Vector values = load(rows.from + i * rows.ld + v * lanes);
+                    partial[v] += values;
+                    return values;
+                });
+                if (k % kSumRows != kSumRows - kPair && k + kPair < depth) continue;
+                for (int v = 0; v < 2; ++v) {
+                    sums[v] += partial[v];
+                    partial[v] = Vector{};
                 }
             }
-            for (int64_t p = 0; p * panel < width; ++p) {
-                Real* to = product_ + begin * ld + p * panel;
-                any_tile<Arithmetic, true>(size, steps, left_, 0, right_ + p * panel_elements, to,
-                                           ld, first ? nullptr : to, ld);
+            for (int v = 0; v < 2; ++v) {
+                *reinterpret_cast<Vector*>(sums_ + column + v * lanes) += sums[v];
             }
         }
     }
 
+    // Packs a tile's rows of the transposed left operand, of which `columns` are there. The last
+    // vector of a step reaches into the next one, which is written after it.
+    void pack_left(const Real* left, int64_t ld, int64_t columns, int64_t depth) {
+        constexpr int64_t lanes = kLanes<Arithmetic>;
+        Element* to = left_;
+        for (int64_t k = 0; k < depth; k += kPair, to += kTileRows * kPair) {
+            const Filled<kPair, kLeft, Real> rows(left + k * ld, ld, depth - k, columns);
+            write_step<Arithmetic, kLeft / lanes>(
+                to, [&](int i, int v) { return load(rows.from + i * rows.ld + v * lanes); });
+        }
+    }
+
+    // product [size, ld] = the packed operands' product, added to what it holds with `onto`.
+    void multiply_left(int64_t size, int64_t width, int64_t depth, Real* product, int64_t ld,
+                       bool onto) const {
+        const int64_t steps = (depth + kPair - 1) / kPair;
+        for (int64_t column = 0; column < width; column += kPanel<Arithmetic>) {
+            Real* to = product + column;
+            any_tile<Arithmetic, true>(size, steps, left_, 0, right_ + column * steps * kPair, to,
+                                       ld, onto ? to : nullptr, ld);
+        }
+    }
+
+    const bool accumulates_;
     Element *right_, *left_;
-    Real *product_, *sums_, *block_sums_;
+    Real *product_, *sums_;
 };
 
 template <class Arithmetic, typename T = typename Arithmetic::Real>
@@ -176,7 +181,10 @@ int64_t mlp_backward(const MlpBackward<T>& call, const Workspace& workspace) {
     const Tasks rows_of_one(1, call.rows, threads);
     const int64_t chunk = whole ? (call.rows < kChunkRows ? call.rows : kChunkRows)
                                 : rows_of_one.chunk();
-    const int64_t gradient_rows = whole || threads < 3 ? kGradientRows : kGradientRows / 2;
+    // Where the gradient of a row of a kernel is done at once, a task takes as many as there are.
+    const int64_t gradient_rows = whole && call.rows <= kDepthBlock ? widest(network)
+                                  : whole || threads < 3            ? kGradientRows
+                                                                    : kGradientRows / 2;
     int64_t parts_of[kMaxLayers + 1], parts = 0;  // tasks of one network's weight gradients
     for (int64_t l = 0; l <= network.layers; ++l) {
         parts_of[l] = (network.widths[l] + gradient_rows - 1) / gradient_rows;
@@ -192,8 +200,9 @@ int64_t mlp_backward(const MlpBackward<T>& call, const Workspace& workspace) {
     if (!whole) take_grads(sizing, shared);
     if (!whole && workspace.data) take_grads(real, shared);
     struct Local {
-        Local(Arena& arena, const MlpBackward<T>& call, int64_t chunk)
-            : pullback(arena, call.network, Inputs{}, chunk), gradient(arena, call.network) {}
+        Local(Arena& arena, const MlpBackward<T>& call, int64_t chunk, int64_t gradient_rows)
+            : pullback(arena, call.network, Inputs{}, chunk),
+              gradient(arena, call.network, call.rows, gradient_rows) {}
         Pullback<Arithmetic> pullback;
         WeightGradient<Arithmetic> gradient;
     };
@@ -232,12 +241,12 @@ int64_t mlp_backward(const MlpBackward<T>& call, const Workspace& workspace) {
     const auto layout = [&](Arena& arena) {
         T* grads[kMaxLayers];
         if (whole) take_grads(arena, grads);
-        Local(arena, call, chunk);
+        Local(arena, call, chunk, gradient_rows);
     };
     const auto body = [&](Arena& arena) {
         T* own[kMaxLayers];
         if (whole) take_grads(arena, own);
-        Local local(arena, call, chunk);
+        Local local(arena, call, chunk, gradient_rows);
         if (whole) {
 #pragma omp for schedule(dynamic, 1)
             for (int64_t g = 0; g < network.stack(); ++g) {

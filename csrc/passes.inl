@@ -224,7 +224,6 @@ class Pullback {
         for (int64_t l = 1; l <= network.layers; ++l) {
             layers_[l] = Matrix<Arithmetic>(arena, network.widths[l + 1], network.widths[l]);
         }
-        square_ = arena.take<Real>(kLanes<Arithmetic> * kLanes<Arithmetic>);
         if (Arithmetic::kConverts) {
             rounded_ = arena.take<typename Arithmetic::Element>(kTileRows * (widest(network) + 1));
         }
@@ -240,7 +239,7 @@ class Pullback {
             if (l == 0 && inputs_.field) kernel += inputs_.observation * width;
             const bool fold = network_.norm && l > 0;
             pack_transposed(layers_[l], kernel, width,
-                            fold ? network_.of(network_.scales[l - 1], g) : nullptr, square_);
+                            fold ? network_.of(network_.scales[l - 1], g) : nullptr);
         }
     }
 
@@ -274,7 +273,7 @@ class Pullback {
     const MlpWeights<Real>& network_;
     Inputs inputs_;
     Matrix<Arithmetic> layers_[kMaxLayers + 1];
-    Real *square_, *inputs_grad_;
+    Real* inputs_grad_;
     typename Arithmetic::Element* rounded_ = nullptr;
     int64_t loaded_ = -1;
 };

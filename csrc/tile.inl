@@ -33,21 +33,32 @@ inline __attribute__((always_inline)) uint32_t bf16_bits(float value) {
     return value == value ? rounded : 0x7fc0u;
 }
 
+template <typename T>
+inline __attribute__((always_inline)) typename Simd<T>::Vector load(const T* from) {
+    return *reinterpret_cast<const typename Simd<T>::Vector*>(from);
+}
+
 // Arithmetic of a product. `Element` is what packed operands hold; `kPair` consecutive steps of
-// the depth lie side by side.
+// the depth lie side by side. A vector of elements is made of `kPair` vectors of numbers: `along`
+// takes them from one place, where the depth is contiguous, `across` from as many rows of it, so
+// that each column's elements of one step come together.
 template <typename T>
 struct Exact {
     using Real = T;
     using Element = T;
+    using Vector = typename Simd<T>::Vector;
     static constexpr int kPair = 1;
     static constexpr bool kConverts = false;
     static Element convert(T value) { return value; }
+    static Vector along(const T* from, T factor) { return factor * load(from); }
+    static Vector across(const Vector* rows) { return rows[0]; }
 };
 
 // Operands are rounded to bfloat16 and multiplied in float32.
 struct Rounded {
     using Real = float;
     using Element = float;
+    using Vector = Simd<float>::Vector;
     static constexpr int kPair = 1;
     static constexpr bool kConverts = true;
     static inline __attribute__((always_inline)) Element convert(float value) {
@@ -56,17 +67,42 @@ struct Rounded {
         std::memcpy(&result, &bits, sizeof(result));
         return result;
     }
+    static inline __attribute__((always_inline)) Vector along(const float* from, float factor) {
+        const Vector values = factor * load(from);
+        return across(&values);
+    }
+    static inline __attribute__((always_inline)) Vector across(const Vector* rows) {
+        typedef uint32_t Bits __attribute__((vector_size(TRQAM_VECTOR_BYTES)));
+        const Bits bits = (Bits)rows[0], nearest = bits + 0x7fffu + ((bits >> 16) & 1u);
+        return (Vector)((rows[0] == rows[0] ? nearest : Bits{} + 0x7fc00000u) & 0xffff0000u);
+    }
 };
 
 #ifdef TRQAM_DOT_BF16
-// Operands are bfloat16, multiplied in pairs and summed in float32 by one instruction.
+// Operands are bfloat16, multiplied in pairs and summed in float32 by one instruction. It takes
+// subnormal operands for zero, as the instruction that rounds does; `convert` leaves them.
 struct Dot {
     using Real = float;
     using Element = uint16_t;
+    using Vector = Simd<float>::Vector;
     static constexpr int kPair = 2;
     static constexpr bool kConverts = true;
     static inline __attribute__((always_inline)) Element convert(float value) {
         return static_cast<Element>(bf16_bits(value));
+    }
+    static inline __attribute__((always_inline)) Vector along(const float* from, float factor) {
+        const Vector first = factor * load(from), second = factor * load(from + 16);
+        return (Vector)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+    }
+    static inline __attribute__((always_inline)) Vector across(const Vector* rows) {
+        typedef uint16_t Words __attribute__((vector_size(TRQAM_VECTOR_BYTES)));
+        const Words both = (Words)_mm512_cvtne2ps_pbh((__m512)rows[1], (__m512)rows[0]);
+        Words order;
+        for (int j = 0; j < 16; ++j) {
+            order[2 * j] = j;
+            order[2 * j + 1] = 16 + j;
+        }
+        return (Vector)__builtin_shuffle(both, order);
     }
 };
 #endif
@@ -167,48 +203,80 @@ struct Matrix {
     }
 };
 
+// `kRows` rows of `kWide` numbers, `ld` apart: those at `given`, or a copy filled up with zeros
+// where only `rows` rows of `columns` numbers are there.
+template <int kRows, int64_t kWide, typename Real>
+struct Filled {
+    Filled(const Real* given, int64_t given_ld, int64_t rows, int64_t columns)
+        : from(given), ld(given_ld) {
+        if (rows >= kRows && columns >= kWide) return;
+        std::memset(copy, 0, sizeof(copy));
+        const int64_t wide = columns < kWide ? columns : kWide;
+        for (int64_t i = 0; i < kRows && i < rows; ++i) {
+            std::memcpy(copy + i * kWide, given + i * given_ld, wide * sizeof(Real));
+        }
+        from = copy;
+        ld = kWide;
+    }
+    const Real* from;
+    int64_t ld;
+    Real copy[kRows * kWide];
+};
+
+// Writes the elements of one step of the depth: value(i, v) is vector v of its row i.
+template <class Arithmetic, int kVectors, class Value>
+inline __attribute__((always_inline)) void write_step(typename Arithmetic::Element* out,
+                                                      const Value& value) {
+    using Vector = typename Arithmetic::Vector;
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+        Vector rows[Arithmetic::kPair];
+#pragma GCC unroll 2
+        for (int i = 0; i < Arithmetic::kPair; ++i) rows[i] = value(i, v);
+        *reinterpret_cast<Vector*>(out + v * kLanes<Arithmetic> * Arithmetic::kPair) =
+            Arithmetic::across(rows);
+    }
+}
+
 // Packs scale[k] * source[k, :] for k < depth, and adds sum_k shift[k] * source[k, :] to the bias;
 // rows of `source` are `ld` apart. A null scale is 1, a null shift 0.
 template <class Arithmetic>
 void pack(const Matrix<Arithmetic>& matrix, const typename Arithmetic::Real* source, int64_t ld,
           const typename Arithmetic::Real* scale, const typename Arithmetic::Real* shift) {
     using Real = typename Arithmetic::Real;
-    constexpr int64_t panel = kPanel<Arithmetic>;
+    using Vector = typename Arithmetic::Vector;
+    constexpr int64_t panel = kPanel<Arithmetic>, lanes = kLanes<Arithmetic>;
+    constexpr int pair = Arithmetic::kPair;
+    const int64_t depth = matrix.depth, width = matrix.width;
     for (int64_t p = 0; p < matrix.panel_count(); ++p) {
         auto* to = matrix.panels + p * matrix.panel_elements();
-        Real* bias = matrix.bias + p * panel;
-        const int64_t left = matrix.width - p * panel, columns = left < panel ? left : panel;
-        Real sums[panel] = {};
-        for (int64_t k = 0; k < matrix.steps() * Arithmetic::kPair; ++k) {
-            auto* out =
-                to + k / Arithmetic::kPair * panel * Arithmetic::kPair + k % Arithmetic::kPair;
-            const Real* from = source + k * ld + p * panel;
-            const int64_t given = k < matrix.depth ? columns : 0;
-            const Real factor = scale && given ? scale[k] : Real(1);
-            const Real offset = shift && given ? shift[k] : Real(0);
-            if (given == panel) {
-                __builtin_prefetch(from + kPackAhead * ld);
-                __builtin_prefetch(from + kPackAhead * ld + panel / 2);
-#pragma omp simd
-                for (int64_t j = 0; j < panel; ++j) {
-                    sums[j] += offset * from[j];
-                    out[j * Arithmetic::kPair] = Arithmetic::convert(factor * from[j]);
-                }
-                continue;
+        Vector sums[2] = {};
+        for (int64_t k = 0; k < depth; k += pair, to += panel * pair) {
+            const Real* first = source + k * ld + p * panel;
+            Real factor[pair], offset[pair];
+            for (int i = 0; i < pair; ++i) {
+                __builtin_prefetch(first + (kPackAhead + i) * ld);
+                __builtin_prefetch(first + (kPackAhead + i) * ld + lanes);
+                factor[i] = scale && k + i < depth ? scale[k + i] : Real(1);
+                offset[i] = shift && k + i < depth ? shift[k + i] : Real(0);
             }
-            for (int64_t j = 0; j < panel; ++j) {
-                const Real value = j < given ? from[j] : Real(0);
-                sums[j] += offset * value;
-                out[j * Arithmetic::kPair] = Arithmetic::convert(factor * value);
-            }
+            const Filled<pair, panel, Real> rows(first, ld, depth - k, width - p * panel);
+            write_step<Arithmetic, 2>(to, [&](int i, int v) {
+                const Vector values = load(rows.from + i * rows.ld + v * lanes);
+                sums[v] += offset[i] * values;
+                return factor[i] * values;
+            });
         }
-        for (int64_t j = 0; j < panel; ++j) bias[j] += sums[j];
+        for (int v = 0; v < 2; ++v) {
+            auto* bias = reinterpret_cast<Vector*>(matrix.bias + p * panel + v * lanes);
+            *bias += sums[v];
+        }
     }
 }
 
-// Transposes a square of kLanes x kLanes in registers: log2 rounds that interleave its halves.
+// Transposes a square of vectors in registers: log2 rounds that interleave its halves.
 template <typename Real>
-inline void transpose_square(const Real* from, int64_t ld_from, Real* to, int64_t ld_to) {
+inline __attribute__((always_inline)) void transpose(typename Simd<Real>::Vector* rows) {
     using Vector = typename Simd<Real>::Vector;
     constexpr int n = TRQAM_VECTOR_BYTES / sizeof(Real);
     typedef typename std::conditional<sizeof(Real) == 4, int32_t, int64_t>::type Index;
@@ -218,9 +286,7 @@ inline void transpose_square(const Real* from, int64_t ld_from, Real* to, int64_
         first[i] = i % 2 * n + i / 2;
         second[i] = first[i] + n / 2;
     }
-    Vector rows[n], mixed[n];
-#pragma GCC unroll 16
-    for (int i = 0; i < n; ++i) rows[i] = *reinterpret_cast<const Vector*>(from + i * ld_from);
+    Vector mixed[n];
     for (int round = 1; round < n; round *= 2) {
 #pragma GCC unroll 16
         for (int i = 0; i < n / 2; ++i) {
@@ -230,47 +296,41 @@ inline void transpose_square(const Real* from, int64_t ld_from, Real* to, int64_
 #pragma GCC unroll 16
         for (int i = 0; i < n; ++i) rows[i] = mixed[i];
     }
-#pragma GCC unroll 16
-    for (int i = 0; i < n; ++i) *reinterpret_cast<Vector*>(to + i * ld_to) = rows[i];
 }
 
-// Packs the transpose of source [width, depth]: element (k, j) is scale[j] * source[j, k].
-// `square` is scratch of kLanes * kLanes reals.
+// Packs the transpose of source [width, depth]: element (k, j) is scale[j] * source[j, k]. Where
+// elements are pairs, a square of pairs is transposed.
 template <class Arithmetic>
 void pack_transposed(const Matrix<Arithmetic>& matrix, const typename Arithmetic::Real* source,
-                     int64_t ld, const typename Arithmetic::Real* scale,
-                     typename Arithmetic::Real* square) {
+                     int64_t ld, const typename Arithmetic::Real* scale) {
     using Real = typename Arithmetic::Real;
-    constexpr int64_t n = kLanes<Arithmetic>, panel = kPanel<Arithmetic>;
-    const int64_t depth = matrix.steps() * Arithmetic::kPair;
+    using Vector = typename Arithmetic::Vector;
+    constexpr int pair = Arithmetic::kPair;
+    constexpr int64_t n = kLanes<Arithmetic>, panel = kPanel<Arithmetic>, deep = n * pair;
     for (int64_t j0 = 0; j0 < matrix.panel_count() * panel; j0 += n) {
-        auto* to =
-            matrix.panels + j0 / panel * matrix.panel_elements() + j0 % panel * Arithmetic::kPair;
-        for (int64_t k0 = 0; k0 < depth; k0 += n) {
-            if (j0 + n <= matrix.width && k0 + n <= matrix.depth) {
-                transpose_square(source + j0 * ld + k0, ld, square, n);
-            } else {
-                for (int64_t k = 0; k < n; ++k) {
-                    for (int64_t j = 0; j < n; ++j) {
-                        const bool inside = j0 + j < matrix.width && k0 + k < matrix.depth;
-                        square[k * n + j] = inside ? source[(j0 + j) * ld + k0 + k] : Real(0);
-                    }
+        auto* to = matrix.panels + j0 / panel * matrix.panel_elements() + j0 % panel * pair;
+        for (int64_t k0 = 0; k0 < matrix.depth; k0 += deep) {
+            if (j0 + n <= matrix.width && k0 + deep <= matrix.depth) {
+                Vector rows[n];
+#pragma GCC unroll 16
+                for (int64_t i = 0; i < n; ++i) {
+                    rows[i] = Arithmetic::along(source + (j0 + i) * ld + k0,
+                                                scale ? scale[j0 + i] : Real(1));
                 }
+                transpose<Real>(rows);
+#pragma GCC unroll 16
+                for (int64_t i = 0; i < n; ++i) {
+                    *reinterpret_cast<Vector*>(to + (k0 / pair + i) * panel * pair) = rows[i];
+                }
+                continue;
             }
-            for (int64_t k = 0; k < n && k0 + k < depth; ++k) {
-                auto* out = to + (k0 + k) / Arithmetic::kPair * panel * Arithmetic::kPair +
-                            (k0 + k) % Arithmetic::kPair;
-                const Real* from = square + k * n;
-                if (scale && j0 + n <= matrix.width) {
-#pragma omp simd
-                    for (int64_t j = 0; j < n; ++j) {
-                        out[j * Arithmetic::kPair] = Arithmetic::convert(scale[j0 + j] * from[j]);
-                    }
-                    continue;
-                }
+            for (int64_t k = k0; k < k0 + deep && k < matrix.steps() * pair; ++k) {
                 for (int64_t j = 0; j < n; ++j) {
-                    const Real factor = scale && j0 + j < matrix.width ? scale[j0 + j] : Real(1);
-                    out[j * Arithmetic::kPair] = Arithmetic::convert(factor * from[j]);
+                    const bool inside = j0 + j < matrix.width && k < matrix.depth;
+                    const Real factor = scale && inside ? scale[j0 + j] : Real(1);
+                    const Real value = inside ? source[(j0 + j) * ld + k] : Real(0);
+                    to[k / pair * panel * pair + j * pair + k % pair] =
+                        Arithmetic::convert(factor * value);
                 }
             }
         }
@@ -292,8 +352,13 @@ void multiply(int64_t rows, const typename Arithmetic::Real* a, int64_t lda,
         for (int64_t m = 0; m < rows; ++m) {
             auto* to = rounded + m * ld;
             const auto* from = a + m * lda;
-#pragma omp simd
-            for (int64_t k = 0; k < b.depth; ++k) to[k] = Arithmetic::convert(from[k]);
+            constexpr int64_t wide = kLanes<Arithmetic> * Arithmetic::kPair;
+            int64_t k = 0;
+            for (; k + wide <= b.depth; k += wide) {
+                *reinterpret_cast<typename Arithmetic::Vector*>(to + k) =
+                    Arithmetic::along(from + k, 1);
+            }
+            for (; k < b.depth; ++k) to[k] = Arithmetic::convert(from[k]);
             if (ld > b.depth) to[b.depth] = 0;
         }
         operand = rounded;

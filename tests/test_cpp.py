@@ -48,6 +48,21 @@ def test_bf16_rounds_operands_alone(use, instruction_set, name):
         assert mean_error(found[key], other.double()) < 1e-3, key
 
 
+@pytest.mark.parametrize(("ensemble", "batch"), [(1, 20), (1, 300), (5, 20), (5, 300)])
+def test_weight_gradients_of_many_rows_and_wide_layers(use, ensemble, batch):
+    """One network or several for a thread, sums of one block of the batch or of two."""
+    sizes = Sizes(1, batch, 11, 5, (300, 40), True, ensemble=ensemble, ode_batch=1)
+    exact = evaluate(CASES["mlp"], draw_inputs(CASES["mlp"], sizes), backend="reference")
+    inputs = draw_inputs(CASES["mlp"], sizes, dtype=torch.float32)
+    for name in SETS:
+        use(name)
+        limits = {"bf16": 2**-7} | ({} if name == "avx512_bf16" else {"ieee": 2e-6})
+        for precision, limit in limits.items():
+            found = evaluate(CASES["mlp"], inputs, backend="cpp", precision=precision)
+            errors = {key: mean_error(found[key], exact[key]) for key in exact}
+            assert max(errors.values()) < limit, (name, precision, errors)
+
+
 def test_default_set_is_the_fastest(use):
     use("")
     default = run("mlp")
