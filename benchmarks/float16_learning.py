@@ -48,8 +48,8 @@ def rounded(values: Tensor) -> Tensor:
 def rounded_over(values: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Round what is divided by the power of two up to the largest number along `dims`."""
     largest = values.abs().amax(dims, keepdim=True)
-    exponent = torch.frexp(largest).exponent - 1
-    return torch.ldexp(rounded(torch.ldexp(values, -exponent)), exponent)
+    power = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1)
+    return rounded(values * power.reciprocal()) * power
 
 
 class Float16Operands(TorchDispatchMode):
