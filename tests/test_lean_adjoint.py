@@ -116,11 +116,14 @@ def test_trainable_callable_gets_no_gradient():
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
 def test_nothing_is_prepared_on_a_cpu(backend):
     field, (s, points, terminal) = make(**CASES[2])
-    assert sweep_tape(field, s, points, backend=backend) == []
+    assert sweep_tape(field, s, points, operands=[], backend=backend) == []
     found = lean_adjoint(field, s, points, terminal, tape=[], backend=backend)
     assert torch.equal(found, lean_adjoint(field, s, points, terminal, backend=backend))
     with pytest.raises(ValueError, match="trajectory has 1 points"):
         sweep_tape(field, s, points[:, :1], backend=backend)
+    if backend == "cpp":
+        with pytest.raises(ValueError, match="backend cpp takes none; pass what rollout_operands"):
+            sweep_tape(field, s, points, operands=[s], backend=backend)
 
 
 def test_bad_input():

@@ -36,6 +36,7 @@ from trqam_fast.kernels import (
     path_kl,
     rollout_operands,
     sde_rollout,
+    sweep_tape,
     velocity_along,
     with_operands,
 )
@@ -388,7 +389,11 @@ def test_opcheck(name, backend, options):
             mlp(**inputs | {"weights": with_operands(inputs["weights"], **options)}, **options)
         if name == "sde_rollout":
             fields = inputs["velocity"], inputs["base_velocity"]
-            sde_rollout(**inputs, operands=rollout_operands(*fields, **options), **options)
+            operands = rollout_operands(*fields, **options)
+            rollout = sde_rollout(**inputs, operands=operands, **options)
+            states = (fields[1], inputs["observations"], rollout.trajectory)
+            sweep_tape(*states, operands=operands, **options)
+            velocity_along(*states, operands=operands, **options)
     assert recorder.calls
     for op, arguments, keywords in recorder.calls:
         tests = ("test_schema", "test_faketensor", "test_autograd_registration")
@@ -412,8 +417,10 @@ def test_compiles_without_graph_breaks(backend):
         operands = rollout_operands(fine, base, backend=backend)
         given = fields | {"observations": s, "x0": x, "operands": operands}
         rollout = sde_rollout(**given, backend=backend)
-        adjoint = lean_adjoint(base, s, rollout.trajectory, x, backend=backend)
-        along = velocity_along(base, s, rollout.trajectory[:, :-1], backend=backend)
+        given = {"operands": operands, "backend": backend}
+        tape = sweep_tape(base, s, rollout.trajectory, **given)
+        adjoint = lean_adjoint(base, s, rollout.trajectory, x, tape=tape, backend=backend)
+        along = velocity_along(base, s, rollout.trajectory[:, :-1], **given)
         lam = matching["lam"]
         value, kl = adjoint_matching(rollout.velocity, along, adjoint, lam, backend=backend)
         value = value + path_kl(rollout.velocity, along, schedule=bridge)

@@ -88,8 +88,10 @@ def test_velocity_along_trajectories():
         for k in range(4)
     ]
     for backend in ("cpp", "reference"):
-        found = velocity_along(field, s, points, backend=backend)
+        found = velocity_along(field, s, points, operands=[], backend=backend)
         assert_equal64([found], [torch.stack(expected, 1)])
+    with pytest.raises(ValueError, match="backend cpp takes none; pass what rollout_operands"):
+        velocity_along(field, s, points, operands=[s], backend="cpp")
 
 
 class Module(nn.Module):

@@ -32,6 +32,7 @@ from trqam_fast.kernels import (
     rollout_operands,
     sde_rollout,
     sweep_tape,
+    velocity_along,
     with_operands,
 )
 from trqam_fast.networks import MLPShape, ParameterBlock
@@ -94,7 +95,7 @@ def test_a_sweep_takes_the_tape_that_was_made_before(precision):
 
 @pytest.mark.parametrize("precision", ["ieee", "fp16"])
 def test_a_rollout_takes_the_operands_that_were_made_before(precision):
-    """Those of both fields, and last the first one's kernels as operands of pullbacks."""
+    """Those of both fields, and the kernels as operands of pullbacks, its own last but one."""
     inputs = inputs_of("sde_rollout", UNEVEN)
     options = {"backend": "triton", "precision": precision}
     weights, base = inputs.pop("velocity"), inputs.pop("base_velocity")
@@ -109,8 +110,8 @@ def test_a_rollout_takes_the_operands_that_were_made_before(precision):
 
     for ours, alone in zip(passed(operands), passed(), strict=True):
         assert torch.equal(ours, alone)
-    read = [part for part in operands if part.numel()]
-    assert len(read) == (6 if precision == "fp16" else 5)
+    read = [part for part in operands[:-1] if part.numel()]
+    assert len(read) == (8 if precision == "fp16" else 7)
     for part in read:
         before = part.clone()
         part.fill_(torch.nan)
@@ -121,6 +122,39 @@ def test_a_rollout_takes_the_operands_that_were_made_before(precision):
     for wrong in (operands[:-1], [part[1:] for part in operands], of_another):
         with pytest.raises(ValueError, match="pass what rollout_operands returned"):
             passed(wrong)
+
+
+@pytest.mark.parametrize("precision", ["ieee", "fp16"])
+@pytest.mark.parametrize("hidden", [(16, 40), (8,)])
+def test_passes_of_the_base_field_take_its_part_of_the_operands(precision, hidden):
+    """That of the other field is not read; last the base field's kernels for the sweep."""
+    inputs = inputs_of("sde_rollout", replace(UNEVEN, hidden=hidden, layer_norm=len(hidden) > 1))
+    fields, s = (inputs["velocity"], inputs["base_velocity"]), inputs["observations"]
+    options = {"backend": "triton", "precision": precision}
+    x = on_device(2, 3, 33, 2)
+    operands = rollout_operands(*fields, **options)
+    runs = len(fields[0].kernels[0])
+    for index, part in enumerate(operands[:-1]):
+        mine = part[:, :runs] if index in (1, 3, 4) else part[:runs]  # behind the axis of layers
+        mine.fill_(torch.nan)
+
+    def passed(operands=None):
+        tape = sweep_tape(fields[1], s, x, operands=operands, **options)
+        adjoint = lean_adjoint(fields[1], s, x, x[:, 0], tape=tape, **options)
+        return [adjoint, velocity_along(fields[1], s, x, operands=operands, **options)]
+
+    for ours, alone in zip(passed(operands), passed(), strict=True):
+        assert torch.equal(ours, alone) and ours.isfinite().all()
+    if precision == "fp16":
+        operands[-1].fill_(torch.nan)
+        adjoint, along = passed(operands)
+        assert adjoint.isnan().any() and along.isfinite().all()
+    other = "fp16" if precision == "ieee" else "ieee"
+    of_another = rollout_operands(*fields, backend="triton", precision=other)
+    for wrong in (operands[:-1], [part[1:] for part in operands], of_another):
+        for op, states in ((sweep_tape, x), (velocity_along, x)):
+            with pytest.raises(ValueError, match=f"{op.__name__}: operands are .*rollout_operands"):
+                op(fields[1], s, states, operands=wrong, **options)
 
 
 @pytest.mark.parametrize("precision", ["ieee", "fp16"])

@@ -94,7 +94,7 @@ def lean_adjoint(
         if chosen == "reference":
             return reference.lean_adjoint(*data, terminal_adjoint, schedule)
         if tape is None:
-            tape = ops.sweep_tape(*data, chosen, precision)
+            tape = ops.sweep_tape(*data, (), chosen, precision)
         return ops.lean_adjoint(*data, terminal_adjoint, tape, chosen, precision)
 
 
@@ -103,6 +103,7 @@ def sweep_tape(
     observations: Tensor | Context,
     trajectory: Tensor,
     *,
+    operands: Sequence[Tensor] | None = None,
     backend: str = "auto",
     precision: str = "ieee",
 ) -> list[Tensor]:
@@ -117,6 +118,8 @@ def sweep_tape(
         base_velocity: As of `lean_adjoint`, like all that follow.
         observations: `[S, B, O]`.
         trajectory: `[S, K + 1, B, D]`.
+        operands: What `rollout_operands` returned for rollouts with this base field; None prepares
+            the field here.
         backend: ``auto``, ``reference``, ``cpp``, ``triton`` or ``triton_pdl``.
         precision: Operands of matrix products.
 
@@ -137,7 +140,9 @@ def sweep_tape(
     if chosen == "reference":
         return []
     with torch.no_grad():
-        return ops.sweep_tape(base_velocity, observations, trajectory, chosen, precision)
+        return ops.sweep_tape(
+            base_velocity, observations, trajectory, operands or (), chosen, precision
+        )
 
 
 def check_states(

@@ -22,6 +22,7 @@ from trqam_fast.kernels.mlp.cpp import describe
 from trqam_fast.kernels.mlp.ops import described, triton_passes
 from trqam_fast.kernels.mlp.weights import MLPWeights
 from trqam_fast.kernels.registration import register
+from trqam_fast.kernels.sde_rollout.ops import base_operands, refuse_operands
 
 
 class LeanAdjoint(NamedTuple):
@@ -38,31 +39,33 @@ class LeanAdjoint(NamedTuple):
     adjoints: int
 
 
-def _tape(base, observations, trajectory, backend, precision):
+def _tape(base, observations, trajectory, backend, precision, operands):
     if backend not in TRITON:
         return []
     from trqam_fast.kernels.mlp.triton_inputs import Inputs
 
+    weights = MLPWeights.from_tensors(base)
     inputs = Inputs(observations.contiguous(), trajectory.contiguous(), trajectory.shape[1] - 1, 1)
     _, kept = triton_passes().forward_pass(
-        MLPWeights.from_tensors(base), inputs, precision, train=True, outputs=False,
-        dependent=backend == DEPENDENT,
+        weights, inputs, precision, train=True, outputs=False, dependent=backend == DEPENDENT,
+        operands=base_operands("sweep_tape", weights, operands, precision),
     )  # fmt: skip
     return kept
 
 
-def _tape_fake(base, observations, trajectory, backend, precision):
+def _tape_fake(base, observations, trajectory, backend, precision, operands):
     if backend not in TRITON:
         return []
-    weights = MLPWeights.from_tensors(base)
-    return _empty_tape(weights, observations, trajectory, precision, weights.kernels[0])
+    weights, given = MLPWeights.from_tensors(base), len(operands) > 0
+    kernel = weights.kernels[0]
+    return _empty_tape(weights, observations, trajectory, precision, kernel, operands=not given)
 
 
-def _empty_tape(weights, observations, trajectory, precision, kernel):
+def _empty_tape(weights, observations, trajectory, precision, kernel, *, operands=True):
     """Return memory for a tape, on the device of `kernel`; on ``meta`` it has shapes alone."""
     passes, (runs, points, batch, _) = triton_passes(), trajectory.shape
     config = passes.config_for(weights, observations, trajectory, precision, train=True)
-    return passes.empty_kept(config, runs, (points - 1) * batch, kernel)
+    return passes.empty_kept(config, runs, (points - 1) * batch, kernel, operands=operands)
 
 
 def _sweep(base, observations, trajectory, terminal_adjoint, tape, backend, precision):
@@ -109,7 +112,7 @@ def _sweep_fake(base, observations, trajectory, terminal_adjoint, tape, backend,
 
 register(
     "sweep_tape(Tensor[] base, Tensor observations, Tensor trajectory, str backend, "
-    "str precision) -> Tensor[]",
+    "str precision, Tensor[] operands) -> Tensor[]",
     _tape,
     _tape_fake,
 )
@@ -125,13 +128,16 @@ def sweep_tape(
     base_velocity: MLPWeights,
     observations: Tensor,
     trajectory: Tensor,
+    operands: Sequence[Tensor],
     backend: str,
     precision: str,
 ) -> list[Tensor]:
     """Return the tape of a sweep; see the package's `sweep_tape`."""
-    return torch.ops.trqam_fast.sweep_tape(
-        list(base_velocity.tensors), observations, trajectory, backend, precision
+    refuse_operands("sweep_tape", operands, backend)
+    tape = torch.ops.trqam_fast.sweep_tape(
+        list(base_velocity.tensors), observations, trajectory, backend, precision, list(operands)
     )
+    return [*tape[:-1], operands[-1]] if operands else tape
 
 
 def lean_adjoint(

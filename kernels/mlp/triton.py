@@ -150,37 +150,50 @@ def pulled_gradients(
 def empty_prepared(config: KernelConfig, groups: int, like: Tensor) -> Prepared:
     """Return uninitialised prepared weights of `groups` networks."""
     new, operand, width = like.new_empty, operand_dtype(config), config.width
-    vectors = groups * (config.depth * width + config.block_out)
     return Prepared(
         new(groups, width, config.columns, dtype=operand),
         new(config.depth - 1, groups, width, width, dtype=operand),
         new(groups, config.block_out, width, dtype=operand),
-        new(vectors if config.norm else 0),
-        new(vectors),
+        new(config.depth if config.norm else 0, groups, width),
+        new(config.depth, groups, width),
+        new(groups if config.norm else 0, config.block_out),
+        new(groups, config.block_out),
+    )
+
+
+def networks_of(prepared: Prepared, first: int, count: int) -> Prepared:
+    """Return `count` of the prepared networks from `first` on, where they lie."""
+    part = slice(first, first + count)
+    return Prepared(
+        prepared.first[part],
+        prepared.hidden[:, part],
+        prepared.last[part],
+        prepared.slope[:, part],
+        prepared.offset[:, part],
+        prepared.last_slope[part],
+        prepared.last_offset[part],
     )
 
 
 def prepare(
     weights: MLPWeights,
     into: Prepared,
-    first: int,
-    groups: int,
     config: KernelConfig,
     precision: str,
-    operands: Tensor | None = None,
+    operands: Tensor,
 ) -> None:
-    """Launch the preparation of `groups` networks, which become those from `first` on.
+    """Launch the preparation of networks.
 
-    Their kernels are written into `operands` too, if there are any.
+    Their kernels are written into `operands` too, if that is not empty.
     """
     tiles = triton.cdiv(max(config.width, config.block_out), config.block_n)
     pointers = weight_pointers(weights, config)
-    copy = operands is not None and operands.numel() > 0
+    copy = operands.numel() > 0
     # Three parts of a field's inputs beside LayerNorm's sums and the copy would spill in four.
     many = {"num_warps": 8, "maxnreg": 128} if copy and config.norm and config.dim else {}
-    prepare_kernel[(tiles, config.depth + 1, groups)](
-        pointers, into, weight_pointers(weights, config, operands) if copy else pointers, first,
-        len(into.first) * config.width, copy, config, **tile_options(precision, config, **many),
+    prepare_kernel[(tiles, config.depth + 1, len(into.first))](
+        pointers, into, weight_pointers(weights, config, operands) if copy else pointers,
+        into.offset.stride(0), copy, config, **tile_options(precision, config, **many),
     )  # fmt: skip
 
 
@@ -204,8 +217,7 @@ def mlp_operands(weights: MLPWeights, precision: str, *, dependent: bool = False
     config = operands_config(weights, precision, dependent=dependent)
     *prepared, operands = into = empty_mlp_operands(config, kernel)
     with torch.cuda.device_of(kernel):
-        groups = len(kernel) * config.ensemble
-        prepare(weights, Prepared(*prepared), 0, groups, config, precision, operands)
+        prepare(weights, Prepared(*prepared), config, precision, operands)
     return into
 
 
@@ -221,7 +233,7 @@ def hidden_layers(
 ) -> None:
     """Launch the hidden layers after the first one over `tiles` tiles of rows."""
     grid = (tiles, config.width // config.block_n, groups)
-    layer_width = len(weights.first) * config.width
+    layer_width = weights.offset.stride(0)
     for index in range(1, config.depth):
         hidden_layer_kernel[grid](
             weights, tape, rows, groups * rows, index, layer_width, *blocks, config,
@@ -261,7 +273,7 @@ def forward_pass(
             prepared = Prepared(*operands[:-1])
         else:
             prepared = empty_prepared(config, groups, result)
-            prepare(weights, prepared, 0, groups, config, precision, kept[4])
+            prepare(weights, prepared, config, precision, kept[4])
         first_layer_kernel[(tiles, config.width // config.block_n, groups)](
             prepared, inputs.observations, x, x_stride, tape, groups * rows, batch, rows,
             inputs.steps, inputs.shift, config, **options,
@@ -270,9 +282,8 @@ def forward_pass(
         hidden_layers(prepared, tape, rows, groups, blocks, tiles, config, precision)
         if outputs:
             output_kernel[(tiles, groups)](
-                prepared, tape, rows, groups * rows, groups * config.width, result, config,
-                **options,
-            )  # fmt: skip
+                prepared, tape, rows, groups * rows, result, config, **options
+            )
     return result, kept
 
 

@@ -74,9 +74,11 @@ class Prepared(NamedTuple):
             from `KernelConfig.x_column`, of the time at `KernelConfig.time_column`, zeros between.
         hidden: Kernels between hidden layers, W'^T, `[depth - 1, G, width, width]`.
         last: Output kernels, W'^T with zeros below, `[G, block_out, width]`.
-        slope: s of the hidden layers, `[depth, G, width]`, and of the outputs,
-            `[G, block_out]`, behind it; only with LayerNorm. That of layer 0 is not used.
+        slope: s of the hidden layers, `[depth, G, width]`, only with LayerNorm. That of layer 0 is
+            not used.
         offset: c, likewise; without LayerNorm the biases.
+        last_slope: s of the outputs, `[G, block_out]`, only with LayerNorm.
+        last_offset: c of the outputs, likewise.
     """
 
     first: Any
@@ -84,6 +86,8 @@ class Prepared(NamedTuple):
     last: Any
     slope: Any
     offset: Any
+    last_slope: Any
+    last_offset: Any
 
 
 @triton.jit
@@ -155,10 +159,10 @@ def activate(z, tape, row, mask, tile, index, C: tl.constexpr):
 
 
 @triton.jit
-def output_product(weights, wide, layer_width, tape, row, mask, C: tl.constexpr):
+def output_product(weights, wide, tape, row, mask, C: tl.constexpr):
     """Return the outputs of some rows from their last hidden layer, `[rows, block_out]`.
 
-    `wide` is the network among those prepared, and `layer_width` their number times the width.
+    `wide` is the network among those prepared.
     """
     outs = tl.arange(0, C.block_out)
     inner = tl.arange(0, C.block_k)
@@ -172,11 +176,11 @@ def output_product(weights, wide, layer_width, tape, row, mask, C: tl.constexpr)
         acc = tl.dot(h, tl.load(w_at), acc, input_precision=C.precision)
         h_at += C.block_k
         w_at += C.block_k
-    at = tl.cast(C.depth * layer_width, tl.int64) + wide * C.block_out + outs
-    offset = tl.load(weights.offset + at)[None, :]
+    at = wide * C.block_out + outs
+    offset = tl.load(weights.last_offset + at)[None, :]
     if C.norm:
         mean, rstd = row_statistics(tape, row, mask, C.depth - 1, C)
-        slope = tl.load(weights.slope + at)[None, :]
+        slope = tl.load(weights.last_slope + at)[None, :]
         return rstd[:, None] * (acc - mean[:, None] * slope) + offset
     return acc + offset
 
@@ -196,13 +200,12 @@ def folded(w, net, at, slope, offset, C: tl.constexpr):
     return operand, slope, offset
 
 
-@triton.jit(do_not_specialize=["group_at"])
+@triton.jit
 def prepare_kernel(
     weights,  # WeightPointers of G networks
-    prepared,  # Prepared, of at least as many
+    prepared,  # Prepared, of as many
     operands,  # WeightPointers of the kernels as operands, written with COPY
-    group_at,  # network of it at which they begin
-    layer_width,  # networks of it * width
+    layer_width,  # elements between two layers' slopes or offsets
     COPY: tl.constexpr,
     C: tl.constexpr,
 ):
@@ -214,7 +217,7 @@ def prepare_kernel(
     await_predecessor(C)
     index = tl.program_id(1)
     group = tl.program_id(2)
-    wide = tl.cast(group_at + group, tl.int64)
+    wide = tl.cast(group, tl.int64)
     net = member_of(weights, group // C.ensemble, group % C.ensemble, C)
     copy = member_of(operands, group // C.ensemble, group % C.ensemble, C)
     features = tl.program_id(0) * C.block_n + tl.arange(0, C.block_n)
@@ -235,10 +238,10 @@ def prepare_kernel(
                 w, slope, offset = folded(w, net, vector + ks, slope, offset, C)
                 tl.store(into + ks[:, None], w, mask=there[None, :])
             offset += tl.load(net.b_out + features, mask=real, other=0.0)
-            vector_at = tl.cast(C.depth * layer_width, tl.int64) + wide * C.block_out + features
-            tl.store(prepared.offset + vector_at, offset, mask=there)
+            vector_at = wide * C.block_out + features
+            tl.store(prepared.last_offset + vector_at, offset, mask=there)
             if C.norm:
-                tl.store(prepared.slope + vector_at, slope, mask=there)
+                tl.store(prepared.last_slope + vector_at, slope, mask=there)
     elif tl.program_id(0) * C.block_n < C.width:
         layer = tl.cast(index, tl.int64) * layer_width + wide * C.width + features
         if index == 0:
@@ -320,7 +323,7 @@ def hidden_layer_kernel(
     rows,  # rows of the tape
     layer_rows,  # G * rows
     index,  # of the layer, 1 to depth - 1
-    layer_width,  # prepared networks * width
+    layer_width,  # elements between two layers' slopes or offsets
     tiles,  # RowBlocks, from here
     ode_tiles,
     start,
@@ -368,7 +371,6 @@ def output_kernel(
     tape,  # Tape of G networks
     rows,  # of the tape, all of which count
     layer_rows,  # G * rows
-    layer_width,  # G * width
     result,  # [G, rows, out]
     C: tl.constexpr,
 ):
@@ -379,7 +381,7 @@ def output_kernel(
     row = tl.program_id(0) * C.block_m + tl.arange(0, C.block_m)
     mask = row < rows
     tape = group_of(tape, group, rows, layer_rows, C)
-    value = output_product(weights, wide, layer_width, tape, row, mask, C)
+    value = output_product(weights, wide, tape, row, mask, C)
     outs = tl.arange(0, C.block_out)
     at = wide * rows * C.out + row[:, None] * C.out + outs[None, :]
     tl.store(result + at, value, mask=mask[:, None] & (outs < C.out)[None, :])

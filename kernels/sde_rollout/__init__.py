@@ -153,7 +153,8 @@ def rollout_operands(
     """Do what a rollout does with its fields' weights alone, so that it can be done before.
 
     With Triton two launches write them as operands of products, as `with_operands` does for `mlp`.
-    The other backends have nothing to prepare.
+    Those of the base field are what `sweep_tape` and `velocity_along` read of it, too. The other
+    backends have nothing to prepare.
 
     Args:
         velocity: As of `sde_rollout`, like all that follow.
@@ -162,7 +163,7 @@ def rollout_operands(
         precision: Operands of matrix products.
 
     Returns:
-        What `sde_rollout` takes as its `operands`, of the weights as they are now: a change of them
+        What these three take as their `operands`, of the weights as they are now: a change of them
         is not seen. Empty where there is nothing to prepare, as for callables.
 
     Raises:

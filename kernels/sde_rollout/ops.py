@@ -70,8 +70,40 @@ def _empty_operands(velocity, precision, kernel):
     """Return memory for operands, on the device of `kernel`; on ``meta`` it has shapes alone."""
     from trqam_fast.kernels.sde_rollout import triton
 
-    config = triton.operands_config(velocity, precision)
-    return triton.empty_rollout_operands(config, 2, len(kernel), kernel)
+    return triton.empty_rollout_operands(triton.operands_config(velocity, precision), kernel)
+
+
+def check_operands(op, field, operands, precision):
+    """Raise ValueError unless operands, if there are any, are those of rollouts of such fields."""
+    if not operands:
+        return
+    kernel = field.kernels[0]
+    meta = kernel.new_empty(kernel.shape, device="meta")
+    right = _empty_operands(field, precision, meta)
+    if described(operands) != described(right):
+        raise ValueError(
+            f"{op}: operands are {described(operands)}, it needs {described(right)}; pass what "
+            "rollout_operands returned for the same fields, or None"
+        )
+
+
+def base_operands(op, base, operands, precision):
+    """Return what passes of the base field read of a rollout's operands, nothing of none."""
+    if not operands:
+        return []
+    from trqam_fast.kernels.sde_rollout import triton
+
+    check_operands(op, base, operands, precision)
+    return triton.base_operands(operands)
+
+
+def refuse_operands(op, operands, backend):
+    """Raise ValueError if there are operands, and the backend is none that takes some."""
+    if operands and backend not in TRITON:
+        raise ValueError(
+            f"{op}: operands are {described(operands)}, and backend {backend} takes none; pass "
+            "what rollout_operands returned for it, or None"
+        )
 
 
 def _rollout(
@@ -84,16 +116,7 @@ def _rollout(
     if backend in TRITON:
         from trqam_fast.kernels.sde_rollout import triton
 
-        if operands:
-            kernel = velocity.kernels[0]
-            meta = kernel.new_empty(kernel.shape, device="meta")
-            right = _empty_operands(velocity, precision, meta)
-            if described(operands) != described(right):
-                raise ValueError(
-                    f"sde_rollout: operands are {described(operands)}, the rollout needs "
-                    f"{described(right)}; pass what rollout_operands returned for the same fields, "
-                    "or None"
-                )
+        check_operands("sde_rollout", velocity, operands, precision)
         return triton.sde_rollout(
             velocity, base, inputs, precision, train=train, dependent=backend == DEPENDENT,
             operands=operands,
@@ -165,7 +188,7 @@ class _Rollout(torch.autograd.Function):
             list(weights), base, *inputs, how.backend, how.precision, how.train, operands
         )
         if operands:
-            tape = [*tape[:-1], operands[-1]]
+            tape = [*tape[:-1], operands[-2]]
         ctx.how, ctx.kept = how, len(tape)
         ctx.mark_non_differentiable(trajectory, ode_x)
         ctx.set_materialize_grads(False)
@@ -200,11 +223,7 @@ def sde_rollout(
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return trajectory, velocities and X_K of the ODE; see the package's `sde_rollout`."""
-    if operands and backend not in TRITON:
-        raise ValueError(
-            f"sde_rollout: operands are {described(operands)}, and backend {backend} takes none; "
-            "pass what rollout_operands returned for it, or None"
-        )
+    refuse_operands("sde_rollout", operands, backend)
     train = torch.is_grad_enabled() and any(t.requires_grad for t in velocity.tensors)
     how = Pass(backend, precision, train, velocity.memory)
     base = list(base_velocity.detach().tensors)

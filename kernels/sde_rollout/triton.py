@@ -26,6 +26,7 @@ from trqam_fast.kernels.mlp.triton import (
     empty_kept,
     empty_prepared,
     hidden_layers,
+    networks_of,
     prepare,
     step_options,
 )
@@ -55,7 +56,6 @@ def rollout_step_kernel(
     tape,  # Tape of S networks
     rows,  # rows of the tape
     layer_rows,  # S * rows
-    layer_width,  # prepared networks * width
     before,  # row of the tape at which the last step's rows of the SDE begin
     ode_before,  # the same of the ODE's
     observations,  # [S, B, O]
@@ -117,7 +117,7 @@ def rollout_step_kernel(
         if LAST:
             read = tl.where(base == 1, base_start + local, read)
         field = tl.cast(run + by_base * tl.num_programs(2), tl.int64)
-        v = output_product(weights, field, layer_width, tape, read, mask, C)
+        v = output_product(weights, field, tape, read, mask, C)
         fine = storing & (kind == 0)
         kept = velocity + (wide * steps + k - 1) * batch * C.dim
         tl.store(kept + element, v, mask=fine)
@@ -190,26 +190,26 @@ def operands_config(
     )
 
 
-def empty_rollout_operands(
-    config: KernelConfig, fields: int, runs: int, kernel: Tensor
-) -> list[Tensor]:
-    """Return memory for what a rollout reads of its fields, on the device of `kernel`, a field's.
+def empty_rollout_operands(config: KernelConfig, kernel: Tensor) -> list[Tensor]:
+    """Return memory for what a rollout reads of two fields, on the device of `kernel`, a field's.
 
-    The last tensor is that of the first field's kernels, which its pullback reads.
+    The last two tensors are those of their kernels, which pullbacks read.
     """
-    return [*empty_prepared(config, fields * runs, kernel), empty_operands(config, kernel)]
+    kernels = (empty_operands(config, kernel) for _ in range(2))
+    return [*empty_prepared(config, 2 * len(kernel), kernel), *kernels]
 
 
 def prepare_fields(
-    fields: Sequence[MLPWeights], into: Sequence[Tensor], config: KernelConfig, precision: str
-) -> Prepared:
-    """Launch the preparation of a rollout's fields, one launch for each; return their operands."""
-    *parts, operands = into
-    weights, runs = Prepared(*parts), len(fields[0].kernels[0])
-    for index, field in enumerate(fields):
-        kept = operands if index == 0 else None
-        prepare(field, weights, index * runs, runs, config, precision, kept)
-    return weights
+    fields: Sequence[MLPWeights],
+    into: Prepared,
+    kernels: Sequence[Tensor],
+    config: KernelConfig,
+    precision: str,
+) -> None:
+    """Launch the preparation of a rollout's fields, one behind the other, and of their kernels."""
+    runs = len(fields[0].kernels[0])
+    for index, (field, kept) in enumerate(zip(fields, kernels, strict=True)):
+        prepare(field, networks_of(into, index * runs, runs), config, precision, kept)
 
 
 def rollout_operands(
@@ -217,10 +217,18 @@ def rollout_operands(
 ) -> list[Tensor]:
     """Prepare both fields of a rollout, as `empty_rollout_operands` orders them; two launches."""
     config, kernel = operands_config(velocity, precision, dependent=dependent), velocity.kernels[0]
-    into = empty_rollout_operands(config, 2, len(kernel), kernel)
+    *parts, fine, behind = into = empty_rollout_operands(config, kernel)
     with torch.cuda.device_of(kernel):
-        prepare_fields((velocity, base), into, config, precision)
+        prepare_fields((velocity, base), Prepared(*parts), (fine, behind), config, precision)
     return into
+
+
+def base_operands(operands: Sequence[Tensor]) -> list[Tensor]:
+    """Return what passes of the base field read, of what `rollout_operands` returned."""
+    *parts, _, kernels = operands
+    fields = Prepared(*parts)
+    runs = len(fields.first) // 2
+    return [*networks_of(fields, runs, runs), kernels]
 
 
 def sde_rollout(
@@ -265,19 +273,19 @@ def sde_rollout(
     with torch.cuda.device_of(x0):
         options = step_options(precision, config)
         if operands:
-            weights = Prepared(*operands[:-1])
+            weights = Prepared(*operands[:-2])
         else:
-            fields = (velocity, base) if batch else (velocity,)
-            into = [*empty_prepared(config, len(fields) * runs, x0), kept[4]]
-            weights = prepare_fields(fields, into, config, precision)
-        layer_width = len(weights.first) * config.width
+            count = 2 if batch else 1
+            weights = empty_prepared(config, count * runs, x0)
+            kernels = (kept[4], kept[4][:0])  # The base field has no pullback here.
+            prepare_fields((velocity, base)[:count], weights, kernels[:count], config, precision)
         for k in range(steps + 1):
             blocks = RowBlocks(tiles, ode_tiles, *place(k), base_start, batch, ode_batch)
             count = tiles + ode_tiles + (tiles if k >= steps - 1 else 0)
             first, last = k == 0, k == steps
             features = 1 if last else config.width // config.block_n
             rollout_step_kernel[(count, features, runs)](
-                weights, tape, rows, runs * rows, layer_width, *place(k - 1), inputs.observations,
+                weights, tape, rows, runs * rows, *place(k - 1), inputs.observations,
                 x0, inputs.noise, trajectory, velocities, inputs.ode_observations, inputs.ode_x0,
                 ode_x, k, steps, *blocks, first, last, config, **options,
             )  # fmt: skip

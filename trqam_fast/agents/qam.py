@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -74,10 +74,12 @@ class Path(NamedTuple):
     Attributes:
         trajectory: X_0..X_K, `[S, K + 1, B, D]`; the policy is matched at the first K of them.
         velocity: v_ft(s, X_k, t_k), `[S, K, B, D]`, differentiable in the field's weights.
+        operands: What the rollout read of the fields, if it was prepared (`rollout_operands`).
     """
 
     trajectory: Tensor
     velocity: Tensor
+    operands: Sequence[Tensor] = ()
 
     @property
     def points(self) -> Tensor:
@@ -265,7 +267,7 @@ class QAMAgent(Agent):
             *fields, batch.observations, noise["sde_x0"], noise["sde_eps"], ode_observations=rows,
             ode_x0=x0, operands=operands, **self.options,
         )  # fmt: skip
-        path = Path(rollout.trajectory, rollout.velocity)
+        path = Path(rollout.trajectory, rollout.velocity, operands)
         if policy_noise is None:
             return path, None
         if not together:
@@ -297,7 +299,9 @@ class QAMAgent(Agent):
 
     def sweep_tape(self, observations: Tensor, path: Path) -> list[Tensor]:
         """Do what the sweep needs before its terminal adjoint is known."""
-        return sweep_tape(self.base, observations, path.trajectory, **self.options)
+        return sweep_tape(
+            self.base, observations, path.trajectory, operands=path.operands, **self.options
+        )
 
     def adjoint(
         self, observations: Tensor, path: Path, gradient: Tensor, tape: list[Tensor]
@@ -356,7 +360,9 @@ class QAMAgent(Agent):
 
     def base_velocity(self, observations: Tensor, path: Path) -> Tensor:
         """Return v_base at the points of the path, `[S, K, B, D]`, without gradients."""
-        return velocity_along(self.base, observations, path.points, **self.options)
+        return velocity_along(
+            self.base, observations, path.points, operands=path.operands, **self.options
+        )
 
     @property
     def schedule(self) -> NoiseSchedule:
