@@ -9,6 +9,7 @@ from tests.helpers import DEVICE, NEEDS_TRITON, assert_equal64, draw, gradients
 from trqam_fast.agents import TRQAMAgent, TRQAMConfig
 from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import BackendError, NoiseSchedule, adjoint_matching, cpp, path_kl
+from trqam_fast.kernels.cotangent import unit_cotangent
 from trqam_fast.randomness import Randomness
 
 BACKENDS = ["cpp", "reference"]
@@ -42,6 +43,28 @@ def test_lam_that_is_not_positive(backend, lam):
     ours = adjoint_matching(v, u, a, lams, backend=backend)
     theirs = adjoint_matching(v, u, a, lams, backend="reference")
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", ["cpp", pytest.param("triton", marks=NEEDS_TRITON)])
+def test_a_cotangent_of_ones_is_not_multiplied_by(backend):
+    """The stored gradient itself is handed on, and stays what it is when another is added to it."""
+    device = DEVICE if backend == "triton" else "cpu"
+    v, u, a, lam = (t.detach().to(device) for t in inputs(2, 3, 5, 2, dtype=torch.float32))
+    v.requires_grad_()
+    loss, _ = adjoint_matching(v, u, a, lam, backend=backend)
+    unit = unit_cotangent(2, dtype=v.dtype, device=device)
+
+    def pulled(value, cotangent):
+        return torch.autograd.grad(value, v, cotangent, retain_graph=True)[0]
+
+    found, again = pulled(loss, unit), pulled(loss, unit)
+    assert found.data_ptr() == again.data_ptr()
+    expected = pulled(loss, torch.ones_like(unit))
+    assert expected.data_ptr() != found.data_ptr()
+    both = pulled(loss + v.square().sum((1, 2, 3)), unit)
+    doubled = pulled(loss, 2.0 * unit)
+    for ours, theirs in ((found, expected), (both, expected + 2.0 * v), (doubled, 2.0 * expected)):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

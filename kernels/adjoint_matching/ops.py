@@ -5,7 +5,8 @@ With r_k = 2 (v_k - u_k) / sigma_k + sigma_k a_k, one pass over the trajectory c
     L = mean_b sum_k ||r_k||^2,   dL/dv_k = (4 / (B sigma_k)) r_k
     D = mean_b sum_k w_k ||v_k - u_k||^2,   w_k = 2 h_k / (g_k^2 H)
 
-so the backward pass only scales the stored gradient by the upstream one.
+so the backward pass only scales the stored gradient by the upstream one. Both sums are rows of one
+tensor, as of the kernel that adds up what programs leave.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trqam_fast.kernels.checks import refuse_gradient
+from trqam_fast.kernels.cotangent import times_cotangent
 from trqam_fast.kernels.cpp import call
 from trqam_fast.kernels.noise_schedule import NoiseSchedule, schedule_table
 from trqam_fast.kernels.registration import register
@@ -53,7 +55,7 @@ def _forward(velocity, base_velocity, adjoint, lam, schedule, horizon, backend, 
         return triton.adjoint_matching(
             velocity, base_velocity, adjoint, lam, schedule, horizon, with_gradient
         )
-    loss, path_kl = velocity.new_empty(runs), velocity.new_empty(runs)
+    found = velocity.new_empty(2, runs)
     gradient = torch.empty_like(velocity) if with_gradient else velocity.new_empty(0)
     sums = velocity.new_empty(2, runs, batch, dtype=torch.float64) if velocity.is_cuda else None
     fields = AdjointMatching(
@@ -65,23 +67,23 @@ def _forward(velocity, base_velocity, adjoint, lam, schedule, horizon, backend, 
         adjoint=adjoint.data_ptr(),
         lam=lam.data_ptr(),
         sums=None if sums is None else sums.data_ptr(),
-        loss=loss.data_ptr(),
-        path_kl=path_kl.data_ptr(),
+        loss=found[0].data_ptr(),
+        path_kl=found[1].data_ptr(),
         grad_velocity=gradient.data_ptr() if with_gradient else None,
     )
     call("adjoint_matching", fields, velocity)
-    return loss, path_kl, gradient
+    return found, gradient
 
 
 def _forward_fake(velocity, base_velocity, adjoint, lam, schedule, horizon, backend, with_gradient):
     runs = velocity.shape[0]
     gradient = velocity.new_empty(velocity.shape if with_gradient else 0)
-    return velocity.new_empty(runs), velocity.new_empty(runs), gradient
+    return velocity.new_empty(2, runs), gradient
 
 
 register(
     "adjoint_matching(Tensor velocity, Tensor base_velocity, Tensor adjoint, Tensor lam, "
-    "Tensor? schedule, int horizon, str backend, bool with_gradient) -> (Tensor, Tensor, Tensor)",
+    "Tensor? schedule, int horizon, str backend, bool with_gradient) -> (Tensor, Tensor)",
     _forward,
     _forward_fake,
 )
@@ -92,7 +94,7 @@ class _AdjointMatching(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, velocity, base_velocity, adjoint, lam, schedule, horizon, backend):
-        loss, path_kl, gradient = torch.ops.trqam_fast.adjoint_matching(
+        (loss, path_kl), gradient = torch.ops.trqam_fast.adjoint_matching(
             velocity,
             base_velocity,
             adjoint,
@@ -114,7 +116,7 @@ class _AdjointMatching(torch.autograd.Function):
         needed = dict(zip(names, ctx.needs_input_grad[1:4], strict=True))
         refuse_gradient("adjoint_matching", **needed)
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_loss.view(-1, 1, 1, 1), *[None] * 6
+        return times_cotangent(gradient, grad_loss), *[None] * 6
 
 
 def adjoint_matching(

@@ -71,8 +71,8 @@ def adjoint_matching(
     schedule: Tensor,
     horizon: int,
     with_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return loss `[S]`, path KL `[S]` and the loss's gradient in `velocity`, or an empty one."""
+) -> tuple[Tensor, Tensor]:
+    """Return loss and path KL, `[2, S]`, and the loss's gradient in `velocity`, or an empty one."""
     runs, steps, batch, dim = velocity.shape
     if batch * dim >= 2**31:
         raise ValueError(
@@ -99,4 +99,4 @@ def adjoint_matching(
             BLOCK,
             num_warps=4,
         )
-    return partial[0].sum(-1), partial[1].sum(-1), gradient
+    return partial.sum(-1), gradient

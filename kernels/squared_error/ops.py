@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trqam_fast.kernels.checks import refuse_gradient
+from trqam_fast.kernels.cotangent import times_cotangent
 from trqam_fast.kernels.registration import register
 
 
@@ -47,7 +48,7 @@ class _SquaredError(torch.autograd.Function):
         _, target, valid = ctx.needs_input_grad
         refuse_gradient("squared_error", target=target, valid=valid)
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_loss.view(-1, 1, 1, 1), None, None
+        return times_cotangent(gradient, grad_loss), None, None
 
 
 def squared_error(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:

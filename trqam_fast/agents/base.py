@@ -26,6 +26,7 @@ from trqam_fast.kernels import (
     ode_rollout,
     squared_error,
 )
+from trqam_fast.kernels.cotangent import unit_cotangent
 from trqam_fast.networks import MLPShape, ParameterBlock, ScalarShape
 from trqam_fast.randomness import Randomness
 
@@ -203,7 +204,7 @@ class Agent:
         self.exp_avg = torch.zeros_like(self.online.flat)
         self.exp_avg_sq = torch.zeros_like(self.online.flat)
         self.steps = torch.zeros((), device=device)
-        self.ones = torch.ones(self.runs, dtype=dtype, device=device)
+        self.ones = unit_cotangent(self.runs, dtype=dtype, device=device)
 
     @classmethod
     def network_shapes(cls, config: Any, obs_dim: int, act_dim: int) -> Shapes:

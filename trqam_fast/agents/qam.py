@@ -341,9 +341,13 @@ class QAMAgent(Agent):
             values = self.critic_values(critic, observations, actions)
             mean = torch.full_like(values, 1.0 / values.shape[1])  # The gradient of a mean.
             (gradient,) = torch.autograd.grad(values, actions, mean)
-        if clip:
-            gradient.masked_fill_(actions.detach() != x, 0.0)
-        return gradient, values.detach().mean(1)
+        if clip:  # By one launch: zero where X is not below the first number beyond 1, or so below.
+            beyond = 1.0 + torch.finfo(x.dtype).eps
+            gradient = torch.ops.aten.hardtanh_backward(gradient, x, -beyond, beyond)
+        values = values.detach()
+        self.branches.keep(values)
+        with self.branches.on("log", after=(MAIN,)):
+            return gradient, values.mean(1)
 
     def temperature(self) -> Tensor:
         """lam_scale lambda, `[S]`: what sigma_k^2 = g_k^2 / (lam_scale lambda) is divided by."""
