@@ -174,7 +174,7 @@ IMPLEMENTATIONS: dict[str, Callable] = {
 }
 REWRITES = {
     "first_layer_kernel": ("tape",), "hidden_layer_kernel": ("tape",),
-    "prepare_kernel": ("prepared",), "gradient_operands_kernel": ("into",),
+    "gradient_operands_kernel": ("into",),
     "rollout_step_kernel": ("tape", "trajectory", "velocity", "ode_x"),
     "pull_output_kernel": ("grads",), "pull_hidden_kernel": ("grads",),
     "pull_norm_kernel": ("grads", "normed"), "sweep_step_kernel": ("grads", "adjoints"),

@@ -161,39 +161,41 @@ def empty_prepared(config: KernelConfig, groups: int, like: Tensor) -> Prepared:
     )
 
 
-def networks_of(prepared: Prepared, first: int, count: int) -> Prepared:
-    """Return `count` of the prepared networks from `first` on, where they lie."""
-    part = slice(first, first + count)
+def second_half(prepared: Prepared) -> Prepared:
+    """Return the second one of two stacks that were prepared together, where it lies."""
+    runs = len(prepared.first) // 2
     return Prepared(
-        prepared.first[part],
-        prepared.hidden[:, part],
-        prepared.last[part],
-        prepared.slope[:, part],
-        prepared.offset[:, part],
-        prepared.last_slope[part],
-        prepared.last_offset[part],
+        prepared.first[runs:],
+        prepared.hidden[:, runs:],
+        prepared.last[runs:],
+        prepared.slope[:, runs:],
+        prepared.offset[:, runs:],
+        prepared.last_slope[runs:],
+        prepared.last_offset[runs:],
     )
 
 
 def prepare(
-    weights: MLPWeights,
+    stacks: Sequence[MLPWeights],
+    operands: Sequence[Tensor],
     into: Prepared,
     config: KernelConfig,
     precision: str,
-    operands: Tensor,
 ) -> None:
-    """Launch the preparation of networks.
+    """Launch the preparation of a stack of networks, or of two that lie one behind the other.
 
-    Their kernels are written into `operands` too, if that is not empty.
+    The kernels of each are written into its `operands` too, if those are not empty.
     """
     tiles = triton.cdiv(max(config.width, config.block_out), config.block_n)
-    pointers = weight_pointers(weights, config)
-    copy = operands.numel() > 0
+    copy, pointers = operands[0].numel() > 0, []
+    for weights, kept in zip(stacks, operands, strict=True):
+        given = weight_pointers(weights, config)
+        pointers += [given, weight_pointers(weights, config, kept) if copy else given]
     # Three parts of a field's inputs beside LayerNorm's sums and the copy would spill in four.
     many = {"num_warps": 8, "maxnreg": 128} if copy and config.norm and config.dim else {}
     prepare_kernel[(tiles, config.depth + 1, len(into.first))](
-        pointers, into, weight_pointers(weights, config, operands) if copy else pointers,
-        into.offset.stride(0), copy, config, **tile_options(precision, config, **many),
+        *pointers[:2], *pointers[-2:], into, into.offset.stride(0), len(stacks) == 2, copy, config,
+        **tile_options(precision, config, **many),
     )  # fmt: skip
 
 
@@ -217,7 +219,7 @@ def mlp_operands(weights: MLPWeights, precision: str, *, dependent: bool = False
     config = operands_config(weights, precision, dependent=dependent)
     *prepared, operands = into = empty_mlp_operands(config, kernel)
     with torch.cuda.device_of(kernel):
-        prepare(weights, Prepared(*prepared), config, precision, operands)
+        prepare([weights], [operands], Prepared(*prepared), config, precision)
     return into
 
 
@@ -273,7 +275,7 @@ def forward_pass(
             prepared = Prepared(*operands[:-1])
         else:
             prepared = empty_prepared(config, groups, result)
-            prepare(weights, prepared, config, precision, kept[4])
+            prepare([weights], kept[4:], prepared, config, precision)
         first_layer_kernel[(tiles, config.width // config.block_n, groups)](
             prepared, inputs.observations, x, x_stride, tape, groups * rows, batch, rows,
             inputs.steps, inputs.shift, config, **options,

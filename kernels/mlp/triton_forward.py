@@ -42,6 +42,7 @@ from trqam_fast.kernels.mlp.triton_tile import (
     true_width,
     zeros,
 )
+from trqam_fast.kernels.mlp.triton_weights import WeightPointers
 
 
 class RowBlocks(NamedTuple):
@@ -201,11 +202,30 @@ def folded(w, net, at, slope, offset, C: tl.constexpr):
 
 
 @triton.jit
+def either(second, weights, others):
+    """Return the second one of two WeightPointers where `second`, else the first."""
+    return WeightPointers(
+        tl.where(second, others.w_in, weights.w_in),
+        tl.where(second, others.w_hid, weights.w_hid),
+        tl.where(second, others.w_out, weights.w_out),
+        tl.where(second, others.b_hid, weights.b_hid),
+        tl.where(second, others.b_out, weights.b_out),
+        tl.where(second, others.scale, weights.scale),
+        tl.where(second, others.shift, weights.shift),
+        tl.where(second, others.kernel_stride, weights.kernel_stride),
+        tl.where(second, others.vector_stride, weights.vector_stride),
+    )
+
+
+@triton.jit
 def prepare_kernel(
-    weights,  # WeightPointers of G networks
-    prepared,  # Prepared, of as many
-    operands,  # WeightPointers of the kernels as operands, written with COPY
+    weights,  # WeightPointers of G networks, or of the first G / 2 with TWO
+    operands,  # WeightPointers of their kernels as operands, written with COPY
+    other_weights,  # WeightPointers of the others with TWO
+    other_operands,  # likewise
+    prepared,  # Prepared, of G networks
     layer_width,  # elements between two layers' slopes or offsets
+    TWO: tl.constexpr,
     COPY: tl.constexpr,
     C: tl.constexpr,
 ):
@@ -218,6 +238,12 @@ def prepare_kernel(
     index = tl.program_id(1)
     group = tl.program_id(2)
     wide = tl.cast(group, tl.int64)
+    if TWO:
+        half = tl.num_programs(2) // 2
+        second = group >= half
+        group %= half
+        weights = either(second, weights, other_weights)
+        operands = either(second, operands, other_operands)
     net = member_of(weights, group // C.ensemble, group % C.ensemble, C)
     copy = member_of(operands, group // C.ensemble, group % C.ensemble, C)
     features = tl.program_id(0) * C.block_n + tl.arange(0, C.block_n)

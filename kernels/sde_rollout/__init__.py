@@ -152,7 +152,7 @@ def rollout_operands(
 ) -> list[Tensor]:
     """Do what a rollout does with its fields' weights alone, so that it can be done before.
 
-    With Triton two launches write them as operands of products, as `with_operands` does for `mlp`.
+    With Triton a launch writes them as operands of products, as `with_operands` does for `mlp`.
     Those of the base field are what `sweep_tape` and `velocity_along` read of it, too. The other
     backends have nothing to prepare.
 

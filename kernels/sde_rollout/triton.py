@@ -26,8 +26,8 @@ from trqam_fast.kernels.mlp.triton import (
     empty_kept,
     empty_prepared,
     hidden_layers,
-    networks_of,
     prepare,
+    second_half,
     step_options,
 )
 from trqam_fast.kernels.mlp.triton_config import KernelConfig
@@ -199,36 +199,20 @@ def empty_rollout_operands(config: KernelConfig, kernel: Tensor) -> list[Tensor]
     return [*empty_prepared(config, 2 * len(kernel), kernel), *kernels]
 
 
-def prepare_fields(
-    fields: Sequence[MLPWeights],
-    into: Prepared,
-    kernels: Sequence[Tensor],
-    config: KernelConfig,
-    precision: str,
-) -> None:
-    """Launch the preparation of a rollout's fields, one behind the other, and of their kernels."""
-    runs = len(fields[0].kernels[0])
-    for index, (field, kept) in enumerate(zip(fields, kernels, strict=True)):
-        prepare(field, networks_of(into, index * runs, runs), config, precision, kept)
-
-
 def rollout_operands(
     velocity: MLPWeights, base: MLPWeights, precision: str, *, dependent: bool = False
 ) -> list[Tensor]:
-    """Prepare both fields of a rollout, as `empty_rollout_operands` orders them; two launches."""
+    """Prepare both fields of a rollout, as `empty_rollout_operands` orders them; one launch."""
     config, kernel = operands_config(velocity, precision, dependent=dependent), velocity.kernels[0]
-    *parts, fine, behind = into = empty_rollout_operands(config, kernel)
+    into = empty_rollout_operands(config, kernel)
     with torch.cuda.device_of(kernel):
-        prepare_fields((velocity, base), Prepared(*parts), (fine, behind), config, precision)
+        prepare((velocity, base), into[-2:], Prepared(*into[:-2]), config, precision)
     return into
 
 
 def base_operands(operands: Sequence[Tensor]) -> list[Tensor]:
     """Return what passes of the base field read, of what `rollout_operands` returned."""
-    *parts, _, kernels = operands
-    fields = Prepared(*parts)
-    runs = len(fields.first) // 2
-    return [*networks_of(fields, runs, runs), kernels]
+    return [*second_half(Prepared(*operands[:-2])), operands[-1]]
 
 
 def sde_rollout(
@@ -275,10 +259,10 @@ def sde_rollout(
         if operands:
             weights = Prepared(*operands[:-2])
         else:
-            count = 2 if batch else 1
-            weights = empty_prepared(config, count * runs, x0)
-            kernels = (kept[4], kept[4][:0])  # The base field has no pullback here.
-            prepare_fields((velocity, base)[:count], weights, kernels[:count], config, precision)
+            fields = (velocity, base) if batch else (velocity,)
+            kernels = (kept[4], torch.empty_like(kept[4]))[: len(fields)]
+            weights = empty_prepared(config, len(fields) * runs, x0)
+            prepare(fields, kernels, weights, config, precision)
         for k in range(steps + 1):
             blocks = RowBlocks(tiles, ode_tiles, *place(k), base_start, batch, ode_batch)
             count = tiles + ode_tiles + (tiles if k >= steps - 1 else 0)
