@@ -14,9 +14,9 @@ def unit_cotangent(runs: int, *, dtype: torch.dtype, device: torch.device | str)
 
 
 def times_cotangent(gradient: Tensor, cotangent: Tensor) -> Tensor:
-    """Return the gradient `[S, K, B, D]` of a loss times its cotangent `[S]`, in its own memory.
+    """Return a loss's gradient `[S, K, B, D]` times its cotangent `[S]`.
 
-    Of a `unit_cotangent` it is the gradient itself, and saves a launch.
+    With a `unit_cotangent` it is the gradient itself, which saves a launch.
     """
     if getattr(cotangent, "unit", False):
         return gradient

@@ -174,6 +174,18 @@ def test_the_gain_of_the_sweep_and_the_gap_of_the_values():
     assert_equal64([terms.metrics["adjoint_gain"], terms.metrics["value_gap"]], [gain, gap])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_gradient_of_clipped_actions_is_zero_beyond_the_box_alone(dtype):
+    agent = make(TRQAMConfig(**SMALL), [0], QAMAgent, dtype=dtype)
+    batch = make_batch(0, 1, agent.config, dtype)
+    one, two = torch.tensor([1.0, 2.0], dtype=dtype)
+    sides = torch.stack([one, one.nextafter(two), one.nextafter(-one), two])
+    x = torch.cat([sides, -sides]).repeat(agent.config.batch_size * agent.dim)
+    x = x[: agent.config.batch_size * agent.dim].view(1, -1, agent.dim)
+    gradient, _ = agent.action_gradient(batch.observations, x)
+    assert torch.equal(gradient != 0, x.abs() <= 1)
+
+
 def test_a_critic_without_a_gradient_is_no_failure():
     """Every X_K outside the box, or units that are all off: a_K = 0, and no metric is NaN."""
     agent = make(TRQAMConfig(**SMALL), [0, 1], QAMAgent, inv_temp=0.0)

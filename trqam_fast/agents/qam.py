@@ -341,7 +341,7 @@ class QAMAgent(Agent):
             values = self.critic_values(critic, observations, actions)
             mean = torch.full_like(values, 1.0 / values.shape[1])  # The gradient of a mean.
             (gradient,) = torch.autograd.grad(values, actions, mean)
-        if clip:  # By one launch: zero where X is not below the first number beyond 1, or so below.
+        if clip:  # The clamp's derivative by one launch, zero from the first numbers beyond 1 on.
             beyond = 1.0 + torch.finfo(x.dtype).eps
             gradient = torch.ops.aten.hardtanh_backward(gradient, x, -beyond, beyond)
         values = values.detach()
