@@ -5,8 +5,8 @@ With r_k = 2 (v_k - u_k) / sigma_k + sigma_k a_k, one pass over the trajectory c
     L = mean_b sum_k ||r_k||^2,   dL/dv_k = (4 / (B sigma_k)) r_k
     D = mean_b sum_k w_k ||v_k - u_k||^2,   w_k = 2 h_k / (g_k^2 H)
 
-so the backward pass only scales the stored gradient by the upstream one. L and D are the rows of one
-tensor `[2, S]`, for which one launch adds up what the Triton kernel's programs leave.
+so the backward pass only scales the stored gradient by the upstream one. L and D are the rows of
+one tensor `[2, S]`, for which one launch adds up what the Triton kernel's programs leave.
 """
 
 from __future__ import annotations
