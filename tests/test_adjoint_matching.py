@@ -67,6 +67,19 @@ def test_a_cotangent_of_ones_is_not_multiplied_by(backend):
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("backend", [*BACKENDS, pytest.param("triton", marks=NEEDS_TRITON)])
+def test_results_may_be_changed_in_place(backend):
+    device = DEVICE if backend == "triton" else "cpu"
+    v, u, a, lam = (t.detach().to(device) for t in inputs(2, 3, 5, 2, dtype=torch.float32))
+    v.requires_grad_()
+    expected = torch.autograd.grad(adjoint_matching(v, u, a, lam, backend=backend)[0].sum(), v)
+    loss, path_kl = adjoint_matching(v, u, a, lam, backend=backend)
+    path_kl *= 2.0
+    loss += path_kl
+    (found,) = torch.autograd.grad(loss.sum(), v)
+    assert torch.equal(found, *expected)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_any_schedule(backend):
     """The equations, with unequal steps."""

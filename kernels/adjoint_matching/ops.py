@@ -94,7 +94,7 @@ class _AdjointMatching(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, velocity, base_velocity, adjoint, lam, schedule, horizon, backend):
-        (loss, path_kl), gradient = torch.ops.trqam_fast.adjoint_matching(
+        found, gradient = torch.ops.trqam_fast.adjoint_matching(
             velocity,
             base_velocity,
             adjoint,
@@ -104,6 +104,8 @@ class _AdjointMatching(torch.autograd.Function):
             backend,
             any(ctx.needs_input_grad),
         )
+        # Rows of one tensor. Views that a Function returns could not be changed in place.
+        loss, path_kl = found[0].detach(), found[1].detach()
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(path_kl)
         ctx.set_materialize_grads(False)
