@@ -170,7 +170,7 @@ def test_the_gain_of_the_sweep_and_the_gap_of_the_values():
         return a.square().sum(-1).mean(-1).sqrt()
 
     gain = norm(terms.outputs["adjoint"]).amax(1) / norm(3.0 * gradient)
-    gap = values.mean(1) - terms.metrics["q_mean"]
+    gap = values.mean((1, 2)) - terms.metrics["q_mean"]
     assert_equal64([terms.metrics["adjoint_gain"], terms.metrics["value_gap"]], [gain, gap])
 
 

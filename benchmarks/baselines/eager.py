@@ -144,7 +144,7 @@ class EagerUpdate:
 
     @torch.no_grad()
     def action_gradient(self, observations: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradient of mean_e Q'_e(s, clip(X, -1, 1)), `[S, B, D]`, and it, `[S, B]`."""
+        """Return the gradient of mean_e Q'_e(s, clip(X, -1, 1)) `[S, B, D]`, and Q' `[S, E, B]`."""
         config = self.config
         critic = (self.target_layers if config.use_target_grad else self.online_layers)["critic"]
         actions = x.clamp(-1.0, 1.0) if config.clip_adj else x
@@ -158,7 +158,7 @@ class EagerUpdate:
             pulled.append(pull_back(layers, tape, cotangent) @ first.mT)
         lead = (self.runs, config.num_qs, x.shape[1])
         gradient = torch.stack(pulled).view(*lead, -1).sum(1)
-        values = torch.stack(values).view(lead).mean(1)
+        values = torch.stack(values).view(lead)
         return gradient * (x.abs() <= 1.0) if config.clip_adj else gradient, values
 
     def cloning_loss(self, batch: Batch, noise: Noise) -> Tensor:

@@ -56,9 +56,9 @@ def _tape(base, observations, trajectory, backend, precision, operands):
 def _tape_fake(base, observations, trajectory, backend, precision, operands):
     if backend not in TRITON:
         return []
-    weights, given = MLPWeights.from_tensors(base), len(operands) > 0
+    weights, keep = MLPWeights.from_tensors(base), len(operands) == 0
     kernel = weights.kernels[0]
-    return _empty_tape(weights, observations, trajectory, precision, kernel, operands=not given)
+    return _empty_tape(weights, observations, trajectory, precision, kernel, operands=keep)
 
 
 def _empty_tape(weights, observations, trajectory, precision, kernel, *, operands=True):

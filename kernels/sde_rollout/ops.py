@@ -94,7 +94,7 @@ def base_operands(op, base, operands, precision):
     from trqam_fast.kernels.sde_rollout import triton
 
     check_operands(op, base, operands, precision)
-    return triton.base_operands(operands)
+    return triton.base_part(operands)
 
 
 def refuse_operands(op, operands, backend):

@@ -210,7 +210,7 @@ def rollout_operands(
     return into
 
 
-def base_operands(operands: Sequence[Tensor]) -> list[Tensor]:
+def base_part(operands: Sequence[Tensor]) -> list[Tensor]:
     """Return what passes of the base field read, of what `rollout_operands` returned."""
     return [*second_half(Prepared(*operands[:-2])), operands[-1]]
 
@@ -260,6 +260,7 @@ def sde_rollout(
             weights = Prepared(*operands[:-2])
         else:
             fields = (velocity, base) if batch else (velocity,)
+            # One launch keeps both fields' kernels or none; the base field's are not read here.
             kernels = (kept[4], torch.empty_like(kept[4]))[: len(fields)]
             weights = empty_prepared(config, len(fields) * runs, x0)
             prepare(fields, kernels, weights, config, precision)

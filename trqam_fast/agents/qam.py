@@ -217,7 +217,7 @@ class QAMAgent(Agent):
         self.branches.keep(path, tape, gradient, values, base_velocity)
         if "value_gap" not in metrics:
             with self.branches.on("log", after=("critic",)):
-                metrics["value_gap"] = values.mean(-1) - metrics["q_mean"]
+                metrics["value_gap"] = values.mean((1, 2)) - metrics["q_mean"]
         with self.branches.on("cloning"):
             cloning_loss = self.warmed_up(cloning_loss)
         losses = {
@@ -329,7 +329,7 @@ class QAMAgent(Agent):
         return -self.config.inv_temp * gradient
 
     def action_gradient(self, observations: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean_e Q'_e(s, clip(X, -1, 1))'s gradient in X `[S, B, D]`, and itself `[S, B]`.
+        """Return mean_e Q'_e(s, clip(X, -1, 1))'s gradient in X `[S, B, D]`, and Q' `[S, E, B]`.
 
         The gradient is zero where X lies outside [-1, 1].
         """
@@ -344,10 +344,7 @@ class QAMAgent(Agent):
         if clip:  # The clamp's derivative by one launch, zero from the first numbers beyond 1 on.
             beyond = 1.0 + torch.finfo(x.dtype).eps
             gradient = torch.ops.aten.hardtanh_backward(gradient, x, -beyond, beyond)
-        values = values.detach()
-        self.branches.keep(values)
-        with self.branches.on("log", after=(MAIN,)):
-            return gradient, values.mean(1)
+        return gradient, values.detach()
 
     def temperature(self) -> Tensor:
         """lam_scale lambda, `[S]`: what sigma_k^2 = g_k^2 / (lam_scale lambda) is divided by."""
