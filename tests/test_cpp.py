@@ -48,9 +48,18 @@ def test_bf16_rounds_operands_alone(use, instruction_set, name):
         assert mean_error(found[key], other.double()) < 1e-3, key
 
 
+@pytest.fixture
+def threads():
+    """Let a test choose the number of threads."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(("ensemble", "batch"), [(1, 20), (1, 300), (5, 20), (5, 300)])
-def test_weight_gradients_of_many_rows_and_wide_layers(use, ensemble, batch):
-    """One network or several for a thread, sums of one block of the batch or of two."""
+def test_weight_gradients_of_many_rows_and_wide_layers(use, threads, ensemble, batch):
+    """Threads that share a network or have several, sums of one block of the batch or of two."""
+    threads(2)
     sizes = Sizes(1, batch, 11, 5, (300, 40), True, ensemble=ensemble, ode_batch=1)
     exact = evaluate(CASES["mlp"], draw_inputs(CASES["mlp"], sizes), backend="reference")
     inputs = draw_inputs(CASES["mlp"], sizes, dtype=torch.float32)
