@@ -33,6 +33,7 @@ from trqam_fast.kernels.mlp.triton_operands import to_operand
 from trqam_fast.kernels.mlp.triton_tile import (
     EPS,
     await_predecessor,
+    either,
     gelu,
     group_of,
     load_inputs,
@@ -42,7 +43,6 @@ from trqam_fast.kernels.mlp.triton_tile import (
     true_width,
     zeros,
 )
-from trqam_fast.kernels.mlp.triton_weights import WeightPointers
 
 
 class RowBlocks(NamedTuple):
@@ -199,22 +199,6 @@ def folded(w, net, at, slope, offset, C: tl.constexpr):
         operand = to_operand(w * tl.load(net.scale + at)[:, None], C)
         slope += tl.sum(operand.to(tl.float32), 0)
     return operand, slope, offset
-
-
-@triton.jit
-def either(second, weights, others):
-    """Return the second one of two WeightPointers where `second`, else the first."""
-    return WeightPointers(
-        tl.where(second, others.w_in, weights.w_in),
-        tl.where(second, others.w_hid, weights.w_hid),
-        tl.where(second, others.w_out, weights.w_out),
-        tl.where(second, others.b_hid, weights.b_hid),
-        tl.where(second, others.b_out, weights.b_out),
-        tl.where(second, others.scale, weights.scale),
-        tl.where(second, others.shift, weights.shift),
-        tl.where(second, others.kernel_stride, weights.kernel_stride),
-        tl.where(second, others.vector_stride, weights.vector_stride),
-    )
 
 
 @triton.jit

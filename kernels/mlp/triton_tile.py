@@ -125,6 +125,22 @@ def member_of(net, run, member, C: tl.constexpr):
 
 
 @triton.jit
+def either(second, weights, others):
+    """Return the second one of two WeightPointers where `second`, else the first."""
+    return WeightPointers(
+        tl.where(second, others.w_in, weights.w_in),
+        tl.where(second, others.w_hid, weights.w_hid),
+        tl.where(second, others.w_out, weights.w_out),
+        tl.where(second, others.b_hid, weights.b_hid),
+        tl.where(second, others.b_out, weights.b_out),
+        tl.where(second, others.scale, weights.scale),
+        tl.where(second, others.shift, weights.shift),
+        tl.where(second, others.kernel_stride, weights.kernel_stride),
+        tl.where(second, others.vector_stride, weights.vector_stride),
+    )
+
+
+@triton.jit
 def group_of(tape, group, rows, layer_rows, C: tl.constexpr):
     """Return one network's part of a tape with `rows` rows, `layer_rows` in all networks.
 
