@@ -52,7 +52,7 @@ class WeightGradient {
         : accumulates_(rows > kDepthBlock) {
         const int64_t wide = widest(network), depth = kDepthBlock;
         right_ = arena.take<Element>(depth * round_up(wide, kPanel<Arithmetic>));
-        left_ = arena.take<Element>(depth * kTileRows + kLeft * Arithmetic::kPair);
+        left_ = arena.take<Element>(depth * kTileRows + kLeft * kPair);
         product_ = arena.take<Real>((accumulates_ ? most : kTileRows) * padded(wide));
         sums_ = arena.take<Real>(padded(wide));
     }

@@ -124,8 +124,8 @@ __attribute__((noinline)) void tile(int64_t steps, const typename Arithmetic::El
     Vector low[kRows], high[kRows];
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
-        low[m] = init ? *reinterpret_cast<const Vector*>(init + m * ld_init) : Vector{};
-        high[m] = init ? *reinterpret_cast<const Vector*>(init + m * ld_init + lanes) : Vector{};
+        low[m] = init ? load(init + m * ld_init) : Vector{};
+        high[m] = init ? load(init + m * ld_init + lanes) : Vector{};
     }
     for (int64_t k = 0; k < steps; ++k, b += step) {
         const auto* row = reinterpret_cast<const char*>(b);
