@@ -161,20 +161,6 @@ def empty_prepared(config: KernelConfig, groups: int, like: Tensor) -> Prepared:
     )
 
 
-def second_half(prepared: Prepared) -> Prepared:
-    """Return the second one of two stacks that were prepared together, where it lies."""
-    runs = len(prepared.first) // 2
-    return Prepared(
-        prepared.first[runs:],
-        prepared.hidden[:, runs:],
-        prepared.last[runs:],
-        prepared.slope[:, runs:],
-        prepared.offset[:, runs:],
-        prepared.last_slope[runs:],
-        prepared.last_offset[runs:],
-    )
-
-
 def prepare(
     stacks: Sequence[MLPWeights],
     operands: Sequence[Tensor],

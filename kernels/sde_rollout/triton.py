@@ -27,7 +27,6 @@ from trqam_fast.kernels.mlp.triton import (
     empty_prepared,
     hidden_layers,
     prepare,
-    second_half,
     step_options,
 )
 from trqam_fast.kernels.mlp.triton_config import KernelConfig
@@ -211,8 +210,14 @@ def rollout_operands(
 
 
 def base_part(operands: Sequence[Tensor]) -> list[Tensor]:
-    """Return what passes of the base field read, of what `rollout_operands` returned."""
-    return [*second_half(Prepared(*operands[:-2])), operands[-1]]
+    """Return what passes of the base field read of what `rollout_operands` returned.
+
+    Its networks are the second half of all.
+    """
+    fields, runs = Prepared(*operands[:-2])._asdict(), len(operands[0]) // 2
+    layered = ("hidden", "slope", "offset")  # behind an axis of layers
+    parts = (part[:, runs:] if name in layered else part[runs:] for name, part in fields.items())
+    return [*parts, operands[-1]]
 
 
 def sde_rollout(
