@@ -10,7 +10,6 @@ import math
 from typing import Any, NamedTuple
 
 from benchmarks.launches import Launch
-from trqam_fast.kernels.mlp.triton_gradients import kernel_blocks
 
 
 class Work(NamedTuple):
@@ -174,6 +173,16 @@ def sweep_step_work(launch: Launch, operand: int) -> Tiled:
     return work._replace(products=products), runs * flop, runs * moved
 
 
+def weight_gradient_work(launch: Launch, operand: int) -> Tiled:
+    """A block of a kernel's gradient."""
+    a, C, groups = launch.arguments, launch.arguments["C"], launch.grid[1]
+    work = product(C.block_i, C.block_o, a["rows"], C, operand, operand)._replace(products=1)
+    row = C.columns / C.ensemble + 2 * C.depth * C.width + C.block_out
+    kernels = C.width * (C.inputs + (C.depth - 1) * C.width + C.out)
+    moved = groups * (a["rows"] * row * operand + 4.0 * kernels)
+    return work, groups * flop_of(C, a["rows"]), moved
+
+
 def weight_of(arguments: dict[str, Any]) -> int:
     """Return the bytes of a weight as a launch of a pullback reads it."""
     return arguments["weights"].w_hid.element_size()
@@ -182,8 +191,8 @@ def weight_of(arguments: dict[str, Any]) -> int:
 def rows_of(launch: Launch) -> tuple[int, int]:
     """Return the rows of a launch over `RowBlocks`, and the networks that they go through."""
     a = launch.arguments
-    base = launch.grid[0] > a["tiles"] + a["ode_tiles"]
-    return a["batch"] * (2 if base else 1) + a["ode_batch"], 2 if base else 1
+    of_base = (launch.grid[0] - a["ode_tiles"]) // max(a["tiles"], 1) - 1
+    return a["batch"] * (1 + of_base) + a["ode_batch"], 2 if of_base > 0 else 1
 
 
 TILED = {
@@ -198,15 +207,13 @@ TILED = {
     "pull_norm_kernel": pull_norm_work,
     "pull_inputs_kernel": pull_inputs_work,
     "sweep_step_kernel": sweep_step_work,
+    "weight_gradient_kernel": weight_gradient_work,
 }
 """Kernels with one layer to a launch, which touch a part of their tensors alone."""
 
 
 def kernel_bytes(launch: Launch) -> int:
     """Return the bytes that a Triton launch reads and writes, each once."""
-    if launch.name == "weight_gradient_kernel":  # Of the hidden layers' gradients it has the first.
-        C = launch.arguments["C"]
-        return launch.bytes + 4 * launch.grid[1] * max(C.depth - 2, 0) * C.width**2
     if launch.name not in TILED:
         return launch.bytes
     operand = launch.arguments["C"].operand.primitive_bitwidth // 8
@@ -223,12 +230,7 @@ def kernel_work(launch: Launch) -> tuple[Work, float, int]:
     if C is None:  # No products: what the launch takes is its bytes.
         return Work(), 0.0, programs
     operand = C.operand.primitive_bitwidth // 8
-    if launch.name in TILED:
-        work, flop, _ = TILED[launch.name](launch, operand)
-        return work, flop, programs
-    if launch.name != "weight_gradient_kernel":
+    if launch.name not in TILED:
         raise ValueError(f"the model does not know what a program of {launch.name} does")
-    groups = launch.grid[1]
-    work = product(C.block_i, C.block_o, a["rows"], C, operand, operand)._replace(products=1)
-    flop = groups * flop_of(C, a["rows"])
-    return work, flop, groups * kernel_blocks(C)
+    work, flop, _ = TILED[launch.name](launch, operand)
+    return work, flop, programs

@@ -175,7 +175,7 @@ IMPLEMENTATIONS: dict[str, Callable] = {
 REWRITES = {
     "first_layer_kernel": ("tape",), "hidden_layer_kernel": ("tape",),
     "gradient_operands_kernel": ("into",),
-    "rollout_step_kernel": ("tape", "trajectory", "velocity", "ode_x"),
+    "rollout_step_kernel": ("tape", "trajectory", "velocity", "base_velocity", "ode_x"),
     "pull_output_kernel": ("grads",), "pull_hidden_kernel": ("grads",),
     "pull_norm_kernel": ("grads", "normed"), "sweep_step_kernel": ("grads", "adjoints"),
     "gradient_norm_kernel": ("step",), "weight_gradient_kernel": ("into",),

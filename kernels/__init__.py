@@ -12,12 +12,18 @@ from trqam_fast.kernels.dispatch import BACKENDS, PRECISIONS, Backend, BackendEr
 from trqam_fast.kernels.dual_update import dual_update
 from trqam_fast.kernels.fields import Context, Velocity
 from trqam_fast.kernels.gather_sequences import Sequences, gather_sequences
-from trqam_fast.kernels.lean_adjoint import lean_adjoint, sweep_tape
+from trqam_fast.kernels.lean_adjoint import lean_adjoint
 from trqam_fast.kernels.mlp import GradientMemory, MLPWeights, mlp, with_operands
 from trqam_fast.kernels.noise_schedule import AffinePath, NoiseSchedule
 from trqam_fast.kernels.path_kl import path_kl
 from trqam_fast.kernels.philox import Draws, philox
-from trqam_fast.kernels.sde_rollout import Rollout, ode_rollout, rollout_operands, sde_rollout
+from trqam_fast.kernels.sde_rollout import (
+    BasePass,
+    Rollout,
+    ode_rollout,
+    rollout_operands,
+    sde_rollout,
+)
 from trqam_fast.kernels.squared_error import squared_error
 from trqam_fast.kernels.td_target import td_target
 from trqam_fast.kernels.velocity_along import velocity_along
@@ -29,6 +35,7 @@ __all__ = [
     "BACKENDS",
     "Backend",
     "BackendError",
+    "BasePass",
     "Context",
     "Draws",
     "GradientMemory",
@@ -55,7 +62,6 @@ __all__ = [
     "rollout_operands",
     "sde_rollout",
     "squared_error",
-    "sweep_tape",
     "td_target",
     "velocity_along",
     "with_operands",

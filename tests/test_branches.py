@@ -238,9 +238,9 @@ def test_memory_is_shared_by_operations_that_wait(case, backend):
 @pytest.mark.interpreter
 @pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
 def test_what_triton_alone_prepares_lives_until_the_end():
-    """The tape of the sweep, which the branch of the base field makes."""
+    """The target critics' operands, which a branch of their own makes."""
     operations, lost = record(*updating(CASES["trqam"], "triton"))
-    assert "trqam_fast.sweep_tape.default" in {str(operation.func) for operation in operations}
+    assert "trqam_fast.mlp_operands.default" in {str(operation.func) for operation in operations}
     assert races(operations) == []
     assert lost == []
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.helpers import assert_equal64, draw, make_field
-from trqam_fast.kernels import BackendError, lean_adjoint, sweep_tape
+from trqam_fast.kernels import BackendError, lean_adjoint
 from trqam_fast.kernels.fields import as_function
 from trqam_fast.kernels.lean_adjoint import reference
 
@@ -116,14 +116,8 @@ def test_trainable_callable_gets_no_gradient():
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
 def test_nothing_is_prepared_on_a_cpu(backend):
     field, (s, points, terminal) = make(**CASES[2])
-    assert sweep_tape(field, s, points, operands=[], backend=backend) == []
     found = lean_adjoint(field, s, points, terminal, tape=[], backend=backend)
     assert torch.equal(found, lean_adjoint(field, s, points, terminal, backend=backend))
-    with pytest.raises(ValueError, match="trajectory has 1 points"):
-        sweep_tape(field, s, points[:, :1], backend=backend)
-    if backend == "cpp":
-        with pytest.raises(ValueError, match="backend cpp takes none; pass what rollout_operands"):
-            sweep_tape(field, s, points, operands=[s], backend=backend)
 
 
 def test_bad_input():

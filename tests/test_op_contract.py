@@ -36,7 +36,6 @@ from trqam_fast.kernels import (
     path_kl,
     rollout_operands,
     sde_rollout,
-    sweep_tape,
     velocity_along,
     with_operands,
 )
@@ -390,10 +389,7 @@ def test_opcheck(name, backend, options):
         if name == "sde_rollout":
             fields = inputs["velocity"], inputs["base_velocity"]
             operands = rollout_operands(*fields, **options)
-            rollout = sde_rollout(**inputs, operands=operands, **options)
-            states = (fields[1], inputs["observations"], rollout.trajectory)
-            sweep_tape(*states, operands=operands, **options)
-            velocity_along(*states, operands=operands, **options)
+            sde_rollout(**inputs, operands=operands, **options)
     assert recorder.calls
     for op, arguments, keywords in recorder.calls:
         tests = ("test_schema", "test_faketensor", "test_autograd_registration")
@@ -416,11 +412,12 @@ def test_compiles_without_graph_breaks(backend):
     def loss(s, x):
         operands = rollout_operands(fine, base, backend=backend)
         given = fields | {"observations": s, "x0": x, "operands": operands}
-        rollout = sde_rollout(**given, backend=backend)
-        given = {"operands": operands, "backend": backend}
-        tape = sweep_tape(base, s, rollout.trajectory, **given)
+        rollout = sde_rollout(**given, with_base=True, backend=backend)
+        tape = rollout.base.tape if rollout.base else None
         adjoint = lean_adjoint(base, s, rollout.trajectory, x, tape=tape, backend=backend)
-        along = velocity_along(base, s, rollout.trajectory[:, :-1], **given)
+        along = velocity_along(base, s, rollout.trajectory[:, :-1], backend=backend)
+        if rollout.base:
+            along = along + rollout.base.velocity
         lam = matching["lam"]
         value, kl = adjoint_matching(rollout.velocity, along, adjoint, lam, backend=backend)
         value = value + path_kl(rollout.velocity, along, schedule=bridge)

@@ -69,6 +69,8 @@ def test_nothing_is_prepared_on_a_cpu(backend):
     (field, base), data = make(**CASES[2])
     assert rollout_operands(field, base, backend=backend) == []
     assert rollout_operands(as_function(field), base) == []
+    tracked = field.map(lambda t: t.clone().requires_grad_())
+    assert sde_rollout(tracked, base, *data, with_base=True, backend=backend).base is None
     found = sde_rollout(field, base, *data, operands=[], backend=backend)
     expected = sde_rollout(field, base, *data, backend=backend)
     assert torch.equal(found.trajectory, expected.trajectory)
@@ -88,10 +90,8 @@ def test_velocity_along_trajectories():
         for k in range(4)
     ]
     for backend in ("cpp", "reference"):
-        found = velocity_along(field, s, points, operands=[], backend=backend)
+        found = velocity_along(field, s, points, backend=backend)
         assert_equal64([found], [torch.stack(expected, 1)])
-    with pytest.raises(ValueError, match="backend cpp takes none; pass what rollout_operands"):
-        velocity_along(field, s, points, operands=[s], backend="cpp")
 
 
 class Module(nn.Module):

@@ -31,7 +31,6 @@ from trqam_fast.kernels import (
     mlp,
     rollout_operands,
     sde_rollout,
-    sweep_tape,
     velocity_along,
     with_operands,
 )
@@ -67,30 +66,55 @@ def test_rollout_without_gradients_keeps_no_tape():
     with poisoned_memory():
         bare = evaluate(CASES["sde_rollout"], inputs, wanted=(), backend="triton")
     # Two compilations on a GPU, which may contract products and sums differently.
+    del bare["base_velocity"]  # of a pass of its own
     for name, ours in bare.items():
         assert error(ours, kept[name].double()) <= (0 if INTERPRETED else 1e-5)
 
 
-@pytest.mark.parametrize("precision", ["ieee", "fp16"])
-def test_a_sweep_takes_the_tape_that_was_made_before(precision):
-    """Activations, and last the kernels as operands of 16 bits."""
-    inputs = inputs_of("lean_adjoint", UNEVEN)
-    options = {"backend": "triton", "precision": precision}
-    states = [inputs[name] for name in ("base_velocity", "observations", "trajectory")]
-    tape = sweep_tape(*states, **options)
-    assert torch.equal(
-        lean_adjoint(**inputs, tape=tape, **options), lean_adjoint(**inputs, **options)
-    )
+@pytest.mark.parametrize(("precision", "hidden"), [("ieee", (16, 40)), ("fp16", (8,))])
+def test_a_rollout_with_its_base_field_finds_what_passes_find(precision, hidden):
+    """Velocities at t_k, and at t_k + h the tape of a sweep, last the kernels as operands."""
+    sizes = replace(UNEVEN, hidden=hidden, layer_norm=len(hidden) > 1)
+    inputs, options = inputs_of("sde_rollout", sizes), {"backend": "triton", "precision": precision}
+    weights, base = inputs.pop("velocity"), inputs.pop("base_velocity")
+    tracked = weights.map(lambda t: t.detach().requires_grad_())
+    alone = sde_rollout(tracked, base, **inputs, **options)
+    assert sde_rollout(weights.detach(), base, **inputs, with_base=True, **options).base is None
+    operands = rollout_operands(weights, base, **options)
+    with poisoned_memory():
+        found = sde_rollout(tracked, base, **inputs, with_base=True, **options)
+        given = sde_rollout(tracked, base, **inputs, with_base=True, operands=operands, **options)
+    assert alone.base is None
+    for each in (found, given):
+        gradients = torch.autograd.grad(each.velocity.square().sum(), tracked.tensors)
+        expected = torch.autograd.grad(
+            alone.velocity.square().sum(), tracked.tensors, retain_graph=True
+        )
+        assert all(map(torch.equal, each[:3], alone[:3]))
+        assert all(map(torch.equal, gradients, expected))
+    s, x = inputs["observations"], found.trajectory
+    sweep, budget = (base, s, x, x[:, 0]), 1e-5 if precision == "ieee" else 1e-2
+    ours = [found.base.velocity, lean_adjoint(*sweep, tape=found.base.tape, **options)]
+    others = [given.base.velocity, lean_adjoint(*sweep, tape=given.base.tape, **options)]
+    assert all(map(torch.equal, ours, others))
+    # A pass adds up the first layer in another order.
+    passes = [velocity_along(base, s, x[:, :-1], **options), lean_adjoint(*sweep, **options)]
+    for each, expected in zip(ours, passes, strict=True):
+        assert error(each, expected.double()) <= budget
+    # All of it is read, and nothing that is wrong.
+    tape = found.base.tape
     for part in (tape[0], *(tape[4:] if precision == "fp16" else ())):
         before = part.clone()
         part.fill_(torch.nan)
-        assert lean_adjoint(**inputs, tape=tape, **options).isnan().any()
+        assert lean_adjoint(*sweep, tape=tape, **options).isnan().any()
         part.copy_(before)
     other = "fp16" if precision == "ieee" else "ieee"
-    of_another = sweep_tape(*states, backend="triton", precision=other)
+    of_another = sde_rollout(
+        tracked, base, **inputs, with_base=True, **options | {"precision": other}
+    ).base.tape
     for wrong in ([], tape[:4], [part[:, :, 1:] for part in tape[:4]] + tape[4:], of_another):
-        with pytest.raises(ValueError, match="pass what sweep_tape returned"):
-            lean_adjoint(**inputs, tape=wrong, **options)
+        with pytest.raises(ValueError, match="pass that of a rollout of the same chain"):
+            lean_adjoint(*sweep, tape=wrong, **options)
 
 
 @pytest.mark.parametrize("precision", ["ieee", "fp16"])
@@ -106,7 +130,7 @@ def test_a_rollout_takes_the_operands_that_were_made_before(precision):
         bare = sde_rollout(weights.detach(), base, **inputs, operands=operands, **options)
         found = sde_rollout(tracked, base, **inputs, operands=operands, **options)
         loss = found.velocity.square().sum()
-        return [*bare, *found, *torch.autograd.grad(loss, tracked.tensors)]
+        return [*bare[:3], *found[:3], *torch.autograd.grad(loss, tracked.tensors)]
 
     for ours, alone in zip(passed(operands), passed(), strict=True):
         assert torch.equal(ours, alone)
@@ -122,39 +146,6 @@ def test_a_rollout_takes_the_operands_that_were_made_before(precision):
     for wrong in (operands[:-1], [part[1:] for part in operands], of_another):
         with pytest.raises(ValueError, match="pass what rollout_operands returned"):
             passed(wrong)
-
-
-@pytest.mark.parametrize("precision", ["ieee", "fp16"])
-@pytest.mark.parametrize("hidden", [(16, 40), (8,)])
-def test_passes_of_the_base_field_take_its_part_of_the_operands(precision, hidden):
-    """That of the other field is not read; last the base field's kernels for the sweep."""
-    inputs = inputs_of("sde_rollout", replace(UNEVEN, hidden=hidden, layer_norm=len(hidden) > 1))
-    fields, s = (inputs["velocity"], inputs["base_velocity"]), inputs["observations"]
-    options = {"backend": "triton", "precision": precision}
-    x = on_device(2, 3, 33, 2)
-    operands = rollout_operands(*fields, **options)
-    runs = len(fields[0].kernels[0])
-    for index, part in enumerate(operands[:-1]):
-        mine = part[:, :runs] if index in (1, 3, 4) else part[:runs]  # behind the axis of layers
-        mine.fill_(torch.nan)
-
-    def passed(operands=None):
-        tape = sweep_tape(fields[1], s, x, operands=operands, **options)
-        adjoint = lean_adjoint(fields[1], s, x, x[:, 0], tape=tape, **options)
-        return [adjoint, velocity_along(fields[1], s, x, operands=operands, **options)]
-
-    for ours, alone in zip(passed(operands), passed(), strict=True):
-        assert torch.equal(ours, alone) and ours.isfinite().all()
-    if precision == "fp16":
-        operands[-1].fill_(torch.nan)
-        adjoint, along = passed(operands)
-        assert adjoint.isnan().any() and along.isfinite().all()
-    other = "fp16" if precision == "ieee" else "ieee"
-    of_another = rollout_operands(*fields, backend="triton", precision=other)
-    for wrong in (operands[:-1], [part[1:] for part in operands], of_another):
-        for op, states in ((sweep_tape, x), (velocity_along, x)):
-            with pytest.raises(ValueError, match=f"{op.__name__}: operands are .*rollout_operands"):
-                op(fields[1], s, states, operands=wrong, **options)
 
 
 @pytest.mark.parametrize("precision", ["ieee", "fp16"])

@@ -129,7 +129,14 @@ def _draw_mlp(draw: Draw) -> Inputs:
 
 
 def _sde_rollout(inputs: Inputs, **options: str) -> dict[str, Tensor]:
-    return sde_rollout(**inputs, **options)._asdict()
+    rollout = sde_rollout(**inputs, with_base=True, **options)
+    found = rollout._asdict() | {"base_velocity": None if rollout.base is None else rollout.base[0]}
+    del found["base"]
+    if found["base_velocity"] is None:
+        points = rollout.trajectory[:, :-1]
+        base, s = inputs["base_velocity"], inputs["observations"]
+        found["base_velocity"] = velocity_along(base, s, points, **options)
+    return found
 
 
 def _draw_sde_rollout(draw: Draw) -> Inputs:

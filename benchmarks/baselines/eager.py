@@ -270,13 +270,9 @@ class EagerUpdate:
         trajectory = torch.cat([points, end.unsqueeze(1)], dim=1)
         return EagerPath(trajectory, velocity, base_velocity), next_actions
 
-    def sweep_tape(self, observations: Tensor, path: EagerPath) -> list[Tensor]:
-        """Return nothing: the sweep evaluates the field itself."""
-        return []
-
     @torch.no_grad()
     def adjoint(
-        self, observations: Tensor, path: EagerPath, gradient: Tensor, tape: list[Tensor]
+        self, observations: Tensor, path: EagerPath, gradient: Tensor
     ) -> tuple[Tensor, Metrics]:
         """Carry the terminal adjoint back through the base field."""
         terminal = self.terminal_adjoint(gradient)

@@ -52,8 +52,8 @@ def lean_adjoint(
         terminal_adjoint: a_K, `[S, B, D]`.
         schedule: That of the chain; None for the flow's own, unless the field has a `path` other
             than the linear one. Another one runs with ``reference``.
-        tape: What `sweep_tape` returned for the same field, states, backend and precision; None
-            computes it here.
+        tape: That of `sde_rollout` along this chain with this base field, backend and precision
+            (`BasePass.tape`); None computes it here.
         backend: ``auto``, ``reference``, or for packed weights ``cpp``, ``triton`` or
             ``triton_pdl``.
         precision: Operands: ``ieee``, ``tf32`` or ``fp16`` (Triton), ``bf16`` (Triton or ``cpp``).
@@ -94,55 +94,8 @@ def lean_adjoint(
         if chosen == "reference":
             return reference.lean_adjoint(*data, terminal_adjoint, schedule)
         if tape is None:
-            tape = ops.sweep_tape(*data, (), chosen, precision)
+            tape = ops.sweep_tape(*data, chosen, precision)
         return ops.lean_adjoint(*data, terminal_adjoint, tape, chosen, precision)
-
-
-def sweep_tape(
-    base_velocity: Velocity,
-    observations: Tensor | Context,
-    trajectory: Tensor,
-    *,
-    operands: Sequence[Tensor] | None = None,
-    backend: str = "auto",
-    precision: str = "ieee",
-) -> list[Tensor]:
-    """Do what a sweep needs and what does not need its terminal adjoint, so that it can wait less.
-
-    With Triton it is the base field's pass through (s, X_k, t_k + h) for all k, and a copy of its
-    kernels as 16-bit operands; the other backends evaluate the field step by step as they sweep,
-    and have nothing to prepare. It is for the flow's own schedule; sweeps with another one ignore
-    it.
-
-    Args:
-        base_velocity: As of `lean_adjoint`, like all that follow.
-        observations: `[S, B, O]`.
-        trajectory: `[S, K + 1, B, D]`.
-        operands: What `rollout_operands` returned for rollouts with this base field; None prepares
-            the field here.
-        backend: ``auto``, ``reference``, ``cpp``, ``triton`` or ``triton_pdl``.
-        precision: Operands of matrix products.
-
-    Returns:
-        What `lean_adjoint` takes as its `tape`; empty where there is nothing to prepare.
-
-    Raises:
-        TypeError: an argument is no tensor, or of an unsupported dtype.
-        ValueError: shapes, dtypes or devices do not fit.
-        BackendError: the backend asked for cannot run.
-    """
-    op = "lean_adjoint"
-    check_states(op, base_velocity, observations, trajectory)
-    chosen = choose_backend(
-        op, backend, trajectory.device, dtype=trajectory.dtype, precision=precision,
-        networks=[base_velocity],
-    )  # fmt: skip
-    if chosen == "reference":
-        return []
-    with torch.no_grad():
-        return ops.sweep_tape(
-            base_velocity, observations, trajectory, operands or (), chosen, precision
-        )
 
 
 def check_states(
@@ -159,4 +112,4 @@ def check_states(
     check_velocity(op, "base_velocity", base_velocity, observations, trajectory.shape[-1])
 
 
-__all__ = ["lean_adjoint", "sweep_tape"]
+__all__ = ["lean_adjoint"]

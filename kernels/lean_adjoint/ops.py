@@ -22,7 +22,6 @@ from trqam_fast.kernels.mlp.cpp import describe
 from trqam_fast.kernels.mlp.ops import described, triton_passes
 from trqam_fast.kernels.mlp.weights import MLPWeights
 from trqam_fast.kernels.registration import register
-from trqam_fast.kernels.sde_rollout.ops import base_operands, refuse_operands
 
 
 class LeanAdjoint(NamedTuple):
@@ -39,7 +38,7 @@ class LeanAdjoint(NamedTuple):
     adjoints: int
 
 
-def _tape(base, observations, trajectory, backend, precision, operands):
+def _tape(base, observations, trajectory, backend, precision):
     if backend not in TRITON:
         return []
     from trqam_fast.kernels.mlp.triton_inputs import Inputs
@@ -47,25 +46,23 @@ def _tape(base, observations, trajectory, backend, precision, operands):
     weights = MLPWeights.from_tensors(base)
     inputs = Inputs(observations.contiguous(), trajectory.contiguous(), trajectory.shape[1] - 1, 1)
     _, kept = triton_passes().forward_pass(
-        weights, inputs, precision, train=True, outputs=False, dependent=backend == DEPENDENT,
-        operands=base_operands("sweep_tape", weights, operands, precision),
-    )  # fmt: skip
+        weights, inputs, precision, train=True, outputs=False, dependent=backend == DEPENDENT
+    )
     return kept
 
 
-def _tape_fake(base, observations, trajectory, backend, precision, operands):
+def _tape_fake(base, observations, trajectory, backend, precision):
     if backend not in TRITON:
         return []
-    weights, keep = MLPWeights.from_tensors(base), len(operands) == 0
-    kernel = weights.kernels[0]
-    return _empty_tape(weights, observations, trajectory, precision, kernel, operands=keep)
+    weights = MLPWeights.from_tensors(base)
+    return _empty_tape(weights, observations, trajectory, precision, weights.kernels[0])
 
 
-def _empty_tape(weights, observations, trajectory, precision, kernel, *, operands=True):
+def _empty_tape(weights, observations, trajectory, precision, kernel):
     """Return memory for a tape, on the device of `kernel`; on ``meta`` it has shapes alone."""
     passes, (runs, points, batch, _) = triton_passes(), trajectory.shape
     config = passes.config_for(weights, observations, trajectory, precision, train=True)
-    return passes.empty_kept(config, runs, (points - 1) * batch, kernel, operands=operands)
+    return passes.empty_kept(config, runs, (points - 1) * batch, kernel)
 
 
 def _sweep(base, observations, trajectory, terminal_adjoint, tape, backend, precision):
@@ -83,7 +80,7 @@ def _sweep(base, observations, trajectory, terminal_adjoint, tape, backend, prec
         if described(tape) != described(right):
             raise ValueError(
                 f"lean_adjoint: tape is {described(tape)}, the sweep needs {described(right)}; "
-                "pass what sweep_tape returned for the same arguments, or None"
+                "pass that of a rollout of the same chain (BasePass.tape), or None"
             )
         dependent = backend == DEPENDENT
         return triton.lean_adjoint(weights, *data, tape, precision, dependent=dependent)
@@ -112,7 +109,7 @@ def _sweep_fake(base, observations, trajectory, terminal_adjoint, tape, backend,
 
 register(
     "sweep_tape(Tensor[] base, Tensor observations, Tensor trajectory, str backend, "
-    "str precision, Tensor[] operands) -> Tensor[]",
+    "str precision) -> Tensor[]",
     _tape,
     _tape_fake,
 )
@@ -128,16 +125,13 @@ def sweep_tape(
     base_velocity: MLPWeights,
     observations: Tensor,
     trajectory: Tensor,
-    operands: Sequence[Tensor],
     backend: str,
     precision: str,
 ) -> list[Tensor]:
-    """Return the tape of a sweep; see the package's `sweep_tape`."""
-    refuse_operands("sweep_tape", operands, backend)
-    tape = torch.ops.trqam_fast.sweep_tape(
-        list(base_velocity.tensors), observations, trajectory, backend, precision, list(operands)
+    """Return what a sweep needs before its terminal adjoint: with Triton a pass's tape."""
+    return torch.ops.trqam_fast.sweep_tape(
+        list(base_velocity.tensors), observations, trajectory, backend, precision
     )
-    return [*tape[:-1], operands[-1]] if operands else tape
 
 
 def lean_adjoint(

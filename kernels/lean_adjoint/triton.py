@@ -1,7 +1,8 @@
 r"""The backward sweep in Triton with one launch for each layer of a step, over the whole chip.
 
-One batched pass of the base field stores the activations of rows (k, b) first. With J_k =
-dv_base/dX at (X_k, t_k + h) and h / (t_k + h) = 1 / (k + 1), step k is
+The activations of the base field at rows (k, b) are there before: of a batched pass, or of the
+rollout, whose tape has other rows too. With J_k = dv_base/dX at (X_k, t_k + h) and h / (t_k + h) =
+1 / (k + 1), step k is
 
     a_k = (k / (k + 1)) a_{k+1} + 2 h J_k^T a_{k+1}
 
@@ -50,8 +51,8 @@ from trqam_fast.kernels.mlp.weights import MLPWeights
 def sweep_step_kernel(
     weights,  # WeightPointers of S networks
     tape,  # Tape of S networks, rows (k, b) of the pass at t_k + h
-    tape_rows,  # K * B
-    layer_rows,  # S * K * B
+    tape_rows,  # from one run of the tape to the next, K * B or more
+    layer_rows,  # S * tape_rows
     tape_start,  # row of the tape at which step k begins
     grads,  # Gradients of S networks
     start,  # row of the gradients at which step k begins
@@ -122,10 +123,11 @@ def lean_adjoint(
     *,
     dependent: bool = False,
 ) -> Tensor:
-    """Return a_0..a_{K-1}, `[S, K, B, D]`, of contiguous data and what `sweep_tape` returned."""
+    """Return a_0..a_{K-1}, `[S, K, B, D]`, of contiguous data and the tape."""
     runs, points, batch, dim = trajectory.shape
     steps = points - 1
     tape, operands = Tape(*tape[:4]), tape[4]
+    tape_rows = tape.out.stride(1) // tape.out.shape[-1]
     config = config_for(
         base_velocity, observations, trajectory, precision, train=False, dependent=dependent
     )
@@ -138,7 +140,7 @@ def lean_adjoint(
         for i in range(steps + 1):
             k, first, last = steps - 1 - i, i == 0, i == steps
             start = i % 2 * batch
-            pull = Pull(tape, steps * batch, k * batch, grads, start, batch, rows, grads.normed)
+            pull = Pull(tape, tape_rows, k * batch, grads, start, batch, rows, grads.normed)
             sweep_step_kernel[(tiles, 1 if last else config.width // config.block_n, runs)](
                 weights, tape, pull.tape_rows, runs * pull.tape_rows, pull.tape_start, grads, start,
                 batch - start, rows, terminal_adjoint, adjoints, batch, steps, k, first, last,

@@ -266,7 +266,7 @@ def forward_pass(
             prepared, inputs.observations, x, x_stride, tape, groups * rows, batch, rows,
             inputs.steps, inputs.shift, config, **options,
         )  # fmt: skip
-        blocks = RowBlocks(tiles, 0, 0, 0, 0, rows, 0)
+        blocks = RowBlocks(tiles, 0, 0, 0, 0, 0, rows, 0)
         hidden_layers(prepared, tape, rows, groups, blocks, tiles, config, precision)
         if outputs:
             output_kernel[(tiles, groups)](

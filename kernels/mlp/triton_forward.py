@@ -17,8 +17,8 @@ c = shift W + b has
 
     z_{l+1} = r (h_l W' - m s) + c
 
-Rows are numbered as in a rollout (`RowBlocks`): those of the SDE, of the ODE, and those that go
-through the base field, which is prepared behind the field.
+Rows are numbered as in a rollout (`RowBlocks`): those of the SDE, of the ODE, and twice those of
+the SDE that go through the base field, which is prepared behind the field.
 """
 
 from __future__ import annotations
@@ -46,15 +46,16 @@ from trqam_fast.kernels.mlp.triton_tile import (
 
 
 class RowBlocks(NamedTuple):
-    """Which rows the tiles of a launch hold: SDE (or all), then ODE, then base field.
+    """Which rows the tiles of a launch hold: SDE (or all), ODE, base field, base field's sweep.
 
     Attributes:
         tiles: Tiles of the rows of the SDE.
         ode_tiles: Tiles of the rows of the ODE.
         start: Row of the tape at which the SDE's begin.
         ode_start: The same of the ODE's.
-        base_start: The same of the base field's.
-        batch: Rows of the SDE, and of the base field.
+        base_start: The same of the base field's at t_k.
+        sweep_start: The same of the base field's at t_k + h.
+        batch: Rows of the SDE, and of each kind of the base field.
         ode_batch: Rows of the ODE.
     """
 
@@ -63,6 +64,7 @@ class RowBlocks(NamedTuple):
     start: Any
     ode_start: Any
     base_start: Any
+    sweep_start: Any
     batch: Any
     ode_batch: Any
 
@@ -95,15 +97,19 @@ class Prepared(NamedTuple):
 def rows_of(tile, blocks, BLOCK: tl.constexpr):
     """Return a tile's rows in the tape, their numbers among their kind, their mask and kind.
 
-    Kinds are 0 (SDE), 1 (ODE) and 2 (base field).
+    Kinds are 0 (SDE), 1 (ODE), and of the base field 2 (at t_k) and 3 (at t_k + h).
     """
-    ode = tile >= blocks.tiles
-    base = tile >= blocks.tiles + blocks.ode_tiles
-    before = tl.where(ode, blocks.tiles, 0) + tl.where(base, blocks.ode_tiles, 0)
-    start = tl.where(base, blocks.base_start, tl.where(ode, blocks.ode_start, blocks.start))
-    count = tl.where(ode & (base == 0), blocks.ode_batch, blocks.batch)
+    ode = (tile >= blocks.tiles).to(tl.int32)
+    base = (tile >= blocks.tiles + blocks.ode_tiles).to(tl.int32)
+    sweep = (tile >= 2 * blocks.tiles + blocks.ode_tiles).to(tl.int32)
+    kind = ode + base + sweep
+    before = (ode + sweep) * blocks.tiles + base * blocks.ode_tiles
+    start = tl.where(kind == 1, blocks.ode_start, blocks.start)
+    start = tl.where(kind == 2, blocks.base_start, start)
+    start = tl.where(kind == 3, blocks.sweep_start, start)
+    count = tl.where(kind == 1, blocks.ode_batch, blocks.batch)
     local = (tile - before) * BLOCK + tl.arange(0, BLOCK)
-    return start + local, local, local < count, ode.to(tl.int32) + base.to(tl.int32)
+    return start + local, local, local < count, kind
 
 
 @triton.jit
@@ -323,8 +329,8 @@ def first_layer_kernel(
 
 @triton.jit(
     do_not_specialize=[
-        "rows", "layer_rows", "index", "tiles", "ode_tiles", "start", "ode_start",
-        "base_start", "batch", "ode_batch",
+        "rows", "layer_rows", "index", "tiles", "ode_tiles", "start", "ode_start", "base_start",
+        "sweep_start", "batch", "ode_batch",
     ]
 )  # fmt: skip
 def hidden_layer_kernel(
@@ -339,6 +345,7 @@ def hidden_layer_kernel(
     start,
     ode_start,
     base_start,
+    sweep_start,
     batch,
     ode_batch,
     C: tl.constexpr,
@@ -347,7 +354,9 @@ def hidden_layer_kernel(
     await_predecessor(C)
     tile = tl.program_id(1)
     group = tl.program_id(2)
-    blocks = RowBlocks(tiles, ode_tiles, start, ode_start, base_start, batch, ode_batch)
+    blocks = RowBlocks(
+        tiles, ode_tiles, start, ode_start, base_start, sweep_start, batch, ode_batch
+    )
     row, _, mask, kind = rows_of(tl.program_id(0), blocks, C.block_m)
     wide = tl.cast(group + kind // 2 * tl.num_programs(2), tl.int64)
     tape = group_of(tape, group, rows, layer_rows, C)

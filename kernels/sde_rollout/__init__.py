@@ -22,6 +22,18 @@ from trqam_fast.kernels.sde_rollout import ops, reference
 from trqam_fast.kernels.sde_rollout.inputs import RolloutInputs
 
 
+class BasePass(NamedTuple):
+    """What a rollout found of its base field at the states of the chain.
+
+    Attributes:
+        velocity: v_base(s, X_k, t_k) for k = 0..K-1, `[S, K, B, D]`; carries no gradient.
+        tape: What `lean_adjoint` takes as its `tape`: the field's pass through (s, X_k, t_k + h).
+    """
+
+    velocity: Tensor
+    tape: list[Tensor]
+
+
 class Rollout(NamedTuple):
     """Result of `sde_rollout`.
 
@@ -30,11 +42,13 @@ class Rollout(NamedTuple):
         velocity: v(s, X_k, t_k) for k = 0..K-1, `[S, K, B, D]`; differentiable in the weights of
             the field (or in whatever a callable field depends on) with the X_k held fixed.
         ode_x: X_K of the noise-free rows, `[S, N, D]`, or None without such rows.
+        base: What `with_base` asks for, or None.
     """
 
     trajectory: Tensor
     velocity: Tensor
     ode_x: Tensor | None
+    base: BasePass | None = None
 
 
 def sde_rollout(
@@ -47,6 +61,7 @@ def sde_rollout(
     ode_observations: Tensor | Context | None = None,
     ode_x0: Tensor | None = None,
     schedule: NoiseSchedule | None = None,
+    with_base: bool = False,
     operands: Sequence[Tensor] | None = None,
     backend: str = "auto",
     precision: str = "ieee",
@@ -75,6 +90,9 @@ def sde_rollout(
         ode_x0: `[S, N, D]`, with `ode_observations`.
         schedule: K steps of an SDE, as `AffinePath` makes them; None for the flow's own, unless a
             field has a `path` other than the linear one. Another one runs with ``reference``.
+        with_base: Evaluate the base field at all states, too, beside the other one, where that is
+            cheaper than afterwards: with Triton, if the fine-tuned field's weights need a gradient.
+            Elsewhere `Rollout.base` is None, and `velocity_along` and `lean_adjoint` do it.
         operands: What `rollout_operands` returned for the same fields, backend and precision; None
             prepares them here.
         backend: ``auto``, ``reference``, or for packed weights ``cpp``, ``triton`` or
@@ -129,6 +147,7 @@ def sde_rollout(
         networks=[velocity, base_velocity],
         own_schedule=is_own(schedule),
     )
+    of_base: list[Tensor] = []
     if chosen == "reference":
         constants = tensors_of(observations) | {"x0": x0, "noise": noise}
         inputs = inputs._replace(**{name: tensor.detach() for name, tensor in constants.items()})
@@ -137,10 +156,11 @@ def sde_rollout(
         )
         velocities = refusing(op, velocities, **constants)
     else:
-        trajectory, velocities, ode_x = ops.sde_rollout(
-            velocity, base_velocity, inputs, operands or (), chosen, precision
+        trajectory, velocities, ode_x, of_base = ops.sde_rollout(
+            velocity, base_velocity, inputs, with_base, operands or (), chosen, precision
         )
-    return Rollout(trajectory, velocities, ode_x if with_ode else None)
+    base = BasePass(of_base[0], of_base[1:]) if of_base else None
+    return Rollout(trajectory, velocities, ode_x if with_ode else None, base)
 
 
 def rollout_operands(
@@ -152,9 +172,8 @@ def rollout_operands(
 ) -> list[Tensor]:
     """Do what a rollout does with its fields' weights alone, so that it can be done before.
 
-    With Triton a launch writes them as operands of products, as `with_operands` does for `mlp`.
-    Those of the base field are what `sweep_tape` and `velocity_along` read of it, too. The other
-    backends have nothing to prepare.
+    With Triton a launch writes them as operands of products, as `with_operands` does for `mlp`. The
+    other backends have nothing to prepare.
 
     Args:
         velocity: As of `sde_rollout`, like all that follow.
@@ -163,7 +182,7 @@ def rollout_operands(
         precision: Operands of matrix products.
 
     Returns:
-        What these three take as their `operands`, of the weights as they are now: a change of them
+        What `sde_rollout` takes as its `operands`, of the weights as they are now: a change of them
         is not seen. Empty where there is nothing to prepare, as for callables.
 
     Raises:
@@ -235,4 +254,4 @@ def ode_rollout(
     return ops.ode_rollout(velocity, observations, x0, flow_steps, chosen, precision)
 
 
-__all__ = ["Rollout", "ode_rollout", "rollout_operands", "sde_rollout"]
+__all__ = ["BasePass", "Rollout", "ode_rollout", "rollout_operands", "sde_rollout"]

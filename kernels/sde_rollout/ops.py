@@ -1,7 +1,8 @@
 """The compiled rollout, registered with torch.library and wrapped for autograd.
 
 The K steps write into one tape of K * B rows, so the gradient of the velocities with respect to
-the field's weights is one batched backward pass and needs no second forward.
+the field's weights is one batched backward pass and needs no second forward. In Triton the tape has
+further rows: with the base field at all states, K * B of those that a sweep walks back along.
 """
 
 from __future__ import annotations
@@ -44,11 +45,12 @@ class RolloutCall(NamedTuple):
     tape: int | None
 
 
-def _empty(inputs: RolloutInputs) -> tuple[Tensor, Tensor, Tensor]:
+def _empty(inputs: RolloutInputs, with_base: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     runs, batch, dim = inputs.x0.shape
     new, steps = inputs.x0.new_empty, inputs.flow_steps
     ode_x = new(runs, inputs.ode_x0.shape[1], dim)
-    return new(runs, steps + 1, batch, dim), new(runs, steps, batch, dim), ode_x
+    of_base = new(runs, steps if with_base else 0, batch, dim)
+    return new(runs, steps + 1, batch, dim), new(runs, steps, batch, dim), of_base, ode_x
 
 
 def _operands(velocity, base, backend, precision):
@@ -73,7 +75,7 @@ def _empty_operands(velocity, precision, kernel):
     return triton.empty_rollout_operands(triton.operands_config(velocity, precision), kernel)
 
 
-def check_operands(op, field, operands, precision):
+def _check_operands(field, operands, precision):
     """Raise ValueError unless operands, if there are any, are those of rollouts of such fields."""
     if not operands:
         return
@@ -82,46 +84,27 @@ def check_operands(op, field, operands, precision):
     right = _empty_operands(field, precision, meta)
     if described(operands) != described(right):
         raise ValueError(
-            f"{op}: operands are {described(operands)}, it needs {described(right)}; pass what "
-            "rollout_operands returned for the same fields, or None"
-        )
-
-
-def base_operands(op, base, operands, precision):
-    """Return what passes of the base field read of a rollout's operands, nothing of none."""
-    if not operands:
-        return []
-    from trqam_fast.kernels.sde_rollout import triton
-
-    check_operands(op, base, operands, precision)
-    return triton.base_part(operands)
-
-
-def refuse_operands(op, operands, backend):
-    """Raise ValueError if there are operands, and the backend is none that takes some."""
-    if operands and backend not in TRITON:
-        raise ValueError(
-            f"{op}: operands are {described(operands)}, and backend {backend} takes none; pass "
-            "what rollout_operands returned for it, or None"
+            f"sde_rollout: operands are {described(operands)}, it needs {described(right)}; pass "
+            "what rollout_operands returned for the same fields, or None"
         )
 
 
 def _rollout(
     velocity, base, observations, x0, noise, ode_observations, ode_x0, backend, precision, train,
-    operands,
+    with_base, operands,
 ):  # fmt: skip
-    tensors = (observations, x0, noise, ode_observations, ode_x0)
-    inputs = RolloutInputs(*(tensor.contiguous() for tensor in tensors))
+    inputs = RolloutInputs(observations, x0, noise, ode_observations, ode_x0)
     velocity, base = MLPWeights.from_tensors(velocity), MLPWeights.from_tensors(base)
     if backend in TRITON:
         from trqam_fast.kernels.sde_rollout import triton
 
-        check_operands("sde_rollout", velocity, operands, precision)
+        _check_operands(velocity, operands, precision)
         return triton.sde_rollout(
-            velocity, base, inputs, precision, train=train, dependent=backend == DEPENDENT,
-            operands=operands,
+            velocity, base, triton.dense_runs(inputs), precision, train=train,
+            with_base=with_base, dependent=backend == DEPENDENT, operands=operands,
         )  # fmt: skip
-    trajectory, velocities, ode_x = _empty(inputs)
+    inputs = RolloutInputs(*(tensor.contiguous() for tensor in inputs))
+    trajectory, velocities, no_velocities, ode_x = _empty(inputs, with_base=False)
     rows = velocities.shape[1] * velocities.shape[2]
     tape = [velocities.new_empty(tape_elements(velocity, rows))] if train else []
     (numbers, _alive), (base_numbers, _base_alive) = describe(velocity), describe(base)
@@ -144,21 +127,23 @@ def _rollout(
         tape=tape[0].data_ptr() if train else None,
     )
     call("sde_rollout", fields, inputs.x0, precision)
-    return trajectory, velocities, ode_x, tape
+    return trajectory, velocities, no_velocities, ode_x, tape
 
 
 def _rollout_fake(
     velocity, base, observations, x0, noise, ode_observations, ode_x0, backend, precision, train,
-    operands,
+    with_base, operands,
 ):  # fmt: skip
     inputs = RolloutInputs(observations, x0, noise, ode_observations, ode_x0)
     velocity = MLPWeights.from_tensors(velocity)
-    results = _empty(inputs)
+    results = _empty(inputs, with_base)
     _, steps, batch, _ = results[1].shape
     if backend in TRITON:
         from trqam_fast.kernels.sde_rollout.triton import rollout_kept
 
-        kept = rollout_kept(velocity, inputs, precision, train, operands=len(operands) == 0)
+        kept = rollout_kept(
+            velocity, inputs, precision, train, with_base, operands=len(operands) == 0
+        )
         return *results, kept
     size = tape_elements(velocity, steps * batch)
     return *results, [inputs.x0.new_empty(size)] if train else []
@@ -172,33 +157,38 @@ register(
 register(
     "sde_rollout(Tensor[] velocity, Tensor[] base, Tensor observations, Tensor x0, Tensor noise, "
     "Tensor ode_observations, Tensor ode_x0, str backend, str precision, bool train, "
-    "Tensor[] operands) -> (Tensor, Tensor, Tensor, Tensor[])",
+    "bool with_base, Tensor[] operands) -> (Tensor, Tensor, Tensor, Tensor, Tensor[])",
     _rollout,
     _rollout_fake,
 )
 
 
 class _Rollout(torch.autograd.Function):
-    """Trajectory and X_K of the ODE (constants), velocities (differentiable in the weights)."""
+    """Velocities (differentiable in the weights), and what is constant."""
 
     @staticmethod
-    def forward(ctx, how, base, operands, *tensors):
+    def forward(ctx, how, base, operands, with_base, *tensors):
         inputs, weights = tensors[:5], tensors[5:]
-        trajectory, velocities, ode_x, tape = torch.ops.trqam_fast.sde_rollout(
-            list(weights), base, *inputs, how.backend, how.precision, how.train, operands
+        trajectory, velocities, of_base, ode_x, tape = torch.ops.trqam_fast.sde_rollout(
+            list(weights), base, *inputs, how.backend, how.precision, how.train, with_base, operands
         )
+        constants = [trajectory, ode_x]
+        if with_base:
+            from trqam_fast.kernels.sde_rollout import triton
+
+            constants += [of_base, *triton.sweep_part(tape, *velocities.shape[1:3])]
         if operands:
             tape = [*tape[:-1], operands[-2]]
         ctx.how, ctx.kept = how, len(tape)
-        ctx.mark_non_differentiable(trajectory, ode_x)
+        ctx.mark_non_differentiable(*constants)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(inputs[0], trajectory, *tape, *weights)
-        return trajectory, velocities, ode_x
+        return velocities, *constants
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, _, cotangent, __):
-        needed = dict(zip(RolloutInputs._fields, ctx.needs_input_grad[3:8], strict=True))
+    def backward(ctx, cotangent, *_):
+        needed = dict(zip(RolloutInputs._fields, ctx.needs_input_grad[4:9], strict=True))
         refuse_gradient("sde_rollout", **needed)
         observations, trajectory, *saved = ctx.saved_tensors
         _, gradients = pull_back(
@@ -211,23 +201,37 @@ class _Rollout(torch.autograd.Function):
             want_inputs=False,
             want_weights=True,
         )
-        return *[None] * 8, *gradients
+        return *[None] * 9, *gradients
 
 
 def sde_rollout(
     velocity: MLPWeights,
     base_velocity: MLPWeights,
     inputs: RolloutInputs,
+    with_base: bool,
     operands: Sequence[Tensor],
     backend: str,
     precision: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return trajectory, velocities and X_K of the ODE; see the package's `sde_rollout`."""
-    refuse_operands("sde_rollout", operands, backend)
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """Return trajectory, velocities, X_K of the ODE, and the base field's velocities and tape.
+
+    The last is empty where the rollout does not find it.
+    """
+    if operands and backend not in TRITON:
+        raise ValueError(
+            f"sde_rollout: operands are {described(operands)}, and backend {backend} takes none; "
+            "pass what rollout_operands returned for it, or None"
+        )
     train = torch.is_grad_enabled() and any(t.requires_grad for t in velocity.tensors)
+    with_base = with_base and train and backend in TRITON
+    if with_base and not operands:
+        operands = rollout_operands(velocity, base_velocity, backend, precision)
     how = Pass(backend, precision, train, velocity.memory)
     base = list(base_velocity.detach().tensors)
-    return _Rollout.apply(how, base, list(operands), *inputs, *velocity.tensors)
+    velocities, trajectory, ode_x, *of_base = _Rollout.apply(
+        how, base, list(operands), with_base, *inputs, *velocity.tensors
+    )
+    return trajectory, velocities, ode_x, [*of_base, operands[-1]] if with_base else []
 
 
 @torch.no_grad()
@@ -254,5 +258,5 @@ def ode_rollout(
     noise = no_rows.unsqueeze(1).expand(-1, flow_steps - 1, -1, -1)
     inputs = RolloutInputs(observations[:, :0], no_rows, noise, observations, x0)
     return torch.ops.trqam_fast.sde_rollout(
-        weights, weights, *inputs, backend, precision, False, []
-    )[2]
+        weights, weights, *inputs, backend, precision, False, False, []
+    )[3]

@@ -7,13 +7,16 @@ waits for another; that of the first features stores it. The step is
     x <- c_x x + c_v v + c_eps eps,    SDE: 1 - 1/(k+1), 2h, sqrt(h) g_k    ODE: 1, h, 0
 
 and the last one of the SDE follows the base field, whose pass at X_{K-1} runs beside the others,
-on rows of its own. Steps take turns on the rows of the ODE, and without a tape on those of the SDE:
-what a launch reads, none beside it writes.
+on rows of its own. With the base field at all states its rows are in every step: at t_k for its
+velocity, and at t_k + h for the tape that the sweep walks back along. A step alone would leave most
+of the chip free. Steps take turns on the rows of the ODE and of the base field at t_k, and without
+a tape on those of the SDE: what a launch reads, none beside it writes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -46,8 +49,9 @@ from trqam_fast.kernels.sde_rollout.inputs import RolloutInputs
 
 @triton.jit(
     do_not_specialize=[
-        "rows", "layer_rows", "before", "ode_before", "k", "steps", "tiles", "ode_tiles", "start",
-        "ode_start", "base_start", "batch", "ode_batch",
+        "rows", "layer_rows", "before", "ode_before", "base_before", "x0_stride", "noise_stride",
+        "ode_x0_stride", "k", "steps", "tiles", "ode_tiles", "start", "ode_start", "base_start",
+        "sweep_start", "batch", "ode_batch",
     ]
 )  # fmt: skip
 def rollout_step_kernel(
@@ -57,13 +61,18 @@ def rollout_step_kernel(
     layer_rows,  # S * rows
     before,  # row of the tape at which the last step's rows of the SDE begin
     ode_before,  # the same of the ODE's
+    base_before,  # the same of the base field's
     observations,  # [S, B, O]
     x0,  # [S, B, D]
+    x0_stride,  # elements between two runs of x0
     noise,  # [S, K - 1, B, D]
+    noise_stride,
     trajectory,  # [S, K + 1, B, D]
     velocity,  # [S, K, B, D]
+    base_velocity,  # [S, K, B, D] with BASE
     ode_observations,  # [S, N, O]
     ode_x0,  # [S, N, D]
+    ode_x0_stride,
     ode_x,  # [2, S, N, D]: X_k of even and of odd k
     k,  # of the X_k that is computed
     steps,  # K
@@ -72,18 +81,25 @@ def rollout_step_kernel(
     start,
     ode_start,
     base_start,
+    sweep_start,
     batch,
     ode_batch,
+    BASE: tl.constexpr,
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
     C: tl.constexpr,
 ):
-    """X_k, and the first layer at it unless it is the last; grid [rows, features, S]."""
+    """X_k, and the first layer at it unless it is the last; grid [rows, features, S].
+
+    With BASE the base field is at every X_k; without, at X_{K-1} alone.
+    """
     await_predecessor(C)
     tile = tl.program_id(1)
     run = tl.program_id(2)
     wide = tl.cast(run, tl.int64)
-    blocks = RowBlocks(tiles, ode_tiles, start, ode_start, base_start, batch, ode_batch)
+    blocks = RowBlocks(
+        tiles, ode_tiles, start, ode_start, base_start, sweep_start, batch, ode_batch
+    )
     row, local, mask, kind = rows_of(tl.program_id(0), blocks, C.block_m)
     ode = kind == 1
     base = kind // 2
@@ -94,42 +110,49 @@ def rollout_step_kernel(
     size = tl.cast(steps, tl.float32)
     if ode:
         observed = ode_observations + wide * ode_batch * C.obs
-        begun = ode_x0 + wide * ode_batch * C.dim
+        begun = ode_x0 + wide * ode_x0_stride
         turn = (k % 2) * tl.num_programs(2)
         into = ode_x + (turn + wide) * ode_batch * C.dim
         last_x = ode_x + (tl.num_programs(2) - turn + wide) * ode_batch * C.dim
         read = ode_before + local
     else:
         observed = observations + wide * batch * C.obs
-        begun = x0 + wide * batch * C.dim
+        begun = x0 + wide * x0_stride
         into = trajectory + (wide * (steps + 1) + k) * batch * C.dim
         last_x = into - batch * C.dim
         read = before + local
     storing = inside & (tile == 0)
     if FIRST:
         x = tl.load(begun + element, mask=inside, other=0.0)
-        tl.store(into + element, x, mask=storing)
+        tl.store(into + element, x, mask=storing & (kind < 2))
     else:
         x = tl.load(last_x + element, mask=inside, other=0.0)
         # Before the last step, rows of the base field repeat what those of the SDE do.
         by_base = base if LAST else 0
         if LAST:
-            read = tl.where(base == 1, base_start + local, read)
+            read = tl.where(base == 1, base_before + local, read)
         field = tl.cast(run + by_base * tl.num_programs(2), tl.int64)
         v = output_product(weights, field, tape, read, mask, C)
-        fine = storing & (kind == 0)
-        kept = velocity + (wide * steps + k - 1) * batch * C.dim
-        tl.store(kept + element, v, mask=fine)
+        kept = (wide * steps + k - 1) * batch * C.dim
+        tl.store(velocity + kept + element, v, mask=storing & (kind == 0))
+        if BASE:
+            at_base = (kind == 2) & (tile == 0)
+            u = v
+            if not LAST:
+                if at_base:
+                    field = tl.cast(run + tl.num_programs(2), tl.int64)
+                    u = output_product(weights, field, tape, base_before + local, mask, C)
+            tl.store(base_velocity + kept + element, u, mask=inside & at_base)
         if LAST:
             tl.store(into + element, x + v / size, mask=storing & (kind != 0))
         else:
             after = tl.cast(k, tl.float32)
-            drawn = noise + (wide * (steps - 1) + k - 1) * batch * C.dim
+            drawn = noise + wide * noise_stride + (k - 1) * batch * C.dim
             eps = tl.load(drawn + element, mask=inside & (kind != 1), other=0.0)
             diffusion = tl.sqrt(2.0 * (size - after + 2.0) / (size * after))
             sampled = x * (1.0 - 1.0 / after) + (2.0 / size) * v + diffusion * eps
             x = tl.where(ode, x + v / size, sampled)
-            tl.store(into + element, x, mask=storing & (kind != 2))
+            tl.store(into + element, x, mask=storing & (kind < 2))
     if not LAST:
         field = tl.cast(run + base * tl.num_programs(2), tl.int64)
         features = tile * C.block_n + tl.arange(0, C.block_n)
@@ -145,7 +168,7 @@ def rollout_step_kernel(
             z = tl.dot(w, tl.trans(s), z, input_precision=C.precision)
         moved = tl.load(w_at + C.x_column + dims[None, :])
         z = tl.dot(moved, tl.trans(to_operand(x, C)), z, input_precision=C.precision)
-        time = tl.div_rn(tl.cast(k, tl.float32), size)
+        time = tl.div_rn(tl.cast(k + kind // 3, tl.float32), size)
         z += time * tl.load(w_at + C.time_column).to(tl.float32)
         z += tl.load(weights.offset + field * C.width + features)[:, None]
         activate(z, tape, row, mask, tile, 0, C)
@@ -165,17 +188,42 @@ def rollout_kept(
     inputs: RolloutInputs,
     precision: str,
     train: bool,
+    with_base: bool,
     *,
     operands: bool = True,
 ) -> list[Tensor]:
-    """Return memory for what is kept, of the SDE's rows, the base field's, two of the ODE's.
+    """Return memory for what is kept, of rows as `RolloutRows` has them.
 
     Without `operands` that of the kernels is empty.
     """
     config = rollout_config(velocity, inputs, precision, train, dependent=False)
-    runs, batch, _ = inputs.x0.shape
-    rows = ((inputs.flow_steps if train else 2) + 1) * batch + 2 * inputs.ode_x0.shape[1]
+    runs, rows = len(inputs.x0), rollout_rows(inputs, train, with_base).count
     return empty_kept(config, runs, rows, velocity.kernels[0], operands=operands)
+
+
+class RolloutRows(NamedTuple):
+    """Where the tape of a rollout has its rows; those of the SDE come first.
+
+    Attributes:
+        sweep: Where those of the base field at t_k + h begin, of all steps.
+        base: The same of those at t_k, of two steps.
+        ode: The same of the ODE's, of two steps.
+        count: All rows.
+    """
+
+    sweep: int
+    base: int
+    ode: int
+    count: int
+
+
+def rollout_rows(inputs: RolloutInputs, train: bool, with_base: bool) -> RolloutRows:
+    """Return where the rows lie: with `train` all of the SDE, else those of two steps."""
+    batch, steps = inputs.x0.shape[1], inputs.flow_steps
+    sweep = (steps if train else 2) * batch
+    base = sweep + (steps * batch if with_base else 0)
+    ode = base + 2 * batch
+    return RolloutRows(sweep, base, ode, ode + 2 * inputs.ode_x0.shape[1])
 
 
 def operands_config(
@@ -209,15 +257,21 @@ def rollout_operands(
     return into
 
 
-def base_part(operands: Sequence[Tensor]) -> list[Tensor]:
-    """Return what passes of the base field read of what `rollout_operands` returned.
+def sweep_part(kept: Sequence[Tensor], steps: int, batch: int) -> list[Tensor]:
+    """Return the tape of the base field at t_k + h from what a rollout with it has kept."""
+    return [part[:, :, steps * batch : 2 * steps * batch] for part in kept[:4]]
 
-    Its networks are the second half of all.
-    """
-    fields, runs = Prepared(*operands[:-2])._asdict(), len(operands[0]) // 2
-    layered = ("hidden", "slope", "offset")  # behind an axis of layers
-    parts = (part[:, runs:] if name in layered else part[runs:] for name, part in fields.items())
-    return [*parts, operands[-1]]
+
+def dense_runs(inputs: RolloutInputs) -> RolloutInputs:
+    """Return inputs whose runs are contiguous, x0 and noise as they lie where those are."""
+
+    def dense(tensor: Tensor) -> Tensor:
+        return tensor if tensor[0].is_contiguous() else tensor.contiguous()
+
+    return RolloutInputs(
+        inputs.observations.contiguous(), dense(inputs.x0), dense(inputs.noise),
+        inputs.ode_observations.contiguous(), dense(inputs.ode_x0),
+    )  # fmt: skip
 
 
 def sde_rollout(
@@ -227,37 +281,41 @@ def sde_rollout(
     precision: str,
     *,
     train: bool,
+    with_base: bool = False,
     dependent: bool = False,
     operands: Sequence[Tensor] = (),
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """Launch the steps on contiguous data; either kind may have no rows.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    """Launch the steps on data whose runs are contiguous; either kind may have no rows.
 
     With `operands`, what `rollout_operands` returned, the fields are not prepared here, nor their
-    kernels kept.
+    kernels kept. `with_base` needs `train`.
 
     Returns:
-        Trajectory `[S, K + 1, B, D]`, velocities `[S, K, B, D]`, X_K of the ODE's rows
-        `[S, N, D]`, and what is kept, of which the first K * B rows are those of the velocities.
+        Trajectory `[S, K + 1, B, D]`, velocities `[S, K, B, D]`, those of the base field, or none,
+        X_K of the ODE's rows `[S, N, D]`, and what is kept: of K * B rows those of the velocities,
+        of K * B more `sweep_part`.
     """
     x0, steps = inputs.x0, inputs.flow_steps
     runs, batch, dim = x0.shape
     ode_batch = inputs.ode_x0.shape[1]
     config = rollout_config(velocity, inputs, precision, train, dependent)
-    kept = rollout_kept(velocity, inputs, precision, train, operands=len(operands) == 0)
-    tape = Tape(*kept[:4])
-    rows = tape.out.shape[2]
+    kept = rollout_kept(velocity, inputs, precision, train, with_base, operands=len(operands) == 0)
+    tape, starts = Tape(*kept[:4]), rollout_rows(inputs, train, with_base)
+    rows = starts.count
     check_size(config, rows)
     check_size(config, (steps + 1) * batch)
     trajectory = x0.new_empty(runs, steps + 1, batch, dim)
     velocities = x0.new_empty(runs, steps, batch, dim)
+    base_velocities = x0.new_empty(runs, steps if with_base else 0, batch, dim)
     ode_x = x0.new_empty(2, runs, ode_batch, dim)
     tiles = triton.cdiv(batch, config.block_m)
     ode_tiles = triton.cdiv(ode_batch, config.block_m)
-    base_start = (steps if train else 2) * batch
 
-    def place(k: int) -> tuple[int, int]:
-        """Return where the tape has the rows of a step."""
-        return (k if train else k % 2) * batch, base_start + batch + k % 2 * ode_batch
+    def place(k: int) -> tuple[int, int, int]:
+        """Return where the tape has the rows of a step: the SDE's, the ODE's, the base field's."""
+        turn = k % 2
+        start = (k if train else turn) * batch
+        return start, starts.ode + turn * ode_batch, starts.base + turn * batch
 
     with torch.cuda.device_of(x0):
         options = step_options(precision, config)
@@ -270,15 +328,18 @@ def sde_rollout(
             weights = empty_prepared(config, len(fields) * runs, x0)
             prepare(fields, kernels, weights, config, precision)
         for k in range(steps + 1):
-            blocks = RowBlocks(tiles, ode_tiles, *place(k), base_start, batch, ode_batch)
-            count = tiles + ode_tiles + (tiles if k >= steps - 1 else 0)
             first, last = k == 0, k == steps
+            sweep_start = starts.sweep + k * batch
+            blocks = RowBlocks(tiles, ode_tiles, *place(k), sweep_start, batch, ode_batch)
+            of_base = (with_base or k >= steps - 1) + (with_base and not last)
+            count = tiles + ode_tiles + of_base * tiles
             features = 1 if last else config.width // config.block_n
             rollout_step_kernel[(count, features, runs)](
                 weights, tape, rows, runs * rows, *place(k - 1), inputs.observations,
-                x0, inputs.noise, trajectory, velocities, inputs.ode_observations, inputs.ode_x0,
-                ode_x, k, steps, *blocks, first, last, config, **options,
+                x0, x0.stride(0), inputs.noise, inputs.noise.stride(0), trajectory, velocities,
+                base_velocities, inputs.ode_observations, inputs.ode_x0, inputs.ode_x0.stride(0),
+                ode_x, k, steps, *blocks, with_base, first, last, config, **options,
             )  # fmt: skip
             if not last:
                 hidden_layers(weights, tape, rows, runs, blocks, count, config, precision)
-    return trajectory, velocities, ode_x[steps % 2], kept
+    return trajectory, velocities, base_velocities, ode_x[steps % 2], kept

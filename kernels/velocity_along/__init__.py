@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -27,7 +25,6 @@ def velocity_along(
     points: Tensor,
     *,
     schedule: NoiseSchedule | None = None,
-    operands: Sequence[Tensor] | None = None,
     backend: str = "auto",
     precision: str = "ieee",
 ) -> Tensor:
@@ -41,8 +38,6 @@ def velocity_along(
         observations: `[S, B, O]`, float32 or float64; for a callable also a `Context`.
         points: X_0..X_{K-1}, `[S, K, B, D]`.
         schedule: t_k of the K steps; None for the flow's own, k / K.
-        operands: What `rollout_operands` returned for rollouts whose base field this is; None
-            prepares the field here.
         backend: ``auto``, ``reference``, or for packed weights ``cpp``, ``triton`` or
             ``triton_pdl``.
         precision: Operands: ``ieee``, ``tf32`` or ``fp16`` (Triton), ``bf16`` (Triton or ``cpp``).
@@ -72,7 +67,7 @@ def velocity_along(
     )
     if chosen == "reference":
         return reference.velocity_along(velocity, observations, points, schedule)
-    return ops.velocity_along(velocity, observations, points, operands or (), chosen, precision)
+    return ops.velocity_along(velocity, observations, points, chosen, precision)
 
 
 __all__ = ["velocity_along"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,7 +13,6 @@ from trqam_fast.kernels.mlp.cpp import describe
 from trqam_fast.kernels.mlp.ops import triton_passes
 from trqam_fast.kernels.mlp.weights import MLPWeights
 from trqam_fast.kernels.registration import register
-from trqam_fast.kernels.sde_rollout.ops import base_operands, refuse_operands
 
 
 class VelocityAlong(NamedTuple):
@@ -31,16 +29,15 @@ class VelocityAlong(NamedTuple):
     velocities: int
 
 
-def _along(velocity, observations, points, backend, precision, operands):
+def _along(velocity, observations, points, backend, precision):
     weights, observations = MLPWeights.from_tensors(velocity), observations.contiguous()
     if backend in TRITON:
         from trqam_fast.kernels.mlp.triton_inputs import Inputs
 
         inputs, passes = Inputs(observations, points, points.shape[1]), triton_passes()
         out, _ = passes.forward_pass(
-            weights, inputs, precision, train=False, dependent=backend == DEPENDENT,
-            operands=base_operands("velocity_along", weights, operands, precision),
-        )  # fmt: skip
+            weights, inputs, precision, train=False, dependent=backend == DEPENDENT
+        )
         return out.view(points.shape)
     # The points of a trajectory: runs may lie further apart than they fill.
     points = points if points[0].is_contiguous() else points.contiguous()
@@ -62,13 +59,13 @@ def _along(velocity, observations, points, backend, precision, operands):
     return velocities
 
 
-def _along_fake(velocity, observations, points, backend, precision, operands):
+def _along_fake(velocity, observations, points, backend, precision):
     return points.new_empty(points.shape)
 
 
 register(
     "velocity_along(Tensor[] velocity, Tensor observations, Tensor points, str backend, "
-    "str precision, Tensor[] operands) -> Tensor",
+    "str precision) -> Tensor",
     _along,
     _along_fake,
 )
@@ -78,12 +75,10 @@ def velocity_along(
     velocity: MLPWeights,
     observations: Tensor,
     points: Tensor,
-    operands: Sequence[Tensor],
     backend: str,
     precision: str,
 ) -> Tensor:
     """Return v(s, X_k, t_k), `[S, K, B, D]`; see the package's `velocity_along`."""
-    refuse_operands("velocity_along", operands, backend)
     return torch.ops.trqam_fast.velocity_along(
-        list(velocity.tensors), observations, points, backend, precision, list(operands)
+        list(velocity.tensors), observations, points, backend, precision
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ from trqam_fast.agents.config import (
 from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import (
     AdjointSizes,
+    BasePass,
     MLPWeights,
     NoiseSchedule,
     adjoint_matching,
@@ -41,7 +42,6 @@ from trqam_fast.kernels import (
     lean_adjoint,
     rollout_operands,
     sde_rollout,
-    sweep_tape,
     velocity_along,
     with_operands,
 )
@@ -74,12 +74,12 @@ class Path(NamedTuple):
     Attributes:
         trajectory: X_0..X_K, `[S, K + 1, B, D]`; the policy is matched at the first K of them.
         velocity: v_ft(s, X_k, t_k), `[S, K, B, D]`, differentiable in the field's weights.
-        operands: What the rollout read of the fields, if it was prepared (`rollout_operands`).
+        base: What the rollout found of the base field, if it did (`sde_rollout`).
     """
 
     trajectory: Tensor
     velocity: Tensor
-    operands: Sequence[Tensor] = ()
+    base: BasePass | None = None
 
     @property
     def points(self) -> Tensor:
@@ -194,15 +194,13 @@ class QAMAgent(Agent):
         with self.prepared_targets():
             with self.branches.on("cloning"), torch.set_grad_enabled(not self.config.freeze_base):
                 cloning_loss = self.cloning_loss(batch, noise)
-            with self.branches.on("base", after=(MAIN,)):
-                tape = self.sweep_tape(batch.observations, path)
             with self.branches.on(MAIN, after=("operands",)):
                 gradient, values = self.action_gradient(batch.observations, path.end)
             with self.branches.on("critic", after=(MAIN,)):
                 critic_loss, critic_metrics = self.critic_loss(batch, q, next_actions, path.end)
         with self.branches.on("anchor", after=(MAIN,)):
             base_velocity = self.base_velocity(batch.observations, path)
-        adjoint, adjoint_metrics = self.adjoint(batch.observations, path, gradient, tape)
+        adjoint, adjoint_metrics = self.adjoint(batch.observations, path, gradient)
         with self.branches.on(MAIN, after=("anchor",)):
             adjoint_loss, path_kl = self.adjoint_loss(path, base_velocity, adjoint)
 
@@ -214,7 +212,7 @@ class QAMAgent(Agent):
         if next_actions is not None:
             outputs["next_actions"] = next_actions
         metrics |= critic_metrics | adjoint_metrics
-        self.branches.keep(path, tape, gradient, values, base_velocity)
+        self.branches.keep(path, gradient, values, base_velocity)
         if "value_gap" not in metrics:
             with self.branches.on("log", after=("critic",)):
                 metrics["value_gap"] = values.mean((1, 2)) - metrics["q_mean"]
@@ -265,9 +263,9 @@ class QAMAgent(Agent):
             x0 = policy_noise[..., : self.dim].flatten(1, 2)
         rollout = sde_rollout(
             *fields, batch.observations, noise["sde_x0"], noise["sde_eps"], ode_observations=rows,
-            ode_x0=x0, operands=operands, **self.options,
+            ode_x0=x0, with_base=True, operands=operands, **self.options,
         )  # fmt: skip
-        path = Path(rollout.trajectory, rollout.velocity, operands)
+        path = Path(rollout.trajectory, rollout.velocity, rollout.base)
         if policy_noise is None:
             return path, None
         if not together:
@@ -297,28 +295,19 @@ class QAMAgent(Agent):
         loss = critics.temporal_difference(self, q, target, batch.valid)
         return loss, {"critic_loss": loss.detach()} | critics.critic_metrics(q)
 
-    def sweep_tape(self, observations: Tensor, path: Path) -> list[Tensor]:
-        """Do what the sweep needs before its terminal adjoint is known."""
-        return sweep_tape(
-            self.base, observations, path.trajectory, operands=path.operands, **self.options
-        )
-
-    def adjoint(
-        self, observations: Tensor, path: Path, gradient: Tensor, tape: list[Tensor]
-    ) -> tuple[Tensor, Metrics]:
+    def adjoint(self, observations: Tensor, path: Path, gradient: Tensor) -> tuple[Tensor, Metrics]:
         """Carry the terminal adjoint back through the base field: a_0..a_{K-1} `[S, K, B, D]`.
 
         Args:
             observations: `[S, B, O]`.
             path: The states.
             gradient: What `action_gradient` returned at their end, `[S, B, D]`.
-            tape: What `sweep_tape` returned.
         """
         terminal = self.terminal_adjoint(gradient)
-        with self.branches.on(MAIN, after=("base",)):
-            adjoint = lean_adjoint(
-                self.base, observations, path.trajectory, terminal, tape=tape, **self.options
-            )
+        tape = None if path.base is None else path.base.tape
+        adjoint = lean_adjoint(
+            self.base, observations, path.trajectory, terminal, tape=tape, **self.options
+        )
         self.branches.keep(terminal)
         with self.branches.on("log", after=(MAIN,)):
             sizes = adjoint_sizes(terminal, adjoint, backend=self.small_ops)
@@ -361,9 +350,9 @@ class QAMAgent(Agent):
 
     def base_velocity(self, observations: Tensor, path: Path) -> Tensor:
         """Return v_base at the points of the path, `[S, K, B, D]`, without gradients."""
-        return velocity_along(
-            self.base, observations, path.points, operands=path.operands, **self.options
-        )
+        if path.base is not None:
+            return path.base.velocity
+        return velocity_along(self.base, observations, path.points, **self.options)
 
     @property
     def schedule(self) -> NoiseSchedule:

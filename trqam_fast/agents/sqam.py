@@ -140,12 +140,8 @@ class SQAMAgent(TRQAMAgent):
             critic = self.online.networks["critic"]
             return bridge, self.choose_candidate(critic, batch.next_observations, candidates)
 
-    def sweep_tape(self, observations: Tensor, path: Bridge) -> list[Tensor]:
-        """Return nothing: there is no sweep."""
-        return []
-
     def adjoint(
-        self, observations: Tensor, path: Bridge, gradient: Tensor, tape: list[Tensor]
+        self, observations: Tensor, path: Bridge, gradient: Tensor
     ) -> tuple[Tensor, Metrics]:
         """b_j = -tau_j G, `[S, J, B, D]`, with G the critics' gradient at the policy's action."""
         adjoint = -self.taus(gradient) * gradient.unsqueeze(1)
