@@ -107,6 +107,8 @@ def rollout_step_work(launch: Launch, operand: int) -> Tiled:
         work += product(C.block_m, C.block_out, C.width, C, operand, operand)
         flop += 2.0 * rows * C.width * C.out
         moved += rows * C.width * operand + networks * C.width * C.block_out * operand
+        if a["BASE"] and not a["LAST"]:
+            flop += 2.0 * a["batch"] * C.width * C.out
     if not a["LAST"]:
         work += product(C.block_n, C.block_m, C.x_column, C, operand, 4)
         work += Work(1, C.block_n * C.block_m * C.block_out, operand * C.block_n * C.block_out)
@@ -233,4 +235,8 @@ def kernel_work(launch: Launch) -> tuple[Work, float, int]:
     if launch.name not in TILED:
         raise ValueError(f"the model does not know what a program of {launch.name} does")
     work, flop, _ = TILED[launch.name](launch, operand)
+    if launch.name == "rollout_step_kernel":  # Behind the features some have nothing to do.
+        tiles, columns, runs = launch.grid
+        if columns > C.width // C.block_n:
+            programs -= (tiles - a["tiles"]) * runs
     return work, flop, programs

@@ -91,7 +91,8 @@ def rollout_step_kernel(
 ):
     """X_k, and the first layer at it unless it is the last; grid [rows, features, S].
 
-    With BASE the base field is at every X_k; without, at X_{K-1} alone.
+    With BASE the base field is at every X_k; without, at X_{K-1} alone. Its velocity at X_{k-1} is
+    left to programs of their own, behind those of the features.
     """
     await_predecessor(C)
     tile = tl.program_id(1)
@@ -103,6 +104,10 @@ def rollout_step_kernel(
     row, local, mask, kind = rows_of(tl.program_id(0), blocks, C.block_m)
     ode = kind == 1
     base = kind // 2
+    behind = tile == C.width // C.block_n
+    if BASE:
+        if behind & (kind != 2):
+            return
     tape = group_of(tape, run, rows, layer_rows, C)
     dims = tl.arange(0, C.block_out)
     inside = mask[:, None] & (dims < C.dim)[None, :]
@@ -128,21 +133,17 @@ def rollout_step_kernel(
     else:
         x = tl.load(last_x + element, mask=inside, other=0.0)
         # Before the last step, rows of the base field repeat what those of the SDE do.
-        by_base = base if LAST else 0
-        if LAST:
-            read = tl.where(base == 1, base_before + local, read)
-        field = tl.cast(run + by_base * tl.num_programs(2), tl.int64)
+        by_base = base == 1 if LAST else behind
+        if LAST or BASE:
+            read = tl.where(by_base, base_before + local, read)
+        field = tl.cast(run + by_base.to(tl.int32) * tl.num_programs(2), tl.int64)
         v = output_product(weights, field, tape, read, mask, C)
         kept = (wide * steps + k - 1) * batch * C.dim
         tl.store(velocity + kept + element, v, mask=storing & (kind == 0))
         if BASE:
-            at_base = (kind == 2) & (tile == 0)
-            u = v
-            if not LAST:
-                if at_base:
-                    field = tl.cast(run + tl.num_programs(2), tl.int64)
-                    u = output_product(weights, field, tape, base_before + local, mask, C)
-            tl.store(base_velocity + kept + element, u, mask=inside & at_base)
+            tl.store(base_velocity + kept + element, v, mask=inside & by_base)
+            if behind:
+                return
         if LAST:
             tl.store(into + element, x + v / size, mask=storing & (kind != 0))
         else:
@@ -333,7 +334,7 @@ def sde_rollout(
             blocks = RowBlocks(tiles, ode_tiles, *place(k), sweep_start, batch, ode_batch)
             of_base = (with_base or k >= steps - 1) + (with_base and not last)
             count = tiles + ode_tiles + of_base * tiles
-            features = 1 if last else config.width // config.block_n
+            features = 1 if last else config.width // config.block_n + (with_base and not first)
             rollout_step_kernel[(count, features, runs)](
                 weights, tape, rows, runs * rows, *place(k - 1), inputs.observations,
                 x0, x0.stride(0), inputs.noise, inputs.noise.stride(0), trajectory, velocities,
