@@ -28,6 +28,7 @@ from trqam_fast.kernels.adam_step import ops as adam_step_ops
 from trqam_fast.kernels.adjoint_matching import ops as adjoint_matching_ops
 from trqam_fast.kernels.adjoint_sizes import ops as adjoint_sizes_ops
 from trqam_fast.kernels.dual_update import ops as dual_update_ops
+from trqam_fast.kernels.flow_matching_inputs import ops as flow_matching_inputs_ops
 from trqam_fast.kernels.gather_sequences import ops as gather_sequences_ops
 from trqam_fast.kernels.lean_adjoint import ops as lean_adjoint_ops
 from trqam_fast.kernels.mlp import ops as mlp_ops
@@ -166,6 +167,7 @@ IMPLEMENTATIONS: dict[str, Callable] = {
     "lean_adjoint": lean_adjoint_ops._sweep,
     "adjoint_matching": adjoint_matching_ops._forward,
     "adjoint_sizes": adjoint_sizes_ops._sizes,
+    "flow_matching_inputs": flow_matching_inputs_ops._inputs,
     "squared_error": squared_error_ops._forward,
     "td_target": td_target_ops._target,
     "philox": philox_ops._philox,

@@ -173,7 +173,10 @@ def test_normals_of_torch(measure, size, variant):
     measure("philox", step)
 
 
-SMALL_OPS = ("squared_error", "td_target", "adjoint_sizes", "dual_update", "gather_sequences")
+SMALL_OPS = (
+    "flow_matching_inputs", "squared_error", "td_target", "adjoint_sizes", "dual_update",
+    "gather_sequences",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(

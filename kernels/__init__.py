@@ -11,6 +11,7 @@ from trqam_fast.kernels.adjoint_sizes import AdjointSizes, adjoint_sizes
 from trqam_fast.kernels.dispatch import BACKENDS, PRECISIONS, Backend, BackendError, Precision
 from trqam_fast.kernels.dual_update import dual_update
 from trqam_fast.kernels.fields import Context, Velocity
+from trqam_fast.kernels.flow_matching_inputs import FlowMatching, flow_matching_inputs
 from trqam_fast.kernels.gather_sequences import Sequences, gather_sequences
 from trqam_fast.kernels.lean_adjoint import lean_adjoint
 from trqam_fast.kernels.mlp import GradientMemory, MLPWeights, mlp, with_operands
@@ -38,6 +39,7 @@ __all__ = [
     "BasePass",
     "Context",
     "Draws",
+    "FlowMatching",
     "GradientMemory",
     "MLPWeights",
     "NoiseSchedule",
@@ -53,6 +55,7 @@ __all__ = [
     "adjoint_matching_steps",
     "adjoint_sizes",
     "dual_update",
+    "flow_matching_inputs",
     "gather_sequences",
     "lean_adjoint",
     "mlp",

@@ -61,6 +61,7 @@ OPS = {
     "adjoint_matching": Implementations(("cpu", "cuda"), triton=True),
     "path_kl": Implementations(("cpu", "cuda"), triton=False),
     "adjoint_sizes": Implementations((), triton=True),
+    "flow_matching_inputs": Implementations((), triton=True),
     "squared_error": Implementations((), triton=True),
     "td_target": Implementations((), triton=True),
     "adam_step": Implementations(("cpu",), triton=True),

@@ -20,6 +20,7 @@ from trqam_fast.kernels import (
     adjoint_matching,
     adjoint_sizes,
     dual_update,
+    flow_matching_inputs,
     gather_sequences,
     lean_adjoint,
     mlp,
@@ -232,6 +233,18 @@ def _draw_squared_error(draw: Draw) -> Inputs:
     return {"prediction": prediction, "target": draw.rows(sizes.dim), "valid": valid}
 
 
+def _flow_matching_inputs(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+    return flow_matching_inputs(**inputs, **options)._asdict()
+
+
+def _draw_flow_matching_inputs(draw: Draw) -> Inputs:
+    sizes = draw.sizes
+    times = draw.normal(sizes.runs, sizes.batch, 1).sigmoid()
+    names = ("actions", "x0")
+    rows = {name: draw.rows(sizes.dim) for name in names}
+    return {"observations": draw.rows(sizes.obs), **rows, "times": times}
+
+
 def _td_target(inputs: Inputs, **options: str) -> dict[str, Tensor]:
     return {"target": td_target(**inputs, **options)}
 
@@ -410,6 +423,9 @@ CASES = {
         _squared_error,
         ("prediction",),
         ("target", "valid"),
+    ),
+    "flow_matching_inputs": OpCase(
+        "flow_matching_inputs", _draw_flow_matching_inputs, _flow_matching_inputs
     ),
     "td_target": OpCase("td_target", _draw_td_target, _td_target),
     "path_kl": OpCase("path_kl", _draw_path_kl, _path_kl, ("velocity", "base_velocity")),

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trqam_fast.kernels.layout import dense_runs
 from trqam_fast.kernels.mlp.triton_tile import TileInputs
 
 
@@ -82,6 +83,5 @@ def input_of(column, C: tl.constexpr):
 
 def points_of(inputs: Inputs) -> tuple[Tensor, int]:
     """Return x with dense rows, or any tensor where there is none, and the stride of its runs."""
-    x = inputs.observations if inputs.x is None else inputs.x
-    x = x if x[0].is_contiguous() else x.contiguous()
+    x = dense_runs(inputs.observations if inputs.x is None else inputs.x)
     return x, x.stride(0)

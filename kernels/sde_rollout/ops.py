@@ -100,7 +100,7 @@ def _rollout(
 
         _check_operands(velocity, operands, precision)
         return triton.sde_rollout(
-            velocity, base, triton.dense_runs(inputs), precision, train=train,
+            velocity, base, inputs, precision, train=train,
             with_base=with_base, dependent=backend == DEPENDENT, operands=operands,
         )  # fmt: skip
     inputs = RolloutInputs(*(tensor.contiguous() for tensor in inputs))

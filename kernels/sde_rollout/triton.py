@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trqam_fast.kernels.layout import dense_runs
 from trqam_fast.kernels.mlp.triton import (
     check_size,
     config_for,
@@ -263,18 +264,6 @@ def sweep_part(kept: Sequence[Tensor], steps: int, batch: int) -> list[Tensor]:
     return [part[:, :, steps * batch : 2 * steps * batch] for part in kept[:4]]
 
 
-def dense_runs(inputs: RolloutInputs) -> RolloutInputs:
-    """Return inputs whose runs are contiguous, x0 and noise as they lie where those are."""
-
-    def dense(tensor: Tensor) -> Tensor:
-        return tensor if tensor[0].is_contiguous() else tensor.contiguous()
-
-    return RolloutInputs(
-        inputs.observations.contiguous(), dense(inputs.x0), dense(inputs.noise),
-        inputs.ode_observations.contiguous(), dense(inputs.ode_x0),
-    )  # fmt: skip
-
-
 def sde_rollout(
     velocity: MLPWeights,
     base: MLPWeights,
@@ -286,7 +275,7 @@ def sde_rollout(
     dependent: bool = False,
     operands: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
-    """Launch the steps on data whose runs are contiguous; either kind may have no rows.
+    """Launch the steps; either kind may have no rows.
 
     With `operands`, what `rollout_operands` returned, the fields are not prepared here, nor their
     kernels kept. `with_base` needs `train`.
@@ -296,9 +285,12 @@ def sde_rollout(
         X_K of the ODE's rows `[S, N, D]`, and what is kept: of K * B rows those of the velocities,
         of K * B more `sweep_part`.
     """
-    x0, steps = inputs.x0, inputs.flow_steps
-    runs, batch, dim = x0.shape
-    ode_batch = inputs.ode_x0.shape[1]
+    observations, ode_observations = (
+        tensor.contiguous() for tensor in (inputs.observations, inputs.ode_observations)
+    )
+    x0, noise, ode_x0 = map(dense_runs, (inputs.x0, inputs.noise, inputs.ode_x0))
+    steps, (runs, batch, dim) = inputs.flow_steps, x0.shape
+    ode_batch = ode_x0.shape[1]
     config = rollout_config(velocity, inputs, precision, train, dependent)
     kept = rollout_kept(velocity, inputs, precision, train, with_base, operands=len(operands) == 0)
     tape, starts = Tape(*kept[:4]), rollout_rows(inputs, train, with_base)
@@ -336,9 +328,9 @@ def sde_rollout(
             count = tiles + ode_tiles + of_base * tiles
             features = 1 if last else config.width // config.block_n + (with_base and not first)
             rollout_step_kernel[(count, features, runs)](
-                weights, tape, rows, runs * rows, *place(k - 1), inputs.observations,
-                x0, x0.stride(0), inputs.noise, inputs.noise.stride(0), trajectory, velocities,
-                base_velocities, inputs.ode_observations, inputs.ode_x0, inputs.ode_x0.stride(0),
+                weights, tape, rows, runs * rows, *place(k - 1), observations,
+                x0, x0.stride(0), noise, noise.stride(0), trajectory, velocities,
+                base_velocities, ode_observations, ode_x0, ode_x0.stride(0),
                 ode_x, k, steps, *blocks, with_base, first, last, config, **options,
             )  # fmt: skip
             if not last:

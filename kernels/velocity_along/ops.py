@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trqam_fast.kernels.cpp import call
 from trqam_fast.kernels.dispatch import DEPENDENT, TRITON
+from trqam_fast.kernels.layout import dense_runs
 from trqam_fast.kernels.mlp.cpp import describe
 from trqam_fast.kernels.mlp.ops import triton_passes
 from trqam_fast.kernels.mlp.weights import MLPWeights
@@ -39,8 +40,7 @@ def _along(velocity, observations, points, backend, precision):
             weights, inputs, precision, train=False, dependent=backend == DEPENDENT
         )
         return out.view(points.shape)
-    # The points of a trajectory: runs may lie further apart than they fill.
-    points = points if points[0].is_contiguous() else points.contiguous()
+    points = dense_runs(points)  # as those of a trajectory are
     velocities = points.new_empty(points.shape)
     _, steps, batch, dim = points.shape
     numbers, _alive = describe(weights)

@@ -22,6 +22,7 @@ from trqam_fast.kernels import (
     MLPWeights,
     adam_norm,
     adam_step,
+    flow_matching_inputs,
     mlp,
     ode_rollout,
     squared_error,
@@ -352,11 +353,12 @@ class Agent:
                 type(self), f"its draws are {drawn}, while cloning_loss reads bc_x0",
                 'add "bc_x0": (self.config.batch_size, self.dim)',
             )  # fmt: skip
-        actions, x0, t = self.policy_actions(batch), noise["bc_x0"], noise["bc_t"]
-        velocity = self.network("actor_slow", batch.observations, torch.lerp(x0, actions, t), t)
-        return squared_error(
-            velocity.unsqueeze(1), actions - x0, batch.valid, backend=self.small_ops
-        )
+        inputs, target = flow_matching_inputs(
+            batch.observations, self.policy_actions(batch), noise["bc_x0"], noise["bc_t"],
+            backend=self.small_ops,
+        )  # fmt: skip
+        velocity = self.network("actor_slow", inputs).unsqueeze(1)
+        return squared_error(velocity, target, batch.valid, backend=self.small_ops)
 
     def policy_actions(self, batch: Batch) -> Tensor:
         """Actions in the policy's layout, `[S, B, D]`: all H of a chunk, or the first."""
@@ -375,7 +377,8 @@ class Agent:
                 type(self), f"it applies {name!r}, which is no network it has",
                 f"name one of {', '.join(self.online.networks)}, or add it in network_shapes",
             )  # fmt: skip
-        return mlp(self.online.networks[name], torch.cat(inputs, dim=-1), **self.options)
+        joined = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
+        return mlp(self.online.networks[name], joined, **self.options)
 
     def critic_values(self, critic: MLPWeights, observations: Tensor, actions: Tensor) -> Tensor:
         """Q_e(s, a) `[S, E, N]` for `[S, N, O]` and `[S, N, D]`."""
