@@ -35,7 +35,7 @@ from trqam_fast.kernels.mlp import ops as mlp_ops
 from trqam_fast.kernels.philox import ops as philox_ops
 from trqam_fast.kernels.sde_rollout import ops as sde_rollout_ops
 from trqam_fast.kernels.squared_error import ops as squared_error_ops
-from trqam_fast.kernels.td_target import ops as td_target_ops
+from trqam_fast.kernels.td_loss import ops as td_loss_ops
 from trqam_fast.kernels.velocity_along import ops as velocity_along_ops
 
 Span = tuple[int, int, int]
@@ -169,7 +169,7 @@ IMPLEMENTATIONS: dict[str, Callable] = {
     "adjoint_sizes": adjoint_sizes_ops._sizes,
     "flow_matching_inputs": flow_matching_inputs_ops._inputs,
     "squared_error": squared_error_ops._forward,
-    "td_target": td_target_ops._target,
+    "td_loss": td_loss_ops._forward,
     "philox": philox_ops._philox,
     "dual_update": dual_update_ops._dual_update,
     "gather_sequences": gather_sequences_ops._gather,

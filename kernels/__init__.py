@@ -26,6 +26,7 @@ from trqam_fast.kernels.sde_rollout import (
     sde_rollout,
 )
 from trqam_fast.kernels.squared_error import squared_error
+from trqam_fast.kernels.td_loss import TDLoss, td_loss
 from trqam_fast.kernels.td_target import td_target
 from trqam_fast.kernels.velocity_along import velocity_along
 
@@ -48,6 +49,7 @@ __all__ = [
     "Rollout",
     "Sequences",
     "StepLoss",
+    "TDLoss",
     "Velocity",
     "adam_norm",
     "adam_step",
@@ -65,6 +67,7 @@ __all__ = [
     "rollout_operands",
     "sde_rollout",
     "squared_error",
+    "td_loss",
     "td_target",
     "velocity_along",
     "with_operands",

@@ -50,7 +50,7 @@ OPTIMISER = {"gradient_norm_kernel", "adam_step_kernel"}
 OTHERS = {
     "adjoint_matching_kernel", "adjoint_sizes_kernel", "dual_update_kernel",
     "flow_matching_inputs_kernel",
-    "gather_sequences_kernel", "philox_kernel", "squared_error_kernel", "td_target_kernel",
+    "gather_sequences_kernel", "philox_kernel", "squared_error_kernel", "td_loss_kernel",
 }  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent
 MATRIX = {80: "mma.sync", 89: "mma.sync", 90: "wgmma", 100: "tcgen05.mma"}
@@ -245,7 +245,7 @@ def test_the_check_finds_a_launch_that_does_not_wait(waits, dependent, problem):
 def test_kernels_compiled_to_be_carried(tmp_path):
     """What another process finds in a folder, and nothing besides."""
     words = [sys.executable, "tools/precompile.py", str(tmp_path), "--precisions", "ieee"]
-    words += ["--ops", "td_target", "squared_error"]
+    words += ["--ops", "td_loss", "squared_error"]
     done = subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True)
     folders = list(tmp_path.iterdir())
     assert sorted(done.stdout.split("\n"))[1:] == [

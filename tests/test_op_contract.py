@@ -282,7 +282,8 @@ def test_gradcheck_of_reference(name):
 
 @pytest.mark.parametrize("backend", ["reference", "cpp", "triton"])
 @pytest.mark.parametrize(
-    "name", ["adjoint_matching", "path_kl", "adjoint_sizes", "squared_error", "td_target"]
+    "name",
+    ["adjoint_matching", "path_kl", "adjoint_sizes", "squared_error", "td_loss", "td_target"],
 )
 def test_means_over_nothing_are_refused(name, backend):
     """Before a backend is chosen, so by all of them in the same words."""

@@ -29,6 +29,7 @@ from trqam_fast.kernels import (
     philox,
     sde_rollout,
     squared_error,
+    td_loss,
     td_target,
     velocity_along,
 )
@@ -260,6 +261,22 @@ def _draw_td_target(draw: Draw) -> Inputs:
     }
 
 
+def _td_loss(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+    return td_loss(**inputs, **options)._asdict()
+
+
+def _draw_td_loss(draw: Draw) -> Inputs:
+    target, members = _draw_td_target(draw), draw.sizes.ensemble or 1
+    shape = draw.sizes.runs, members, draw.sizes.batch
+    return {
+        "values": draw.normal(*shape),
+        "next_values": target.pop("values"),
+        "policy_values": draw.normal(*shape),
+        "valid": (draw.normal(shape[0], shape[2]) > -1.0).double(),
+        **target,
+    }
+
+
 def _path_kl(inputs: Inputs, **options: str) -> dict[str, Tensor]:
     return {
         reduction: path_kl(**inputs, reduction=reduction, **options)
@@ -426,6 +443,13 @@ CASES = {
     ),
     "flow_matching_inputs": OpCase(
         "flow_matching_inputs", _draw_flow_matching_inputs, _flow_matching_inputs
+    ),
+    "td_loss": OpCase(
+        "td_loss",
+        _draw_td_loss,
+        _td_loss,
+        ("values",),
+        ("next_values", "rewards", "masks", "valid"),
     ),
     "td_target": OpCase("td_target", _draw_td_target, _td_target),
     "path_kl": OpCase("path_kl", _draw_path_kl, _path_kl, ("velocity", "base_velocity")),

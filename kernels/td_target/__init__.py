@@ -7,7 +7,7 @@ from torch import Tensor
 
 from trqam_fast.kernels.checks import check_not_empty, check_same, check_tensor
 from trqam_fast.kernels.dispatch import choose_backend
-from trqam_fast.kernels.td_target import ops, reference
+from trqam_fast.kernels.td_target import reference
 
 
 @torch.no_grad()
@@ -35,7 +35,7 @@ def td_target(
         masks: m, 0 where the task is solved, `[S, B]`.
         discount: That of the whole sequence, gamma^H.
         rho: Weight of the ensemble's disagreement, zero or more; 0 for the mean.
-        backend: ``auto``, ``reference`` or ``triton`` (float32).
+        backend: ``auto`` or ``reference``; `td_loss` has a kernel for it and the loss together.
 
     Returns:
         y, `[S, B]`, without gradients.
@@ -52,11 +52,15 @@ def td_target(
     check_tensor(op, "rewards", rewards, (runs, batch))
     check_tensor(op, "masks", masks, (runs, batch))
     check_same(op, values=values, rewards=rewards, masks=masks)
+    check_pessimism(op, rho)
+    choose_backend(op, backend, values.device, dtype=values.dtype)
+    return reference.td_target(values, rewards, masks, discount, rho)
+
+
+def check_pessimism(op: str, rho: float) -> None:
+    """Raise ValueError unless `rho` is zero or more."""
     if not rho >= 0:
         raise ValueError(f"{op}: rho is {rho}; use zero or more")
-    chosen = choose_backend(op, backend, values.device, dtype=values.dtype)
-    implementation = reference if chosen == "reference" else ops
-    return implementation.td_target(values, rewards, masks, discount, rho)
 
 
 __all__ = ["td_target"]

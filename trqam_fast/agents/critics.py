@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trqam_fast.agents.config import Group
 from trqam_fast.data.batch import Batch
-from trqam_fast.kernels import squared_error, td_target
+from trqam_fast.kernels import td_loss
 from trqam_fast.kernels.td_target.reference import pessimistic
 from trqam_fast.networks import MLPShape
 
@@ -46,11 +46,10 @@ class TDCritic:
         return {"critic": critic_shape(config, obs_dim, act_dim)}
 
     @torch.no_grad()
-    def targets(self, agent: Agent, batch: Batch, next_actions: Tensor | None) -> Tensor:
-        """Return y = R + gamma^H m (mean_e Q'_e(s', a') - rho std_e Q'_e(s', a')), `[S, B]`."""
+    def next_values(self, agent: Agent, batch: Batch, next_actions: Tensor | None) -> Tensor:
+        """Return what the critics' targets are made of, Q'_e(s', a'), `[S, E, B]`."""
         critic = agent.target.networks["critic"]
-        next_q = agent.critic_values(critic, batch.next_observations, next_actions)
-        return backed_up(agent, batch, next_q)
+        return agent.critic_values(critic, batch.next_observations, next_actions)
 
     def value_loss(self, agent: Agent, batch: Batch) -> tuple[Tensor | None, Metrics]:
         """Return the loss of a state value; there is none."""
@@ -74,10 +73,9 @@ class ImplicitCritic(TDCritic):
         return {"value": value, **super().shapes(config, obs_dim, act_dim)}
 
     @torch.no_grad()
-    def targets(self, agent: Agent, batch: Batch, next_actions: Tensor | None) -> Tensor:
-        """Return y = R + gamma^H m V(s'), `[S, B]`."""
-        value = agent.network("value", batch.next_observations).squeeze(-1)
-        return backed_up(agent, batch, value.unsqueeze(1))
+    def next_values(self, agent: Agent, batch: Batch, next_actions: Tensor | None) -> Tensor:
+        """Return V(s'), `[S, 1, B]`; a single value has no deviation."""
+        return agent.network("value", batch.next_observations).mT
 
     def value_loss(self, agent: Agent, batch: Batch) -> tuple[Tensor | None, Metrics]:
         """Return L_V, `[S]`, and the mean of V."""
@@ -103,30 +101,33 @@ def critic_shape(config: Any, obs_dim: int, act_dim: int) -> MLPShape:
     )
 
 
-def backed_up(agent: Agent, batch: Batch, values: Tensor) -> Tensor:
-    """R + gamma^H m (mean_e Q_e - rho std_e Q_e), `[S, B]`, of rewards times `reward_scale`.
+def temporal_difference(
+    agent: Agent,
+    q: Tensor,
+    next_values: Tensor,
+    batch: Batch,
+    policy_values: Tensor | None = None,
+) -> tuple[Tensor, Metrics]:
+    """Return mean_{e,b} (Q_e(s, a) - y)^2 valid, `[S]`, and what is logged of the values.
+
+    y = R + gamma^H m (mean_e Q'_e - rho std_e Q'_e), of rewards times `reward_scale`.
 
     Args:
         agent: The algorithm.
+        q: Q_e(s, a) of the data, `[S, E, B]`.
+        next_values: What `next_values` returned of a `TDCritic`.
         batch: The batch.
-        values: Q_e, `[S, E, B]`; a single value has no deviation.
+        policy_values: Values of the policy's actions, `[S, E, B]`, for the metric ``value_gap``.
     """
     config, rewards = agent.config, batch.rewards
     if config.reward_scale != 1.0:
         rewards = config.reward_scale * rewards
-    return td_target(
-        values, rewards, batch.masks, discount=config.discount**config.horizon_length,
-        rho=config.rho, backend=agent.small_ops,
+    found = td_loss(
+        q, next_values, rewards, batch.masks, batch.valid, policy_values=policy_values,
+        discount=config.discount**config.horizon_length, rho=config.rho, backend=agent.small_ops,
     )  # fmt: skip
-
-
-def temporal_difference(agent: Agent, q: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """mean_{e,b} (q - target)^2 valid, `[S]`, of q `[S, E, B]`; the rest `[S, B]`."""
-    return squared_error(q.unsqueeze(-1), target.unsqueeze(-1), valid, backend=agent.small_ops)
-
-
-def critic_metrics(q: Tensor) -> Metrics:
-    """Mean and extremes of the critics' values `[S, E, B]` at the batch."""
-    q = q.detach().flatten(1)
-    q_min, q_max = q.aminmax(dim=1)
-    return {"q_mean": q.mean(1), "q_min": q_min, "q_max": q_max}
+    metrics = {
+        "critic_loss": found.loss.detach(), "q_mean": found.mean, "q_min": found.min,
+        "q_max": found.max,
+    }  # fmt: skip
+    return found.loss, metrics if found.gap is None else metrics | {"value_gap": found.gap}

@@ -135,10 +135,9 @@ class DSRLAgent(Agent):
         s, critic = batch.observations, self.online.networks["critic"]
         with self.branches.on("critic"):
             next_actions = self.act(batch.next_observations, noise["next_latent_eps"])
-            target = critics.CRITICS["td"].targets(self, batch, next_actions)
+            next_values = critics.CRITICS["td"].next_values(self, batch, next_actions)
             q = self.critic_values(critic, s, self.policy_actions(batch))
-            critic_loss = critics.temporal_difference(self, q, target, batch.valid)
-            critic_metrics = critics.critic_metrics(q)
+            critic_loss, critic_metrics = critics.temporal_difference(self, q, next_values, batch)
         with self.branches.on("cloning"):
             cloning_loss = self.cloning_loss(batch, noise)
 
@@ -165,7 +164,7 @@ class DSRLAgent(Agent):
             latent_std = log_std.detach().exp().mean((1, 2))
 
         metrics = {
-            "critic_loss": critic_loss, "bc_loss": cloning_loss, "distill_loss": distill_loss,
+            "bc_loss": cloning_loss, "distill_loss": distill_loss,
             "actor_loss": actor_loss, "latent_q": values, "latent_entropy": entropy.value,
             "latent_alpha": entropy.alpha, "latent_std": latent_std,
         }  # fmt: skip
@@ -179,4 +178,4 @@ class DSRLAgent(Agent):
             "critic": critic_loss, "cloning": cloning_loss, MAIN: distill_loss,
             "actor": policy_loss,
         }  # fmt: skip
-        return losses, Terms(metrics | critic_metrics, outputs)
+        return losses, Terms(critic_metrics | metrics, outputs)

@@ -109,10 +109,9 @@ class FQLAgent(Agent):
         networks, critic = self.online.networks, self.online.networks["critic"]
         with self.branches.on("critic"):
             next_actions = self.act(batch.next_observations, noise["next_action"])
-            target = critics.CRITICS["td"].targets(self, batch, next_actions)
+            next_values = critics.CRITICS["td"].next_values(self, batch, next_actions)
             q = self.critic_values(critic, batch.observations, self.policy_actions(batch))
-            critic_loss = critics.temporal_difference(self, q, target, batch.valid)
-            critic_metrics = critics.critic_metrics(q)
+            critic_loss, critic_metrics = critics.temporal_difference(self, q, next_values, batch)
         with self.branches.on("cloning"):
             cloning_loss = self.cloning_loss(batch, noise)
 
@@ -126,8 +125,7 @@ class FQLAgent(Agent):
         with self.branches.on(MAIN, after=("cloning",)):
             actor_loss = cloning_loss.detach() + policy_loss.detach()
         metrics = {
-            "critic_loss": critic_loss, "bc_loss": cloning_loss, "distill_loss": distill_loss,
-            "actor_loss": actor_loss,
+            "bc_loss": cloning_loss, "distill_loss": distill_loss, "actor_loss": actor_loss,
         }  # fmt: skip
         metrics = {name: loss.detach() for name, loss in metrics.items()}
         outputs = {
@@ -135,4 +133,4 @@ class FQLAgent(Agent):
             "onestep_actions": actions.detach(),
         }  # fmt: skip
         losses = {"critic": critic_loss, "cloning": cloning_loss, MAIN: policy_loss}
-        return losses, Terms(metrics | critic_metrics, outputs)
+        return losses, Terms(critic_metrics | metrics, outputs)

@@ -197,7 +197,9 @@ class QAMAgent(Agent):
             with self.branches.on(MAIN, after=("operands",)):
                 gradient, values = self.action_gradient(batch.observations, path.end)
             with self.branches.on("critic", after=(MAIN,)):
-                critic_loss, critic_metrics = self.critic_loss(batch, q, next_actions, path.end)
+                critic_loss, critic_metrics = self.critic_loss(
+                    batch, q, next_actions, path.end, values
+                )
         with self.branches.on("anchor", after=(MAIN,)):
             base_velocity = self.base_velocity(batch.observations, path)
         adjoint, adjoint_metrics = self.adjoint(batch.observations, path, gradient)
@@ -213,9 +215,6 @@ class QAMAgent(Agent):
             outputs["next_actions"] = next_actions
         metrics |= critic_metrics | adjoint_metrics
         self.branches.keep(path, gradient, values, base_velocity)
-        if "value_gap" not in metrics:
-            with self.branches.on("log", after=("critic",)):
-                metrics["value_gap"] = values.mean((1, 2)) - metrics["q_mean"]
         with self.branches.on("cloning"):
             cloning_loss = self.warmed_up(cloning_loss)
         losses = {
@@ -288,12 +287,24 @@ class QAMAgent(Agent):
         return self.critic_values(critic, batch.observations, self.policy_actions(batch))
 
     def critic_loss(
-        self, batch: Batch, q: Tensor | None, next_actions: Tensor | None, end: Tensor
+        self,
+        batch: Batch,
+        q: Tensor | None,
+        next_actions: Tensor | None,
+        end: Tensor,
+        policy_values: Tensor,
     ) -> tuple[Tensor, Metrics]:
-        """mean_{e,b} (Q_e(s, a) - y)^2 valid, `[S]`, of `data_values`; `end` is for others."""
-        target = self.critic.targets(self, batch, next_actions)
-        loss = critics.temporal_difference(self, q, target, batch.valid)
-        return loss, {"critic_loss": loss.detach()} | critics.critic_metrics(q)
+        """mean_{e,b} (Q_e(s, a) - y)^2 valid, `[S]`, and what is logged of the critics.
+
+        Args:
+            batch: The batch.
+            q: What `data_values` returned.
+            next_actions: a', `[S, B, D]`; None where `critic` samples none.
+            end: X_K, which others penalise.
+            policy_values: Q' of `action_gradient` at X_K, `[S, E, B]`.
+        """
+        next_values = self.critic.next_values(self, batch, next_actions)
+        return critics.temporal_difference(self, q, next_values, batch, policy_values)
 
     def adjoint(self, observations: Tensor, path: Path, gradient: Tensor) -> tuple[Tensor, Metrics]:
         """Carry the terminal adjoint back through the base field: a_0..a_{K-1} `[S, K, B, D]`.

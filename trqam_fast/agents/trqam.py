@@ -119,12 +119,17 @@ class TRQAMAgent(QAMAgent):
         return super().data_values(batch) if self.config.value_penalty == 0 else None
 
     def critic_loss(
-        self, batch: Batch, q: Tensor | None, next_actions: Tensor | None, end: Tensor
+        self,
+        batch: Batch,
+        q: Tensor | None,
+        next_actions: Tensor | None,
+        end: Tensor,
+        policy_values: Tensor,
     ) -> tuple[Tensor, Metrics]:
         """QAM's; the penalty of values at the policy's actions `end`; the state value's loss."""
         weight = self.config.value_penalty
         if weight == 0:
-            loss, metrics = super().critic_loss(batch, q, next_actions, end)
+            loss, metrics = super().critic_loss(batch, q, next_actions, end, policy_values)
         else:
             loss, metrics = self.penalised_loss(batch, next_actions, end, weight)
         value_loss, more = self.critic.value_loss(self, batch)
@@ -134,15 +139,14 @@ class TRQAMAgent(QAMAgent):
         self, batch: Batch, next_actions: Tensor | None, end: Tensor, weight: float
     ) -> tuple[Tensor, Metrics]:
         """Evaluate the critics once, at the actions of the data and at the policy's."""
-        target = self.critic.targets(self, batch, next_actions)
+        next_values = self.critic.next_values(self, batch, next_actions)
         actions = torch.cat([self.policy_actions(batch), end.clamp(-1.0, 1.0)], dim=1)
         observations = torch.cat([batch.observations] * 2, dim=1)
         values = self.critic_values(self.online.networks["critic"], observations, actions)
         q, q_policy = values.chunk(2, dim=-1)
-        loss = critics.temporal_difference(self, q, target, batch.valid)
+        loss, metrics = critics.temporal_difference(self, q, next_values, batch)
         gap = q_policy.mean((1, 2)) - q.mean((1, 2))
-        metrics = {"critic_loss": loss.detach(), "value_gap": gap.detach()}
-        return loss + weight * gap, metrics | critics.critic_metrics(q)
+        return loss + weight * gap, metrics | {"value_gap": gap.detach()}
 
     def after_step(self, metrics: Metrics) -> None:
         """Projected dual descent on lambda, unless the critics are still warming up."""
