@@ -33,6 +33,7 @@ from trqam_fast.kernels.gather_sequences import ops as gather_sequences_ops
 from trqam_fast.kernels.lean_adjoint import ops as lean_adjoint_ops
 from trqam_fast.kernels.mlp import ops as mlp_ops
 from trqam_fast.kernels.philox import ops as philox_ops
+from trqam_fast.kernels.record_metrics import ops as record_metrics_ops
 from trqam_fast.kernels.sde_rollout import ops as sde_rollout_ops
 from trqam_fast.kernels.squared_error import ops as squared_error_ops
 from trqam_fast.kernels.td_loss import ops as td_loss_ops
@@ -173,6 +174,7 @@ IMPLEMENTATIONS: dict[str, Callable] = {
     "philox": philox_ops._philox,
     "dual_update": dual_update_ops._dual_update,
     "gather_sequences": gather_sequences_ops._gather,
+    "record_metrics": record_metrics_ops._record,
 }
 REWRITES = {
     "first_layer_kernel": ("tape",), "hidden_layer_kernel": ("tape",),
@@ -182,7 +184,7 @@ REWRITES = {
     "pull_norm_kernel": ("grads", "normed"), "sweep_step_kernel": ("grads", "adjoints"),
     "gradient_norm_kernel": ("step",), "weight_gradient_kernel": ("into",),
     "adam_step_kernel": ("online", "exp_avg", "exp_avg_sq", "targets"),
-    "dual_update_kernel": ("lam", "kl_ema"),
+    "dual_update_kernel": ("lam", "kl_ema"), "record_metrics_kernel": ("table", "position"),
 }  # fmt: skip
 """Arguments of Triton kernels that are written though something has written them before."""
 

@@ -18,6 +18,7 @@ from trqam_fast.kernels.mlp import GradientMemory, MLPWeights, mlp, with_operand
 from trqam_fast.kernels.noise_schedule import AffinePath, NoiseSchedule
 from trqam_fast.kernels.path_kl import path_kl
 from trqam_fast.kernels.philox import Draws, philox
+from trqam_fast.kernels.record_metrics import record_metrics
 from trqam_fast.kernels.sde_rollout import (
     BasePass,
     Rollout,
@@ -64,6 +65,7 @@ __all__ = [
     "ode_rollout",
     "path_kl",
     "philox",
+    "record_metrics",
     "rollout_operands",
     "sde_rollout",
     "squared_error",

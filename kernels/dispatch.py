@@ -68,6 +68,7 @@ OPS = {
     "adam_step": Implementations(("cpu",), triton=True),
     "philox": Implementations(("cpu",), triton=True),
     "dual_update": Implementations((), triton=True),
+    "record_metrics": Implementations((), triton=True),
     "gather_sequences": Implementations((), triton=True),
 }
 """Every op."""

@@ -27,6 +27,7 @@ from trqam_fast.kernels import (
     ode_rollout,
     path_kl,
     philox,
+    record_metrics,
     sde_rollout,
     squared_error,
     td_loss,
@@ -402,6 +403,22 @@ def _draw_gather_sequences(draw: Draw) -> Inputs:
     }
 
 
+def _record_metrics(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+    table = inputs["table"].transpose(0, 1).clone(memory_format=torch.contiguous_format)
+    position = torch.tensor([inputs["row"]], device=table.device)
+    record_metrics(inputs["metrics"].unbind(1), table, position, **options)
+    return {"table": table.transpose(0, 1), "position": position.expand(table.shape[1])}
+
+
+def _draw_record_metrics(draw: Draw) -> Inputs:
+    runs, count, rows = draw.sizes.runs, 5, 4
+    return {
+        "metrics": draw.normal(runs, count),
+        "table": draw.normal(runs, rows, count),
+        "row": 2,
+    }
+
+
 CASES = {
     "mlp": OpCase("mlp", _draw_mlp, _mlp, ("weights", "inputs")),
     "sde_rollout": OpCase(
@@ -458,6 +475,7 @@ CASES = {
     "dual_update": OpCase("dual_update", _draw_dual_update, _dual_update),
     "dual_update_log": OpCase("dual_update", _draw_dual_update_log, _dual_update),
     "philox": OpCase("philox", _draw_philox, _philox, rounds=False),
+    "record_metrics": OpCase("record_metrics", _draw_record_metrics, _record_metrics, rounds=False),
     "gather_sequences": OpCase(
         "gather_sequences", _draw_gather_sequences, _gather_sequences, rounds=False
     ),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from trqam_fast.errors import UsageError
+from trqam_fast.kernels import record_metrics
 
 
 class History:
@@ -29,8 +30,12 @@ class History:
         self._count = 0
 
     @torch.no_grad()
-    def record(self, metrics: dict[str, Tensor]) -> None:
+    def record(self, metrics: dict[str, Tensor], backend: str = "auto") -> None:
         """Store the metrics of one update, each `[S]`, in the next row of the buffer.
+
+        Args:
+            metrics: The metrics by name.
+            backend: As of `record_metrics`.
 
         Raises:
             UsageError: they are others than those of the first update.
@@ -44,12 +49,11 @@ class History:
                 "an update has other metrics than the first one had "
                 f"(missing: {missing}; new: {new}); log the same in every update"
             )
-        row = torch.stack([metrics[name] for name in self.names], dim=-1)
+        row = [metrics[name] for name in self.names]
         if self._buffer is None:
-            self._buffer = row.new_empty(self.interval, *row.shape)
-            self._position = torch.zeros(1, dtype=torch.int64, device=row.device)
-        self._buffer.index_copy_(0, self._position, row.unsqueeze(0))
-        self._position += 1
+            self._buffer = row[0].new_empty(self.interval, len(row[0]), len(row))
+            self._position = torch.zeros(1, dtype=torch.int64, device=row[0].device)
+        record_metrics(row, self._buffer, self._position, backend=backend)
 
     def advance(self, updates: int) -> None:
         """Count updates that were recorded."""

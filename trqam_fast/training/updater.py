@@ -142,7 +142,7 @@ class Updater:
             terms = self.agent.update(batch, noise)
             branches.keep(terms.metrics)
             with branches.later("log"):
-                self.history.record(terms.metrics)
+                self.history.record(terms.metrics, self.agent.small_ops)
 
     def warm_up(self) -> None:
         """Do one update on another stream, as capture requires of what precedes it."""

@@ -1,0 +1,55 @@
+"""Metrics of an update, stored in the next row of a table on their device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trqam_fast.kernels.checks import check_same, check_tensor
+from trqam_fast.kernels.dispatch import choose_backend
+from trqam_fast.kernels.record_metrics import ops, reference
+
+
+@torch.no_grad()
+def record_metrics(
+    metrics: Sequence[Tensor], table: Tensor, position: Tensor, *, backend: str = "auto"
+) -> None:
+    """Write metrics to row `position` of a table, and count one further.
+
+    Nothing is read back to the host, so that it can be part of a captured graph.
+
+    Args:
+        metrics: M tensors `[S]`, float32 or float64, without gradients.
+        table: `[N, S, M]`, of the same type, changed in place.
+        position: The row, `[1]`, int64, below N; changed in place.
+        backend: ``auto``, ``reference`` or ``triton`` (float32).
+
+    Raises:
+        TypeError: an argument is no tensor, or of an unsupported dtype.
+        ValueError: shapes, dtypes or devices do not fit.
+        BackendError: the backend asked for cannot run.
+    """
+    op = "record_metrics"
+    check_tensor(op, "table", table, (None, None, len(metrics)))
+    named = {f"metrics[{index}]": metric for index, metric in enumerate(metrics)}
+    for name, metric in named.items():
+        check_tensor(op, name, metric, (table.shape[1],))
+    check_same(op, table=table, **named)
+    if not isinstance(position, Tensor) or position.dtype != torch.int64:
+        found = position.dtype if isinstance(position, Tensor) else type(position).__name__
+        raise TypeError(f"{op}: position is {found}; pass an int64 tensor")
+    if position.shape != (1,) or position.device != table.device:
+        raise ValueError(
+            f"{op}: position has shape {list(position.shape)} on {position.device}; expected [1] "
+            f"on {table.device}"
+        )
+    if not table.is_contiguous():
+        raise ValueError(f"{op}: table is not contiguous; pass one that is, to be written in place")
+    chosen = choose_backend(op, backend, table.device, dtype=table.dtype)
+    implementation = reference if chosen == "reference" else ops
+    implementation.record_metrics(metrics, table, position)
+
+
+__all__ = ["record_metrics"]
