@@ -172,6 +172,7 @@ IMPLEMENTATIONS: dict[str, Callable] = {
     "squared_error": squared_error_ops._forward,
     "td_loss": td_loss_ops._forward,
     "philox": philox_ops._philox,
+    "philox_next": philox_ops._by_triton,
     "dual_update": dual_update_ops._dual_update,
     "gather_sequences": gather_sequences_ops._gather,
     "record_metrics": record_metrics_ops._record,
@@ -184,7 +185,8 @@ REWRITES = {
     "pull_norm_kernel": ("grads", "normed"), "sweep_step_kernel": ("grads", "adjoints"),
     "gradient_norm_kernel": ("step",), "weight_gradient_kernel": ("into",),
     "adam_step_kernel": ("online", "exp_avg", "exp_avg_sq", "targets"),
-    "dual_update_kernel": ("lam", "kl_ema"), "record_metrics_kernel": ("table", "position"),
+    "philox_kernel": ("offset", "ended"), "dual_update_kernel": ("lam", "kl_ema"),
+    "record_metrics_kernel": ("table", "position"),
 }  # fmt: skip
 """Arguments of Triton kernels that are written though something has written them before."""
 

@@ -367,6 +367,13 @@ def _philox(inputs: Inputs, **options: str) -> dict[str, Tensor]:
     return philox(**arguments, dtype=inputs["like"].dtype, **options)._asdict()
 
 
+def _philox_next(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+    offset, runs = inputs["offset"].clone(), len(inputs["seeds"])
+    ended = torch.zeros(1, dtype=torch.int32, device=offset.device)
+    draws = _philox(inputs | {"offset": offset, "ended": ended}, **options)
+    return draws | {"offset": offset.expand(runs), "ended": ended.expand(runs)}
+
+
 def _draw_philox(draw: Draw) -> Inputs:
     sizes = draw.sizes
     bound = 2**63 - 1
@@ -475,6 +482,7 @@ CASES = {
     "dual_update": OpCase("dual_update", _draw_dual_update, _dual_update),
     "dual_update_log": OpCase("dual_update", _draw_dual_update_log, _dual_update),
     "philox": OpCase("philox", _draw_philox, _philox, rounds=False),
+    "philox_next": OpCase("philox", _draw_philox, _philox_next, rounds=False),
     "record_metrics": OpCase("record_metrics", _draw_record_metrics, _record_metrics, rounds=False),
     "gather_sequences": OpCase(
         "gather_sequences", _draw_gather_sequences, _gather_sequences, rounds=False

@@ -31,6 +31,7 @@ class Randomness:
     ) -> None:
         self.keys = torch.tensor(list(keys), dtype=torch.int64, device=device)
         self.calls = torch.zeros(1, dtype=torch.int64, device=device)
+        self.ended = torch.zeros(1, dtype=torch.int32, device=device)
         self.backend = backend
 
     @property
@@ -48,12 +49,10 @@ class Randomness:
         dtype: torch.dtype = torch.float32,
     ) -> Draws:
         """Draw numbers of every run, independent of those of all other calls; see `philox`."""
-        draws = philox(
+        return philox(
             self.keys, self.calls, stream=0, normals=normals, uniforms=uniforms, integers=integers,
-            high=high, dtype=dtype, backend=self.backend,
+            high=high, dtype=dtype, ended=self.ended, backend=self.backend,
         )  # fmt: skip
-        self.calls.add_(1)
-        return draws
 
     def position(self) -> int:
         """Return how often `draw` was called."""

@@ -21,6 +21,7 @@ def philox(
     integers: int = 0,
     high: int = 1,
     dtype: torch.dtype = torch.float32,
+    ended: Tensor | None = None,
     backend: str = "auto",
 ) -> Draws:
     """Draw random numbers for every run, all kinds and runs in one call.
@@ -53,6 +54,8 @@ def philox(
         integers: Integers uniform on [0, `high`) of a run.
         high: Bound of the integers, 1 to 2^31.
         dtype: float32 or float64, of normals and uniforms.
+        ended: If given, `offset` is one more afterwards. Memory for that of Triton's kernel, `[1]`,
+            int32, on the device of `seeds`, of one caller at a time; 0 before and after.
         backend: ``auto``, ``reference``, ``cpp`` or ``triton`` (float32 on a GPU).
 
     Returns:
@@ -60,8 +63,8 @@ def philox(
         units in the last place.
 
     Raises:
-        TypeError: `seeds` or `offset` is no int64 tensor, `dtype` is another, or a number is no
-            integer.
+        TypeError: `seeds` or `offset` is no int64 tensor, `ended` no int32 one, `dtype` is another,
+            or a number is no integer.
         ValueError: shapes, devices, counts, `stream` or `high` do not fit.
         BackendError: the backend asked for cannot run.
     """
@@ -77,6 +80,8 @@ def philox(
         )
     if offset.device != seeds.device:
         raise ValueError(f"{op}: offset is on {offset.device}, seeds on {seeds.device}; move one")
+    if ended is not None and (ended.dtype, ended.shape) != (torch.int32, offset.shape):
+        raise TypeError(f"{op}: ended is {ended.dtype} {list(ended.shape)}; pass one int32")
     if dtype not in FLOATING:
         raise TypeError(f"{op}: dtype is {dtype}; use torch.float32 or torch.float64")
     check_integers(op, stream=stream, high=high, **counts._asdict())
@@ -87,9 +92,13 @@ def philox(
     if not 0 <= min(counts) <= max(counts) <= MAX_COUNT:
         raise ValueError(f"{op}: numbers are {counts}; each count must be in [0, {MAX_COUNT}]")
     chosen = choose_backend(op, backend, seeds.device, dtype=dtype)
-    if chosen == "reference":
-        return reference.philox(seeds, offset, stream, counts, high, dtype)
-    return ops.philox(seeds, offset, stream, counts, high, dtype, chosen)
+    if chosen == "triton" and ended is not None:
+        return ops.philox(seeds, offset, stream, counts, high, dtype, chosen, ended)
+    implementation, options = (reference, ()) if chosen == "reference" else (ops, (chosen,))
+    draws = implementation.philox(seeds, offset, stream, counts, high, dtype, *options)
+    if ended is not None:
+        offset += 1
+    return draws
 
 
 __all__ = ["Draws", "philox"]

@@ -29,13 +29,10 @@ class Philox(NamedTuple):
 
 
 def _philox(seeds, offset, stream, normals, uniforms, integers, high, dtype, backend):
+    if backend == "triton":
+        return _by_triton(seeds, offset, None, stream, normals, uniforms, integers, high, dtype)
     seeds, counts = seeds.contiguous(), Counts(normals, uniforms, integers)
     draws = empty_draws(seeds, counts, dtype)
-    if backend == "triton":
-        from trqam_fast.kernels.philox.triton import philox
-
-        philox(seeds, offset, stream, counts, high, draws)
-        return tuple(draws)
     fields = Philox(
         runs=seeds.shape[0],
         stream=stream,
@@ -53,6 +50,19 @@ def _philox(seeds, offset, stream, normals, uniforms, integers, high, dtype, bac
     return tuple(draws)
 
 
+def _by_triton(seeds, offset, ended, stream, normals, uniforms, integers, high, dtype):
+    from trqam_fast.kernels.philox.triton import philox
+
+    seeds, counts = seeds.contiguous(), Counts(normals, uniforms, integers)
+    draws = empty_draws(seeds, counts, dtype)
+    philox(seeds, offset, ended, stream, counts, high, draws)
+    return tuple(draws)
+
+
+def _next_fake(seeds, offset, ended, stream, normals, uniforms, integers, high, dtype):
+    return tuple(empty_draws(seeds, Counts(normals, uniforms, integers), dtype))
+
+
 def _philox_fake(seeds, offset, stream, normals, uniforms, integers, high, dtype, backend):
     return tuple(empty_draws(seeds, Counts(normals, uniforms, integers), dtype))
 
@@ -65,6 +75,14 @@ register(
 )
 
 
+register(
+    "philox_next(Tensor seeds, Tensor(a!) offset, Tensor(b!) ended, int stream, int normals, "
+    "int uniforms, int integers, int high, ScalarType dtype) -> (Tensor, Tensor, Tensor)",
+    _by_triton,
+    _next_fake,
+)
+
+
 def philox(
     seeds: Tensor,
     offset: Tensor,
@@ -73,6 +91,11 @@ def philox(
     high: int,
     dtype: torch.dtype,
     backend: str,
+    ended: Tensor | None = None,
 ) -> Draws:
-    """Draw the numbers; see the package's `philox`."""
+    """Draw the numbers; see the package's `philox`. With `ended`, by Triton, count one further."""
+    if ended is not None:
+        return Draws(
+            *torch.ops.trqam_fast.philox_next(seeds, offset, ended, stream, *counts, high, dtype)
+        )
     return Draws(*torch.ops.trqam_fast.philox(seeds, offset, stream, *counts, high, dtype, backend))

@@ -1,4 +1,4 @@
-"""All random numbers of all runs in one launch.
+"""All random numbers of all runs in one launch, and the step of their counter.
 
 A program makes the words of 256 counters of one kind and run and the numbers from them; a number
 and the next one lie side by side in memory, so that stores are whole. The logarithm and the sine
@@ -81,7 +81,8 @@ def store_integer(lower, upper, high, into, at, count):
 @triton.jit(do_not_specialize=["stream", "high", "normals", "uniforms", "integers"])
 def philox_kernel(
     seeds,  # [S], int64
-    offset,  # [1], int64
+    offset,  # [1], int64, one more afterwards with COUNT
+    ended,  # [1], int32 with COUNT: programs that have read it, 0 before and after
     normal,  # [S, normals]
     uniform,  # [S, uniforms]
     integer,  # [S, integers], int64
@@ -90,6 +91,7 @@ def philox_kernel(
     normals,
     uniforms,
     integers,
+    COUNT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Grid [programs of the normals + of the uniforms + of the integers, S]."""
@@ -127,19 +129,33 @@ def philox_kernel(
         first = group * (PAIRS * SIDE_BY_SIDE) + within
         store_integer(w0, w1, bound, to_integers, first, integers)
         store_integer(w2, w3, bound, to_integers, first + SIDE_BY_SIDE, integers)
+    if COUNT:
+        # All threads have read the counter, and when the last program ends all programs.
+        tl.debug_barrier()
+        before = tl.atomic_add(ended, 1)
+        if before == tl.num_programs(0) * tl.num_programs(1) - 1:
+            tl.store(ended, 0)
+            tl.store(offset, counter + 1)
 
 
 def philox(
-    seeds: Tensor, offset: Tensor, stream: int, counts: Counts, high: int, draws: Draws
+    seeds: Tensor,
+    offset: Tensor,
+    ended: Tensor | None,
+    stream: int,
+    counts: Counts,
+    high: int,
+    draws: Draws,
 ) -> None:
-    """Write all `draws`, whose normals and uniforms are float32."""
+    """Write all `draws`, whose normals and uniforms are float32; with `ended` count one further."""
     programs = sum(
         triton.cdiv(count, lanes(draw.dtype) * BLOCK)
         for count, draw in zip(counts, draws, strict=True)
     )
-    if programs == 0:
+    if programs == 0 and ended is None:
         return
     with torch.cuda.device_of(seeds):
-        philox_kernel[(programs, seeds.shape[0])](
-            seeds, offset, *draws, stream, high, *counts, BLOCK, num_warps=4
-        )
+        philox_kernel[(max(programs, 1), seeds.shape[0])](
+            seeds, offset, offset if ended is None else ended, *draws, stream, high, *counts,
+            ended is not None, BLOCK, num_warps=4,
+        )  # fmt: skip
