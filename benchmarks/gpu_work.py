@@ -147,7 +147,7 @@ def pull_hidden_work(launch: Launch, operand: int) -> Tiled:
 def pull_norm_work(launch: Launch, operand: int) -> Tiled:
     """LayerNorm's pullback of whole rows."""
     a, C, groups = launch.arguments, launch.arguments["C"], launch.grid[1]
-    moved = groups * a["count"] * C.width * operand * (4 if C.train else 3)
+    moved = groups * a["count"] * C.width * operand * ((4 if C.train else 3) - a["OUTPUT"])
     return Work(0, 0, 2 * operand * a["NORM_ROWS"] * C.width, 1), 0.0, moved
 
 

@@ -131,6 +131,19 @@ def _draw_mlp(draw: Draw) -> Inputs:
     return {"weights": draw.network(width, 2, draw.sizes.ensemble), "inputs": draw.rows(width)}
 
 
+def _values(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+    return {"out": mlp(inputs["weights"], (inputs["observations"], inputs["actions"]), **options)}
+
+
+def _draw_values(draw: Draw) -> Inputs:
+    sizes = draw.sizes
+    return {
+        "weights": draw.network(sizes.obs + sizes.dim, 1, sizes.ensemble),
+        "observations": draw.rows(sizes.obs),
+        "actions": draw.rows(sizes.dim),
+    }
+
+
 def _sde_rollout(inputs: Inputs, **options: str) -> dict[str, Tensor]:
     rollout = sde_rollout(**inputs, with_base=True, **options)
     found = rollout._asdict() | {"base_velocity": None if rollout.base is None else rollout.base[0]}
@@ -428,6 +441,9 @@ def _draw_record_metrics(draw: Draw) -> Inputs:
 
 CASES = {
     "mlp": OpCase("mlp", _draw_mlp, _mlp, ("weights", "inputs")),
+    "mlp_of_two_parts": OpCase(
+        "mlp", _draw_values, _values, ("weights", "observations", "actions")
+    ),
     "sde_rollout": OpCase(
         "sde_rollout",
         _draw_sde_rollout,

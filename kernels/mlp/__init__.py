@@ -14,14 +14,19 @@ from trqam_fast.kernels.mlp.weights import GradientMemory, MLPWeights
 
 
 def mlp(
-    weights: MLPWeights, inputs: Tensor, *, backend: str = "auto", precision: str = "ieee"
+    weights: MLPWeights,
+    inputs: Tensor | tuple[Tensor, Tensor],
+    *,
+    backend: str = "auto",
+    precision: str = "ieee",
 ) -> Tensor:
     """Apply a stack of MLPs, differentiable in weights and inputs.
 
     Args:
         weights: Packed weights with leading axes `[S]` or `[S, E]`; for several passes prepare
             them once, by `with_operands`.
-        inputs: `[S, N, in]`, float32 or float64; the E members of an ensemble share it.
+        inputs: `[S, N, in]`, float32 or float64; the E members of an ensemble share it. Two parts,
+            as (s, a) of critics, are what they are side by side; Triton reads them where they lie.
         backend: ``reference`` (autograd), ``cpp`` (compiled passes, CPU), ``triton`` (a launch for
             each layer), ``triton_pdl`` (dependent launches) or ``auto``. Inside a `torch.func`
             transform, as in a callable given to `lean_adjoint`, take ``reference``.
@@ -37,18 +42,30 @@ def mlp(
     """
     op = "mlp"
     check_weights(op, weights)
-    check_tensor(op, "inputs", inputs, (weights.lead[0], None, weights.in_features))
-    check_same(op, inputs=inputs, weights=weights.kernels[0])
+    kernel, runs, x = weights.kernels[0], weights.lead[0], None
+    if isinstance(inputs, tuple):
+        inputs, x = inputs
+        check_tensor(op, "inputs[0]", inputs, (runs, None, None))
+        rest = weights.in_features - inputs.shape[-1]
+        check_tensor(op, "inputs[1]", x, (runs, inputs.shape[1], rest))
+        check_same(op, inputs=inputs, x=x, weights=kernel)
+    else:
+        check_tensor(op, "inputs", inputs, (runs, None, weights.in_features))
+        check_same(op, inputs=inputs, weights=kernel)
     chosen = choose_backend(
         op, backend, inputs.device, dtype=inputs.dtype, precision=precision, networks=[weights]
     )
     if chosen == "reference":
-        return reference.mlp(weights, inputs)
-    return ops.mlp(weights, inputs, chosen, precision)
+        return reference.mlp(weights, inputs if x is None else torch.cat([inputs, x], dim=-1))
+    return ops.mlp(weights, inputs, x, chosen, precision)
 
 
 def with_operands(
-    weights: MLPWeights, *, backend: str = "auto", precision: str = "ieee"
+    weights: MLPWeights,
+    first: int | None = None,
+    *,
+    backend: str = "auto",
+    precision: str = "ieee",
 ) -> MLPWeights:
     """Do what passes do with the weights alone, once for several passes with the same weights.
 
@@ -57,6 +74,7 @@ def with_operands(
 
     Args:
         weights: As of `mlp`, like all that follow.
+        first: Columns of the first part of the inputs, if they are in two.
         backend: ``auto``, ``reference``, ``cpp``, ``triton`` or ``triton_pdl``.
         precision: Operands of matrix products.
 
@@ -78,7 +96,7 @@ def with_operands(
     if chosen == "reference":
         return weights
     with torch.no_grad():
-        return replace(weights, operands=tuple(ops.mlp_operands(weights, chosen, precision)))
+        return replace(weights, operands=tuple(ops.mlp_operands(weights, first, chosen, precision)))
 
 
 def check_weights(op: str, weights: MLPWeights) -> None:

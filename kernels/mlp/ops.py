@@ -59,42 +59,43 @@ def described(tensors: Sequence[Tensor]) -> str:
     return ", ".join(f"{part.dtype} {list(part.shape)}".removeprefix("torch.") for part in tensors)
 
 
-def _operands(tensors, backend, precision):
+def _operands(tensors, first, backend, precision):
     if backend not in TRITON:
         return []
     weights = MLPWeights.from_tensors(tensors)
-    return triton_passes().mlp_operands(weights, precision, dependent=backend == DEPENDENT)
+    return triton_passes().mlp_operands(weights, precision, first, dependent=backend == DEPENDENT)
 
 
-def _operands_fake(tensors, backend, precision):
+def _operands_fake(tensors, first, backend, precision):
     if backend not in TRITON:
         return []
     weights, passes = MLPWeights.from_tensors(tensors), triton_passes()
-    config = passes.operands_config(weights, precision)
+    config = passes.operands_config(weights, precision, first)
     return passes.empty_mlp_operands(config, weights.kernels[0])
 
 
-def _check_operands(operands, weights, precision):
+def check_operands(operands, weights, first, precision):
     """Raise unless they have the types and shapes of those that the network's passes read."""
     passes, kernel = triton_passes(), weights.kernels[0]
-    config = passes.operands_config(weights, precision)
+    config = passes.operands_config(weights, precision, first)
     right = passes.empty_mlp_operands(config, kernel.new_empty(kernel.shape, device="meta"))
     if described(operands) != described(right):
         raise ValueError(
             f"mlp: the weights' operands are {described(operands)}, the pass needs "
-            f"{described(right)}; prepare them by with_operands for its backend and precision"
+            f"{described(right)}; prepare them by with_operands for its backend and precision, and "
+            "for inputs in as many parts"
         )
 
 
-def _forward(tensors, inputs, backend, precision, train, operands):
+def _forward(tensors, inputs, x, backend, precision, train, operands):
     weights, inputs = MLPWeights.from_tensors(tensors), inputs.contiguous()
     if backend in TRITON:
         from trqam_fast.kernels.mlp.triton_inputs import Inputs
 
         if operands:
-            _check_operands(operands, weights, precision)
+            check_operands(operands, weights, None if x is None else inputs.shape[-1], precision)
         return triton_passes().forward_pass(
-            weights, Inputs(inputs), precision, train=train, dependent=backend == DEPENDENT,
+            weights, Inputs(inputs, x), precision, train=train, dependent=backend == DEPENDENT,
             operands=operands,
         )  # fmt: skip
     rows = inputs.shape[1]
@@ -112,12 +113,12 @@ def _forward(tensors, inputs, backend, precision, train, operands):
     return out, tape
 
 
-def _forward_fake(tensors, inputs, backend, precision, train, operands):
+def _forward_fake(tensors, inputs, x, backend, precision, train, operands):
     weights, rows = MLPWeights.from_tensors(tensors), inputs.shape[1]
     out = inputs.new_empty(weights.lead.numel(), rows, weights.out_features)
     if backend in TRITON:
         passes = triton_passes()
-        config = passes.config_for(weights, inputs, None, precision, train=train)
+        config = passes.config_for(weights, inputs, x, precision, train=train)
         return out, passes.empty_kept(
             config, len(out), rows, weights.kernels[0], operands=len(operands) == 0
         )
@@ -160,13 +161,13 @@ def _backward_fake(tensors, inputs, x, tape, cotangent, backend, precision, want
 
 
 register(
-    "mlp_operands(Tensor[] weights, str backend, str precision) -> Tensor[]",
+    "mlp_operands(Tensor[] weights, int? first, str backend, str precision) -> Tensor[]",
     _operands,
     _operands_fake,
 )
 register(
-    "mlp_forward(Tensor[] weights, Tensor inputs, str backend, str precision, bool train, "
-    "Tensor[] operands) -> (Tensor, Tensor[])",
+    "mlp_forward(Tensor[] weights, Tensor inputs, Tensor? x, str backend, str precision, "
+    "bool train, Tensor[] operands) -> (Tensor, Tensor[])",
     _forward,
     _forward_fake,
 )
@@ -195,7 +196,8 @@ def pull_back(
         how: The pass.
         weights: Its weights, G networks in all.
         inputs: Its inputs `[S, N, in]`; or observations `[S, B, O]`, with points.
-        x: Points X_0.. of the rows (k, b) at t_k = k / K, `[S, >= K, B, D]`, or None.
+        x: Points X_0.. of the rows (k, b), `[S, >= K, B, D]`, at t_k = k / K if there is a time;
+            or None.
         tape: What the pass kept.
         cotangent: `[G, K * B, out]`.
         want_inputs: Whether to return gradients of the inputs, `[G, K * B, in]`, or nothing.
@@ -215,46 +217,57 @@ class _MLP(torch.autograd.Function):
     """The whole stack as one node: a tape, and one batched backward pass."""
 
     @staticmethod
-    def forward(ctx, how, inputs, operands, *tensors):
+    def forward(ctx, how, inputs, x, operands, *tensors):
+        points = None if x is None else x.unsqueeze(1)
         out, tape = torch.ops.trqam_fast.mlp_forward(
-            list(tensors), inputs, how.backend, how.precision, how.train, operands
+            list(tensors), inputs, points, how.backend, how.precision, how.train, operands
         )
         if operands and how.train:
             tape = [*tape[:-1], operands[-1]]
         ctx.how, ctx.kept = how, len(tape)
-        ctx.save_for_backward(inputs, *tape, *tensors)
+        ctx.save_for_backward(inputs, points, *tape, *tensors)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, cotangent):
-        inputs, *saved = ctx.saved_tensors
+        inputs, points, *saved = ctx.saved_tensors
         tape, tensors = saved[: ctx.kept], saved[ctx.kept :]
-        want_inputs, want_weights = ctx.needs_input_grad[1], any(ctx.needs_input_grad[3:])
+        want_inputs, want_weights = any(ctx.needs_input_grad[1:3]), any(ctx.needs_input_grad[4:])
         d_inputs, gradients = pull_back(
             ctx.how,
             MLPWeights.from_tensors(tensors),
             inputs,
-            None,
+            points,
             tape,
             cotangent,
             want_inputs=want_inputs,
             want_weights=want_weights,
         )
         d_inputs = d_inputs.unflatten(0, (inputs.shape[0], -1)).sum(1) if want_inputs else None
-        return None, d_inputs, None, *(gradients or [None] * len(tensors))
+        d_x = None
+        if want_inputs and points is not None:
+            d_inputs, d_x = d_inputs.split([inputs.shape[-1], points.shape[-1]], dim=-1)
+        return None, d_inputs, d_x, None, *(gradients or [None] * len(tensors))
 
 
-def mlp(weights: MLPWeights, inputs: Tensor, backend: str, precision: str) -> Tensor:
-    """Apply the MLPs to `inputs` `[S, N, in]`; see `trqam_fast.kernels.mlp.mlp`."""
+def mlp(
+    weights: MLPWeights, inputs: Tensor, x: Tensor | None, backend: str, precision: str
+) -> Tensor:
+    """Apply the MLPs to `[inputs, x]` `[S, N, in]`; see `trqam_fast.kernels.mlp.mlp`."""
+    if x is not None and backend not in TRITON:
+        inputs, x = torch.cat([inputs, x], dim=-1), None
     tensors = weights.tensors
-    train = torch.is_grad_enabled() and any(t.requires_grad for t in (inputs, *tensors))
+    given = (inputs, *tensors) if x is None else (inputs, x, *tensors)
+    train = torch.is_grad_enabled() and any(t.requires_grad for t in given)
     how = Pass(backend, precision, train, weights.memory)
     operands = list(weights.operands) if backend in TRITON else []
-    out = _MLP.apply(how, inputs, operands, *tensors)
+    out = _MLP.apply(how, inputs, x, operands, *tensors)
     return out.view(*weights.lead, inputs.shape[1], weights.out_features)
 
 
-def mlp_operands(weights: MLPWeights, backend: str, precision: str) -> list[Tensor]:
+def mlp_operands(
+    weights: MLPWeights, first: int | None, backend: str, precision: str
+) -> list[Tensor]:
     """Return what passes read of the weights; see `trqam_fast.kernels.mlp.with_operands`."""
-    return torch.ops.trqam_fast.mlp_operands(list(weights.tensors), backend, precision)
+    return torch.ops.trqam_fast.mlp_operands(list(weights.tensors), first, backend, precision)

@@ -84,11 +84,12 @@ def config_for(
     train: bool,
     dependent: bool = False,
 ) -> KernelConfig:
-    """Return the config of passes of inputs, or of observations with points."""
+    """Return the config of passes of inputs in one part or two, and a time if there is room."""
     dim = 0 if x is None else x.shape[-1]
     obs = inputs.shape[-1]
+    time = weights.in_features - obs - dim
     with torch.cuda.device_of(inputs):
-        config = make_config(weights, precision, obs=obs, dim=dim, time=int(dim > 0), train=train)
+        config = make_config(weights, precision, obs=obs, dim=dim, time=time, train=train)
     return dataclasses.replace(config, dependent=dependent)
 
 
@@ -186,11 +187,15 @@ def prepare(
 
 
 def operands_config(
-    weights: MLPWeights, precision: str, *, dependent: bool = False
+    weights: MLPWeights, precision: str, first: int | None = None, *, dependent: bool = False
 ) -> KernelConfig:
-    """Return the config that prepares weights for passes of inputs, with gradients or without."""
+    """Return the config that prepares weights for passes, with gradients or without.
+
+    Their inputs are in one part, or in two of which the first has `first` columns.
+    """
     inputs = weights.kernels[0].mT  # as wide, on their device
-    return config_for(weights, inputs, None, precision, train=True, dependent=dependent)
+    parts = (inputs, None) if first is None else (inputs[..., :first], inputs[..., first:])
+    return config_for(weights, *parts, precision, train=True, dependent=dependent)
 
 
 def empty_mlp_operands(config: KernelConfig, kernel: Tensor) -> list[Tensor]:
@@ -199,10 +204,12 @@ def empty_mlp_operands(config: KernelConfig, kernel: Tensor) -> list[Tensor]:
     return [*prepared, empty_operands(config, kernel)]
 
 
-def mlp_operands(weights: MLPWeights, precision: str, *, dependent: bool = False) -> list[Tensor]:
+def mlp_operands(
+    weights: MLPWeights, precision: str, first: int | None = None, *, dependent: bool = False
+) -> list[Tensor]:
     """Prepare weights for several passes: `Prepared`, then the kernels as operands; one launch."""
     kernel = weights.kernels[0]
-    config = operands_config(weights, precision, dependent=dependent)
+    config = operands_config(weights, precision, first, dependent=dependent)
     *prepared, operands = into = empty_mlp_operands(config, kernel)
     with torch.cuda.device_of(kernel):
         prepare([weights], [operands], Prepared(*prepared), config, precision)
@@ -311,14 +318,21 @@ def pull_norm(
     index: int,
     config: KernelConfig,
     precision: str,
+    cotangent: Tensor | float | None = None,
 ) -> None:
-    """Launch the pullback of a layer's LayerNorm, if there is one."""
+    """Launch the pullback of a layer's LayerNorm, if there is one.
+
+    That of the last one may begin with the only output's cotangent, or with one for all rows.
+    """
     if not config.norm:
         return
+    uniform = cotangent if isinstance(cotangent, float) else 0.0
+    given = cotangent if isinstance(cotangent, Tensor) else pull.grads.normed
     norm_rows, columns = norm_blocks(config)
     pull_norm_kernel[(triton.cdiv(pull.count, norm_rows), groups)](
         weights, pull.tape, pull.tape_rows, groups * pull.tape_rows, pull.tape_start, pull.grads,
-        pull.start, pull.count, pull.rows, pull.normed, index, norm_rows, columns, config,
+        pull.start, pull.count, pull.rows, pull.normed, index, given, uniform,
+        cotangent is not None, isinstance(cotangent, float), norm_rows, columns, config,
         **tile_options(precision, config, num_warps=NORM_WARPS, maxnreg=128),
     )  # fmt: skip
 
@@ -342,7 +356,7 @@ def backward_pass(
     weights: MLPWeights,
     inputs: Inputs,
     kept: Sequence[Tensor],
-    cotangent: Tensor,
+    cotangent: Tensor | float,
     precision: str,
     want_inputs: bool,
     gradients: Sequence[Tensor],
@@ -351,10 +365,13 @@ def backward_pass(
 ) -> Tensor:
     """Write the weights' gradients, ordered as the weights, unless there is no place for them.
 
+    A cotangent that is one number for all outputs has no gradients of weights.
+
     Returns:
         Gradients of the inputs, `[G, K * B, in]`, or of none.
     """
-    groups, rows = cotangent.shape[:2]
+    groups, rows = weights.lead.numel(), inputs.steps * inputs.observations.shape[1]
+    new = inputs.observations.new_empty
     tape, operands, want_weights = Tape(*kept[:4]), kept[4], len(gradients) > 0
     tape_rows = tape.out.shape[2]
     config = config_for(
@@ -362,17 +379,22 @@ def backward_pass(
     )
     tiles = triton.cdiv(rows, config.block_m)
     sum_tiles = triton.cdiv(rows, norm_blocks(config)[0]) if config.norm else tiles
-    grads = pulled_gradients(config, groups, rows, sum_tiles, cotangent)
-    d_inputs = cotangent.new_empty(groups if want_inputs else 0, rows, config.inputs)
+    grads = pulled_gradients(config, groups, rows, sum_tiles, inputs.observations)
+    d_inputs = new(groups if want_inputs else 0, rows, config.inputs)
     normed = torch.empty_like(grads.pre[: config.depth if config.norm and want_weights else 0])
     pull = Pull(tape, tape_rows, 0, grads, 0, rows, rows, normed)
-    with torch.cuda.device_of(cotangent):
+    with torch.cuda.device_of(d_inputs):
         options = tile_options(precision, config)
         net = weight_pointers(weights, config, operands)
-        pull_output_kernel[(tiles, config.width // config.block_n, groups)](
-            net, tape, tape_rows, groups * tape_rows, grads, cotangent, rows, config, **options
-        )
-        pull_norm(net, pull, groups, config.depth - 1, config, precision)
+        if config.norm and config.out == 1:
+            pull_norm(net, pull, groups, config.depth - 1, config, precision, cotangent)
+        else:
+            if isinstance(cotangent, float):
+                cotangent = new(groups, rows, config.out).fill_(cotangent)
+            pull_output_kernel[(tiles, config.width // config.block_n, groups)](
+                net, tape, tape_rows, groups * tape_rows, grads, cotangent, rows, config, **options
+            )
+            pull_norm(net, pull, groups, config.depth - 1, config, precision)
         pull_hidden_layers(net, pull, groups, config, precision)
         if want_inputs:
             block_in = triton.next_power_of_2(max(config.inputs, 16))

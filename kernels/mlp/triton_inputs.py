@@ -13,12 +13,12 @@ from trqam_fast.kernels.mlp.triton_tile import TileInputs
 
 
 class Inputs(NamedTuple):
-    """Inputs `[s, x, t]` of rows (k, b), k < K: three parts that are never concatenated.
+    """Inputs `[s, x, t]` or `[s, x]` of rows (k, b), k < K: parts that are never concatenated.
 
     Attributes:
         observations: s, `[S, B, O]`, shared by the K steps and the members; all inputs where
             there is no x.
-        x: x, `[S, >= K, B, D]`, or None.
+        x: x, `[S, >= K, B, D]`, or None. Networks that have one input more get the time.
         steps: K; t_k = (k + shift) / K.
         shift: 0 or 1.
     """

@@ -6,7 +6,8 @@ Grid [tiles of rows, tiles of features, networks], products transposed as in the
     dz_l^T = gelu'(z_l)^T * (W_{l+1} dz_{l+1}^T)
 
 The pullback of LayerNorm needs two sums over a row before its first element, so it is a launch of
-its own (`pull_norm_kernel`), which also writes y_l for the gradient of the next kernel.
+its own (`pull_norm_kernel`), which also writes y_l for the gradient of the next kernel. Behind one
+output, as critics have it, that of the last layer begins with the cotangent itself.
 """
 
 from __future__ import annotations
@@ -152,8 +153,10 @@ def pull_hidden_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["tape_rows", "layer_rows", "tape_start", "start", "count", "rows", "index"]
-)
+    do_not_specialize=[
+        "tape_rows", "layer_rows", "tape_start", "start", "count", "rows", "index", "uniform",
+    ]
+)  # fmt: skip
 def pull_norm_kernel(
     weights,  # WeightPointers of G networks
     tape,  # Tape of G networks
@@ -166,13 +169,18 @@ def pull_norm_kernel(
     rows,  # rows of the gradients
     normed,  # [depth, G, rows, width]: y of the layers, written with `train`
     index,  # of the layer
+    cotangent,  # [G, rows, 1] with OUTPUT
+    uniform,  # in its place with UNIFORM
+    OUTPUT: tl.constexpr,
+    UNIFORM: tl.constexpr,
     NORM_ROWS: tl.constexpr,
     COLS: tl.constexpr,
     C: tl.constexpr,
 ):
     """Pull dy back through LayerNorm and GELU, row after row; grid [tiles of rows, G].
 
-    A tile's column sums grow in registers: nothing is added across rows before the last one.
+    A tile's column sums grow in registers: nothing is added across rows before the last one. With
+    OUTPUT, of the last layer, dy is the only output's cotangent times its kernel.
     """
     await_predecessor(C)
     group = tl.program_id(1)
@@ -190,6 +198,9 @@ def pull_norm_kernel(
     into = normed + tl.cast(index, tl.int64) * grads.stride
     into += tl.cast(group, tl.int64) * rows * C.width
     sum_dz, sum_dscale, sum_dshift = zeros(1, COLS), zeros(1, COLS), zeros(1, COLS)
+    if OUTPUT:
+        w = to_operand(tl.load(net.w_out + cols, mask=real, other=0.0), C).to(tl.float32)[None, :]
+        given_at = cotangent + tl.cast(group, tl.int64) * rows
     for n in range(0, NORM_ROWS):
         local = tl.program_id(0) * NORM_ROWS + n + tl.arange(0, 1)
         mask = local < count
@@ -198,7 +209,17 @@ def pull_norm_kernel(
         inside = mask[:, None] & real[None, :]
         at = row[:, None] * C.width + cols[None, :]
         z_at = tape_row[:, None] * C.width + cols[None, :]
-        dy = tl.load(grads.normed + at, mask=inside, other=0.0).to(tl.float32)
+        if OUTPUT:
+            given = zeros(1, 1) + uniform
+            if not UNIFORM:
+                given = tl.load(given_at + row, mask=mask, other=0.0)[:, None]
+            given, power = row_scaled(given, C)
+            if C.scaled:
+                tl.store(grads.row_scale + row, power, mask=mask)
+            dy = to_operand(given, C).to(tl.float32) * w
+        else:
+            dy = tl.load(grads.normed + at, mask=inside, other=0.0).to(tl.float32)
+            power = row_scales(grads.row_scale, row, mask, C)
         z = tl.load(tape.pre + index * tape.stride + z_at, mask=inside, other=0.0).to(tl.float32)
         normal = (gelu(z) - mean[:, None]) * rstd[:, None]
         dn = dy * scale
@@ -209,9 +230,8 @@ def pull_norm_kernel(
         tl.store(slot(grads.pre, grads.stride, index, C) + at, to_operand(dz, C), mask=inside)
         if C.train:
             if C.scaled:
-                by_row = row_scales(grads.row_scale, row, mask, C)[:, None]
-                dz *= by_row
-                dy *= by_row
+                dz *= power[:, None]
+                dy *= power[:, None]
             sum_dz += dz
             sum_dscale += dy * normal
             sum_dshift += dy

@@ -383,8 +383,7 @@ class Agent:
     def critic_values(self, critic: MLPWeights, observations: Tensor, actions: Tensor) -> Tensor:
         """Q_e(s, a) `[S, E, N]` for `[S, N, O]` and `[S, N, D]`."""
         self.branches.catch_up()
-        inputs = torch.cat([observations, actions], dim=-1)
-        return mlp(critic, inputs, **self.options).squeeze(-1)
+        return mlp(critic, (observations, actions), **self.options).squeeze(-1)
 
     def choose_candidate(
         self, critic: MLPWeights | None, observations: Tensor, candidates: Tensor

@@ -237,7 +237,7 @@ class QAMAgent(Agent):
         networks, plain = self.target.networks, self.target.networks["critic"]
         with self.branches.on("operands"):
             self.branches.catch_up()
-            prepared = with_operands(plain, **self.options)
+            prepared = with_operands(plain, self.obs_dim, **self.options)
         self.branches.keep(prepared)
         networks["critic"] = prepared
         try:
