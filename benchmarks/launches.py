@@ -24,6 +24,7 @@ from torch.utils.flop_counter import flop_registry
 
 from trqam_fast.agents.branches import MAIN, Branches
 from trqam_fast.kernels import dispatch
+from trqam_fast.kernels.action_gradient import ops as action_gradient_ops
 from trqam_fast.kernels.adam_step import ops as adam_step_ops
 from trqam_fast.kernels.adjoint_matching import ops as adjoint_matching_ops
 from trqam_fast.kernels.adjoint_sizes import ops as adjoint_sizes_ops
@@ -159,6 +160,7 @@ IMPLEMENTATIONS: dict[str, Callable] = {
     "mlp_operands": mlp_ops._operands,
     "mlp_forward": mlp_ops._forward,
     "mlp_backward": mlp_ops._backward,
+    "action_gradient": action_gradient_ops._gradient,
     "adam_norm": adam_step_ops._adam_norm,
     "adam_step": adam_step_ops._adam_step,
     "rollout_operands": sde_rollout_ops._operands,

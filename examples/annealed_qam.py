@@ -49,9 +49,10 @@ class AnnealedQAM(QAMAgent):
         progress = (self.steps / c.anneal_steps).clamp(max=1.0)
         return c.inv_temp_start * (c.inv_temp_end / c.inv_temp_start) ** progress
 
-    def terminal_adjoint(self, gradient: Tensor) -> Tensor:
-        """Scale the critics' action gradient, `[S, B, D]`."""
-        return -self.inv_temp() * gradient
+    def terminal_adjoint(self, observations: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale the critics' action gradient, `[S, B, D]`; return their values, too."""
+        gradient, values = self.action_gradient(observations, x)
+        return -self.inv_temp() * gradient, values
 
     def after_step(self, metrics: Metrics) -> None:
         """Log it."""

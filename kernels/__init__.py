@@ -4,6 +4,7 @@ Every op takes data with a leading axis of independent runs, `[S, B, D]`, its no
 and a `backend`. The reference in plain PyTorch is the specification of each.
 """
 
+from trqam_fast.kernels.action_gradient import action_gradient
 from trqam_fast.kernels.adam_step import AdamNorm, adam_norm, adam_step
 from trqam_fast.kernels.adjoint_matching import adjoint_matching
 from trqam_fast.kernels.adjoint_matching.steps import StepLoss, adjoint_matching_steps
@@ -14,7 +15,13 @@ from trqam_fast.kernels.fields import Context, Velocity
 from trqam_fast.kernels.flow_matching_inputs import FlowMatching, flow_matching_inputs
 from trqam_fast.kernels.gather_sequences import Sequences, gather_sequences
 from trqam_fast.kernels.lean_adjoint import lean_adjoint
-from trqam_fast.kernels.mlp import GradientMemory, MLPWeights, mlp, with_operands
+from trqam_fast.kernels.mlp import (
+    GradientMemory,
+    MLPWeights,
+    both_with_operands,
+    mlp,
+    with_operands,
+)
 from trqam_fast.kernels.noise_schedule import AffinePath, NoiseSchedule
 from trqam_fast.kernels.path_kl import path_kl
 from trqam_fast.kernels.philox import Draws, philox
@@ -52,11 +59,13 @@ __all__ = [
     "StepLoss",
     "TDLoss",
     "Velocity",
+    "action_gradient",
     "adam_norm",
     "adam_step",
     "adjoint_matching",
     "adjoint_matching_steps",
     "adjoint_sizes",
+    "both_with_operands",
     "dual_update",
     "flow_matching_inputs",
     "gather_sequences",

@@ -58,6 +58,7 @@ OPS = {
     "ode_rollout": Implementations(("cpu",), triton=True, networks=True),
     "lean_adjoint": Implementations(("cpu",), triton=True, networks=True),
     "velocity_along": Implementations(("cpu",), triton=True, networks=True),
+    "action_gradient": Implementations(("cpu",), triton=True, networks=True),
     "adjoint_matching": Implementations(("cpu", "cuda"), triton=True),
     "path_kl": Implementations(("cpu", "cuda"), triton=False),
     "adjoint_sizes": Implementations((), triton=True),

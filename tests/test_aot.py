@@ -49,7 +49,7 @@ NORMS = {"pull_norm_kernel"}
 OPTIMISER = {"gradient_norm_kernel", "adam_step_kernel"}
 OTHERS = {
     "adjoint_matching_kernel", "adjoint_sizes_kernel", "dual_update_kernel",
-    "flow_matching_inputs_kernel", "record_metrics_kernel",
+    "action_gradient_kernel", "flow_matching_inputs_kernel", "record_metrics_kernel",
     "gather_sequences_kernel", "philox_kernel", "squared_error_kernel", "td_loss_kernel",
 }  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent

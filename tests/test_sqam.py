@@ -56,7 +56,7 @@ def test_states_of_the_bridge_and_their_adjoints(states):
     end = agent.flow(agent.online.networks["actor_fast"], batch.observations, noise["policy_x0"])
     assert_equal64([path.end, path.points[:, -1]], [end, end])
     gradient, _ = agent.action_gradient(batch.observations, end)
-    adjoint, _ = agent.adjoint(batch.observations, path, gradient)
+    adjoint, _ = agent.adjoint(batch.observations, path, -gradient)
     assert adjoint.shape == path.points.shape == path.velocity.shape
     for j in range(1, states + 1):
         tau = j / states
@@ -75,7 +75,7 @@ def test_trqams_sweep_agrees_where_the_base_field_is_constant():
     trajectory = draw(2, 6, *path.end.shape[1:], seed=1)
     gradient, _ = agent.action_gradient(batch.observations, path.end)
     swept = lean_adjoint(constant, batch.observations, trajectory, -gradient)
-    adjoint, _ = agent.adjoint(batch.observations, path, gradient)
+    adjoint, _ = agent.adjoint(batch.observations, path, -gradient)
     assert_equal64([swept[:, 1:], swept[:, 0]], [adjoint[:, :-1], 0 * gradient])
 
 
@@ -91,7 +91,7 @@ def test_the_minimiser_meets_the_budget_at_the_closed_form():
     agent = sqam(kl_budget=0.37, lambda_start="closed-form")
     batch, _, path = sample(agent)
     gradient, _ = agent.action_gradient(batch.observations, path.end)
-    adjoint, _ = agent.adjoint(batch.observations, path, gradient)
+    adjoint, _ = agent.adjoint(batch.observations, path, -gradient)
     base = agent.base_velocity(batch.observations, path)
     agent.adjoint_loss(path, base, adjoint)
     tau = agent.taus(gradient)

@@ -15,6 +15,7 @@ from torch import Tensor
 from trqam_fast.kernels import (
     MLPWeights,
     NoiseSchedule,
+    action_gradient,
     adam_norm,
     adam_step,
     adjoint_matching,
@@ -141,6 +142,22 @@ def _draw_values(draw: Draw) -> Inputs:
         "weights": draw.network(sizes.obs + sizes.dim, 1, sizes.ensemble),
         "observations": draw.rows(sizes.obs),
         "actions": draw.rows(sizes.dim),
+    }
+
+
+def _action_gradient(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+    gradient, values = action_gradient(**inputs, **options)
+    unclipped, _ = action_gradient(**inputs, clip=False, **options)
+    return {"gradient": gradient, "values": values, "unclipped": unclipped}
+
+
+def _draw_action_gradient(draw: Draw) -> Inputs:
+    sizes = draw.sizes
+    return {
+        "critic": draw.network(sizes.obs + sizes.dim, 1, sizes.ensemble or 1),
+        "observations": draw.rows(sizes.obs),
+        "x": draw.rows(sizes.dim),
+        "scale": -1.5,
     }
 
 
@@ -387,6 +404,10 @@ def _philox_next(inputs: Inputs, **options: str) -> dict[str, Tensor]:
     return draws | {"offset": offset.expand(runs), "ended": ended.expand(runs)}
 
 
+def _philox_of_two_calls(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+    return _philox_next(inputs | {"calls": 2}, **options)
+
+
 def _draw_philox(draw: Draw) -> Inputs:
     sizes = draw.sizes
     bound = 2**63 - 1
@@ -444,6 +465,7 @@ CASES = {
     "mlp_of_two_parts": OpCase(
         "mlp", _draw_values, _values, ("weights", "observations", "actions")
     ),
+    "action_gradient": OpCase("action_gradient", _draw_action_gradient, _action_gradient),
     "sde_rollout": OpCase(
         "sde_rollout",
         _draw_sde_rollout,
@@ -498,6 +520,7 @@ CASES = {
     "dual_update": OpCase("dual_update", _draw_dual_update, _dual_update),
     "dual_update_log": OpCase("dual_update", _draw_dual_update_log, _dual_update),
     "philox": OpCase("philox", _draw_philox, _philox, rounds=False),
+    "philox_of_two_calls": OpCase("philox", _draw_philox, _philox_of_two_calls, rounds=False),
     "philox_next": OpCase("philox", _draw_philox, _philox_next, rounds=False),
     "record_metrics": OpCase("record_metrics", _draw_record_metrics, _record_metrics, rounds=False),
     "gather_sequences": OpCase(

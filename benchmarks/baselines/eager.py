@@ -143,8 +143,10 @@ class EagerUpdate:
         return forward(layers, critic.lead, inputs).squeeze(-1)
 
     @torch.no_grad()
-    def action_gradient(self, observations: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradient of mean_e Q'_e(s, clip(X, -1, 1)) `[S, B, D]`, and Q' `[S, E, B]`."""
+    def action_gradient(
+        self, observations: Tensor, x: Tensor, scale: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Return the scaled gradient of mean_e Q'_e(s, clip(X)) `[S, B, D]`, and Q' `[S, E, B]`."""
         config = self.config
         critic = (self.target_layers if config.use_target_grad else self.online_layers)["critic"]
         actions = x.clamp(-1.0, 1.0) if config.clip_adj else x
@@ -157,7 +159,7 @@ class EagerUpdate:
             first = layers.kernels[0][..., observations.shape[-1] :, :]
             pulled.append(pull_back(layers, tape, cotangent) @ first.mT)
         lead = (self.runs, config.num_qs, x.shape[1])
-        gradient = torch.stack(pulled).view(*lead, -1).sum(1)
+        gradient = scale * torch.stack(pulled).view(*lead, -1).sum(1)
         values = torch.stack(values).view(lead)
         return gradient * (x.abs() <= 1.0) if config.clip_adj else gradient, values
 
@@ -272,10 +274,9 @@ class EagerUpdate:
 
     @torch.no_grad()
     def adjoint(
-        self, observations: Tensor, path: EagerPath, gradient: Tensor
+        self, observations: Tensor, path: EagerPath, terminal: Tensor
     ) -> tuple[Tensor, Metrics]:
         """Carry the terminal adjoint back through the base field."""
-        terminal = self.terminal_adjoint(gradient)
         adjoint = self.sweep(self.base_layers, observations, path.points, terminal)
         sizes = AdjointSizes(*adjoint_sizes(terminal, adjoint))
         return adjoint, adjoint_metrics(sizes)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trqam_fast.kernels.checks import check_same, check_tensor
-from trqam_fast.kernels.dispatch import choose_backend
+from trqam_fast.kernels.dispatch import TRITON, choose_backend
 from trqam_fast.kernels.mlp import ops, reference
 from trqam_fast.kernels.mlp.weights import GradientMemory, MLPWeights
 
@@ -87,23 +87,66 @@ def with_operands(
         ValueError: shapes, dtypes or devices do not fit.
         BackendError: the backend asked for cannot run.
     """
+    return _prepared([weights], first, backend, precision)[0]
+
+
+def both_with_operands(
+    weights: MLPWeights,
+    others: MLPWeights,
+    first: int | None = None,
+    *,
+    backend: str = "auto",
+    precision: str = "ieee",
+) -> tuple[MLPWeights, MLPWeights]:
+    """Do as `with_operands` for two stacks of the same sizes, by one launch.
+
+    Args:
+        weights: As of `with_operands`, like all that follow.
+        others: The second stack.
+        first: Columns of the first part of the inputs, if they are in two.
+        backend: ``auto``, ``reference``, ``cpp``, ``triton`` or ``triton_pdl``.
+        precision: Operands of matrix products.
+
+    Returns:
+        Both, with operands.
+
+    Raises:
+        TypeError: one is no `MLPWeights`, or of an unsupported dtype.
+        ValueError: shapes, dtypes or devices do not fit.
+        BackendError: the backend asked for cannot run.
+    """
+    check_weights("mlp", weights)
+    check_weights("mlp", others, "others")
+    check_same("mlp", weights=weights.kernels[0], others=others.kernels[0])
+    if weights.tensor_shapes != others.tensor_shapes:
+        raise ValueError("mlp: weights and others differ in their shapes; prepare them one by one")
+    return tuple(_prepared([weights, others], first, backend, precision))
+
+
+def _prepared(
+    stacks: list[MLPWeights], first: int | None, backend: str, precision: str
+) -> list[MLPWeights]:
+    """Return one or two stacks with operands."""
     op = "mlp"
-    check_weights(op, weights)
-    kernel = weights.kernels[0]
+    for weights in stacks:
+        check_weights(op, weights)
+    kernel = stacks[0].kernels[0]
     chosen = choose_backend(
-        op, backend, kernel.device, dtype=kernel.dtype, precision=precision, networks=[weights]
+        op, backend, kernel.device, dtype=kernel.dtype, precision=precision, networks=stacks
     )
-    if chosen == "reference":
-        return weights
+    if chosen not in TRITON:
+        return stacks
     with torch.no_grad():
-        return replace(weights, operands=tuple(ops.mlp_operands(weights, first, chosen, precision)))
+        operands = ops.mlp_operands(stacks, first, chosen, precision)
+    pairs = zip(stacks, operands, strict=True)
+    return [replace(weights, operands=tuple(own)) for weights, own in pairs]
 
 
-def check_weights(op: str, weights: MLPWeights) -> None:
-    """Raise unless `weights` are those of a stack of networks."""
+def check_weights(op: str, weights: MLPWeights, name: str = "weights") -> None:
+    """Raise unless argument `name` is the weights of a stack of networks."""
     if not isinstance(weights, MLPWeights):
-        raise TypeError(f"{op}: weights is a {type(weights).__name__}; pass MLPWeights")
-    weights.check(op, "weights")
+        raise TypeError(f"{op}: {name} is a {type(weights).__name__}; pass MLPWeights")
+    weights.check(op, name)
 
 
-__all__ = ["GradientMemory", "MLPWeights", "mlp", "with_operands"]
+__all__ = ["GradientMemory", "MLPWeights", "both_with_operands", "mlp", "with_operands"]

@@ -59,19 +59,19 @@ def described(tensors: Sequence[Tensor]) -> str:
     return ", ".join(f"{part.dtype} {list(part.shape)}".removeprefix("torch.") for part in tensors)
 
 
-def _operands(tensors, first, backend, precision):
+def _operands(tensors, others, first, backend, precision):
     if backend not in TRITON:
         return []
-    weights = MLPWeights.from_tensors(tensors)
-    return triton_passes().mlp_operands(weights, precision, first, dependent=backend == DEPENDENT)
+    stacks = [MLPWeights.from_tensors(each) for each in (tensors, others) if each]
+    return triton_passes().mlp_operands(stacks, precision, first, dependent=backend == DEPENDENT)
 
 
-def _operands_fake(tensors, first, backend, precision):
+def _operands_fake(tensors, others, first, backend, precision):
     if backend not in TRITON:
         return []
     weights, passes = MLPWeights.from_tensors(tensors), triton_passes()
     config = passes.operands_config(weights, precision, first)
-    return passes.empty_mlp_operands(config, weights.kernels[0])
+    return passes.empty_mlp_operands(config, weights.kernels[0], 2 if others else 1)
 
 
 def check_operands(operands, weights, first, precision):
@@ -161,7 +161,8 @@ def _backward_fake(tensors, inputs, x, tape, cotangent, backend, precision, want
 
 
 register(
-    "mlp_operands(Tensor[] weights, int? first, str backend, str precision) -> Tensor[]",
+    "mlp_operands(Tensor[] weights, Tensor[] others, int? first, str backend, str precision) "
+    "-> Tensor[]",
     _operands,
     _operands_fake,
 )
@@ -267,7 +268,13 @@ def mlp(
 
 
 def mlp_operands(
-    weights: MLPWeights, first: int | None, backend: str, precision: str
-) -> list[Tensor]:
-    """Return what passes read of the weights; see `trqam_fast.kernels.mlp.with_operands`."""
-    return torch.ops.trqam_fast.mlp_operands(list(weights.tensors), first, backend, precision)
+    stacks: Sequence[MLPWeights], first: int | None, backend: str, precision: str
+) -> list[list[Tensor]]:
+    """Return what passes read of each of one or two stacks; nothing where none is prepared."""
+    tensors = [list(weights.tensors) for weights in stacks]
+    others = tensors[1] if len(tensors) == 2 else []
+    operands = torch.ops.trqam_fast.mlp_operands(tensors[0], others, first, backend, precision)
+    if not operands:
+        return [[] for _ in stacks]
+    count = len(stacks)
+    return [triton_passes().part_of(operands, count, index) for index in range(count)]

@@ -198,22 +198,37 @@ def operands_config(
     return config_for(weights, *parts, precision, train=True, dependent=dependent)
 
 
-def empty_mlp_operands(config: KernelConfig, kernel: Tensor) -> list[Tensor]:
+def empty_mlp_operands(config: KernelConfig, kernel: Tensor, stacks: int = 1) -> list[Tensor]:
     """Return memory for what `mlp_operands` returns, on the device of `kernel`, a network's."""
-    prepared = empty_prepared(config, len(kernel) * config.ensemble, kernel)
-    return [*prepared, empty_operands(config, kernel)]
+    prepared = empty_prepared(config, stacks * len(kernel) * config.ensemble, kernel)
+    return [*prepared, *(empty_operands(config, kernel) for _ in range(stacks))]
 
 
 def mlp_operands(
-    weights: MLPWeights, precision: str, first: int | None = None, *, dependent: bool = False
+    stacks: Sequence[MLPWeights], precision: str, first: int | None = None, *, dependent: bool
 ) -> list[Tensor]:
-    """Prepare weights for several passes: `Prepared`, then the kernels as operands; one launch."""
-    kernel = weights.kernels[0]
-    config = operands_config(weights, precision, first, dependent=dependent)
-    *prepared, operands = into = empty_mlp_operands(config, kernel)
+    """Prepare one or two stacks for several passes, by one launch.
+
+    Returns:
+        `Prepared`, of the second stack behind the first, then each one's kernels as operands.
+    """
+    kernel = stacks[0].kernels[0]
+    config = operands_config(stacks[0], precision, first, dependent=dependent)
+    into = empty_mlp_operands(config, kernel, len(stacks))
+    prepared, operands = Prepared(*into[: -len(stacks)]), into[-len(stacks) :]
     with torch.cuda.device_of(kernel):
-        prepare([weights], [operands], Prepared(*prepared), config, precision)
+        prepare(stacks, operands, prepared, config, precision)
     return into
+
+
+def part_of(operands: Sequence[Tensor], stacks: int, index: int) -> list[Tensor]:
+    """Return what `mlp_operands` prepared of one of so many stacks."""
+    fields = Prepared(*operands[:-stacks])._asdict()
+    groups = len(operands[0]) // stacks
+    own = slice(index * groups, (index + 1) * groups)
+    layered = ("hidden", "slope", "offset")  # behind an axis of layers
+    parts = (part[:, own] if name in layered else part[own] for name, part in fields.items())
+    return [*parts, operands[index - stacks]]
 
 
 def hidden_layers(
@@ -255,6 +270,7 @@ def forward_pass(
     config = config_for(
         weights, inputs.observations, inputs.x, precision, train=train, dependent=dependent
     )
+    config = dataclasses.replace(config, clip=inputs.clip)
     x, x_stride = points_of(inputs)
     groups = runs * config.ensemble
     check_size(config, rows)

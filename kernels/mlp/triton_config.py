@@ -41,6 +41,7 @@ class KernelConfig:
         columns: Columns of a prepared first kernel, whole steps of a product.
         operand: Element type of the products' operands.
         precision: ``ieee`` or ``tf32`` for float32 operands.
+        clip: Clip x to [-1, 1] where the first layer reads it.
         dependent: The launch is dependent: it may begin before the one before it has ended, and
             the kernel waits for it (`trqam_fast.kernels.mlp.triton_tile.await_predecessor`).
     """
@@ -65,6 +66,7 @@ class KernelConfig:
     columns: int
     operand: Any
     precision: str
+    clip: bool = False
     dependent: bool = False
 
     @property

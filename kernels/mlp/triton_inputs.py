@@ -21,12 +21,14 @@ class Inputs(NamedTuple):
         x: x, `[S, >= K, B, D]`, or None. Networks that have one input more get the time.
         steps: K; t_k = (k + shift) / K.
         shift: 0 or 1.
+        clip: Whether x is clipped to [-1, 1] where the first layer reads it.
     """
 
     observations: Tensor
     x: Tensor | None = None
     steps: int = 1
     shift: int = 0
+    clip: bool = False
 
 
 class BatchInputs(NamedTuple):

@@ -190,7 +190,10 @@ def load_inputs(source, cols, C: tl.constexpr):
     if C.dim > 0:
         inside = (cols >= C.x_column) & (cols < C.x_column + C.dim)
         at = source.x_row[:, None] * C.dim + (cols - C.x_column)[None, :]
-        value += tl.load(source.x + at, mask=mask & inside[None, :], other=0.0)
+        x = tl.load(source.x + at, mask=mask & inside[None, :], other=0.0)
+        if C.clip:
+            x = tl.clamp(x, -1.0, 1.0, propagate_nan=tl.PropagateNan.ALL)
+        value += x
     if C.time > 0:
         value += tl.where((cols == C.time_column)[None, :] & mask, source.time[:, None], 0.0)
     return value

@@ -22,6 +22,7 @@ def philox(
     high: int = 1,
     dtype: torch.dtype = torch.float32,
     ended: Tensor | None = None,
+    calls: int = 1,
     backend: str = "auto",
 ) -> Draws:
     """Draw random numbers for every run, all kinds and runs in one call.
@@ -54,8 +55,10 @@ def philox(
         integers: Integers uniform on [0, `high`) of a run.
         high: Bound of the integers, 1 to 2^31.
         dtype: float32 or float64, of normals and uniforms.
-        ended: If given, `offset` is one more afterwards. Memory for that of Triton's kernel, `[1]`,
-            int32, on the device of `seeds`, of one caller at a time; 0 before and after.
+        ended: If given, `offset` is `calls` more afterwards. Memory for that of Triton's kernel,
+            `[1]`, int32, on the device of `seeds`, of one caller at a time; 0 before and after.
+        calls: 1, or with `ended` 2: the integers as of a call, and normals and uniforms as of the
+            next one.
         backend: ``auto``, ``reference``, ``cpp`` or ``triton`` (float32 on a GPU).
 
     Returns:
@@ -85,6 +88,8 @@ def philox(
     if dtype not in FLOATING:
         raise TypeError(f"{op}: dtype is {dtype}; use torch.float32 or torch.float64")
     check_integers(op, stream=stream, high=high, **counts._asdict())
+    if calls not in ((1,) if ended is None else (1, 2)):
+        raise ValueError(f"{op}: calls is {calls}; use 1, or with ended 2")
     if not 0 <= stream <= MAX_STREAM:
         raise ValueError(f"{op}: stream is {stream}; it must be in [0, {MAX_STREAM}]")
     if not 1 <= high <= 2**31:
@@ -93,12 +98,19 @@ def philox(
         raise ValueError(f"{op}: numbers are {counts}; each count must be in [0, {MAX_COUNT}]")
     chosen = choose_backend(op, backend, seeds.device, dtype=dtype)
     if chosen == "triton" and ended is not None:
-        return ops.philox(seeds, offset, stream, counts, high, dtype, chosen, ended)
+        return ops.philox(seeds, offset, stream, counts, high, dtype, chosen, ended, calls)
     implementation, options = (reference, ()) if chosen == "reference" else (ops, (chosen,))
-    draws = implementation.philox(seeds, offset, stream, counts, high, dtype, *options)
-    if ended is not None:
-        offset += 1
-    return draws
+
+    def draw(counts: Counts) -> Draws:
+        draws = implementation.philox(seeds, offset, stream, counts, high, dtype, *options)
+        if ended is not None:
+            offset.add_(1)
+        return draws
+
+    if calls == 1:
+        return draw(counts)
+    drawn = draw(Counts(0, 0, integers)).integers
+    return draw(Counts(normals, uniforms, 0))._replace(integers=drawn)
 
 
 __all__ = ["Draws", "philox"]

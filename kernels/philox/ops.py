@@ -30,7 +30,7 @@ class Philox(NamedTuple):
 
 def _philox(seeds, offset, stream, normals, uniforms, integers, high, dtype, backend):
     if backend == "triton":
-        return _by_triton(seeds, offset, None, stream, normals, uniforms, integers, high, dtype)
+        return _by_triton(seeds, offset, None, stream, normals, uniforms, integers, high, dtype, 1)
     seeds, counts = seeds.contiguous(), Counts(normals, uniforms, integers)
     draws = empty_draws(seeds, counts, dtype)
     fields = Philox(
@@ -50,16 +50,16 @@ def _philox(seeds, offset, stream, normals, uniforms, integers, high, dtype, bac
     return tuple(draws)
 
 
-def _by_triton(seeds, offset, ended, stream, normals, uniforms, integers, high, dtype):
+def _by_triton(seeds, offset, ended, stream, normals, uniforms, integers, high, dtype, calls):
     from trqam_fast.kernels.philox.triton import philox
 
     seeds, counts = seeds.contiguous(), Counts(normals, uniforms, integers)
     draws = empty_draws(seeds, counts, dtype)
-    philox(seeds, offset, ended, stream, counts, high, draws)
+    philox(seeds, offset, ended, stream, counts, high, draws, calls)
     return tuple(draws)
 
 
-def _next_fake(seeds, offset, ended, stream, normals, uniforms, integers, high, dtype):
+def _next_fake(seeds, offset, ended, stream, normals, uniforms, integers, high, dtype, calls):
     return tuple(empty_draws(seeds, Counts(normals, uniforms, integers), dtype))
 
 
@@ -77,7 +77,8 @@ register(
 
 register(
     "philox_next(Tensor seeds, Tensor(a!) offset, Tensor(b!) ended, int stream, int normals, "
-    "int uniforms, int integers, int high, ScalarType dtype) -> (Tensor, Tensor, Tensor)",
+    "int uniforms, int integers, int high, ScalarType dtype, int calls) "
+    "-> (Tensor, Tensor, Tensor)",
     _by_triton,
     _next_fake,
 )
@@ -92,10 +93,13 @@ def philox(
     dtype: torch.dtype,
     backend: str,
     ended: Tensor | None = None,
+    calls: int = 1,
 ) -> Draws:
-    """Draw the numbers; see the package's `philox`. With `ended`, by Triton, count one further."""
+    """Draw the numbers; see the package's `philox`. With `ended`, by Triton, count further."""
     if ended is not None:
         return Draws(
-            *torch.ops.trqam_fast.philox_next(seeds, offset, ended, stream, *counts, high, dtype)
+            *torch.ops.trqam_fast.philox_next(
+                seeds, offset, ended, stream, *counts, high, dtype, calls
+            )
         )
     return Draws(*torch.ops.trqam_fast.philox(seeds, offset, stream, *counts, high, dtype, backend))

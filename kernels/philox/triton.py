@@ -81,8 +81,8 @@ def store_integer(lower, upper, high, into, at, count):
 @triton.jit(do_not_specialize=["stream", "high", "normals", "uniforms", "integers"])
 def philox_kernel(
     seeds,  # [S], int64
-    offset,  # [1], int64, one more afterwards with COUNT
-    ended,  # [1], int32 with COUNT: programs that have read it, 0 before and after
+    offset,  # [1], int64, by CALLS more afterwards
+    ended,  # [1], int32 with CALLS: programs that have read it, 0 before and after
     normal,  # [S, normals]
     uniform,  # [S, uniforms]
     integer,  # [S, integers], int64
@@ -91,10 +91,13 @@ def philox_kernel(
     normals,
     uniforms,
     integers,
-    COUNT: tl.constexpr,
+    CALLS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Grid [programs of the normals + of the uniforms + of the integers, S]."""
+    """Grid [programs of the normals + of the uniforms + of the integers, S].
+
+    With two calls normals and uniforms are of the second one.
+    """
     run = tl.program_id(1)
     wide = tl.cast(run, tl.int64)
     program = tl.program_id(0)
@@ -103,7 +106,10 @@ def philox_kernel(
     kind = tl.where(program < for_normals, 0, tl.where(program < for_normals + for_uniforms, 1, 2))
     before = tl.where(kind == 0, 0, tl.where(kind == 1, for_normals, for_normals + for_uniforms))
     block = (program - before) * BLOCK + tl.arange(0, BLOCK)
-    counter = tl.load(offset)
+    start = tl.load(offset)
+    counter = start
+    if CALLS == 2:
+        counter += tl.where(kind < 2, 1, 0)
     same = block * 0
     w0, w1, w2, w3 = tl.philox(
         tl.load(seeds + run),
@@ -129,13 +135,13 @@ def philox_kernel(
         first = group * (PAIRS * SIDE_BY_SIDE) + within
         store_integer(w0, w1, bound, to_integers, first, integers)
         store_integer(w2, w3, bound, to_integers, first + SIDE_BY_SIDE, integers)
-    if COUNT:
+    if CALLS > 0:
         # All threads have read the counter, and when the last program ends all programs.
         tl.debug_barrier()
         before = tl.atomic_add(ended, 1)
         if before == tl.num_programs(0) * tl.num_programs(1) - 1:
             tl.store(ended, 0)
-            tl.store(offset, counter + 1)
+            tl.store(offset, start + CALLS)
 
 
 def philox(
@@ -146,8 +152,9 @@ def philox(
     counts: Counts,
     high: int,
     draws: Draws,
+    calls: int,
 ) -> None:
-    """Write all `draws`, whose normals and uniforms are float32; with `ended` count one further."""
+    """Write all `draws`, whose normals and uniforms are float32, and count with `ended`."""
     programs = sum(
         triton.cdiv(count, lanes(draw.dtype) * BLOCK)
         for count, draw in zip(counts, draws, strict=True)
@@ -157,5 +164,5 @@ def philox(
     with torch.cuda.device_of(seeds):
         philox_kernel[(max(programs, 1), seeds.shape[0])](
             seeds, offset, offset if ended is None else ended, *draws, stream, high, *counts,
-            ended is not None, BLOCK, num_warps=4,
+            0 if ended is None else calls, BLOCK, num_warps=4,
         )  # fmt: skip

@@ -29,8 +29,8 @@ KERNELS = (
     "pull_norm_kernel", "pull_inputs_kernel", "gradient_operands_kernel",
     "weight_gradient_kernel", "gradient_norm_kernel", "adam_step_kernel",
     "adjoint_matching_kernel", "adjoint_sizes_kernel", "squared_error_kernel", "td_loss_kernel",
-    "flow_matching_inputs_kernel", "dual_update_kernel", "gather_sequences_kernel",
-    "philox_kernel", "record_metrics_kernel",
+    "action_gradient_kernel", "flow_matching_inputs_kernel", "dual_update_kernel",
+    "gather_sequences_kernel", "philox_kernel", "record_metrics_kernel",
 )  # fmt: skip
 """Every Triton kernel; an update on a batch that lies ready gathers none."""
 OUT_OF_TIME = 100.0

@@ -19,6 +19,7 @@ from trqam_fast.agents.dual import DualController
 from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import (
     AdamNorm,
+    Draws,
     MLPWeights,
     adam_norm,
     adam_step,
@@ -322,19 +323,27 @@ class Agent:
         """Take what the configuration has for a stage, e.g. another budget online."""
 
     def draw_noise(self, randomness: Randomness) -> Noise:
-        """Draw the noise of one update.
+        """Draw the noise of one update; see `noise_of`."""
+        return self.noise_of(randomness.draw(**self.noise_counts()))
 
-        It is standard normal but for `bc_t` `[S, B, 1]`, which is uniform on [0, 1).
+    def noise_counts(self) -> dict[str, Any]:
+        """Return what `draw_noise` draws, as `Randomness.draw` takes it.
 
         Raises:
             UsageError: what the algorithm draws is no shapes by name.
         """
         shapes = self.draws()
         check_draws(type(self), shapes)
+        normals = sum(math.prod(shape) for shape in shapes.values())
+        return {"normals": normals, "uniforms": self.config.batch_size, "dtype": self.dtype}
+
+    def noise_of(self, drawn: Draws) -> Noise:
+        """Return the noise of one update by name, of what was drawn for it.
+
+        It is standard normal but for `bc_t` `[S, B, 1]`, which is uniform on [0, 1).
+        """
+        shapes = self.draws()
         sizes = [math.prod(shape) for shape in shapes.values()]
-        drawn = randomness.draw(
-            normals=sum(sizes), uniforms=self.config.batch_size, dtype=self.dtype
-        )
         parts = zip(shapes.items(), drawn.normals.split(sizes, dim=1), strict=True)
         noise = {name: part.reshape(self.runs, *shape) for (name, shape), part in parts}
         return noise | {"bc_t": drawn.uniforms.unsqueeze(-1)}

@@ -37,13 +37,14 @@ from trqam_fast.kernels import (
     BasePass,
     MLPWeights,
     NoiseSchedule,
+    action_gradient,
     adjoint_matching,
     adjoint_sizes,
+    both_with_operands,
     lean_adjoint,
     rollout_operands,
     sde_rollout,
     velocity_along,
-    with_operands,
 )
 
 QAM_AUTHORS = "QAM's authors"
@@ -189,20 +190,20 @@ class QAMAgent(Agent):
         of a GPU free, so what is not on that path goes beside those two.
         """
         path, next_actions = self.sample(batch, noise)
-        with self.branches.on("critic"):
-            q = self.data_values(batch)
-        with self.prepared_targets():
+        with self.prepared_critics():
+            with self.branches.on("critic", after=("operands",)):
+                q = self.data_values(batch)
             with self.branches.on("cloning"), torch.set_grad_enabled(not self.config.freeze_base):
                 cloning_loss = self.cloning_loss(batch, noise)
             with self.branches.on(MAIN, after=("operands",)):
-                gradient, values = self.action_gradient(batch.observations, path.end)
+                terminal, values = self.terminal_adjoint(batch.observations, path.end)
             with self.branches.on("critic", after=(MAIN,)):
                 critic_loss, critic_metrics = self.critic_loss(
                     batch, q, next_actions, path.end, values
                 )
         with self.branches.on("anchor", after=(MAIN,)):
             base_velocity = self.base_velocity(batch.observations, path)
-        adjoint, adjoint_metrics = self.adjoint(batch.observations, path, gradient)
+        adjoint, adjoint_metrics = self.adjoint(batch.observations, path, terminal)
         with self.branches.on(MAIN, after=("anchor",)):
             adjoint_loss, path_kl = self.adjoint_loss(path, base_velocity, adjoint)
 
@@ -214,7 +215,7 @@ class QAMAgent(Agent):
         if next_actions is not None:
             outputs["next_actions"] = next_actions
         metrics |= critic_metrics | adjoint_metrics
-        self.branches.keep(path, gradient, values, base_velocity)
+        self.branches.keep(path, terminal, values, base_velocity)
         with self.branches.on("cloning"):
             cloning_loss = self.warmed_up(cloning_loss)
         losses = {
@@ -232,18 +233,21 @@ class QAMAgent(Agent):
         return self.steps >= self.config.critic_warmup
 
     @contextmanager
-    def prepared_targets(self) -> Iterator[None]:
-        """Within it the target critics have their operands, for two passes beside the rollout."""
-        networks, plain = self.target.networks, self.target.networks["critic"]
+    def prepared_critics(self) -> Iterator[None]:
+        """Within it critics and their targets have operands, which one launch makes of all."""
+        networks = (self.online.networks, self.target.networks)
+        plain = [each["critic"] for each in networks]
         with self.branches.on("operands"):
             self.branches.catch_up()
-            prepared = with_operands(plain, self.obs_dim, **self.options)
+            prepared = both_with_operands(*plain, self.obs_dim, **self.options)
         self.branches.keep(prepared)
-        networks["critic"] = prepared
+        for each, critic in zip(networks, prepared, strict=True):
+            each["critic"] = critic
         try:
             yield
         finally:
-            networks["critic"] = plain
+            for each, critic in zip(networks, plain, strict=True):
+                each["critic"] = critic
 
     def sample(self, batch: Batch, noise: Noise) -> tuple[Path, Tensor | None]:
         """Roll out the SDE and, in the same call, the ODE of the next actions a' `[S, B, D]`.
@@ -301,50 +305,55 @@ class QAMAgent(Agent):
             q: What `data_values` returned.
             next_actions: a', `[S, B, D]`; None where `critic` samples none.
             end: X_K, which others penalise.
-            policy_values: Q' of `action_gradient` at X_K, `[S, E, B]`.
+            policy_values: Q' of `terminal_adjoint` at X_K, `[S, E, B]`.
         """
         next_values = self.critic.next_values(self, batch, next_actions)
         return critics.temporal_difference(self, q, next_values, batch, policy_values)
 
-    def adjoint(self, observations: Tensor, path: Path, gradient: Tensor) -> tuple[Tensor, Metrics]:
+    def adjoint(self, observations: Tensor, path: Path, terminal: Tensor) -> tuple[Tensor, Metrics]:
         """Carry the terminal adjoint back through the base field: a_0..a_{K-1} `[S, K, B, D]`.
 
         Args:
             observations: `[S, B, O]`.
             path: The states.
-            gradient: What `action_gradient` returned at their end, `[S, B, D]`.
+            terminal: a_K, `[S, B, D]`.
         """
-        terminal = self.terminal_adjoint(gradient)
         tape = None if path.base is None else path.base.tape
         adjoint = lean_adjoint(
             self.base, observations, path.trajectory, terminal, tape=tape, **self.options
         )
-        self.branches.keep(terminal)
         with self.branches.on("log", after=(MAIN,)):
             sizes = adjoint_sizes(terminal, adjoint, backend=self.small_ops)
             return adjoint, adjoint_metrics(sizes)
 
-    def terminal_adjoint(self, gradient: Tensor) -> Tensor:
-        """a_K = -inv_temp d/dX mean_e Q'_e(s, clip(X, -1, 1)), of that gradient `[S, B, D]`."""
-        return -self.config.inv_temp * gradient
+    @property
+    def adjoint_scale(self) -> float:
+        """What the gradient of the values is multiplied by to be the terminal adjoint."""
+        return -self.config.inv_temp
 
-    def action_gradient(self, observations: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def terminal_adjoint(self, observations: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a_K = `adjoint_scale` d/dX mean_e Q'_e(s, clip(X, -1, 1)), and Q' `[S, E, B]`.
+
+        Args:
+            observations: `[S, B, O]`.
+            x: X_K, `[S, B, D]`.
+        """
+        return self.action_gradient(observations, x, self.adjoint_scale)
+
+    def action_gradient(
+        self, observations: Tensor, x: Tensor, scale: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
         """Return mean_e Q'_e(s, clip(X, -1, 1))'s gradient in X `[S, B, D]`, and Q' `[S, E, B]`.
 
-        The gradient is zero where X lies outside [-1, 1].
+        The gradient, times `scale`, is zero where X lies outside [-1, 1].
         """
+        self.branches.catch_up()
         targets = getattr(self.config, "use_target_grad", True)
-        critic = (self.target if targets else self.online).networks["critic"].detach()
-        clip, x = getattr(self.config, "clip_adj", True), x.detach()
-        with torch.enable_grad():
-            actions = (x.clamp(-1.0, 1.0) if clip else x.detach()).requires_grad_()
-            values = self.critic_values(critic, observations, actions)
-            mean = torch.full_like(values, 1.0 / values.shape[1])  # The gradient of a mean.
-            (gradient,) = torch.autograd.grad(values, actions, mean)
-        if clip:  # The clamp's derivative by one launch, zero from the first numbers beyond 1 on.
-            beyond = 1.0 + torch.finfo(x.dtype).eps
-            gradient = torch.ops.aten.hardtanh_backward(gradient, x, -beyond, beyond)
-        return gradient, values.detach()
+        critic = (self.target if targets else self.online).networks["critic"]
+        return action_gradient(
+            critic, observations, x, clip=getattr(self.config, "clip_adj", True), scale=scale,
+            **self.options,
+        )  # fmt: skip
 
     def temperature(self) -> Tensor:
         """lam_scale lambda, `[S]`: what sigma_k^2 = g_k^2 / (lam_scale lambda) is divided by."""

@@ -141,10 +141,10 @@ class SQAMAgent(TRQAMAgent):
             return bridge, self.choose_candidate(critic, batch.next_observations, candidates)
 
     def adjoint(
-        self, observations: Tensor, path: Bridge, gradient: Tensor
+        self, observations: Tensor, path: Bridge, terminal: Tensor
     ) -> tuple[Tensor, Metrics]:
-        """b_j = -tau_j G, `[S, J, B, D]`, with G the critics' gradient at the policy's action."""
-        adjoint = -self.taus(gradient) * gradient.unsqueeze(1)
+        """b_j = tau_j a, `[S, J, B, D]`, with a = -G, G the critics' gradient at the action."""
+        adjoint = self.taus(terminal) * terminal.unsqueeze(1)
         with self.branches.on("log", after=(MAIN,)):
             sizes = adjoint_sizes(adjoint.flatten(1, 2), backend=self.small_ops)
             return adjoint, adjoint_metrics(sizes)

@@ -86,9 +86,10 @@ class TRQAMAgent(QAMAgent):
         """lam_scale lambda as the previous update left it, `[S]`."""
         return self.dual.temperature
 
-    def terminal_adjoint(self, gradient: Tensor) -> Tensor:
-        """a_K = -d/dX mean_e Q'_e(s, clip(X, -1, 1)), of that gradient `[S, B, D]`."""
-        return -gradient
+    @property
+    def adjoint_scale(self) -> float:
+        """-1: what adapts is the temperature of the loss."""
+        return -1.0
 
     def budget_of(self, update: Tensor) -> Tensor | None:
         """Return the budget of an update, the first being 1, `[]`; None where it is constant."""

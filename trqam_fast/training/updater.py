@@ -11,6 +11,7 @@ from trqam_fast.agents import Agent
 from trqam_fast.agents.base import Noise
 from trqam_fast.agents.branches import Branches
 from trqam_fast.data.batch import Batch
+from trqam_fast.data.dataset import Transitions
 from trqam_fast.errors import RunError
 from trqam_fast.randomness import Randomness
 from trqam_fast.training.history import History
@@ -127,9 +128,22 @@ class Updater:
             torch._foreach_copy_(list(self.batch), list(batch))
 
     def draw(self) -> tuple[Batch, Noise]:
-        """Draw what an update needs; its batch may lie ready."""
+        """Draw what an update needs, by one call for a data set; its batch may lie ready."""
+        if self.batch is None and isinstance(self.source, Transitions):
+            return self.draw_together(self.source)
         batch = self.sample() if self.batch is None else self.batch
         return batch, self.agent.draw_noise(self.randomness)
+
+    def draw_together(self, dataset: Transitions) -> tuple[Batch, Noise]:
+        """Draw what `Transitions.sample` and then `Agent.draw_noise` would."""
+        agent, horizon = self.agent, self.agent.config.horizon_length
+        drawn = self.randomness.draw_two(
+            integers=agent.config.batch_size, high=dataset.start_count(horizon),
+            **agent.noise_counts(),
+        )  # fmt: skip
+        backend = self.randomness.backend
+        batch = dataset.gather(drawn.integers, horizon, agent.discount, backend)
+        return batch, agent.noise_of(drawn)
 
     def update(self, count: int = 1) -> None:
         """Do some updates, beside each of which what the next one needs is drawn."""
