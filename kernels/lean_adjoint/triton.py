@@ -21,14 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trqam_fast.kernels.mlp.triton import (
-    Pull,
-    config_for,
-    pull_hidden_layers,
-    pull_norm,
-    pulled_gradients,
-    step_options,
-)
+from trqam_fast.kernels.mlp.triton import Pull, pull_hidden_layers, pull_norm, pulled_gradients
+from trqam_fast.kernels.mlp.triton_config import config_for, step_options
 from trqam_fast.kernels.mlp.triton_operands import row_scaled, to_operand
 from trqam_fast.kernels.mlp.triton_pullback import finish_pull, load_pre, pull_outputs
 from trqam_fast.kernels.mlp.triton_tile import (

@@ -54,6 +54,11 @@ def triton_passes() -> ModuleType:
     return importlib.import_module("trqam_fast.kernels.mlp.triton")
 
 
+def triton_preparation() -> ModuleType:
+    """Return the module that prepares weights for them."""
+    return importlib.import_module("trqam_fast.kernels.mlp.triton_prepare")
+
+
 def described(tensors: Sequence[Tensor]) -> str:
     """Return types and shapes of what one op prepares for another."""
     return ", ".join(f"{part.dtype} {list(part.shape)}".removeprefix("torch.") for part in tensors)
@@ -63,22 +68,24 @@ def _operands(tensors, others, first, backend, precision):
     if backend not in TRITON:
         return []
     stacks = [MLPWeights.from_tensors(each) for each in (tensors, others) if each]
-    return triton_passes().mlp_operands(stacks, precision, first, dependent=backend == DEPENDENT)
+    return triton_preparation().mlp_operands(
+        stacks, precision, first, dependent=backend == DEPENDENT
+    )
 
 
 def _operands_fake(tensors, others, first, backend, precision):
     if backend not in TRITON:
         return []
-    weights, passes = MLPWeights.from_tensors(tensors), triton_passes()
-    config = passes.operands_config(weights, precision, first)
-    return passes.empty_mlp_operands(config, weights.kernels[0], 2 if others else 1)
+    weights, preparation = MLPWeights.from_tensors(tensors), triton_preparation()
+    config = preparation.operands_config(weights, precision, first)
+    return preparation.empty_mlp_operands(config, weights.kernels[0], 2 if others else 1)
 
 
 def check_operands(operands, weights, first, precision):
     """Raise unless they have the types and shapes of those that the network's passes read."""
-    passes, kernel = triton_passes(), weights.kernels[0]
-    config = passes.operands_config(weights, precision, first)
-    right = passes.empty_mlp_operands(config, kernel.new_empty(kernel.shape, device="meta"))
+    preparation, kernel = triton_preparation(), weights.kernels[0]
+    config = preparation.operands_config(weights, precision, first)
+    right = preparation.empty_mlp_operands(config, kernel.new_empty(kernel.shape, device="meta"))
     if described(operands) != described(right):
         raise ValueError(
             f"mlp: the weights' operands are {described(operands)}, the pass needs "
@@ -277,4 +284,4 @@ def mlp_operands(
     if not operands:
         return [[] for _ in stacks]
     count = len(stacks)
-    return [triton_passes().part_of(operands, count, index) for index in range(count)]
+    return [triton_preparation().part_of(operands, count, index) for index in range(count)]

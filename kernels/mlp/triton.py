@@ -15,14 +15,11 @@ import triton
 from torch import Tensor
 
 from trqam_fast.kernels.mlp.triton_config import (
-    PASS_STAGES,
-    WARPS,
+    MAX_REGISTERS,
     KernelConfig,
-    dependent_options,
-    has_wgmma,
-    make_config,
+    config_for,
     operand_dtype,
-    stages_for,
+    tile_options,
 )
 from trqam_fast.kernels.mlp.triton_forward import (
     Prepared,
@@ -30,10 +27,10 @@ from trqam_fast.kernels.mlp.triton_forward import (
     first_layer_kernel,
     hidden_layer_kernel,
     output_kernel,
-    prepare_kernel,
 )
 from trqam_fast.kernels.mlp.triton_gradients import weight_gradients
 from trqam_fast.kernels.mlp.triton_inputs import Inputs, points_of
+from trqam_fast.kernels.mlp.triton_prepare import empty_prepared, prepare
 from trqam_fast.kernels.mlp.triton_pullback import (
     pull_hidden_kernel,
     pull_inputs_kernel,
@@ -48,49 +45,8 @@ from trqam_fast.kernels.mlp.triton_weights import (
 )
 from trqam_fast.kernels.mlp.weights import MLPWeights
 
-MAX_REGISTERS = {"ieee": 255, "tf32": 168, "fp16": 168, "bf16": 168}
-"""Registers of a thread: three programs of 168 share a multiprocessor, as many as their shared
-memory allows."""
-
-STEP_WARPS = 8
-"""Warps of a step of the rollout or of the sweep, two products one after the other."""
-
 NORM_ROWS, NORM_WARPS = 8, 4
 """Rows and warps of a program of `pull_norm_kernel`, which takes whole rows one after another."""
-
-
-def tile_options(precision: str, config: KernelConfig, **changes: int) -> dict[str, int]:
-    """Return Triton's options for a launch on the current device, with `changes`."""
-    options = {
-        "num_warps": WARPS[precision],
-        "num_stages": stages_for(PASS_STAGES, precision),
-        "maxnreg": MAX_REGISTERS[precision],
-    }
-    return options | changes | dependent_options(config)
-
-
-def step_options(precision: str, config: KernelConfig) -> dict[str, int]:
-    """Return the options of a step of the rollout or of the sweep."""
-    registers = 128 if has_wgmma() and precision != "ieee" else 255
-    return tile_options(precision, config, num_warps=STEP_WARPS, maxnreg=registers)
-
-
-def config_for(
-    weights: MLPWeights,
-    inputs: Tensor,
-    x: Tensor | None,
-    precision: str,
-    *,
-    train: bool,
-    dependent: bool = False,
-) -> KernelConfig:
-    """Return the config of passes of inputs in one part or two, and a time if there is room."""
-    dim = 0 if x is None else x.shape[-1]
-    obs = inputs.shape[-1]
-    time = weights.in_features - obs - dim
-    with torch.cuda.device_of(inputs):
-        config = make_config(weights, precision, obs=obs, dim=dim, time=time, train=train)
-    return dataclasses.replace(config, dependent=dependent)
 
 
 def check_size(config: KernelConfig, rows: int) -> None:
@@ -146,89 +102,6 @@ def pulled_gradients(
         groups * rows * config.width,
         tiles * groups * config.width,
     )
-
-
-def empty_prepared(config: KernelConfig, groups: int, like: Tensor) -> Prepared:
-    """Return uninitialised prepared weights of `groups` networks."""
-    new, operand, width = like.new_empty, operand_dtype(config), config.width
-    return Prepared(
-        new(groups, width, config.columns, dtype=operand),
-        new(config.depth - 1, groups, width, width, dtype=operand),
-        new(groups, config.block_out, width, dtype=operand),
-        new(config.depth if config.norm else 0, groups, width),
-        new(config.depth, groups, width),
-        new(groups if config.norm else 0, config.block_out),
-        new(groups, config.block_out),
-    )
-
-
-def prepare(
-    stacks: Sequence[MLPWeights],
-    operands: Sequence[Tensor],
-    into: Prepared,
-    config: KernelConfig,
-    precision: str,
-) -> None:
-    """Launch the preparation of a stack of networks, or of two that lie one behind the other.
-
-    The kernels of each are written into its `operands` too, if those are not empty.
-    """
-    tiles = triton.cdiv(max(config.width, config.block_out), config.block_n)
-    copy, pointers = operands[0].numel() > 0, []
-    for weights, kept in zip(stacks, operands, strict=True):
-        given = weight_pointers(weights, config)
-        pointers += [given, weight_pointers(weights, config, kept) if copy else given]
-    # Three parts of a field's inputs beside LayerNorm's sums and the copy would spill in four.
-    many = {"num_warps": 8, "maxnreg": 128} if copy and config.norm and config.dim else {}
-    prepare_kernel[(tiles, config.depth + 1, len(into.first))](
-        *pointers[:2], *pointers[-2:], into, into.offset.stride(0), len(stacks) == 2, copy, config,
-        **tile_options(precision, config, **many),
-    )  # fmt: skip
-
-
-def operands_config(
-    weights: MLPWeights, precision: str, first: int | None = None, *, dependent: bool = False
-) -> KernelConfig:
-    """Return the config that prepares weights for passes, with gradients or without.
-
-    Their inputs are in one part, or in two of which the first has `first` columns.
-    """
-    inputs = weights.kernels[0].mT  # as wide, on their device
-    parts = (inputs, None) if first is None else (inputs[..., :first], inputs[..., first:])
-    return config_for(weights, *parts, precision, train=True, dependent=dependent)
-
-
-def empty_mlp_operands(config: KernelConfig, kernel: Tensor, stacks: int = 1) -> list[Tensor]:
-    """Return memory for what `mlp_operands` returns, on the device of `kernel`, a network's."""
-    prepared = empty_prepared(config, stacks * len(kernel) * config.ensemble, kernel)
-    return [*prepared, *(empty_operands(config, kernel) for _ in range(stacks))]
-
-
-def mlp_operands(
-    stacks: Sequence[MLPWeights], precision: str, first: int | None = None, *, dependent: bool
-) -> list[Tensor]:
-    """Prepare one or two stacks for several passes, by one launch.
-
-    Returns:
-        `Prepared`, of the second stack behind the first, then each one's kernels as operands.
-    """
-    kernel = stacks[0].kernels[0]
-    config = operands_config(stacks[0], precision, first, dependent=dependent)
-    into = empty_mlp_operands(config, kernel, len(stacks))
-    prepared, operands = Prepared(*into[: -len(stacks)]), into[-len(stacks) :]
-    with torch.cuda.device_of(kernel):
-        prepare(stacks, operands, prepared, config, precision)
-    return into
-
-
-def part_of(operands: Sequence[Tensor], stacks: int, index: int) -> list[Tensor]:
-    """Return what `mlp_operands` prepared of one of so many stacks."""
-    fields = Prepared(*operands[:-stacks])._asdict()
-    groups = len(operands[0]) // stacks
-    own = slice(index * groups, (index + 1) * groups)
-    layered = ("hidden", "slope", "offset")  # behind an axis of layers
-    parts = (part[:, own] if name in layered else part[own] for name, part in fields.items())
-    return [*parts, operands[index - stacks]]
 
 
 def hidden_layers(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from trqam_fast.kernels.mlp.weights import MLPWeights
 
@@ -219,3 +221,45 @@ def make_config(
 def operand_dtype(config: KernelConfig) -> torch.dtype:
     """Return the type in which activations are stored between layers."""
     return STORED[config.operand]
+
+
+MAX_REGISTERS = {"ieee": 255, "tf32": 168, "fp16": 168, "bf16": 168}
+"""Registers of a thread: three programs of 168 share a multiprocessor, as many as their shared
+memory allows."""
+
+STEP_WARPS = 8
+"""Warps of a step of the rollout or of the sweep, two products one after the other."""
+
+
+def tile_options(precision: str, config: KernelConfig, **changes: int) -> dict[str, int]:
+    """Return Triton's options for a launch on the current device, with `changes`."""
+    options = {
+        "num_warps": WARPS[precision],
+        "num_stages": stages_for(PASS_STAGES, precision),
+        "maxnreg": MAX_REGISTERS[precision],
+    }
+    return options | changes | dependent_options(config)
+
+
+def step_options(precision: str, config: KernelConfig) -> dict[str, int]:
+    """Return the options of a step of the rollout or of the sweep."""
+    registers = 128 if has_wgmma() and precision != "ieee" else 255
+    return tile_options(precision, config, num_warps=STEP_WARPS, maxnreg=registers)
+
+
+def config_for(
+    weights: MLPWeights,
+    inputs: Tensor,
+    x: Tensor | None,
+    precision: str,
+    *,
+    train: bool,
+    dependent: bool = False,
+) -> KernelConfig:
+    """Return the config of passes of inputs in one part or two, and a time if there is room."""
+    dim = 0 if x is None else x.shape[-1]
+    obs = inputs.shape[-1]
+    time = weights.in_features - obs - dim
+    with torch.cuda.device_of(inputs):
+        config = make_config(weights, precision, obs=obs, dim=dim, time=time, train=train)
+    return dataclasses.replace(config, dependent=dependent)

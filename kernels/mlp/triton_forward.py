@@ -28,17 +28,14 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from trqam_fast.kernels.mlp.triton_inputs import BatchInputs, input_of, tile_inputs
+from trqam_fast.kernels.mlp.triton_inputs import BatchInputs, tile_inputs
 from trqam_fast.kernels.mlp.triton_operands import to_operand
 from trqam_fast.kernels.mlp.triton_tile import (
     EPS,
     await_predecessor,
-    either,
     gelu,
     group_of,
     load_inputs,
-    member_of,
-    row_zeros,
     slot,
     true_width,
     zeros,
@@ -190,106 +187,6 @@ def output_product(weights, wide, tape, row, mask, C: tl.constexpr):
         slope = tl.load(weights.last_slope + at)[None, :]
         return rstd[:, None] * (acc - mean[:, None] * slope) + offset
     return acc + offset
-
-
-@triton.jit
-def folded(w, net, at, slope, offset, C: tl.constexpr):
-    """Return rows of a kernel as operands, LayerNorm folded in, and the sums with theirs.
-
-    The slope is of the rounded operands, so that a mean far from the deviation cancels. TF32's are
-    cut by the products alone.
-    """
-    operand = to_operand(w, C)
-    if C.norm:
-        offset += tl.sum(w * tl.load(net.shift + at)[:, None], 0)
-        operand = to_operand(w * tl.load(net.scale + at)[:, None], C)
-        slope += tl.sum(operand.to(tl.float32), 0)
-    return operand, slope, offset
-
-
-@triton.jit
-def prepare_kernel(
-    weights,  # WeightPointers of G networks, or of the first G / 2 with TWO
-    operands,  # WeightPointers of their kernels as operands, written with COPY
-    other_weights,  # WeightPointers of the others with TWO
-    other_operands,  # likewise
-    prepared,  # Prepared, of G networks
-    layer_width,  # elements between two layers' slopes or offsets
-    TWO: tl.constexpr,
-    COPY: tl.constexpr,
-    C: tl.constexpr,
-):
-    """Transpose a layer's kernel and fold its LayerNorm; grid [features, depth + 1, G].
-
-    Layer `depth` is the output layer. Programs beyond a layer's features have nothing to do. With
-    COPY the kernel is also written as it lies, for a pullback.
-    """
-    await_predecessor(C)
-    index = tl.program_id(1)
-    group = tl.program_id(2)
-    wide = tl.cast(group, tl.int64)
-    if TWO:
-        half = tl.num_programs(2) // 2
-        second = group >= half
-        group %= half
-        weights = either(second, weights, other_weights)
-        operands = either(second, operands, other_operands)
-    net = member_of(weights, group // C.ensemble, group % C.ensemble, C)
-    copy = member_of(operands, group // C.ensemble, group % C.ensemble, C)
-    features = tl.program_id(0) * C.block_n + tl.arange(0, C.block_n)
-    inner = tl.arange(0, C.block_k)
-    slope = row_zeros(C.block_n)
-    offset = row_zeros(C.block_n)
-    if index == C.depth:
-        if tl.program_id(0) * C.block_n < C.block_out:
-            there, real = features < C.block_out, features < C.out
-            into = prepared.last + (wide * C.block_out + features[None, :]) * C.width
-            vector = (C.depth - 1) * (C.ensemble * C.width)
-            for k in range(0, C.width, C.block_k):
-                ks = k + inner
-                at = ks[:, None] * C.out + features[None, :]
-                w = tl.load(net.w_out + at, mask=real[None, :], other=0.0).to(tl.float32)
-                if COPY:
-                    tl.store(copy.w_out + at, to_operand(w, C), mask=real[None, :])
-                w, slope, offset = folded(w, net, vector + ks, slope, offset, C)
-                tl.store(into + ks[:, None], w, mask=there[None, :])
-            offset += tl.load(net.b_out + features, mask=real, other=0.0)
-            vector_at = wide * C.block_out + features
-            tl.store(prepared.last_offset + vector_at, offset, mask=there)
-            if C.norm:
-                tl.store(prepared.last_slope + vector_at, slope, mask=there)
-    elif tl.program_id(0) * C.block_n < C.width:
-        layer = tl.cast(index, tl.int64) * layer_width + wide * C.width + features
-        if index == 0:
-            into = prepared.first + (wide * C.width + features[None, :]) * C.columns
-            for k in range(0, C.columns, C.block_k):
-                column = k + inner
-                source, real = input_of(column, C)
-                at = source[:, None] * C.width + features[None, :]
-                w = tl.load(net.w_in + at, mask=real[:, None], other=0.0).to(tl.float32)
-                w = to_operand(w, C)
-                tl.store(into + column[:, None], w)
-                if COPY:
-                    tl.store(copy.w_in + at, w, mask=real[:, None])
-            tl.store(prepared.offset + layer, tl.load(net.b_hid + features))
-        else:
-            layers = tl.cast(index - 1, tl.int64) * (C.ensemble * C.width * C.width)
-            into = prepared.hidden + (index - 1) * tl.cast(layer_width, tl.int64) * C.width
-            into += (wide * C.width + features[None, :]) * C.width
-            vector = index * (C.ensemble * C.width)
-            for k in range(0, C.width, C.block_k):
-                ks = k + inner
-                at = layers + ks[:, None] * C.width + features[None, :]
-                w = tl.load(net.w_hid + at).to(tl.float32)
-                if COPY:
-                    tl.store(copy.w_hid + at, to_operand(w, C))
-                before = vector - C.ensemble * C.width + ks
-                w, slope, offset = folded(w, net, before, slope, offset, C)
-                tl.store(into + ks[:, None], w)
-            offset += tl.load(net.b_hid + vector + features)
-            tl.store(prepared.offset + layer, offset)
-            if C.norm:
-                tl.store(prepared.slope + layer, slope)
 
 
 @triton.jit(do_not_specialize=["x_stride", "layer_rows", "batch", "rows", "steps", "shift"])

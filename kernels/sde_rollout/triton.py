@@ -24,16 +24,8 @@ import triton.language as tl
 from torch import Tensor
 
 from trqam_fast.kernels.layout import dense_runs
-from trqam_fast.kernels.mlp.triton import (
-    check_size,
-    config_for,
-    empty_kept,
-    empty_prepared,
-    hidden_layers,
-    prepare,
-    step_options,
-)
-from trqam_fast.kernels.mlp.triton_config import KernelConfig
+from trqam_fast.kernels.mlp.triton import check_size, empty_kept, hidden_layers
+from trqam_fast.kernels.mlp.triton_config import KernelConfig, config_for, step_options
 from trqam_fast.kernels.mlp.triton_forward import (
     Prepared,
     RowBlocks,
@@ -42,6 +34,7 @@ from trqam_fast.kernels.mlp.triton_forward import (
     rows_of,
 )
 from trqam_fast.kernels.mlp.triton_operands import to_operand
+from trqam_fast.kernels.mlp.triton_prepare import empty_prepared, prepare
 from trqam_fast.kernels.mlp.triton_tile import Tape, await_predecessor, group_of, zeros
 from trqam_fast.kernels.mlp.triton_weights import empty_operands
 from trqam_fast.kernels.mlp.weights import MLPWeights
