@@ -19,7 +19,14 @@ from tests.helpers import (
     make_field,
     make_mlp,
 )
-from trqam_fast.kernels import BackendError, GradientMemory, lean_adjoint, mlp, with_operands
+from trqam_fast.kernels import (
+    BackendError,
+    GradientMemory,
+    both_with_operands,
+    lean_adjoint,
+    mlp,
+    with_operands,
+)
 from trqam_fast.kernels.dispatch import extension
 from trqam_fast.networks import MLPShape, ParameterBlock
 
@@ -137,6 +144,27 @@ def test_nothing_is_prepared_on_a_cpu(backend):
     assert_equal64(found, gradients([mlp(weights, x, backend=backend)], weights.tensors))
     with pytest.raises(TypeError, match="mlp: weights is a list; pass MLPWeights"):
         with_operands(list(weights.tensors), backend=backend)
+    both = both_with_operands(weights, weights, backend=backend)
+    assert [each.operands for each in both] == [(), ()]
+    with pytest.raises(TypeError, match="mlp: others is a list; pass MLPWeights"):
+        both_with_operands(weights, list(weights.tensors), backend=backend)
+    with pytest.raises(ValueError, match="weights and others differ in their shapes"):
+        both_with_operands(weights, make_mlp(4, 3), backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_inputs_in_two_parts_are_side_by_side(backend):
+    weights, x = make_mlp(5, 3, runs=2, ensemble=2), draw(2, 4, 5)
+    s, a = (part.contiguous().requires_grad_() for part in x.split([3, 2], dim=-1))
+    x.requires_grad_()
+    out, expected = mlp(weights, (s, a), backend=backend), mlp(weights, x, backend=backend)
+    assert torch.equal(out, expected)
+    (whole,) = gradients([expected], [x])
+    assert torch.equal(torch.cat(gradients([out], [s, a]), dim=-1), whole)
+    with pytest.raises(
+        ValueError, match=r"mlp: inputs\[1\] has shape \[2, 4, 3\]; expected \[2, 4, 2\]"
+    ):
+        mlp(weights, (s, s), backend=backend)
 
 
 def test_limits_are_named():

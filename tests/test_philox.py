@@ -236,6 +236,11 @@ def test_nothing_is_drawn_unless_it_is_asked_for():
         ({"high": 2**31 + 1}, ValueError, "high is 2147483649"),
         ({"normals": -1}, ValueError, "normals=-1"),
         ({"uniforms": 2**31}, ValueError, "uniforms=2147483648"),
+        ({"ended": 3}, TypeError, "ended is int; pass an int32 tensor"),
+        ({"ended": torch.zeros(1)}, TypeError, "ended is torch.float32; pass an int32 tensor"),
+        ({"ended": torch.zeros((), dtype=torch.int32)}, ValueError, r"ended has shape \[\] on cpu"),
+        ({"ended": torch.zeros(1, dtype=torch.int32, device="meta")}, ValueError, "on meta"),
+        ({"calls": 2}, ValueError, "calls is 2; use 1, or with ended 2"),
         ({"backend": "triton"}, BackendError, "backend 'triton' is not available"),
     ],
 )

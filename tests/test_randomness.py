@@ -1,8 +1,9 @@
 """Random numbers of several runs."""
 
+import pytest
 import torch
 
-from tests.helpers import assert_equal64
+from tests.helpers import DEVICE, NEEDS_TRITON, assert_equal64
 from trqam_fast.randomness import Randomness
 from trqam_fast.training.seeding import STREAMS, make_randomness
 
@@ -34,6 +35,24 @@ def test_backends_agree():
     assert torch.equal(ours.uniforms, theirs.uniforms)
     assert torch.equal(ours.integers, theirs.integers)
     assert_equal64([ours.normals], [theirs.normals])
+
+
+@pytest.mark.parametrize(
+    "backend", ["reference", "cpp", pytest.param("triton", marks=NEEDS_TRITON)]
+)
+def test_two_calls_at_once_draw_what_they_would_apart(backend):
+    """And count as two; no programs for no numbers count too."""
+    device, dtype = DEVICE if backend == "triton" else "cpu", torch.float32
+    apart, together = (Randomness([3, 4], device, backend) for _ in range(2))
+    for normals, uniforms, integers in ((700, 5, 3), (0, 0, 9), (1, 0, 0), (0, 0, 0)):
+        first = apart.draw(integers=integers, high=10, dtype=dtype).integers
+        second = apart.draw(normals=normals, uniforms=uniforms, dtype=dtype)
+        found = together.draw_two(
+            integers=integers, high=10, normals=normals, uniforms=uniforms, dtype=dtype
+        )
+        assert all(map(torch.equal, found, (*second[:2], first)))
+        assert apart.position() == together.position()
+        assert int(together.ended) == 0
 
 
 def test_streams_and_seeds_have_keys_of_their_own():

@@ -26,6 +26,7 @@ from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import (
     BackendError,
     MLPWeights,
+    both_with_operands,
     dual_update,
     lean_adjoint,
     mlp,
@@ -174,6 +175,22 @@ def test_passes_share_what_was_prepared_of_their_weights(precision):
     for wrong in (operands[:-1], [part[1:] for part in operands], of_another):
         with pytest.raises(ValueError, match="prepare them by with_operands"):
             passed(wrong)
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_two_stacks_are_prepared_as_each_would_be(layer_norm):
+    """For inputs in two parts; the first part alone would need other operands."""
+    sizes, options = replace(UNEVEN, layer_norm=layer_norm), {"backend": "triton"}
+    inputs = inputs_of("mlp_of_two_parts", sizes)
+    first, given = inputs["weights"], (inputs["observations"], inputs["actions"])
+    second = first.map(lambda t: t * 1.5)
+    both = both_with_operands(first, second, given[0].shape[-1], **options)
+    for plain, prepared in zip((first, second), both, strict=True):
+        alone = with_operands(plain, given[0].shape[-1], **options)
+        assert all(map(torch.equal, prepared.operands, alone.operands))
+        assert torch.equal(mlp(prepared, given, **options), mlp(plain, given, **options))
+    with pytest.raises(ValueError, match="prepare them by with_operands .* in as many parts"):
+        mlp(both[0], torch.cat(given, dim=-1), **options)
 
 
 @pytest.mark.parametrize("name", ["mlp", "sde_rollout", "lean_adjoint"])

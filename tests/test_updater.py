@@ -177,6 +177,42 @@ def test_state_stays_where_it_is(kind):
     assert addresses() == before
 
 
+class OwnSampling(Dataset):
+    """Samples as every data set does, in a method of its own."""
+
+    sampled = 0
+
+    def sample(self, *arguments):
+        type(self).sampled += 1
+        return super().sample(*arguments)
+
+
+class OwnNoise(TRQAMAgent):
+    """Draws as every algorithm does, in a method of its own."""
+
+    drawn = 0
+
+    def draw_noise(self, randomness):
+        type(self).drawn += 1
+        return super().draw_noise(randomness)
+
+
+def test_batch_and_noise_are_drawn_at_once_unless_somebody_has_an_own_way(monkeypatch):
+    """With the numbers of one after the other, and the position."""
+    expected = make(TRQAMAgent)
+    assert expected.draws_alike
+    expected.run(3)
+    noisy = make(OwnNoise)
+    noisy.run(3)
+    assert OwnNoise.drawn == 3 and not noisy.draws_alike
+    monkeypatch.setattr("tests.test_updater.Dataset", OwnSampling)
+    sampling = make(TRQAMAgent)
+    sampling.run(3)
+    assert OwnSampling.sampled == 3 and not sampling.draws_alike
+    for other in (noisy, sampling):
+        assert all(map(torch.equal, outcome(other), outcome(expected)))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_history_keeps_every_update_in_order(dtype):
     history, b = History(3), torch.full((2,), -1.0, dtype=dtype)

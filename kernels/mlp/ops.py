@@ -283,5 +283,6 @@ def mlp_operands(
     operands = torch.ops.trqam_fast.mlp_operands(tensors[0], others, first, backend, precision)
     if not operands:
         return [[] for _ in stacks]
-    count = len(stacks)
-    return [triton_preparation().part_of(operands, count, index) for index in range(count)]
+    from trqam_fast.kernels.mlp.triton_prepare import part_of
+
+    return [part_of(operands, len(stacks), index) for index in range(len(stacks))]

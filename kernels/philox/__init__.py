@@ -76,6 +76,8 @@ def philox(
         if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64:
             found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise TypeError(f"{op}: {name} is {found}; pass an int64 tensor")
+    if ended is not None:
+        check_ended(op, ended, seeds)
     if seeds.dim() != 1 or seeds.numel() == 0 or offset.shape != (1,):
         raise ValueError(
             f"{op}: seeds has shape {list(seeds.shape)} and offset {list(offset.shape)}; expected "
@@ -83,8 +85,6 @@ def philox(
         )
     if offset.device != seeds.device:
         raise ValueError(f"{op}: offset is on {offset.device}, seeds on {seeds.device}; move one")
-    if ended is not None and (ended.dtype, ended.shape) != (torch.int32, offset.shape):
-        raise TypeError(f"{op}: ended is {ended.dtype} {list(ended.shape)}; pass one int32")
     if dtype not in FLOATING:
         raise TypeError(f"{op}: dtype is {dtype}; use torch.float32 or torch.float64")
     check_integers(op, stream=stream, high=high, **counts._asdict())
@@ -111,6 +111,18 @@ def philox(
         return draw(counts)
     drawn = draw(Counts(0, 0, integers)).integers
     return draw(Counts(normals, uniforms, 0))._replace(integers=drawn)
+
+
+def check_ended(op: str, ended: Tensor, seeds: Tensor) -> None:
+    """Raise unless `ended` is one int32 on the device of `seeds`."""
+    if not isinstance(ended, Tensor) or ended.dtype != torch.int32:
+        found = ended.dtype if isinstance(ended, Tensor) else type(ended).__name__
+        raise TypeError(f"{op}: ended is {found}; pass an int32 tensor")
+    if ended.shape != (1,) or ended.device != seeds.device:
+        raise ValueError(
+            f"{op}: ended has shape {list(ended.shape)} on {ended.device}; expected [1] on "
+            f"{seeds.device}"
+        )
 
 
 __all__ = ["Draws", "philox"]

@@ -23,12 +23,14 @@ def record_metrics(
     Args:
         metrics: M tensors `[S]`, float32 or float64, without gradients.
         table: `[N, S, M]`, of the same type, changed in place.
-        position: The row, `[1]`, int64, below N; changed in place.
+        position: The row, `[1]`, int64, below N; changed in place. A row behind the last one is not
+            written by Triton, which cannot say so, and raises IndexError else.
         backend: ``auto``, ``reference`` or ``triton`` (float32).
 
     Raises:
         TypeError: an argument is no tensor, or of an unsupported dtype.
         ValueError: shapes, dtypes or devices do not fit.
+        IndexError: the table is full; not with Triton.
         BackendError: the backend asked for cannot run.
     """
     op = "record_metrics"

@@ -201,7 +201,7 @@ class RolloutRows(NamedTuple):
 
     Attributes:
         sweep: Where those of the base field at t_k + h begin, of all steps.
-        base: The same of those at t_k, of two steps.
+        base: The same of those at t_k, of two steps, or of step K - 1 alone.
         ode: The same of the ODE's, of two steps.
         count: All rows.
     """
@@ -217,7 +217,7 @@ def rollout_rows(inputs: RolloutInputs, train: bool, with_base: bool) -> Rollout
     batch, steps = inputs.x0.shape[1], inputs.flow_steps
     sweep = (steps if train else 2) * batch
     base = sweep + (steps * batch if with_base else 0)
-    ode = base + 2 * batch
+    ode = base + (2 if with_base else 1) * batch
     return RolloutRows(sweep, base, ode, ode + 2 * inputs.ode_x0.shape[1])
 
 
@@ -301,7 +301,8 @@ def sde_rollout(
         """Return where the tape has the rows of a step: the SDE's, the ODE's, the base field's."""
         turn = k % 2
         start = (k if train else turn) * batch
-        return start, starts.ode + turn * ode_batch, starts.base + turn * batch
+        base = starts.base + (turn * batch if with_base else 0)
+        return start, starts.ode + turn * ode_batch, base
 
     with torch.cuda.device_of(x0):
         options = step_options(precision, config)

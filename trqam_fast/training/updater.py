@@ -129,10 +129,17 @@ class Updater:
 
     def draw(self) -> tuple[Batch, Noise]:
         """Draw what an update needs, by one call for a data set; its batch may lie ready."""
-        if self.batch is None and isinstance(self.source, Transitions):
+        if self.batch is None and self.draws_alike:
             return self.draw_together(self.source)
         batch = self.sample() if self.batch is None else self.batch
         return batch, self.agent.draw_noise(self.randomness)
+
+    @property
+    def draws_alike(self) -> bool:
+        """Whether batch and noise are drawn as `draw_together` does, by nobody's own way."""
+        sampled = getattr(type(self.source), "sample", None)
+        drawn = type(self.agent).draw_noise
+        return sampled is Transitions.sample and drawn is Agent.draw_noise
 
     def draw_together(self, dataset: Transitions) -> tuple[Batch, Noise]:
         """Draw what `Transitions.sample` and then `Agent.draw_noise` would."""
