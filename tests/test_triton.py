@@ -189,11 +189,14 @@ def test_two_stacks_are_prepared_as_each_would_be(layer_norm):
     for plain, prepared in zip((first, second), both, strict=True):
         with poisoned_memory():
             assert torch.equal(mlp(prepared, given, **options), mlp(plain, given, **options))
-    with pytest.raises(ValueError, match="prepare them by with_operands .* in as many parts"):
+    said = r"in two parts, 3 columns first, and these are in one part; .*\(weights, None\)"
+    with pytest.raises(ValueError, match=f"mlp: the weights' operands are for inputs {said}"):
         mlp(both[0], torch.cat(given, dim=-1), **options)
+    with pytest.raises(ValueError, match="inputs in one part, and these are in two parts, 3 col"):
+        mlp(with_operands(first, **options), given, **options)
 
 
-@pytest.mark.parametrize("name", ["mlp", "sde_rollout", "lean_adjoint"])
+@pytest.mark.parametrize("name", ["mlp", "sde_rollout", "lean_adjoint", "mlp_of_two_parts"])
 def test_float16_within_budget(name):
     """At most twice the error of plain PyTorch with operands of as many bits.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trqam_fast.kernels.action_gradient.reference import scaled
 from trqam_fast.kernels.dispatch import DEPENDENT, TRITON
-from trqam_fast.kernels.mlp.ops import check_operands
+from trqam_fast.kernels.mlp.ops import check_operands, operands_of
 from trqam_fast.kernels.mlp.weights import MLPWeights
 from trqam_fast.kernels.registration import register
 
@@ -60,7 +60,7 @@ def action_gradient(
     precision: str,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient and the values; see the package's `action_gradient`."""
-    operands = list(critic.operands) if backend in TRITON else []
+    operands = operands_of("action_gradient", critic, observations.shape[-1], backend)
     return torch.ops.trqam_fast.action_gradient(
         list(critic.tensors), observations, x, clip, scale, backend, precision, operands
     )

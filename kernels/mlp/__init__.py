@@ -139,7 +139,7 @@ def _prepared(
     with torch.no_grad():
         operands = ops.mlp_operands(stacks, first, chosen, precision)
     pairs = zip(stacks, operands, strict=True)
-    return [replace(weights, operands=tuple(own)) for weights, own in pairs]
+    return [replace(weights, operands=tuple(own), first=first) for weights, own in pairs]
 
 
 def check_weights(op: str, weights: MLPWeights, name: str = "weights") -> None:

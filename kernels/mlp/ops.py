@@ -81,6 +81,26 @@ def _operands_fake(tensors, others, first, backend, precision):
     return preparation.empty_mlp_operands(config, weights.kernels[0], 2 if others else 1)
 
 
+def operands_of(op: str, weights: MLPWeights, first: int | None, backend: str) -> list[Tensor]:
+    """Return the weights' operands, if the backend reads some, for inputs in so many parts.
+
+    Raises:
+        ValueError: they are for others.
+    """
+    if backend not in TRITON or not weights.operands:
+        return []
+    if weights.first != first:
+        parts = {None: "one part"}
+        given, wanted = (
+            parts.get(n, f"two parts, {n} columns first") for n in (weights.first, first)
+        )
+        raise ValueError(
+            f"{op}: the weights' operands are for inputs in {given}, and these are in {wanted}; "
+            f"prepare them by with_operands(weights, {first})"
+        )
+    return list(weights.operands)
+
+
 def check_operands(operands, weights, first, precision):
     """Raise unless they have the types and shapes of those that the network's passes read."""
     preparation, kernel = triton_preparation(), weights.kernels[0]
@@ -89,8 +109,7 @@ def check_operands(operands, weights, first, precision):
     if described(operands) != described(right):
         raise ValueError(
             f"mlp: the weights' operands are {described(operands)}, the pass needs "
-            f"{described(right)}; prepare them by with_operands for its backend and precision, and "
-            "for inputs in as many parts"
+            f"{described(right)}; prepare them by with_operands for its backend and precision"
         )
 
 
@@ -269,7 +288,7 @@ def mlp(
     given = (inputs, *tensors) if x is None else (inputs, x, *tensors)
     train = torch.is_grad_enabled() and any(t.requires_grad for t in given)
     how = Pass(backend, precision, train, weights.memory)
-    operands = list(weights.operands) if backend in TRITON else []
+    operands = operands_of("mlp", weights, None if x is None else inputs.shape[-1], backend)
     out = _MLP.apply(how, inputs, x, operands, *tensors)
     return out.view(*weights.lead, inputs.shape[1], weights.out_features)
 

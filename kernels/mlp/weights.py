@@ -64,6 +64,7 @@ class MLPWeights:
         norm_biases: Likewise.
         memory: Where a compiled backward pass puts the gradients; None for new tensors.
         operands: What passes read of the weights, if it was prepared (`with_operands`).
+        first: Columns of the first part of the inputs that the operands are for; None for one part.
     """
 
     kernels: tuple[Tensor, ...]
@@ -72,6 +73,7 @@ class MLPWeights:
     norm_biases: tuple[Tensor, ...] = ()
     memory: GradientMemory | None = None
     operands: tuple[Tensor, ...] = ()
+    first: int | None = None
 
     @classmethod
     def from_tensors(cls, tensors: Sequence[Tensor]) -> MLPWeights:
@@ -119,7 +121,7 @@ class MLPWeights:
 
     def detach(self) -> MLPWeights:
         """Return the same weights without gradients."""
-        return replace(self.map(Tensor.detach), operands=self.operands)
+        return replace(self.map(Tensor.detach), operands=self.operands, first=self.first)
 
     def map(self, function) -> MLPWeights:
         """Return weights with `function` applied to every tensor, without memory and operands."""
