@@ -90,9 +90,9 @@ def operands_of(op: str, weights: MLPWeights, first: int | None, backend: str) -
     if backend not in TRITON or not weights.operands:
         return []
     if weights.first != first:
-        parts = {None: "one part"}
         given, wanted = (
-            parts.get(n, f"two parts, {n} columns first") for n in (weights.first, first)
+            "one part" if columns is None else f"two parts, {columns} columns first"
+            for columns in (weights.first, first)
         )
         raise ValueError(
             f"{op}: the weights' operands are for inputs in {given}, and these are in {wanted}; "
