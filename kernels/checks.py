@@ -95,6 +95,21 @@ def check_integers(op: str, **numbers: int) -> None:
             raise TypeError(f"{op}: {name} is {number!r}; pass an integer")
 
 
+def check_counter(
+    op: str, name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Raise unless `tensor` is one number of `dtype` on `device`, `[1]`."""
+    if not isinstance(tensor, Tensor) or tensor.dtype != dtype:
+        found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        wanted = str(dtype).removeprefix("torch.")
+        raise TypeError(f"{op}: {name} is {found}; pass an {wanted} tensor")
+    if tensor.shape != (1,) or tensor.device != device:
+        raise ValueError(
+            f"{op}: {name} has shape {list(tensor.shape)} on {tensor.device}; expected [1] on "
+            f"{device}"
+        )
+
+
 def check_counts(op: str, **counts: int) -> None:
     """Raise TypeError unless all `counts` are integers, and ValueError if one is below 1."""
     check_integers(op, **counts)

@@ -59,9 +59,18 @@ def flow_matching_inputs_kernel(
 def flow_matching_inputs(
     observations: Tensor, actions: Tensor, x0: Tensor, times: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return inputs and velocity; see the package's `flow_matching_inputs`."""
+    """Return inputs and velocity; see the package's `flow_matching_inputs`.
+
+    Raises:
+        ValueError: a run has 2^31 inputs or more.
+    """
     runs, batch, dim = actions.shape
     width, columns = observations.shape[-1], observations.shape[-1] + dim + 1
+    if batch * columns >= 2**31:
+        raise ValueError(
+            f"flow_matching_inputs: a run has {batch} x {columns} inputs; the Triton kernel "
+            "addresses fewer than 2^31, so split the batch"
+        )
     inputs = actions.new_empty(runs, batch, columns)
     velocity = actions.new_empty(runs, batch, dim)
     padded = triton.next_power_of_2(columns)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trqam_fast.kernels.checks import FLOATING, check_integers
+from trqam_fast.kernels.checks import FLOATING, check_counter, check_integers
 from trqam_fast.kernels.dispatch import choose_backend
 from trqam_fast.kernels.philox import ops, reference
 from trqam_fast.kernels.philox.draws import MAX_COUNT, MAX_STREAM, Counts, Draws
@@ -77,7 +77,7 @@ def philox(
             found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise TypeError(f"{op}: {name} is {found}; pass an int64 tensor")
     if ended is not None:
-        check_ended(op, ended, seeds)
+        check_counter(op, "ended", ended, torch.int32, seeds.device)
     if seeds.dim() != 1 or seeds.numel() == 0 or offset.shape != (1,):
         raise ValueError(
             f"{op}: seeds has shape {list(seeds.shape)} and offset {list(offset.shape)}; expected "
@@ -111,18 +111,6 @@ def philox(
         return draw(counts)
     drawn = draw(Counts(0, 0, integers)).integers
     return draw(Counts(normals, uniforms, 0))._replace(integers=drawn)
-
-
-def check_ended(op: str, ended: Tensor, seeds: Tensor) -> None:
-    """Raise unless `ended` is one int32 on the device of `seeds`."""
-    if not isinstance(ended, Tensor) or ended.dtype != torch.int32:
-        found = ended.dtype if isinstance(ended, Tensor) else type(ended).__name__
-        raise TypeError(f"{op}: ended is {found}; pass an int32 tensor")
-    if ended.shape != (1,) or ended.device != seeds.device:
-        raise ValueError(
-            f"{op}: ended has shape {list(ended.shape)} on {ended.device}; expected [1] on "
-            f"{seeds.device}"
-        )
 
 
 __all__ = ["Draws", "philox"]

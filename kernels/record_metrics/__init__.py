@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trqam_fast.kernels.checks import check_same, check_tensor
+from trqam_fast.kernels.checks import check_counter, check_same, check_tensor
 from trqam_fast.kernels.dispatch import choose_backend
 from trqam_fast.kernels.record_metrics import ops, reference
 
@@ -39,14 +39,7 @@ def record_metrics(
     for name, metric in named.items():
         check_tensor(op, name, metric, (table.shape[1],))
     check_same(op, table=table, **named)
-    if not isinstance(position, Tensor) or position.dtype != torch.int64:
-        found = position.dtype if isinstance(position, Tensor) else type(position).__name__
-        raise TypeError(f"{op}: position is {found}; pass an int64 tensor")
-    if position.shape != (1,) or position.device != table.device:
-        raise ValueError(
-            f"{op}: position has shape {list(position.shape)} on {position.device}; expected [1] "
-            f"on {table.device}"
-        )
+    check_counter(op, "position", position, torch.int64, table.device)
     if not table.is_contiguous():
         raise ValueError(f"{op}: table is not contiguous; pass one that is, to be written in place")
     chosen = choose_backend(op, backend, table.device, dtype=table.dtype)
