@@ -34,6 +34,13 @@ def test_the_gradient_ends_behind_one(backend):
     halved, _ = action_gradient(critic, s, x, scale=-0.5, backend=backend)
     torch.testing.assert_close(halved, -0.5 * gradient, equal_nan=True, rtol=0, atol=0)
     assert not gradient.requires_grad and not values.requires_grad
+    # Without the clip it counts everywhere, at other values.
+    given = [tensor[:, 2:4] for tensor in (s, x)]
+    free = action_gradient(critic, *given, clip=False, backend=backend)
+    exact = action_gradient(critic, *given, clip=False, backend="reference")
+    assert free[0].ne(0).all() and not torch.allclose(free[1], values[..., 2:4])
+    for ours, theirs in zip(free, exact, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_bad_input():

@@ -18,6 +18,7 @@ from tests.helpers import (
     gradients,
     make_field,
     make_mlp,
+    poisoned_memory,
 )
 from trqam_fast.kernels import (
     BackendError,
@@ -165,6 +166,25 @@ def test_inputs_in_two_parts_are_side_by_side(backend):
         ValueError, match=r"mlp: inputs\[1\] has shape \[2, 4, 3\]; expected \[2, 4, 2\]"
     ):
         mlp(weights, (s, s), backend=backend)
+
+
+@pytest.mark.parametrize("layer_norm", [pytest.param(on, marks=NEEDS_TRITON) for on in (0, 1)])
+def test_two_stacks_are_prepared_as_each_would_be(layer_norm):
+    """For inputs in two parts; with few columns the operands for one part are as large."""
+    shape = {"runs": 2, "ensemble": 2, "layer_norm": bool(layer_norm), "dtype": torch.float32}
+    stacks = [make_mlp(5, 1, seed=seed, **shape).map(lambda t: t.to(DEVICE)) for seed in (0, 1)]
+    given = [draw(2, 33, n, seed=n, dtype=torch.float32).to(DEVICE) for n in (3, 2)]
+    options, given = {"backend": "triton"}, tuple(given)
+    with poisoned_memory():
+        both = both_with_operands(*stacks, 3, **options)
+    for plain, prepared in zip(stacks, both, strict=True):
+        with poisoned_memory():
+            assert torch.equal(mlp(prepared, given, **options), mlp(plain, given, **options))
+    said = r"in two parts, 3 columns first, and these are in one part; .*\(weights, None\)"
+    with pytest.raises(ValueError, match=f"mlp: the weights' operands are for inputs {said}"):
+        mlp(both[0], torch.cat(given, dim=-1), **options)
+    with pytest.raises(ValueError, match="inputs in one part, and these are in two parts, 3 col"):
+        mlp(with_operands(stacks[0], **options), given, **options)
 
 
 def test_limits_are_named():

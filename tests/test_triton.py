@@ -26,7 +26,6 @@ from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import (
     BackendError,
     MLPWeights,
-    both_with_operands,
     dual_update,
     lean_adjoint,
     mlp,
@@ -42,6 +41,7 @@ from trqam_fast.randomness import Randomness
 pytestmark = NEEDS_TRITON
 
 UNEVEN = Sizes(2, 33, 3, 2, (16, 40), True, steps=2, ensemble=None)
+FEW = replace(UNEVEN, runs=1, batch=5)
 DRAWS = 20
 """Independent runs over which an error budget is judged."""
 FLOAT16_SIZES = (
@@ -102,16 +102,17 @@ def test_a_rollout_with_its_base_field_finds_what_passes_find(precision, hidden)
     passes = [velocity_along(base, s, x[:, :-1], **options), lean_adjoint(*sweep, **options)]
     for each, expected in zip(ours, passes, strict=True):
         assert error(each, expected.double()) <= budget
+    if precision == "ieee":
+        return
     # All of it is read, and nothing that is wrong.
     tape = found.base.tape
-    for part in (tape[0], *(tape[4:] if precision == "fp16" else ())):
+    for part in (tape[0], tape[4]):
         before = part.clone()
         part.fill_(torch.nan)
         assert lean_adjoint(*sweep, tape=tape, **options).isnan().any()
         part.copy_(before)
-    other = "fp16" if precision == "ieee" else "ieee"
     of_another = sde_rollout(
-        tracked, base, **inputs, with_base=True, **options | {"precision": other}
+        tracked, base, **inputs, with_base=True, **options | {"precision": "ieee"}
     ).base.tape
     for wrong in ([], tape[:4], [part[:, :, 1:] for part in tape[:4]] + tape[4:], of_another):
         with pytest.raises(ValueError, match="pass that of a rollout of the same chain"):
@@ -121,7 +122,7 @@ def test_a_rollout_with_its_base_field_finds_what_passes_find(precision, hidden)
 @pytest.mark.parametrize("precision", ["ieee", "fp16"])
 def test_a_rollout_takes_the_operands_that_were_made_before(precision):
     """Those of both fields, and the kernels as operands of pullbacks, its own last but one."""
-    inputs = inputs_of("sde_rollout", UNEVEN)
+    inputs = inputs_of("sde_rollout", FEW)
     options = {"backend": "triton", "precision": precision}
     weights, base = inputs.pop("velocity"), inputs.pop("base_velocity")
     operands = rollout_operands(weights, base, **options)
@@ -152,7 +153,7 @@ def test_a_rollout_takes_the_operands_that_were_made_before(precision):
 @pytest.mark.parametrize("precision", ["ieee", "fp16"])
 def test_passes_share_what_was_prepared_of_their_weights(precision):
     """The weights as operands of forward passes, and last the kernels as those of pullbacks."""
-    inputs = inputs_of("mlp", replace(UNEVEN, ensemble=2))
+    inputs = inputs_of("mlp", replace(FEW, ensemble=2))
     weights, options = inputs["weights"], {"backend": "triton", "precision": precision}
     operands = with_operands(weights, **options).operands
 
@@ -175,25 +176,6 @@ def test_passes_share_what_was_prepared_of_their_weights(precision):
     for wrong in (operands[:-1], [part[1:] for part in operands], of_another):
         with pytest.raises(ValueError, match="prepare them by with_operands"):
             passed(wrong)
-
-
-@pytest.mark.parametrize("layer_norm", [False, True])
-def test_two_stacks_are_prepared_as_each_would_be(layer_norm):
-    """For inputs in two parts; the first part alone would need other operands."""
-    sizes, options = replace(UNEVEN, layer_norm=layer_norm), {"backend": "triton"}
-    inputs = inputs_of("mlp_of_two_parts", sizes)
-    first, given = inputs["weights"], (inputs["observations"], inputs["actions"])
-    second = first.map(lambda t: t * 1.5)
-    with poisoned_memory():
-        both = both_with_operands(first, second, given[0].shape[-1], **options)
-    for plain, prepared in zip((first, second), both, strict=True):
-        with poisoned_memory():
-            assert torch.equal(mlp(prepared, given, **options), mlp(plain, given, **options))
-    said = r"in two parts, 3 columns first, and these are in one part; .*\(weights, None\)"
-    with pytest.raises(ValueError, match=f"mlp: the weights' operands are for inputs {said}"):
-        mlp(both[0], torch.cat(given, dim=-1), **options)
-    with pytest.raises(ValueError, match="inputs in one part, and these are in two parts, 3 col"):
-        mlp(with_operands(first, **options), given, **options)
 
 
 @pytest.mark.parametrize("name", ["mlp", "sde_rollout", "lean_adjoint", "mlp_of_two_parts"])

@@ -147,8 +147,7 @@ def _draw_values(draw: Draw) -> Inputs:
 
 def _action_gradient(inputs: Inputs, **options: str) -> dict[str, Tensor]:
     gradient, values = action_gradient(**inputs, **options)
-    unclipped, _ = action_gradient(**inputs, clip=False, **options)
-    return {"gradient": gradient, "values": values, "unclipped": unclipped}
+    return {"gradient": gradient, "values": values}
 
 
 def _draw_action_gradient(draw: Draw) -> Inputs:
