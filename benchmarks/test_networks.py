@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from benchmarks.sizes import draw, make_network
-from trqam_fast.kernels import mlp
+from trqam_fast.kernels import action_gradient, mlp
 
 
 def inputs(size, device, *, critic):
@@ -47,9 +47,10 @@ def test_critics_gradient(measure, size, variant):
 
 def test_action_gradient(measure, size, variant):
     critics = make_network(size, variant.device, critic=True).detach()
-    x = inputs(size, variant.device, critic=True).requires_grad_()
+    s, x = inputs(size, variant.device, critic=True).split([size.obs_dim, size.dim], dim=-1)
+    s, x = s.contiguous(), x.contiguous()
 
     def step():
-        return torch.autograd.grad(mlp(critics, x, **variant.options).sum(), x)
+        return action_gradient(critics, s, x, scale=-1.0, **variant.options)
 
     measure("action gradient", step, "action_gradient")

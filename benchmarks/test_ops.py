@@ -174,7 +174,7 @@ def test_normals_of_torch(measure, size, variant):
 
 
 SMALL_OPS = (
-    "flow_matching_inputs", "squared_error", "td_loss", "adjoint_sizes", "dual_update",
+    "flow_matching_inputs", "squared_error", "td_loss", "td_target", "adjoint_sizes", "dual_update",
     "gather_sequences", "record_metrics",
 )  # fmt: skip
 

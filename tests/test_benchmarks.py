@@ -81,7 +81,7 @@ def test_every_phase_is_found_under_its_own_name(monkeypatch):
 
 def test_every_op_is_timed():
     """The networks' passes are, as critics and fields, in benchmarks/test_networks.py."""
-    timed = {"mlp", *test_ops.SMALL_OPS}
+    timed = {"mlp", "action_gradient", *test_ops.SMALL_OPS}
     assert [op for op in OPS if op not in timed and not hasattr(test_ops, f"test_{op}")] == []
 
 

@@ -44,7 +44,8 @@ def test_the_base_field_has_no_vector_jacobian_product(kind, sweeps):
     agent = sqam(kind=kind, backend="cpp")
     with Calls() as calls:
         train(agent, [0], 1)
-    assert calls.counts["trqam_fast::mlp_backward"] == 4
+    assert calls.counts["trqam_fast::mlp_backward"] == 3
+    assert calls.counts["trqam_fast::action_gradient"] == 1
     assert calls.counts["trqam_fast::lean_adjoint"] == sweeps
 
 
