@@ -12,8 +12,8 @@ from trqam_fast.kernels import Draws, philox
 class Randomness:
     """Random numbers of S runs, one call for all of them.
 
-    A number depends on its run's key, on how often `draw` was called before, on its kind and on its
-    place in the call: not on the other runs, the device or the backend (normals: to a few units in
+    A number depends on its run's key, on how many draws came before (`draw_two` is two), on its
+    kind and on its place in the call: not on the other runs, the device or the backend (normals: to a few units in
     the last place). The one counter lies on the device, so that a captured graph draws anew at
     every replay; it is all there is to save.
 

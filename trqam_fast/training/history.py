@@ -50,6 +50,8 @@ class History:
                 f"(missing: {missing}; new: {new}); log the same in every update"
             )
         row = [metrics[name] for name in self.names]
+        wide = any(metric.dtype == torch.float64 for metric in row)
+        row = [metric.to(torch.float64 if wide else torch.float32) for metric in row]
         if self._buffer is None:
             self._buffer = row[0].new_empty(self.interval, len(row[0]), len(row))
             self._position = torch.zeros(1, dtype=torch.int64, device=row[0].device)
