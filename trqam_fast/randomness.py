@@ -13,9 +13,9 @@ class Randomness:
     """Random numbers of S runs, one call for all of them.
 
     A number depends on its run's key, on how many draws came before (`draw_two` is two), on its
-    kind and on its place in the call: not on the other runs, the device or the backend (normals: to a few units in
-    the last place). The one counter lies on the device, so that a captured graph draws anew at
-    every replay; it is all there is to save.
+    kind and on its place in the call: not on the other runs, the device or the backend (normals: to
+    a few units in the last place). The one counter lies on the device, so that a captured graph
+    draws anew at every replay; it is all there is to save.
 
     Args:
         keys: One number below 2^63 for each run, int64 `[S]`.
