@@ -129,7 +129,7 @@ def test_an_update_launches_few_kernels(runs, monkeypatch):
     assert main[done - 1] == "prepare_kernel"
     assert main[done] == "rollout_step_kernel"
     # Of what Triton alone makes before: the target critics' operands.
-    for forgotten in ((MAIN, "operands"),) if runs == 1 else ():
+    for forgotten in ((MAIN, "operands"), ("critic", "operands")) if runs == 1 else ():
         assert races(launches_of(updates(1), clock=Careless(*forgotten))), forgotten
 
 

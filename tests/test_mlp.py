@@ -151,6 +151,11 @@ def test_nothing_is_prepared_on_a_cpu(backend):
         both_with_operands(weights, list(weights.tensors), backend=backend)
     with pytest.raises(ValueError, match="weights and others differ in their shapes"):
         both_with_operands(weights, make_mlp(4, 3), backend=backend)
+    for first in (0, 5, -1):
+        with pytest.raises(ValueError, match=f"mlp: the first part of the inputs has {first} col"):
+            with_operands(weights, first, backend=backend)
+    with pytest.raises(TypeError, match="mlp: first is '2'; pass an integer"):
+        with_operands(weights, "2", backend=backend)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
@@ -166,6 +171,10 @@ def test_inputs_in_two_parts_are_side_by_side(backend):
         ValueError, match=r"mlp: inputs\[1\] has shape \[2, 4, 3\]; expected \[2, 4, 2\]"
     ):
         mlp(weights, (s, s), backend=backend)
+    with pytest.raises(ValueError, match="mlp: inputs are 3 parts; pass a tensor, or two"):
+        mlp(weights, (s, a, a), backend=backend)
+    with pytest.raises(ValueError, match="first part of the inputs has 5 columns; of 5 it must"):
+        mlp(weights, (x, a), backend=backend)
 
 
 @pytest.mark.parametrize("layer_norm", [pytest.param(on, marks=NEEDS_TRITON) for on in (0, 1)])
@@ -180,11 +189,10 @@ def test_two_stacks_are_prepared_as_each_would_be(layer_norm):
     for plain, prepared in zip(stacks, both, strict=True):
         with poisoned_memory():
             assert torch.equal(mlp(prepared, given, **options), mlp(plain, given, **options))
-    said = r"in two parts, 3 columns first, and these are in one part; .*\(weights, None\)"
-    with pytest.raises(ValueError, match=f"mlp: the weights' operands are for inputs {said}"):
-        mlp(both[0], torch.cat(given, dim=-1), **options)
-    with pytest.raises(ValueError, match="inputs in one part, and these are in two parts, 3 col"):
-        mlp(with_operands(stacks[0], **options), given, **options)
+    # Operands for other parts are not read.
+    whole, alone = torch.cat(given, dim=-1), with_operands(stacks[0], **options)
+    assert torch.equal(mlp(both[0], whole, **options), mlp(stacks[0], whole, **options))
+    assert torch.equal(mlp(alone, given, **options), mlp(stacks[0], given, **options))
 
 
 def test_limits_are_named():

@@ -75,7 +75,7 @@ def test_rollout_without_gradients_keeps_no_tape():
 @pytest.mark.parametrize(("precision", "hidden"), [("ieee", (16, 40)), ("fp16", (8,))])
 def test_a_rollout_with_its_base_field_finds_what_passes_find(precision, hidden):
     """Velocities at t_k, and at t_k + h the tape of a sweep, last the kernels as operands."""
-    sizes = replace(UNEVEN, hidden=hidden, layer_norm=len(hidden) > 1)
+    sizes = replace(UNEVEN, steps=3, hidden=hidden, layer_norm=len(hidden) > 1)
     inputs, options = inputs_of("sde_rollout", sizes), {"backend": "triton", "precision": precision}
     weights, base = inputs.pop("velocity"), inputs.pop("base_velocity")
     tracked = weights.map(lambda t: t.detach().requires_grad_())
@@ -98,6 +98,15 @@ def test_a_rollout_with_its_base_field_finds_what_passes_find(precision, hidden)
     ours = [found.base.velocity, lean_adjoint(*sweep, tape=found.base.tape, **options)]
     others = [given.base.velocity, lean_adjoint(*sweep, tape=given.base.tape, **options)]
     assert all(map(torch.equal, ours, others))
+    for part in found.base.tape[2:4]:  # statistics, with LayerNorm
+        if part.numel():
+            before = part.clone()
+            part.fill_(torch.nan)
+            assert lean_adjoint(*sweep, tape=found.base.tape, **options).isnan().any()
+            part.copy_(before)
+    # Parts that lie otherwise are copied.
+    mixed = [found.base.tape[0].clone(), *found.base.tape[1:]]
+    assert torch.equal(lean_adjoint(*sweep, tape=mixed, **options), ours[1])
     # A pass adds up the first layer in another order.
     passes = [velocity_along(base, s, x[:, :-1], **options), lean_adjoint(*sweep, **options)]
     for each, expected in zip(ours, passes, strict=True):

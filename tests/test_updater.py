@@ -229,6 +229,17 @@ def test_history_keeps_every_update_in_order(dtype):
     assert len(history.values) == 0 and history.values.untyped_storage().nbytes() == 0
 
 
+def test_history_keeps_metrics_of_any_type():
+    whole, wide = torch.tensor([3, 4]), torch.tensor([0.1, 0.2], dtype=torch.float64)
+    for others in ({}, {"b": wide}):
+        history = History(2)
+        history.record({"a": whole, **others, "c": torch.ones(2)})
+        history.advance(1)
+        (row,) = history.collect()
+        assert torch.equal(row[:, 0], whole.double()) and row[:, -1].eq(1).all()
+    assert torch.equal(row[:, 1], wide)
+
+
 def test_history_tells_metrics_apart_by_name():
     history, a, b = History(3), torch.ones(2, requires_grad=True), torch.zeros(2)
     history.record({"a": a, "b": b})

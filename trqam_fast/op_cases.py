@@ -510,7 +510,7 @@ CASES = {
         _draw_td_loss,
         _td_loss,
         ("values",),
-        ("next_values", "rewards", "masks", "valid"),
+        ("next_values", "rewards", "masks", "valid", "policy_values"),
     ),
     "td_target": OpCase("td_target", _draw_td_target, _td_target),
     "path_kl": OpCase("path_kl", _draw_path_kl, _path_kl, ("velocity", "base_velocity")),

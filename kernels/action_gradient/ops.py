@@ -60,7 +60,7 @@ def action_gradient(
     precision: str,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient and the values; see the package's `action_gradient`."""
-    operands = operands_of("action_gradient", critic, observations.shape[-1], backend)
+    operands = operands_of(critic, observations.shape[-1], backend)
     return torch.ops.trqam_fast.action_gradient(
         list(critic.tensors), observations, x, clip, scale, backend, precision, operands
     )

@@ -14,6 +14,7 @@ of rows: what a launch reads, none beside it writes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -107,6 +108,17 @@ def sweep_step_kernel(
         finish_pull(dy, z, scale, grads, row, mask, grads.sums, tile, C.depth - 1, C)
 
 
+def rows_apart(parts: Sequence[Tensor]) -> int | None:
+    """Return the rows from one run of a tape to the next; None where its parts differ in them."""
+    rows = parts[1].stride(1) // parts[1].shape[-1]  # of the layers' outputs, which it always has
+    for part in parts:
+        row = math.prod(part.shape[3:])
+        strides = (part.shape[1] * rows * row, rows * row, row, 1)[: part.dim()]
+        if part.numel() and part.stride() != strides:
+            return None
+    return rows
+
+
 def lean_adjoint(
     base_velocity: MLPWeights,
     observations: Tensor,
@@ -120,8 +132,11 @@ def lean_adjoint(
     """Return a_0..a_{K-1}, `[S, K, B, D]`, of contiguous data and the tape."""
     runs, points, batch, dim = trajectory.shape
     steps = points - 1
-    tape, operands = Tape(*tape[:4]), tape[4]
-    tape_rows = tape.out.stride(1) // tape.out.shape[-1]
+    *parts, operands = tape
+    tape_rows = rows_apart(parts)
+    if tape_rows is None:
+        parts, tape_rows = [part.contiguous() for part in parts], steps * batch
+    tape = Tape(*parts)
     config = config_for(
         base_velocity, observations, trajectory, precision, train=False, dependent=dependent
     )

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from trqam_fast.kernels.checks import check_same, check_tensor
+from trqam_fast.kernels.checks import check_integers, check_same, check_tensor
 from trqam_fast.kernels.dispatch import TRITON, choose_backend
 from trqam_fast.kernels.mlp import ops, reference
 from trqam_fast.kernels.mlp.weights import GradientMemory, MLPWeights
@@ -43,10 +43,12 @@ def mlp(
     op = "mlp"
     check_weights(op, weights)
     kernel, runs, x = weights.kernels[0], weights.lead[0], None
-    if isinstance(inputs, tuple):
+    if isinstance(inputs, tuple | list):
+        if len(inputs) != 2:
+            raise ValueError(f"{op}: inputs are {len(inputs)} parts; pass a tensor, or two")
         inputs, x = inputs
         check_tensor(op, "inputs[0]", inputs, (runs, None, None))
-        rest = weights.in_features - inputs.shape[-1]
+        rest = weights.in_features - check_first(op, weights, inputs.shape[-1])
         check_tensor(op, "inputs[1]", x, (runs, inputs.shape[1], rest))
         check_same(op, inputs=inputs, x=x, weights=kernel)
     else:
@@ -80,7 +82,8 @@ def with_operands(
 
     Returns:
         The same weights for `mlp` by the same backend and precision, with what it reads of them as
-        they are now: a change of the weights is not seen. Gradients are those of `weights`.
+        they are now: a change of the weights is not seen. Gradients are those of `weights`. For
+        inputs in other parts they are prepared anew.
 
     Raises:
         TypeError: `weights` are no `MLPWeights`, or of an unsupported dtype.
@@ -130,6 +133,9 @@ def _prepared(
     op = "mlp"
     for weights in stacks:
         check_weights(op, weights)
+    if first is not None:
+        check_integers(op, first=first)
+        check_first(op, stacks[0], first)
     kernel = stacks[0].kernels[0]
     chosen = choose_backend(
         op, backend, kernel.device, dtype=kernel.dtype, precision=precision, networks=stacks
@@ -147,6 +153,16 @@ def check_weights(op: str, weights: MLPWeights, name: str = "weights") -> None:
     if not isinstance(weights, MLPWeights):
         raise TypeError(f"{op}: {name} is a {type(weights).__name__}; pass MLPWeights")
     weights.check(op, name)
+
+
+def check_first(op: str, weights: MLPWeights, first: int) -> int:
+    """Return `first`; raise ValueError unless a second part follows so many columns."""
+    if not 0 < first < weights.in_features:
+        raise ValueError(
+            f"{op}: the first part of the inputs has {first} columns; of {weights.in_features} it "
+            "must leave the second some, and have some"
+        )
+    return first
 
 
 __all__ = ["GradientMemory", "MLPWeights", "both_with_operands", "mlp", "with_operands"]

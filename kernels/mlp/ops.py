@@ -81,24 +81,13 @@ def _operands_fake(tensors, others, first, backend, precision):
     return preparation.empty_mlp_operands(config, weights.kernels[0], 2 if others else 1)
 
 
-def operands_of(op: str, weights: MLPWeights, first: int | None, backend: str) -> list[Tensor]:
-    """Return the weights' operands, if the backend reads some, for inputs in so many parts.
+def operands_of(weights: MLPWeights, first: int | None, backend: str) -> list[Tensor]:
+    """Return the weights' operands where the backend reads some, and they are for such inputs.
 
-    Raises:
-        ValueError: they are for others.
+    `first` is as of `with_operands`. Without operands a pass prepares the weights itself.
     """
-    if backend not in TRITON or not weights.operands:
-        return []
-    if weights.first != first:
-        given, wanted = (
-            "one part" if columns is None else f"two parts, {columns} columns first"
-            for columns in (weights.first, first)
-        )
-        raise ValueError(
-            f"{op}: the weights' operands are for inputs in {given}, and these are in {wanted}; "
-            f"prepare them by with_operands(weights, {first})"
-        )
-    return list(weights.operands)
+    fit = backend in TRITON and weights.first == first
+    return list(weights.operands) if fit else []
 
 
 def check_operands(operands, weights, first, precision):
@@ -288,7 +277,7 @@ def mlp(
     given = (inputs, *tensors) if x is None else (inputs, x, *tensors)
     train = torch.is_grad_enabled() and any(t.requires_grad for t in given)
     how = Pass(backend, precision, train, weights.memory)
-    operands = operands_of("mlp", weights, None if x is None else inputs.shape[-1], backend)
+    operands = operands_of(weights, None if x is None else inputs.shape[-1], backend)
     out = _MLP.apply(how, inputs, x, operands, *tensors)
     return out.view(*weights.lead, inputs.shape[1], weights.out_features)
 

@@ -243,7 +243,7 @@ def tile_options(precision: str, config: KernelConfig, **changes: int) -> dict[s
 
 def step_options(precision: str, config: KernelConfig) -> dict[str, int]:
     """Return the options of a step of the rollout or of the sweep."""
-    registers = 128 if has_wgmma() and precision != "ieee" else 255
+    registers = 128 if has_wgmma() else 255
     return tile_options(precision, config, num_warps=STEP_WARPS, maxnreg=registers)
 
 

@@ -29,11 +29,13 @@ def record_metrics(
 
     Raises:
         TypeError: an argument is no tensor, or of an unsupported dtype.
-        ValueError: shapes, dtypes or devices do not fit.
+        ValueError: shapes, dtypes or devices do not fit, or there are no metrics.
         IndexError: the table is full; not with Triton.
         BackendError: the backend asked for cannot run.
     """
     op = "record_metrics"
+    if len(metrics) == 0:
+        raise ValueError(f"{op}: there are no metrics; pass at least one")
     check_tensor(op, "table", table, (None, None, len(metrics)))
     named = {f"metrics[{index}]": metric for index, metric in enumerate(metrics)}
     for name, metric in named.items():

@@ -25,7 +25,12 @@ from torch import Tensor
 
 from trqam_fast.kernels.layout import dense_runs
 from trqam_fast.kernels.mlp.triton import check_size, empty_kept, hidden_layers
-from trqam_fast.kernels.mlp.triton_config import KernelConfig, config_for, step_options
+from trqam_fast.kernels.mlp.triton_config import (
+    MAX_REGISTERS,
+    KernelConfig,
+    config_for,
+    step_options,
+)
 from trqam_fast.kernels.mlp.triton_forward import (
     Prepared,
     RowBlocks,
@@ -306,6 +311,8 @@ def sde_rollout(
 
     with torch.cuda.device_of(x0):
         options = step_options(precision, config)
+        if precision == "ieee":  # 128 registers spill on sm_100
+            options["maxnreg"] = MAX_REGISTERS[precision]
         if operands:
             weights = Prepared(*operands[:-2])
         else:

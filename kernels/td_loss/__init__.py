@@ -9,6 +9,7 @@ from torch import Tensor
 from trqam_fast.kernels.checks import check_not_empty, check_same, check_tensor
 from trqam_fast.kernels.dispatch import choose_backend
 from trqam_fast.kernels.td_loss import ops, reference
+from trqam_fast.kernels.td_loss.inputs import TDInputs
 from trqam_fast.kernels.td_target import check_pessimism
 
 
@@ -69,28 +70,19 @@ def td_loss(
         ValueError: shapes, dtypes or devices do not fit, a size is 0, or `rho` is negative.
         BackendError: the backend asked for cannot run.
     """
-    op = "td_loss"
+    op, inputs = "td_loss", TDInputs(values, next_values, rewards, masks, valid, policy_values)
     check_tensor(op, "values", values, (None, None, None))
     check_not_empty(op, "values", values)
     runs, _, batch = values.shape
-    ensembles = {"next_values": next_values}
-    if policy_values is not None:
-        ensembles["policy_values"] = policy_values
-    for name, tensor in ensembles.items():
-        check_tensor(op, name, tensor, (runs, None, batch))
+    for name, tensor in inputs.constants.items():
+        ensemble = (None,) if name.endswith("values") else ()
+        check_tensor(op, name, tensor, (runs, *ensemble, batch))
         check_not_empty(op, name, tensor)
-    rows = {"rewards": rewards, "masks": masks, "valid": valid}
-    for name, tensor in rows.items():
-        check_tensor(op, name, tensor, (runs, batch))
-    check_same(op, values=values, **ensembles, **rows)
+    check_same(op, values=values, **inputs.constants)
     check_pessimism(op, rho)
     chosen = choose_backend(op, backend, values.device, dtype=values.dtype)
     implementation = reference if chosen == "reference" else ops
-    return TDLoss(
-        *implementation.td_loss(
-            values, next_values, rewards, masks, valid, policy_values, discount, rho
-        )
-    )
+    return TDLoss(*implementation.td_loss(inputs, discount, rho))
 
 
 __all__ = ["TDLoss", "td_loss"]

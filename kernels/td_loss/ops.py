@@ -9,8 +9,7 @@ from torch.autograd.function import once_differentiable
 from trqam_fast.kernels.checks import refuse_gradient
 from trqam_fast.kernels.cotangent import times_cotangent
 from trqam_fast.kernels.registration import register
-
-CONSTANTS = ("next_values", "rewards", "masks", "valid", "policy_values")
+from trqam_fast.kernels.td_loss.inputs import TDInputs
 
 
 def _forward(
@@ -18,10 +17,9 @@ def _forward(
 ):
     from trqam_fast.kernels.td_loss import triton
 
-    tensors = (tensor.contiguous() for tensor in (values, next_values, rewards, masks, valid))
-    if policy_values is not None:
-        policy_values = policy_values.contiguous()
-    return triton.td_loss(*tensors, policy_values, discount, rho, with_gradient)
+    given = TDInputs(values, next_values, rewards, masks, valid, policy_values)
+    dense = (None if tensor is None else tensor.contiguous() for tensor in given)
+    return triton.td_loss(TDInputs(*dense), discount, rho, with_gradient)
 
 
 def _forward_fake(
@@ -57,24 +55,15 @@ class _TDLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_loss, *_):
-        needed = dict(zip(CONSTANTS, ctx.needs_input_grad[1:6], strict=True))
+        needed = dict(zip(TDInputs._fields[1:], ctx.needs_input_grad[1:6], strict=True))
         refuse_gradient("td_loss", **needed)
         (gradient,) = ctx.saved_tensors
         return times_cotangent(gradient.unsqueeze(-1), grad_loss).squeeze(-1), *[None] * 7
 
 
 def td_loss(
-    values: Tensor,
-    next_values: Tensor,
-    rewards: Tensor,
-    masks: Tensor,
-    valid: Tensor,
-    policy_values: Tensor | None,
-    discount: float,
-    rho: float,
+    inputs: TDInputs, discount: float, rho: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """Return loss, mean, smallest and largest value, and gap; see the package's `td_loss`."""
-    loss, mean, smallest, largest, gap = _TDLoss.apply(
-        values, next_values, rewards, masks, valid, policy_values, discount, rho
-    )
-    return loss, mean, smallest, largest, None if policy_values is None else gap
+    *found, gap = _TDLoss.apply(*inputs, discount, rho)
+    return *found, None if inputs.policy_values is None else gap

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trqam_fast.kernels.td_loss.inputs import TDInputs
+
 ELEMENTS, WARPS = 4096, 16
 """Values of an ensemble that are loaded at a time, unless one row has more."""
 
@@ -98,15 +100,7 @@ def td_loss_kernel(
 
 
 def td_loss(
-    values: Tensor,
-    next_values: Tensor,
-    rewards: Tensor,
-    masks: Tensor,
-    valid: Tensor,
-    policy_values: Tensor | None,
-    discount: float,
-    rho: float,
-    with_gradient: bool,
+    inputs: TDInputs, discount: float, rho: float, with_gradient: bool
 ) -> tuple[Tensor, Tensor]:
     """Return loss, mean, smallest and largest value, and gap, `[5, S]`, and the loss's gradient.
 
@@ -115,10 +109,10 @@ def td_loss(
     Raises:
         ValueError: a run has 2^31 values or more.
     """
+    values, with_policy = inputs.values, inputs.policy_values is not None
     runs, members, batch = values.shape
-    with_policy = policy_values is not None
-    policy_values = values if policy_values is None else policy_values
-    counts = (members, next_values.shape[1], policy_values.shape[1])
+    given = inputs if with_policy else inputs._replace(policy_values=values)
+    counts = (members, given.next_values.shape[1], given.policy_values.shape[1])
     if max(counts) * batch >= 2**31:
         raise ValueError(
             f"td_loss: an ensemble has {max(counts)} x {batch} values in a run; the Triton kernel "
@@ -130,7 +124,7 @@ def td_loss(
     gradient = torch.empty_like(values) if with_gradient else values.new_empty(0)
     with torch.cuda.device_of(values):
         td_loss_kernel[(runs,)](
-            values, next_values, rewards, masks, valid, policy_values, found, gradient, *counts,
-            batch, discount, rho, with_gradient, with_policy, *padded, rows, num_warps=WARPS,
+            *given, found, gradient, *counts, batch, discount, rho, with_gradient, with_policy,
+            *padded, rows, num_warps=WARPS,
         )  # fmt: skip
     return found, gradient

@@ -386,9 +386,8 @@ class Agent:
                 type(self), f"it applies {name!r}, which is no network it has",
                 f"name one of {', '.join(self.online.networks)}, or add it in network_shapes",
             )  # fmt: skip
-        parts = {1: inputs[0], 2: inputs}  # read where they lie, as critics are prepared for
-        given = parts[len(inputs)] if len(inputs) in parts else torch.cat(inputs, dim=-1)
-        return mlp(self.online.networks[name], given, **self.options)
+        joined = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
+        return mlp(self.online.networks[name], joined, **self.options)
 
     def critic_values(self, critic: MLPWeights, observations: Tensor, actions: Tensor) -> Tensor:
         """Q_e(s, a) `[S, E, N]` for `[S, N, O]` and `[S, N, D]`."""

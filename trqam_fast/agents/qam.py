@@ -328,7 +328,10 @@ class QAMAgent(Agent):
 
     @property
     def adjoint_scale(self) -> float:
-        """What the gradient of the values is multiplied by to be the terminal adjoint."""
+        """What the gradient of the values is multiplied by to be the terminal adjoint.
+
+        A number: what changes from update to update goes into `terminal_adjoint`.
+        """
         return -self.config.inv_temp
 
     def terminal_adjoint(self, observations: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
