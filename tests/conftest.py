@@ -15,9 +15,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if os.environ.get("TRITON_INTERPRET") == "1":
-    from tests.interpreter import accept_new_numpy
+    from tests.interpreter import accept_new_numpy, patch_language_once
 
     accept_new_numpy()
+    patch_language_once()
 
 
 def pytest_addoption(parser):
