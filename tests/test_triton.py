@@ -80,6 +80,7 @@ def test_a_rollout_with_its_base_field_finds_what_passes_find(precision, hidden)
     inputs, options = inputs_of("sde_rollout", sizes), {"backend": "triton", "precision": precision}
     weights, base = inputs.pop("velocity"), inputs.pop("base_velocity")
     tracked = weights.map(lambda t: t.detach().requires_grad_())
+    budget = {"ieee": 1e-5, "fp16": 1e-2}[precision]
     alone = sde_rollout(tracked, base, **inputs, **options)
     assert sde_rollout(weights.detach(), base, **inputs, with_base=True, **options).base is None
     operands = rollout_operands(weights, base, **options)
@@ -92,10 +93,11 @@ def test_a_rollout_with_its_base_field_finds_what_passes_find(precision, hidden)
         expected = torch.autograd.grad(
             alone.velocity.square().sum(), tracked.tensors, retain_graph=True
         )
-        assert all(map(torch.equal, each[:3], alone[:3]))
-        assert all(map(torch.equal, gradients, expected))
+        # Two compilations on a GPU again.
+        ours, theirs = (*each[:3], *gradients), (*alone[:3], *expected)
+        assert max(map(error, ours, theirs)) <= (0 if INTERPRETED else budget)
     s, x = inputs["observations"], found.trajectory
-    sweep, budget = (base, s, x, x[:, 0]), 1e-5 if precision == "ieee" else 1e-2
+    sweep = (base, s, x, x[:, 0])
     ours = [found.base.velocity, lean_adjoint(*sweep, tape=found.base.tape, **options)]
     assert torch.equal(given.base.velocity, found.base.velocity)
     assert all(map(torch.equal, given.base.tape, found.base.tape))
