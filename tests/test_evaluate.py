@@ -17,6 +17,7 @@ from trqam_fast.cli import run_command
 from trqam_fast.evaluation import Evaluator
 from trqam_fast.evaluation.statistics import success_interval, widened, wilson_interval
 from trqam_fast.evaluation.video import RENDER_OPTIONS, VideoWriter, find_renderer
+from trqam_fast.kernels import BackendError
 from trqam_fast.training.load_run import load_run
 from trqam_fast.training.loop import EVALUATION_SEED
 
@@ -126,8 +127,18 @@ def test_load_run(trained, tmp_path):
     # A run of a GPU can be evaluated without one.
     shutil.copytree(folder, tmp_path / "copy")
     config = json.loads((folder / "config.json").read_text()) | {"device": "cuda"}
-    (tmp_path / "copy/config.json").write_text(json.dumps(config | {"precision": "tf32"}))
-    assert torch.equal(load_run(tmp_path / "copy").agent.online.flat, state["online"])
+    for precision, backend, expected in (
+        ("tf32", "auto", "ieee"),
+        ("fp16", "auto", "ieee"),
+        ("bf16", "reference", "ieee"),
+        ("bf16", "cpp", "bf16"),
+    ):
+        (tmp_path / "copy/config.json").write_text(json.dumps(config | {"precision": precision}))
+        loaded = load_run(tmp_path / "copy", backend=backend)
+        assert torch.equal(loaded.agent.online.flat, state["online"])
+        assert loaded.config.precision == expected
+    with pytest.raises(BackendError, match="backend 'triton' is not available"):
+        load_run(tmp_path / "copy", backend="triton")
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(trained, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,8 @@ from trqam_fast.damage import Damaged, reading, reason_of
 from trqam_fast.devices import check_device
 from trqam_fast.errors import UsageError
 from trqam_fast.files import expanded
-from trqam_fast.kernels import Backend
+from trqam_fast.kernels import Backend, BackendError
+from trqam_fast.kernels.dispatch import check_backend
 from trqam_fast.kinds import check_kind
 from trqam_fast.runs import checkpoint as checkpoints
 from trqam_fast.runs.folder import RunFolder
@@ -148,12 +150,19 @@ def check_here(device: str, backend: str) -> None:
 def config_here(values: dict[str, Any], device: str, backend: str) -> TrainConfig:
     """Return the configuration that a run stored, to act on another device.
 
+    Its precision is the run's where the device and backend have it, else ``auto``.
+
     Raises:
         KeyError: a flag is missing, or unknown.
         TypeError: a value has another type.
         UsageError: one is impossible.
     """
     here = {"device": device, "backend": backend, "plan": "auto"}
-    if values["precision"] == "tf32":
-        here["precision"] = "auto"  # a GPU's alone
-    return TrainConfig.from_dict(values | here)
+    config = TrainConfig.from_dict(values | here)
+    if config.precision == "auto":
+        return config
+    try:
+        check_backend(backend, torch.device(device), config.precision)
+    except BackendError:  # What trained has it, what acts here has not; or cannot run at all.
+        return replace(config, precision="auto")
+    return config
