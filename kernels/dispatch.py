@@ -269,8 +269,10 @@ def choose_backend(
     has = precisions_of(chosen, device)
     if precision not in has:
         if backend == "auto":
-            problem = unavailable(op, "triton", device, dtype=dtype, networks=networks)
-            why = f"; Triton is not available: {problem}"
+            for name in ("cpp", "triton"):
+                if precision in PRECISIONS_OF[name]:
+                    problem = unavailable(op, name, device, **call)
+                    why += f"; '{name}' has it, but {problem}".removesuffix("; use 'auto'")
         names = "' or '".join(has)
         raise BackendError(
             f"{op}: backend '{chosen}' has no precision '{precision}'; use '{names}'{why}"

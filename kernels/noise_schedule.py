@@ -165,6 +165,8 @@ class AffinePath:
     def noise_schedule(self, steps: int) -> NoiseSchedule:
         """Return K steps of the memoryless SDE of this path, h = 1/K and t_k = k h; made once.
 
+        Of the linear path that is the flow's own, `NoiseSchedule.flow`.
+
         g^2 = 2 (beta/alpha)(beta alpha' - beta' alpha) is 2 (1 - t)/t on the linear path, infinite
         at 0 and zero at 1. As TRQAM's schedule does there, alpha is taken one step ahead and beta
         one step back; the rest, which is 1 there, in the middle of the step::
@@ -180,6 +182,8 @@ class AffinePath:
             ValueError: it is below 1, or a g_k^2 is not positive and finite.
         """
         check_counts("AffinePath", steps=steps)
+        if self.is_linear:
+            return NoiseSchedule.flow(steps)
         if steps not in self._schedules:
             self._schedules[steps] = self._noise_schedule(steps)
         return self._schedules[steps]
@@ -250,6 +254,11 @@ def sde_schedule(
 def is_own(schedule: NoiseSchedule | None) -> bool:
     """Whether a schedule is the flow's own, which compiled rollouts and sweeps have built in."""
     return schedule is None or schedule == NoiseSchedule.flow(len(schedule))
+
+
+def has_own_times(schedule: NoiseSchedule | None) -> bool:
+    """Whether a schedule is at the times of the flow's own, which is all a velocity reads of it."""
+    return schedule is None or schedule.times == NoiseSchedule.flow(len(schedule)).times
 
 
 def schedule_table(

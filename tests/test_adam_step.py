@@ -176,6 +176,17 @@ def test_bad_input():
         adam_step(*part, step, lr=1e-3, norm=norm)
     with pytest.raises(ValueError, match="expected one float32 number"):
         adam_step(params, gradient, m, v, step.double(), lr=1e-3)
+    with pytest.raises(ValueError, match="backend reference was asked for, and norm is of cpp"):
+        adam_step(params, gradient, m, v, step, lr=1e-3, norm=norm, backend="reference")
+    with pytest.raises(ValueError, match="tau is None; pass the step of the targets"):
+        adam_step(params, gradient, m, v, step, lr=1e-3, targets=targets)
+    with pytest.raises(ValueError, match=r"betas are \(2, 0\); use two numbers in \[0, 1\)"):
+        adam_norm(gradient, step, betas=(2, 0))
+    for name, value in {
+        "lr": float("nan"), "eps": -1.0, "max_norm": 0.0, "tau": 1.5, "betas": (0.9, 1.0),
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match=f"adam_step: {name} (is|are) "):
+            adam_step(params, gradient, m, v, step, **{"lr": 1e-3, name: value})
     for call in (
         lambda step: adam_step(params, gradient, m, v, step, lr=1e-3),
         lambda step: adam_norm(gradient, step),

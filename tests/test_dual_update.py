@@ -59,10 +59,11 @@ def test_a_controller_refuses_when_it_is_made(change, message):
 
 
 @pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=NEEDS_TRITON)])
-def test_a_float64_budget_of_float32_runs(backend):
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_float64_budget_of_float32_runs(shape, backend):
     device = DEVICE if backend == "triton" else "cpu"
     lam, kl_ema, path_kl = torch.tensor([[1.0], [0.0], [3.0]], device=device)
-    budget = torch.tensor(0.1, dtype=torch.float64, device=device)
+    budget = torch.full(shape, 0.1, dtype=torch.float64, device=device)
     copies = dual_update(lam, kl_ema, path_kl, budget, **SETTINGS, backend=backend)
     for found, expected in ((lam, 1 + 0.1 * (0.06 - 0.1)), (kl_ema, 0.3 * 0.2)):
         torch.testing.assert_close(found.cpu(), torch.tensor([expected]), rtol=1e-6, atol=0)

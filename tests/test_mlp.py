@@ -197,6 +197,9 @@ def test_two_stacks_are_prepared_as_each_would_be(layer_norm):
 
 def test_limits_are_named():
     deep = make_mlp(3, 2, (4,) * 17)
+    single = deep.map(lambda t: t.detach().float())
+    with pytest.raises(BackendError, match="'cpp' has it, but its passes take up to 16 hidden lay"):
+        mlp(single, draw(1, 4, 3).float(), precision="bf16")
     with pytest.raises(BackendError, match="up to 16 hidden layers, and the network has 17"):
         mlp(deep, draw(1, 2, 3), backend="cpp")
     assert_equal64([mlp(deep, draw(1, 2, 3))], [mlp(deep, draw(1, 2, 3), backend="reference")])

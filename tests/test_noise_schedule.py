@@ -106,7 +106,10 @@ def gaussian(path, mean, std):
 
 @pytest.mark.parametrize("steps", [1, 4, 10])
 def test_linear_path_is_the_flows_own(steps):
-    own, made = NoiseSchedule.flow(steps), AffinePath.linear().noise_schedule(steps)
+    """Exactly, so that compiled code takes it; and by the formula of all paths, to rounding."""
+    own, path = NoiseSchedule.flow(steps), AffinePath.linear()
+    assert path.noise_schedule(steps) == own
+    made = path._noise_schedule(steps)
     for name in ("times", "step_sizes", "g_squared", "decay_times"):
         assert getattr(made, name) == pytest.approx(getattr(own, name), rel=1e-14)
 
@@ -204,15 +207,25 @@ def test_other_paths_run_with_the_reference():
         b = sde_rollout(field, base, s, terminal, noise, backend=backend)
         assert torch.equal(a.trajectory, b.trajectory)
     assert not torch.allclose(rollout.trajectory, a.trajectory)
-    for call in (
+
+    def other_times(schedule):
+        return dataclasses.replace(schedule, times=tuple(0.9 * t for t in schedule.times))
+
+    calls = (
         lambda **o: sde_rollout(field, base, s, terminal, noise, **o),
         lambda **o: lean_adjoint(base, s, points, terminal, **o),
         lambda **o: velocity_along(base, s, points[:, 1:], **o),
-    ):
+    )
+    for call in calls:
         with pytest.raises(BackendError, match="the flow's own schedule; another one runs with"):
-            call(schedule=schedule, backend="cpp")
+            call(schedule=other_times(schedule), backend="cpp")
         with pytest.raises(ValueError, match="schedule has 3 steps"):
             call(schedule=NoiseSchedule.flow(3))
+    for call in calls[:2]:
+        with pytest.raises(BackendError, match="the flow's own schedule; another one runs with"):
+            call(schedule=schedule, backend="cpp")
+    # Of which velocities read the times alone.
+    assert torch.equal(calls[2](schedule=schedule, backend="cpp"), calls[2](backend="cpp"))
     alone = NoiseSchedule((0.0, 0.5), (0.5, 0.5), (2.0, 1.0))
     with pytest.raises(ValueError, match="schedule has no decay_times"):
         lean_adjoint(base, s, points[:, :3], terminal, schedule=alone)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from trqam_fast.kernels.adam_step import ops, reference
-from trqam_fast.kernels.adam_step.settings import AdamNorm, Settings
+from trqam_fast.kernels.adam_step.settings import AdamNorm, check_betas, make_settings
 from trqam_fast.kernels.checks import check_same, check_tensor
 from trqam_fast.kernels.dispatch import choose_backend
 
@@ -24,7 +24,7 @@ def adam_step(
     eps: float = 1e-8,
     max_norm: float | None = None,
     targets: Tensor | None = None,
-    tau: float = 0.0,
+    tau: float | None = None,
     norm: AdamNorm | None = None,
     backend: str = "auto",
 ) -> Tensor:
@@ -45,17 +45,17 @@ def adam_step(
         exp_avg: First moment m, `[S, P]`; written.
         exp_avg_sq: Second moment v, `[S, P]`; written.
         step: Number of steps taken, float32 `[]`; written.
-        lr: Learning rate.
-        betas: Decay rates of the moments.
+        lr: Learning rate, zero or more.
+        betas: Decay rates of the moments, in [0, 1).
         eps: Added to the root of the second moment.
-        max_norm: Largest norm of a run's gradient; None does not clip.
+        max_norm: Largest norm of a run's gradient, positive; None does not clip.
         targets: `[S, Q]`, Q <= P, targets of the last Q parameters; None for none.
-        tau: Step of the targets.
+        tau: Step of the targets, in [0, 1]; to be given where there are some.
         norm: What `adam_norm` found of the whole gradient. The step is of the columns given alone
             then, which may be views of all, and `step` is left alone, as it is counted already;
             parts may run side by side, and together leave the bits of the whole.
         backend: ``reference`` (PyTorch's fused Adam), ``cpp`` (one fused pass on the CPU),
-            ``triton`` (one fused pass, float32) or ``auto``; with `norm`, the one that made it.
+            ``triton`` (one fused pass, float32) or ``auto``; with `norm`, that which made it.
 
     Returns:
         Norm of each run's gradient before clipping, `[S]`. Of float32 squares ``triton`` sums in
@@ -64,7 +64,8 @@ def adam_step(
 
     Raises:
         TypeError: an argument is no tensor, or of an unsupported dtype.
-        ValueError: shapes, dtypes or devices do not fit, or a tensor is not contiguous.
+        ValueError: shapes, dtypes or devices do not fit, a tensor is not contiguous, a number is
+            impossible, `tau` is missing, or `norm` is of another backend.
         BackendError: the backend asked for cannot run.
     """
     op = "adam_step"
@@ -91,12 +92,19 @@ def adam_step(
                 "pass the same columns of contiguous tensors"
             )
     check_step(step)
-    settings = Settings(lr, *betas, eps, float("inf") if max_norm is None else max_norm, tau)
+    settings = make_settings(
+        lr=lr, betas=betas, eps=eps, max_norm=max_norm, tau=tau, targets=targets is not None
+    )
+    chosen = choose_backend(op, backend, params.device, dtype=params.dtype)
     if norm is not None:
+        if chosen != norm.backend:
+            raise ValueError(
+                f"{op}: backend {chosen} was asked for, and norm is of {norm.backend}; pass the "
+                "same to both"
+            )
         state = (params, gradient, exp_avg, exp_avg_sq, None, targets)
         return ops.adam_step(*state, settings, norm.backend, norm)
     state = (params, gradient, exp_avg, exp_avg_sq, step, targets)
-    chosen = choose_backend(op, backend, params.device, dtype=params.dtype)
     if chosen == "reference":
         return reference.adam_step(*state, settings)
     return ops.adam_step(*state, settings, chosen, None)
@@ -124,13 +132,15 @@ def adam_norm(
 
     Raises:
         TypeError: `gradient` or `step` is no tensor, or of an unsupported dtype.
-        ValueError: `gradient` is not contiguous, or `step` not one float32 number.
+        ValueError: `gradient` is not contiguous, `step` not one float32 number, or `betas` are no
+            decay rates.
         BackendError: the backend asked for cannot run.
     """
     check_tensor("adam_step", "gradient", gradient, (None, None))
     if not gradient.is_contiguous():
         raise ValueError("adam_step: gradient is not contiguous; pass all of it")
     check_step(step)
+    check_betas(betas)
     chosen = choose_backend("adam_step", backend, gradient.device, dtype=gradient.dtype)
     return None if chosen == "reference" else ops.adam_norm(gradient, step, betas, chosen)
 

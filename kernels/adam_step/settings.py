@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from torch import Tensor
@@ -25,6 +26,42 @@ class Settings(NamedTuple):
     eps: float
     max_norm: float
     tau: float
+
+
+def check_betas(betas: tuple[float, float]) -> None:
+    """Raise ValueError unless both are decay rates."""
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"adam_step: betas are {betas}; use two numbers in [0, 1)")
+
+
+def make_settings(
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    max_norm: float | None,
+    tau: float | None,
+    targets: bool,
+) -> Settings:
+    """Return the settings of a step; raise ValueError if one of them is impossible.
+
+    Arguments are those of `adam_step`, `targets` whether there are some.
+    """
+    check_betas(betas)
+    step = 0.0 if tau is None else tau
+    for name, value, possible, remedy in (
+        ("lr", lr, 0 <= lr < math.inf, "use a finite number, zero or more"),
+        ("eps", eps, 0 <= eps < math.inf, "use a finite number, zero or more"),
+        (
+            "max_norm", max_norm, max_norm is None or max_norm > 0,
+            "use a positive number, or None for no clipping",
+        ),
+        ("tau", tau, 0 <= step <= 1, "use a number in [0, 1]"),
+        ("tau", tau, tau is not None or not targets, "pass the step of the targets, in [0, 1]"),
+    ):  # fmt: skip
+        if not possible:
+            raise ValueError(f"adam_step: {name} is {value}; {remedy}")
+    return Settings(lr, *betas, eps, math.inf if max_norm is None else max_norm, step)
 
 
 class AdamNorm(NamedTuple):

@@ -17,6 +17,8 @@ def dual_update(
     settings: Settings,
 ) -> tuple[Tensor, Tensor]:
     """Do the step; see the package's `dual_update`."""
+    if isinstance(budget, Tensor):
+        budget = budget.to(lam.dtype)
     before = None if active is None else (lam.clone(), kl_ema.clone())
     kl_ema.lerp_(path_kl.clamp(max=settings.clip * budget), settings.ema)
     if settings.log:

@@ -72,6 +72,11 @@ def gather_sequences(
     count = actions.shape[0] - horizon + 1
     if count < 1:
         raise ValueError(f"{op}: horizon is {horizon}; expected 1 to {actions.shape[0]} steps")
+    if pool.shape[0] < actions.shape[0]:
+        raise ValueError(
+            f"{op}: pool has {pool.shape[0]} rows for {actions.shape[0]} actions; pass the "
+            "observation of every transition"
+        )
     check_tensor(op, "outcomes", outcomes, (count, 3))
     check_same(op, pool=pool, actions=actions, outcomes=outcomes)
     for name, tensor in (("starts", starts), ("next_rows", next_rows)):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trqam_fast.kernels.checks import check_same, check_tensor, refuse_gradient
-from trqam_fast.kernels.dispatch import choose_backend
+from trqam_fast.kernels.dispatch import TRITON, choose_backend
 from trqam_fast.kernels.fields import (
     Context,
     Velocity,
@@ -89,6 +89,11 @@ def lean_adjoint(
         networks=[base_velocity],
         own_schedule=is_own(schedule),
     )
+    if tape and chosen not in TRITON:
+        raise ValueError(
+            f"{op}: a tape is given, and backend {chosen} takes none; pass None, as `Rollout.base` "
+            "is there"
+        )
     data = (base_velocity, observations, trajectory)
     with torch.no_grad():
         if chosen == "reference":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from trqam_fast.kernels.checks import check_counts, check_same, check_tensor, refusing
@@ -147,6 +148,11 @@ def sde_rollout(
         networks=[velocity, base_velocity],
         own_schedule=is_own(schedule),
     )
+    if operands and chosen not in TRITON:
+        raise ValueError(
+            f"{op}: operands are given, and backend {chosen} takes none; pass what "
+            "rollout_operands returned for it, or None"
+        )
     of_base: list[Tensor] = []
     if chosen == "reference":
         constants = tensors_of(observations) | {"x0": x0, "noise": noise}
@@ -229,11 +235,11 @@ def ode_rollout(
         x0: `[S, N, D]`, standard normal.
         flow_steps: K >= 1.
         backend: ``auto``, ``reference``, or for packed weights ``cpp``, ``triton`` or
-            ``triton_pdl``, without gradients.
+            ``triton_pdl``.
         precision: Operands: ``ieee``, ``tf32`` or ``fp16`` (Triton), ``bf16`` (Triton or ``cpp``).
 
     Returns:
-        X_K, `[S, N, D]`.
+        X_K, `[S, N, D]`, a constant to autograd: nothing gets a gradient from here.
 
     Raises:
         TypeError: an argument is no tensor, of an unsupported dtype, or `flow_steps` no integer.
@@ -250,7 +256,8 @@ def ode_rollout(
         op, backend, x0.device, dtype=x0.dtype, precision=precision, networks=[velocity]
     )
     if chosen == "reference":
-        return reference.ode_rollout(velocity, observations, x0, flow_steps)
+        with torch.no_grad():
+            return reference.ode_rollout(velocity, observations, x0, flow_steps)
     return ops.ode_rollout(velocity, observations, x0, flow_steps, chosen, precision)
 
 

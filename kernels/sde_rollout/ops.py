@@ -217,11 +217,6 @@ def sde_rollout(
 
     The last is empty where the rollout does not find it.
     """
-    if operands and backend not in TRITON:
-        raise ValueError(
-            f"sde_rollout: operands are {described(operands)}, and backend {backend} takes none; "
-            "pass what rollout_operands returned for it, or None"
-        )
     train = torch.is_grad_enabled() and any(t.requires_grad for t in velocity.tensors)
     with_base = with_base and train and backend in TRITON
     if with_base and not operands:

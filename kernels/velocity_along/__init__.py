@@ -14,7 +14,7 @@ from trqam_fast.kernels.fields import (
     check_velocity,
     tensors_of,
 )
-from trqam_fast.kernels.noise_schedule import NoiseSchedule, check_schedule, is_own
+from trqam_fast.kernels.noise_schedule import NoiseSchedule, check_schedule, has_own_times
 from trqam_fast.kernels.velocity_along import ops, reference
 
 
@@ -63,7 +63,7 @@ def velocity_along(
         dtype=points.dtype,
         precision=precision,
         networks=[velocity],
-        own_schedule=is_own(schedule),
+        own_schedule=has_own_times(schedule),
     )
     if chosen == "reference":
         return reference.velocity_along(velocity, observations, points, schedule)

@@ -8,7 +8,7 @@ from torch import Tensor
 from trqam_fast.kernels.fields import Context, Velocity, as_function, scope_of
 from trqam_fast.kernels.mlp.inputs import stack_inputs
 from trqam_fast.kernels.mlp.weights import MLPWeights
-from trqam_fast.kernels.noise_schedule import NoiseSchedule, is_own
+from trqam_fast.kernels.noise_schedule import NoiseSchedule, has_own_times
 
 
 def velocity_along(
@@ -19,7 +19,7 @@ def velocity_along(
 ) -> Tensor:
     """Return v(s, X_k, t_k), `[S, K, B, D]`; see the package's `velocity_along`."""
     field = as_function(velocity, "velocity_along", "velocity")
-    if isinstance(velocity, MLPWeights) and is_own(schedule):
+    if isinstance(velocity, MLPWeights) and has_own_times(schedule):
         return field(*stack_inputs(observations, points)).view(points.shape)
     steps = points.shape[1]
     times = [k / steps for k in range(steps)] if schedule is None else schedule.times

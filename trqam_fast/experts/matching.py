@@ -166,8 +166,7 @@ def match_sqam(
                 f"{op}: {name} has a path other than the linear one, on which SQAM's bridge "
                 "lies; use match_trqam"
             )
-    with torch.no_grad():
-        end = ode_rollout(field, context, x0, flow_steps)
+    end = ode_rollout(field, context, x0, flow_steps)
     terminal = terminal_adjoint(critic, end, low=low, high=high, action_mask=action_mask)
     schedule = NoiseSchedule.bridge(noise.shape[1] + 1)
     tau = torch.tensor(schedule.times, dtype=x0.dtype, device=x0.device).view(1, -1, 1, 1)
