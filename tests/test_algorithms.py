@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.factories import SMALL, make, train
+from tests.factories import SMALL, make, make_batch, train
 from tests.helpers import assert_equal64
 from tests.runs import rows, run
 from trqam_fast.agents import (
@@ -35,8 +35,10 @@ from trqam_fast.agents import (
 from trqam_fast.agents.checks import unsaved
 from trqam_fast.agents.config import names_of
 from trqam_fast.cli import run_command
+from trqam_fast.data.batch import Batch
 from trqam_fast.errors import UsageError
 from trqam_fast.memory import update_bytes
+from trqam_fast.randomness import Randomness
 from trqam_fast.report.find import collect
 from trqam_fast.runs import checkpoint
 from trqam_fast.training.flags import parse_config
@@ -201,6 +203,57 @@ def test_an_algorithm_of_ones_own(flags, tmp_path, capsys):
     assert ":" not in jobs[-1].name
 
 
+class Own:
+    """How it acts: by more normals, and by what a target critic says of the flow's actions."""
+
+    label = "Own"
+    noise_dim = 7
+
+    def refine(self, networks, observations, actions, noise):
+        self.branches.catch_up()
+        assert noise.shape == (*actions.shape[:-1], 7 - self.dim)
+        values = self.critic_values(networks["target_critic"], observations, actions)
+        return 0.1 * actions + 0.01 * values.mean(1).unsqueeze(-1) + noise[..., :1]
+
+
+class Scaled(Own):
+    """How it acts, without a flow."""
+
+    def propose(self, networks, observations, noise):
+        return 0.1 * noise[..., : self.dim]
+
+
+@pytest.mark.parametrize("setting", ["refined", "proposed", "slow", "as it is"])
+@pytest.mark.parametrize("name", ["qam", "trqam", "sqam", "qam-e"])
+def test_next_actions_are_sampled_as_the_policy_acts(name, setting):
+    parts = {"refined": (Own,), "proposed": (Scaled,)}.get(setting, ())
+    if parts and name == "qam-e":
+        pytest.skip("has a policy of its own")
+    kind = type("Kind", (*parts, algorithm(name)), {})
+    agent = make(TRQAMConfig(**SMALL, best_of_n=2), [0, 1], kind)
+    if setting == "slow":
+        agent.acting_field = "actor_slow"
+        agent.online.span("actor_slow").mul_(1.5)
+    batch = Batch(*(torch.cat(parts) for parts in zip(
+        *(make_batch(seed, config=agent.config) for seed in (0, 10)), strict=True
+    )))  # fmt: skip
+    noise = agent.draw_noise(Randomness([0, 1]))
+    expected = agent.act(batch.next_observations, agent.policy_noise(noise))
+    terms = agent.update(batch, noise)
+    assert_equal64([terms.outputs["next_actions"]], [expected])
+    with pytest.raises(ValueError, match="act: noise has shape .*expected .*, noise_dim"):
+        agent.act(batch.next_observations, agent.policy_noise(noise)[..., 1:])
+
+
+def test_a_state_without_its_step_changes_nothing():
+    agent, other = agent_of("trqam"), agent_of("trqam", seeds=(1,))
+    before, state = agent.online.flat.clone(), other.state_dict()
+    del state["step"]
+    with pytest.raises(KeyError, match="step"):
+        agent.load_state_dict(state)
+    assert torch.equal(agent.online.flat, before)
+
+
 def test_the_page_runs_as_written(flags, tmp_path, monkeypatch, capsys):
     """Its whole algorithm, in a file of its own."""
     page = (Path(__file__).parent.parent / "docs" / "your_own_algorithm.md").read_text()
@@ -241,6 +294,18 @@ def test_settings_whose_class_says_nothing_or_has_a_name_of_the_trainers(capsys)
     text = capsys.readouterr().out
     assert "What Boxed.Config adds." in text and "What DataConfig adds." in text
     assert "Config(" not in text
+
+
+class Negated(Boxed):
+    @dataclass(frozen=True)
+    class Config(Boxed.Config):
+        no_target: bool = False
+
+
+def test_a_setting_may_begin_with_no():
+    flags = ["--algo", f"{__name__}:Negated"]
+    assert parse_config([*flags, "--no-target"]).agent.no_target
+    assert not parse_config([*flags, "--no-no-target", "--no-clip-grad"]).agent.no_target
 
 
 class Unlabelled(Agent):
@@ -405,6 +470,18 @@ class Forgetful(QAMAgent):
             self.lazy = self.ones * 3
 
 
+class Gaudy(BCAgent):
+    colour = "red"
+
+
+class Sooner(BCAgent):
+    first_updates = ("warmup",)
+
+
+class Renowned(BCAgent):
+    published: ClassVar = {"lr": 3e-4}
+
+
 class Late(QAMAgent):
     def loss(self, batch, noise):
         losses, terms = super().loss(batch, noise)
@@ -417,6 +494,9 @@ class Late(QAMAgent):
         ("Unlabelled", 'it has no label; write label = "Unlabelled" in it'),
         ("Lossless", "it has no loss; define it"),
         ("Letters", "its metrics is 'bc_loss'; give a tuple of names"),
+        ("Gaudy", "its colour is 'red'; give one such as"),
+        ("Sooner", "its first_updates names 'warmup', which is no setting of its Config; name one"),
+        ("Renowned", "its published 'lr' is of type float; give ByDomain"),
         ("Early", "its late is 'critic', not the last of its targets; write late = None"),
         ("Plain", "its Config does not inherit CloningConfig; begin it with @dataclass"),
         ("Undecorated", "its Config would lose beta, alpha (no field of a dataclass); write"),

@@ -220,7 +220,7 @@ def test_the_card_of_a_trained_run(flags, tmp_path, capsys):
 def test_refusals(exported, tmp_path, monkeypatch):
     run_folder = exported.parent / "run"
     with pytest.raises(UsageError, match=r"is no empty folder; name a new one"):
-        write_export(run_folder, exported)
+        write_export(str(run_folder), str(exported))
     with pytest.raises(UsageError, match="holds no config.json"):
         write_export(tmp_path, tmp_path / "out")
     with pytest.raises(UsageError, match="no config of an export"):

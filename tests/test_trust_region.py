@@ -261,6 +261,8 @@ def test_a_budget_for_each_number_of_an_action():
     asked = make_config(kl_budget_per_dim=0.3, run_dir="runs/here")
     settled = settle_budget(asked, 7)
     assert settled.agent.kl_budget == pytest.approx(2.1)
+    of_seven = [TRQAMAgent(each.agent, 3, 7, [0]).dual.budget for each in (asked, settled)]
+    assert of_seven == pytest.approx([2.1, 2.1])
     assert continued(settled, asked).resume == "yes"
     with pytest.raises(UsageError, match=r"with --kl-budget-per-dim 0.4 \(the run has 0.3\)"):
         continued(settled, make_config(kl_budget_per_dim=0.4, run_dir="runs/here"))

@@ -28,7 +28,7 @@ from trqam_fast.agents import ALGORITHMS, Agent
 from trqam_fast.agents.config import groups_of
 from trqam_fast.damage import reading
 from trqam_fast.errors import UsageError
-from trqam_fast.files import open_file, write_json, write_text, written_whole
+from trqam_fast.files import expanded, open_file, write_json, write_text, written_whole
 from trqam_fast.model_card import model_card
 from trqam_fast.runs import checkpoint as checkpoints
 from trqam_fast.runs.read import read_runs
@@ -104,7 +104,11 @@ def published_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def write_export(
-    run: Path, out: Path, *, checkpoint: Path | None = None, license: str | None = None
+    run: Path | str,
+    out: Path | str,
+    *,
+    checkpoint: Path | str | None = None,
+    license: str | None = None,
 ) -> Path:
     """Write a run's export; the config comes last, so a folder with one is whole.
 
@@ -122,6 +126,7 @@ def write_export(
         OSError: the disk refuses.
     """
     safetensors = load_safetensors()
+    run, out = expanded(Path(run)), expanded(Path(out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} is no empty folder; name a new one")
     loaded = load_run(run, checkpoint)

@@ -302,7 +302,7 @@ class Agent:
         return adam_step(
             params, gradient, exp_avg, exp_avg_sq, self.steps, lr=config.lr, norm=norm,
             max_norm=MAX_GRAD_NORM if config.clip_grad else None, targets=targets,
-            tau=0.0 if targets is None else config.tau, backend=self.backend,
+            tau=None if targets is None else config.tau, backend=self.backend,
         )  # fmt: skip
 
     def update(self, batch: Batch, noise: Noise) -> Terms:
@@ -440,11 +440,14 @@ class Agent:
     ) -> Tensor:
         """Return what the policy makes of the flow's X_K `[S, n, D]`; here they are its own.
 
+        An update calls it too, for the next actions: what reads the network `late` there, or its
+        target, calls `self.branches.catch_up()` first.
+
         Args:
             networks: As of `propose`.
             observations: `[S, n, O]`.
             actions: X_K, not clipped.
-            noise: What the flow has left of it, of any shape `[..., noise_dim - D]`.
+            noise: What the flow has left of it, `[S, n, noise_dim - D]`.
         """
         return actions
 
@@ -468,14 +471,25 @@ class Agent:
 
         Returns:
             `[S, n, D]` or `[1, n, D]` in [-1, 1]; with chunking D holds H actions in order.
+
+        Raises:
+            ValueError: the noise is not that of `noise_dim` numbers.
         """
+        if noise.shape[-1] != self.noise_dim:
+            raise ValueError(
+                f"act: noise has shape {list(noise.shape)}; expected [..., {self.noise_dim}], "
+                "noise_dim"
+            )
         return self.choose(self.acting_networks(run), observations, noise)
+
+    def all_networks(self) -> Networks:
+        """Return the online networks, and their targets as ``target_NAME``."""
+        targets = {f"target_{name}": net for name, net in self.target.networks.items()}
+        return self.online.networks | targets
 
     def acting_networks(self, run: int | None = None) -> Networks:
         """Return what `propose` takes, without gradients: of one run alone, or of all."""
-        targets = {f"target_{name}": net for name, net in self.target.networks.items()}
-        networks = self.online.networks | targets
-        networks = {name: network.detach() for name, network in networks.items()}
+        networks = {name: network.detach() for name, network in self.all_networks().items()}
         if run is None:
             return networks
         return {
@@ -524,6 +538,7 @@ class Agent:
             KeyError: a tensor is missing.
             ValueError: one has another shape, or holds other things than real numbers.
         """
+        steps = float(state["step"].max())
         for name, tensor in self.state().items():
             saved = state[name]
             if saved.shape != tensor.shape or not saved.is_floating_point():
@@ -533,7 +548,7 @@ class Agent:
                 )
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
-        self.steps.fill_(float(state["step"].max()))
+        self.steps.fill_(steps)
 
 
 def field_shape(config: CloningConfig, obs_dim: int, act_dim: int) -> MLPShape:

@@ -1,8 +1,9 @@
 """Groups of hyperparameters; an algorithm's configuration is made of those that it uses.
 
-Defaults are those of the authors' code. A configuration is a dataclass that inherits its groups:
-its values are attributes of one flat object, and its flags stand in one box of ``--help`` for
-each group.
+Defaults are those of the authors' code, but for QAM's `inv_temp` of 1 (theirs is 0.3) and QAM-E's
+`edit_scale` of 0.1 (theirs is 0, plain QAM). A configuration is a dataclass that inherits its
+groups: its values are attributes of one flat object, and its flags stand in one box of ``--help``
+for each group.
 """
 
 from __future__ import annotations
@@ -281,6 +282,11 @@ class TrustRegionConfig(Group):
         self.require_fraction("kl_ema_coef")
         self.require_not_negative("eta_lambda", "lambda_min", "value_penalty")
         self.require("lambda_max", self.lambda_max >= self.lambda_min, "use --lambda-min or more")
+
+    def budget_of(self, act_dim: int) -> float:
+        """Return the budget of an action of so many numbers."""
+        per_dim = self.kl_budget_per_dim
+        return self.kl_budget if per_dim is None else per_dim * act_dim
 
 
 @dataclass(frozen=True)

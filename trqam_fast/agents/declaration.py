@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from trqam_fast.agents.base import Agent
-from trqam_fast.agents.checks import mistake
-from trqam_fast.agents.config import CloningConfig, lost_names, names_of
+from trqam_fast.agents.checks import form_of, mistake
+from trqam_fast.agents.config import ByDomain, CloningConfig, lost_names, names_of
 from trqam_fast.text import printable
 
 COLOUR = re.compile("#[0-9a-fA-F]{6}")
@@ -69,6 +69,10 @@ def check_declaration(kind: type[Agent]) -> None:
         found = getattr(kind, name)
         if not isinstance(found, tuple | list) or not all(isinstance(each, str) for each in found):
             raise mistake(kind, f"its {name} is {found!r}", 'give a tuple of names, ("a",) of one')
+    if kind.colour is not None and not (
+        isinstance(kind.colour, str) and COLOUR.fullmatch(kind.colour)
+    ):
+        raise mistake(kind, f"its colour is {kind.colour!r}", 'give one such as "#0072b2", or none')
     if kind.late not in (None, *kind.targets[-1:]):
         raise mistake(
             kind, f"its late is {kind.late!r}, not the last of its targets", "write late = None"
@@ -85,6 +89,24 @@ def check_declaration(kind: type[Agent]) -> None:
             kind, f"its Config would lose {', '.join(lost)} (no field of a dataclass)",
             f"write @dataclass(frozen=True) above class {losing}, and a type for each",
         )  # fmt: skip
+    # What it inherits may be of a setting that its own Config leaves out.
+    bases = [each for each in kind.__mro__ if issubclass(each, Agent) and hasattr(each, "Config")]
+    known = {name for each in bases for name in names_of(each.Config)}
+    for attribute, settings in (
+        ("first_updates", kind.first_updates), ("published", tuple(kind.published)),
+    ):  # fmt: skip
+        for name in settings:
+            if name not in known:
+                raise mistake(
+                    kind, f"its {attribute} names {name!r}, which is no setting of its Config",
+                    f"name one of {', '.join(names_of(config))}",
+                )  # fmt: skip
+    for name, values in kind.published.items():
+        if not isinstance(values, ByDomain):
+            raise mistake(
+                kind, f"its published {name!r} is {form_of(values)}",
+                "give ByDomain({}, Setting(value, source))",
+            )  # fmt: skip
     if kind.targets and "tau" not in names_of(config):
         raise mistake(kind, "it has targets, and its Config no tau", "inherit CriticConfig too")
 

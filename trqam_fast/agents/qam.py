@@ -155,7 +155,7 @@ class QAMAgent(Agent):
         draws = {
             "bc_x0": (batch, dim),
             "sde_x0": (batch, dim),
-            "next_action": (batch, config.best_of_n, dim),
+            "next_action": (batch, config.best_of_n, self.noise_dim),
             "sde_eps": (config.flow_steps - 1, batch, dim),
         }
         if not self.critic.samples_policy:
@@ -259,7 +259,7 @@ class QAMAgent(Agent):
         operands = rollout_operands(*fields, **self.options)
         self.branches.begin_deferred()
         policy_noise = self.policy_noise(noise)
-        together = policy_noise is not None and self.acting_field == "actor_fast"
+        together = policy_noise is not None and self.flow_acts
         rows = x0 = None
         if together:
             rows = repeat_rows(batch.next_observations, policy_noise.shape[2])
@@ -273,13 +273,31 @@ class QAMAgent(Agent):
             return path, None
         if not together:
             return path, self.act(batch.next_observations, policy_noise)
-        with torch.no_grad():
-            actions = self.refine(
-                self.online.networks, rows, rollout.ode_x, policy_noise[..., self.dim :]
-            )
-            candidates = actions.unflatten(1, policy_noise.shape[1:3])
-            critic = self.online.networks["critic"]
-            return path, self.choose_candidate(critic, batch.next_observations, candidates)
+        return path, self.next_actions(batch.next_observations, rollout.ode_x, policy_noise)
+
+    @property
+    def flow_acts(self) -> bool:
+        """Whether the policy acts by the flow of the field that is fine-tuned, and `refine`."""
+        return self.acting_field == "actor_fast" and type(self).propose is Agent.propose
+
+    @torch.no_grad()
+    def next_actions(self, observations: Tensor, ode_x: Tensor, policy_noise: Tensor) -> Tensor:
+        """Do the rest of `act` where the flow's X_K are known: refine, clip, best of N.
+
+        Args:
+            observations: s', `[S, B, O]`.
+            ode_x: X_K of the fine-tuned field, `[S, B N, D]`.
+            policy_noise: Of which the flow has taken the first D, `[S, B, N, noise_dim]`.
+
+        Returns:
+            a', `[S, B, D]`.
+        """
+        rows = repeat_rows(observations, policy_noise.shape[2])
+        rest = policy_noise.flatten(1, 2)[..., self.dim :]
+        candidates = self.refine(self.all_networks(), rows, ode_x, rest)
+        candidates = candidates.unflatten(1, policy_noise.shape[1:3])
+        critic = self.online.networks["critic"]
+        return self.choose_candidate(critic, observations, candidates)
 
     def policy_noise(self, noise: Noise) -> Tensor | None:
         """Return the noise of the next actions, `[S, B, N, noise_dim]`; None if there are none."""

@@ -92,8 +92,10 @@ class QAMEAgent(QAMAgent):
         draws = super().draws()
         if self.config.edit_scale == 0:
             return draws
-        rows = (self.config.batch_size, self.dim)
-        return draws | {"edit_x0": rows, "edit_eps": rows, "next_edit_eps": draws["next_action"]}
+        rows, of_next = (self.config.batch_size, self.dim), (*draws["next_action"][:-1], self.dim)
+        return draws | {
+            "next_action": of_next, "edit_x0": rows, "edit_eps": rows, "next_edit_eps": of_next,
+        }  # fmt: skip
 
     @property
     def noise_dim(self) -> int:
@@ -113,8 +115,7 @@ class QAMEAgent(QAMAgent):
         if self.config.edit_scale == 0:
             return actions
         actions = actions.clamp(-1.0, 1.0)
-        eps = noise.reshape(actions.shape)
-        edit, _ = self.edit(networks["edit_actor"], observations, actions, eps)
+        edit, _ = self.edit(networks["edit_actor"], observations, actions, noise)
         return actions + self.config.edit_scale * edit
 
     def edit(

@@ -1,7 +1,7 @@
 """One update of TRQAM and QAM in plain PyTorch, in the order of docs/algorithm.md.
 
 This is the whole algorithm on one screen: autograd alone, one run, nothing fused. Agents are tested
-against it with every combination of settings.
+against it with random values of the paper's settings.
 """
 
 from __future__ import annotations

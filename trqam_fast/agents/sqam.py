@@ -94,7 +94,7 @@ class SQAMAgent(TRQAMAgent):
     def draws(self) -> dict[str, tuple[int, ...]]:
         """Return x_0 of cloning and of the policy's ODE, the next actions', eps of the bridge."""
         batch, dim, config = self.config.batch_size, self.dim, self.config
-        candidates = {"next_action": (batch, config.best_of_n, dim)}
+        candidates = {"next_action": (batch, config.best_of_n, self.noise_dim)}
         return {
             "bc_x0": (batch, dim),
             "policy_x0": (batch, dim),
@@ -119,11 +119,12 @@ class SQAMAgent(TRQAMAgent):
         self.branches.begin_deferred()
         s, x0, policy_noise = batch.observations, noise["policy_x0"], self.policy_noise(noise)
         field, rows, starts = self.online.networks["actor_fast"], s, x0
-        if policy_noise is not None:
+        together = policy_noise is not None and self.flow_acts
+        if together:
             rows = torch.cat([s, repeat_rows(batch.next_observations, policy_noise.shape[2])], 1)
-            starts = torch.cat([x0, policy_noise.flatten(1, 2)], dim=1)
+            starts = torch.cat([x0, policy_noise[..., : self.dim].flatten(1, 2)], dim=1)
         x = self.flow(field, rows, starts)
-        end, candidates = x[:, : s.shape[1]], x[:, s.shape[1] :]
+        end, ode_x = x[:, : s.shape[1]], x[:, s.shape[1] :]
 
         tau = self.taus(x)
         points = tau * end.unsqueeze(1)
@@ -135,10 +136,9 @@ class SQAMAgent(TRQAMAgent):
         bridge = Bridge(points, inputs, velocity)
         if policy_noise is None:
             return bridge, None
-        with torch.no_grad():
-            candidates = candidates.unflatten(1, policy_noise.shape[1:3])
-            critic = self.online.networks["critic"]
-            return bridge, self.choose_candidate(critic, batch.next_observations, candidates)
+        if not together:
+            return bridge, self.act(batch.next_observations, policy_noise)
+        return bridge, self.next_actions(batch.next_observations, ode_x, policy_noise)
 
     def adjoint(
         self, observations: Tensor, path: Bridge, terminal: Tensor

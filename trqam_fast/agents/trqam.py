@@ -69,7 +69,7 @@ class TRQAMAgent(QAMAgent):
     ) -> None:
         super().__init__(config, obs_dim, act_dim, seeds, **options)
         self.dual = self.controller(
-            self.runs, config.kl_budget, scale=config.lam_scale, eta=config.eta_lambda,
+            self.runs, config.budget_of(act_dim), scale=config.lam_scale, eta=config.eta_lambda,
             ema=config.kl_ema_coef, clip=config.kl_clip_coef,
             bracket=(config.lambda_min, config.lambda_max), lam=config.init_lambda,
             rule=config.dual, dtype=self.dtype, device=self.device, backend=self.small_ops,

@@ -336,7 +336,7 @@ class TrainConfig(TaskConfig, MachineConfig, DataConfig, StageConfig, LogConfig,
         if not isinstance(values["algo"], str):
             raise TypeError(f"algo is {values['algo']!r}")
         kind = algorithm(values["algo"]).Config
-        known = {*run_flags(), *names_of(kind), *(n for other in all_flags() for n in other)}
+        known = {*run_flags(), *names_of(kind), *setting_names()}
         unknown = sorted(set(values) - known)
         if unknown:
             raise KeyError(unknown[0])
@@ -370,6 +370,6 @@ def run_flags() -> list[str]:
     return [name for name in names_of(TrainConfig) if name != "agent"]
 
 
-def all_flags() -> list[list[str]]:
-    """Return the names of the flags of each algorithm of this package."""
-    return [names_of(kind.Config) for kind in ALGORITHMS.values()]
+def setting_names() -> set[str]:
+    """Return the names of the hyperparameters of all algorithms of this package."""
+    return {name for kind in ALGORITHMS.values() for name in names_of(kind.Config)}

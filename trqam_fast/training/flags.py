@@ -14,8 +14,8 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import tyro
 
-from trqam_fast.agents import ALGORITHMS
-from trqam_fast.agents.config import Group, groups_of, select
+from trqam_fast.agents import ALGORITHMS, algorithm
+from trqam_fast.agents.config import Group, groups_of, names_of, select
 from trqam_fast.damage import reading
 from trqam_fast.data.names import nearest
 from trqam_fast.errors import UsageError
@@ -122,20 +122,22 @@ def without_unused(algo: str, words: list[str]) -> tuple[list[str], list[str]]:
     Raises:
         UsageError: there is no such flag at all.
     """
-    names = [flag_name(word) for word in words if word.startswith("--") and word != "--help"]
+    own = names_of(algorithm(algo).Config)
+
+    def name_of(word: str) -> str:
+        """Return the name of the value that a flag sets: ``clip_grad`` of ``--no-clip-grad``."""
+        name = word[2:].partition("=")[0].replace("-", "_")
+        return name if name in own else name.removeprefix("no_")
+
+    names = [name_of(word) for word in words if word.startswith("--") and word != "--help"]
     unused = unused_flags(algo, names)
     kept, dropping = [], False
     for word in words:
         if word.startswith("--"):
-            dropping = flag_name(word) in unused
+            dropping = name_of(word) in unused
         if not dropping:
             kept.append(word)
     return kept, unused
-
-
-def flag_name(word: str) -> str:
-    """Return the name of the value that a flag sets: ``clip_grad`` of ``--no-clip-grad``."""
-    return word[2:].partition("=")[0].replace("-", "_").removeprefix("no_")
 
 
 def parser_groups(*configs: type[Group]) -> dict[str, type]:

@@ -6,13 +6,19 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from trqam_fast.agents import ALGORITHMS, algorithm
+from trqam_fast.agents import algorithm
 from trqam_fast.agents.config import names_of, select
 from trqam_fast.data.names import nearest
 from trqam_fast.data.tasks import find_task
 from trqam_fast.errors import UsageError
 from trqam_fast.kinds import check_kind, plain
-from trqam_fast.training.config import DEFAULT_ENV, TrainConfig, flag_hints, run_flags
+from trqam_fast.training.config import (
+    DEFAULT_ENV,
+    TrainConfig,
+    flag_hints,
+    run_flags,
+    setting_names,
+)
 from trqam_fast.training.domains import Setting, domain_settings
 
 # The authors' hyperparameters and training lengths are the flags' defaults; the task's domain adds
@@ -152,7 +158,7 @@ def unused_flags(algo: str, names: Iterable[str]) -> list[str]:
     """
     known = {*run_flags(), *names_of(algorithm(algo).Config)}
     unused = [name for name in names if name not in known]
-    others = {name for kind in ALGORITHMS.values() for name in names_of(kind.Config)}
+    others = setting_names()
     for name in unused:
         if name not in others:
             flags = [flag_of(other) for other in known | others]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from trqam_fast.agents.base import Shapes
 from trqam_fast.agents.config import CloningConfig
 from trqam_fast.damage import reading
 from trqam_fast.errors import UsageError
-from trqam_fast.kernels.mlp.constants import aligned
+from trqam_fast.kernels.mlp.weights import packed_size
 from trqam_fast.runs.checkpoint import PROGRESS, load, newest, plain_shapes
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.presets import flag_of
@@ -28,7 +27,6 @@ RESUMABLE = {
 }  # fmt: skip
 """What may differ between a run and its continuation without changing its mathematics."""
 
-NETWORK_FLAGS = {"actor": "--actor-hidden-dims", "critic": "--value-hidden-dims"}
 MISFIT = "does not fit this run", "move it away to go on from the one before"
 """What is said of a checkpoint whose contents contradict the run's, and what helps."""
 
@@ -38,11 +36,10 @@ def check_shapes(saved: dict[str, list], expected: dict[str, list], path: Path) 
     for name in expected:
         for found, wanted in zip(saved.get(name, []), expected[name], strict=False):
             if found != wanted:
-                flag = NETWORK_FLAGS["critic" if name == "critic" else "actor"]
                 raise UsageError(
                     f"{path}: a tensor of {name} has shape {found}, but the flags ask for "
-                    f"{wanted}; set {flag}, --horizon-length, --action-chunking and --num-qs as in "
-                    "the checkpoint"
+                    f"{wanted}; set --actor-hidden-dims, --value-hidden-dims, --horizon-length, "
+                    "--action-chunking and --num-qs as in the checkpoint"
                 )
         if len(saved.get(name, [])) != len(expected[name]):
             raise UsageError(
@@ -71,7 +68,7 @@ def field_of(state: dict[str, Any]) -> Tensor:
     """Return the cloned field of a checkpoint, packed weights `[S, p]`."""
     start = 0
     for name, shapes in state["shapes"].items():
-        size = sum(aligned(math.prod(shape)) for shape in shapes)
+        size = packed_size(shapes)
         if name == "actor_slow":
             return state["agent"]["online"][:, start : start + size]
         start += size
@@ -215,10 +212,9 @@ def settle_budget(config: TrainConfig, act_dim: int) -> TrainConfig:
         config: What was asked for.
         act_dim: Numbers of an action; path KLs are those of an action step.
     """
-    per_dim = getattr(config.agent, "kl_budget_per_dim", None)
-    if per_dim is None:
+    if getattr(config.agent, "kl_budget_per_dim", None) is None:
         return config
-    agent = dataclasses.replace(config.agent, kl_budget=per_dim * act_dim)
+    agent = dataclasses.replace(config.agent, kl_budget=config.agent.budget_of(act_dim))
     return dataclasses.replace(config, agent=agent)
 
 
