@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.metadata
+import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -253,5 +254,11 @@ def main(description: str, make: Callable[[], ActionExpert]) -> None:
     parser.add_argument("--updates", type=int, default=300)
     given = parser.parse_args()
     names = ("lerobot", "transformers", "torch")
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            parser.error(
+                f"{name} is not installed; see the first lines of this example for what installs "
+                "it, with Python 3.12 and a torch below 2.12"
+            )
     print(", ".join(f"{name} {importlib.metadata.version(name)}" for name in names))
     prove(make, given.clone_updates, given.updates)

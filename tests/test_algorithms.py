@@ -400,6 +400,11 @@ class Counted(BCAgent):
         return super().draws() | {"z": self.config.batch_size}
 
 
+class Unasked(BCAgent):
+    def loss(self, batch, noise):
+        return {MAIN: noise["z"].mean((1, 2))}, Terms({}, {})
+
+
 class Returnless(BCAgent):
     def draws(self):
         super().draws()
@@ -525,6 +530,7 @@ class Late(QAMAgent):
         ),
         ("Counted", "its draw 'z' is 16; give shapes without the run axis by name, such as "),
         ("Returnless", "what its draws returned is of type NoneType; give shapes "),
+        ("Unasked", "it reads the noise 'z', which it does not draw; add it to what its draws re"),
         ("Undrawn", "its draws are z, while cloning_loss reads bc_x0; add "),
         ("Scalar", "its metric 'lr' is a tensor []; give a tensor [1], one number for each run"),
         ("Number", "its metric 'lr' is of type float; give a tensor [1], one number for each run"),

@@ -225,6 +225,10 @@ def test_refusals(exported, tmp_path, monkeypatch):
         write_export(tmp_path, tmp_path / "out")
     with pytest.raises(UsageError, match="no config of an export"):
         load_export(run_folder)
+    with pytest.raises(UsageError, match="is an export; load it with trqam_fast.export.load_expo"):
+        load_run(exported)
+    with pytest.raises(UsageError, match="is a file, which --checkpoint takes beside its run"):
+        load_run(exported / "config.json")
     assert not (tmp_path / "out").exists()
     monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
     with pytest.raises(UsageError, match=r"pip install 'trqam_fast\[export\]'"):

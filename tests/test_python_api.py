@@ -323,8 +323,10 @@ def test_wrong_arguments_are_told_before_a_file_is_read(result, tmp_path):
         tf.Policy.load(nowhere, seed=-1)
     with pytest.raises(UsageError, match="--episodes is '10'; give a whole number"):
         tf.evaluate(str(nowhere), episodes="10")
-    with pytest.raises(UsageError, match="no config.json|holds no run"):  # NumPy's numbers are fine
+    with pytest.raises(UsageError, match="does not exist"):  # NumPy's numbers are fine
         tf.evaluate(str(nowhere), episodes=np.int64(3))
+    with pytest.raises(UsageError, match="evaluate has no flag epsodes; nearest: episodes"):
+        tf.evaluate(str(nowhere), epsodes=3)
     assert type(tf.make_config(batch_size=np.int64(3), lr=np.float32(0.5)).agent.lr) is float
     program = tmp_path / "policy.pt2"
     program.write_bytes(b"")

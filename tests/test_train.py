@@ -263,7 +263,7 @@ def test_every_command_takes_a_run_in_the_home_folder(tmp_path, monkeypatch):
     args = EvaluateArgs(Path("~/run"), out=Path("~/out"))
     assert (args.run, args.out) == (tmp_path / "run", tmp_path / "out")
     for load in (load_run, Policy.load, evaluate):
-        with pytest.raises(UsageError, match=f"{tmp_path}/run holds no config.json"):
+        with pytest.raises(UsageError, match=f"{tmp_path}/run does not exist; name"):
             load("~/run")
 
 

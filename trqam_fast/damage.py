@@ -48,8 +48,8 @@ class Unreadable(RunError):
     def __init__(self, path: Path, error: BaseException) -> None:
         where = printable(getattr(error, "filename", None) or path, 400)
         none = getattr(error, "errno", None) in NO_FILE
-        advice = "" if none else "; it may be whole, so keep it and see to the cause"
-        super().__init__(f"{where} cannot be read ({reason_of(error)}){advice}")
+        advice = "check the path" if none else "it may be whole, so keep it and see to the cause"
+        super().__init__(f"{where} cannot be read ({reason_of(error)}); {advice}")
         self.status = USAGE if none else FAILURE
 
 

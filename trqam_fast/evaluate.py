@@ -24,6 +24,7 @@ import tyro
 
 from trqam_fast.callable_module import make_callable
 from trqam_fast.damage import reason_of
+from trqam_fast.data.names import nearest
 from trqam_fast.data.tasks import find_task
 from trqam_fast.devices import check_device
 from trqam_fast.errors import RunError, UsageError
@@ -260,6 +261,10 @@ def evaluate(run: Path | str, **flags: Any) -> Evaluation:
     for name in ("video", "out"):
         if name in flags:
             raise TypeError(f"evaluate writes nothing; drop {name}, or run the command")
+    known = [field.name for field in dataclasses.fields(EvaluateArgs)]
+    for name in flags:
+        if name not in known:
+            raise UsageError(f"evaluate has no flag {name}{nearest(name, known)}")
     args = EvaluateArgs(run, **{name: plain(value) for name, value in flags.items()})
     loaded = load_run(args.run, args.checkpoint, args.device, args.backend)
     args = dataclasses.replace(args, episodes=args.episodes or loaded.config.eval_episodes)

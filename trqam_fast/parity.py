@@ -54,7 +54,8 @@ class ParityArgs:
     backend: Backend = "auto"
     """Implementation of the ops; triton needs --dtype float32."""
     precision: Precision = "ieee"
-    """Operands of matrix products; tf32, fp16 and bf16 need Triton and a larger --tolerance."""
+    """Operands of matrix products; tf32 and fp16 need Triton, bf16 that or cpp, and all three a
+    larger --tolerance."""
     device: str = "cpu"
     """Torch device."""
     dtype: Literal["float64", "float32"] = "float64"

@@ -13,7 +13,14 @@ from torch import Tensor
 
 from trqam_fast.agents.acting import PolicyGraphs
 from trqam_fast.agents.branches import Branches
-from trqam_fast.agents.checks import check_draws, check_networks, check_numbers, form_of, mistake
+from trqam_fast.agents.checks import (
+    DrawnNoise,
+    check_draws,
+    check_networks,
+    check_numbers,
+    form_of,
+    mistake,
+)
 from trqam_fast.agents.config import ByDomain, CloningConfig
 from trqam_fast.agents.dual import DualController
 from trqam_fast.data.batch import Batch
@@ -346,7 +353,7 @@ class Agent:
         sizes = [math.prod(shape) for shape in shapes.values()]
         parts = zip(shapes.items(), drawn.normals.split(sizes, dim=1), strict=True)
         noise = {name: part.reshape(self.runs, *shape) for (name, shape), part in parts}
-        return noise | {"bc_t": drawn.uniforms.unsqueeze(-1)}
+        return DrawnNoise(type(self), noise | {"bc_t": drawn.uniforms.unsqueeze(-1)})
 
     def cloning_loss(self, batch: Batch, noise: Noise) -> Tensor:
         """Flow-matching loss of the cloned field for each run, `[S]`.

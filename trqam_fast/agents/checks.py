@@ -46,6 +46,21 @@ def check_numbers(kind: type[Agent], what: str, values: dict[str, Any], runs: in
             )  # fmt: skip
 
 
+class DrawnNoise(dict[str, Tensor]):
+    """The noise of an update by name, which says of a name that was not drawn how to draw it."""
+
+    def __init__(self, kind: type[Agent], noise: dict[str, Tensor]) -> None:
+        super().__init__(noise)
+        self.kind = kind
+
+    def __missing__(self, name: str) -> Tensor:
+        """Raise `UsageError`: there is no noise `name`."""
+        raise mistake(
+            self.kind, f"it reads the noise {name!r}, which it does not draw",
+            "add it to what its draws returns",
+        )  # fmt: skip
+
+
 REBUILT = {"branches", "config", "online", "options", "policy_graphs", "steps", "target"}
 """Attributes of every agent that `state` need not hold, or holds under other names."""
 LARGEST = 2**26

@@ -199,7 +199,10 @@ def resolve(source: str, folder: Path) -> list[Path]:
         found = [base / file for file in (f"{name}.npz", f"{name}-val.npz", f"{name}.flat")]
         found = [path for path in found if path.exists()]
     if not found or not all(path.exists() for path in found):
-        raise UsageError(f"{source!r} is no dataset in {folder} and no file; see the list command")
+        raise UsageError(
+            f"{source!r} is no dataset in {folder} and no file; the list command shows what is "
+            "there, get fetches a dataset"
+        )
     return found
 
 

@@ -126,9 +126,9 @@ def check_field(
     fits = errors[best] <= USELESS and errors[best] <= CLEAR * errors[second]
     if not fits:
         message = (
-            f"fits no convention clearly (errors {errors[best]:.2f} and {errors[second]:.2f} of "
-            f"the velocity's mean square if it is {best} or {second}): untrained, or these are "
-            "not its observations or units of actions"
+            f"fits no convention clearly (the two nearest, '{best}' and '{second}', leave "
+            f"{errors[best]:.2f} and {errors[second]:.2f} of the velocity's mean square): it is "
+            "untrained, or these are not its observations or units of actions"
         )
     elif best != "as it should":
         message = f"looks {best} ({shares}); wrap its module as {remedy(field, best)}"

@@ -111,7 +111,7 @@ class DataConfig(Group):
     generated_dir: Path = GENERATED_DIR
     """Folder of generated data."""
     generated_transitions: int = 100_000
-    """Transitions to generate."""
+    """Transitions to generate, rounded up to whole trajectories of a thousand."""
     generated_noise: float | None = None
     """Standard deviation of the action noise in generated data; none: as docs/data.md says."""
     generated_seed: int = 0

@@ -72,12 +72,14 @@ def load_run(
     checkpoint = None if checkpoint is None else expanded(Path(checkpoint))
     folder = RunFolder(path)
     if not folder.exists:
-        raise UsageError(f"{path} holds no config.json; name the folder of a run")
+        raise UsageError(f"{path} {what_it_is(path)}; name the folder of a run")
     values = folder.read_config()
     with reading(
         path / "config.json", "is damaged or of another version",
         "use the version that made the run",
     ):  # fmt: skip
+        if "settings" in values:
+            raise UsageError(f"{path} is an export; load it with trqam_fast.export.load_export")
         config = config_here(values, device, backend)
     found, state = read_checkpoint(folder, checkpoint)
     check_asked(config)
@@ -93,6 +95,13 @@ def load_run(
         ) from None
     check_finite(agent, config, found)
     return LoadedRun(config, agent, state["stage"], state["step"], found, sizes)
+
+
+def what_it_is(path: Path) -> str:
+    """Return what is said of a path that is no run's folder."""
+    if path.is_file():
+        return "is a file, which --checkpoint takes beside its run"
+    return "holds no config.json" if path.exists() else "does not exist"
 
 
 def make_agent(config: TrainConfig, stage: str, obs_dim: int, act_dim: int) -> Agent:

@@ -88,7 +88,7 @@ class Recipe:
                 f"official file with 'python -m trqam_fast.data get {self.dataset_name}'"
             )
         near = difflib.get_close_matches(self.dataset_name, GENERATED_NAMES, n=1)
-        remedy = f"did you mean {near[0]}?" if near else "pass --no-generated"
+        remedy = f"did you mean {near[0]}?" if near else "get its official file"
         return f", only {KINDS} can; {remedy}"
 
     @property
