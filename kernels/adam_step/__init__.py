@@ -55,7 +55,7 @@ def adam_step(
             then, which may be views of all, and `step` is left alone, as it is counted already;
             parts may run side by side, and together leave the bits of the whole.
         backend: ``reference`` (PyTorch's fused Adam), ``cpp`` (one fused pass on the CPU),
-            ``triton`` (one fused pass, float32) or ``auto``; with `norm`, that which made it.
+            ``triton`` (one fused pass, float32) or ``auto``, which with `norm` is its backend.
 
     Returns:
         Norm of each run's gradient before clipping, `[S]`. Of float32 squares ``triton`` sums in
@@ -95,6 +95,8 @@ def adam_step(
     settings = make_settings(
         lr=lr, betas=betas, eps=eps, max_norm=max_norm, tau=tau, targets=targets is not None
     )
+    if norm is not None and backend == "auto":
+        backend = norm.backend
     chosen = choose_backend(op, backend, params.device, dtype=params.dtype)
     if norm is not None:
         if chosen != norm.backend:
