@@ -127,6 +127,18 @@ class Keyed(gymnasium.Env):
         return {"place": draw(size=1), "aim": {"goal": draw(size=2)}}
 
 
+class Whole(Reach):
+    """Actions are whole numbers."""
+
+    action_space = gymnasium.spaces.Box(0, 3, (2,), np.int64)
+
+
+def rescaled():
+    """Return an environment of OGBench whose actions lie in [0, 1]."""
+    env = gymnasium.make("pointmaze-medium-singletask-task1-v0")
+    return gymnasium.wrappers.RescaleAction(env, 0.0, 1.0)
+
+
 def make_reach(**options):
     """A factory, as a user may have one."""
     return Reach(**options)

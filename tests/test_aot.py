@@ -144,8 +144,9 @@ def test_the_optimiser_over_packed_parameters(architecture):
     with compiling(architecture) as found, pretending():
         for targets in (None, params[:, 1024:].clone()):
             adam_step(
-                params, gradient, m, v, torch.zeros(()), lr=1e-3, targets=targets, backend="triton"
-            )
+                params, gradient, m, v, torch.zeros(()), lr=1e-3, targets=targets, tau=0.005,
+                backend="triton",
+            )  # fmt: skip
     assert {kernel.name for kernel in found} == OPTIMISER
     assert all(kernel.spills == 0 and kernel.registers <= 128 for kernel in found), found
 

@@ -2,10 +2,13 @@
 
 import json
 
+import pytest
 import torch
 
 from tests.runs import rows, run
+from trqam_fast import Policy, evaluate
 from trqam_fast.agents import BCAgent, TRQAMAgent
+from trqam_fast.export import write_export
 from trqam_fast.runs import checkpoint
 
 
@@ -43,6 +46,17 @@ def test_non_finite_loss_stops_that_run_alone(flags, tmp_path, capsys, monkeypat
     assert summary["final_success_by_seed"][0] is None
     assert summary["failures"] == {"3": "critic_loss is not finite at step 33"}
     assert {r["seed"] for r in rows(folder / "metrics.csv") if r["step"] == "40"} == {"5"}
+    capsys.readouterr()
+    found = evaluate(folder, episodes=1)
+    assert "seed 3 is not evaluated: critic_loss is not finite" in capsys.readouterr().err
+    assert list(found.episodes) == [5] and list(found.summary["failures"]) == ["3"]
+    assert "over_seeds" not in found.summary and found.summary["pooled"]["episodes"] == 1
+    with pytest.warns(UserWarning, match="seed 3 of .* diverged: critic_loss is not finite"):
+        Policy.load(folder)
+    Policy.load(folder, train_seed=5)
+    (folder / "summary.json").unlink()
+    card = (write_export(folder, tmp_path / "out") / "README.md").read_text()
+    assert "Seed 3 failed (critic_loss is not finite at step 33)" in card
 
 
 def test_divergence_in_pretraining_leaves_finite_weights(flags, tmp_path, monkeypatch):

@@ -201,6 +201,10 @@ def test_unusable_runs_end_with_one_sentence(trained, tmp_path, capsys):
     (copy / "config.json").write_text(json.dumps(config | {"actor_hidden_dims": [24]}))
     other = copy / "checkpoints/step_000000010.pt"
     assert "does not fit" in error(copy, "--checkpoint", other)
+    another = tmp_path / "another/checkpoints"
+    shutil.copytree(copy / "checkpoints", another)
+    message = error(copy, "--checkpoint", another / other.name)
+    assert "is none of this run; name one of" in message
     (copy / "config.json").write_text(json.dumps({"env_name": 3}))
     assert "another version" in error(copy)
     (copy / "config.json").write_text("{")

@@ -311,6 +311,24 @@ def changed(copy):
     return copy
 
 
+def test_low_rank_updates_of_any_module():
+    """Of a layer itself, of layers with any name, once at a time; removed, all is as it was."""
+    layer = nn.Linear(3, 2)
+    named = nn.ModuleDict({"values ": nn.Linear(3, 2)})
+    named._modules["values"] = named._modules.pop("values ")
+    named._modules["values"].bias.requires_grad_(False)
+    for module in (layer, named):
+        trained = [p.requires_grad for p in module.parameters()]
+        copy = LowRank(module, 2)
+        assert len(list(copy.parameters())) == 2
+        assert not any(p.requires_grad for p in module.parameters())
+        with pytest.raises(ValueError, match="has low-rank updates already; remove them first"):
+            LowRank(module)
+        copy.remove()
+        assert [p.requires_grad for p in module.parameters()] == trained
+        LowRank(module)
+
+
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_low_rank_copy_and_its_base(checkpointed):
     """One module is both fields: at first the same bits, then W + B A against W, and its sweep."""
@@ -322,13 +340,14 @@ def test_low_rank_copy_and_its_base(checkpointed):
     assert torch.equal(field(context.value, x0, t), base(context.value, x0, t))
     assert not any(p.requires_grad for p in expert.parameters())
     names = {key.split(".")[1] for key in copy.state_dict()}
-    assert names == {"expert_in", "expert_mid", "action_out"}
+    assert names == {"/expert_in", "/expert_mid", "/action_out"}
 
     changed(copy)
     expert.checkpointed = checkpointed
     full = make_expert()
     for name in names:
-        full.get_submodule(name).weight.data += copy.up[name].data @ copy.down[name].data
+        layer = full.get_submodule(name.removeprefix("/"))
+        layer.weight.data += copy.up[name].data @ copy.down[name].data
     assert_equal64([field(context.value, x0, t)], [full.field()(context.value, x0, t)])
     assert torch.equal(base(context.value, x0, t), plain(context.value, x0, t))
 

@@ -70,12 +70,24 @@ def test_ogbench_is_one_entry_of_the_registry():
         ("tests.own_tasks:NOISE", "cannot be made (TypeError"),
         ("builtins:dict", "returned a dict; return a gymnasium.Env"),
         ("CartPole-v1", "has actions in Discrete(2)"),
+        ("tests.own_tasks:Whole", "has actions of int64; use a Box of floats"),
     ],
 )
 def test_what_is_no_environment_is_refused_with_one_sentence(env_id, sentence):
     with pytest.raises(UsageError) as error:
         make_env(env_id)
     assert sentence in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_wrapper_around_an_environment_of_ogbench_keeps_its_units():
+    env = make_env("tests.own_tasks:rescaled")
+    given = env.env
+    seen = []
+    given.step = lambda action, step=given.step: (seen.append(action), step(action))[1]
+    env.reset(seed=0)
+    for action in (-1.0, 0.0, 1.0):
+        env.step(np.full(2, action, np.float32))
+    np.testing.assert_allclose(seen, [[0.0] * 2, [0.5] * 2, [1.0] * 2])
 
 
 def test_actions_keep_their_units():

@@ -185,6 +185,8 @@ def test_predict_is_stable_baselines3s(result):
     assert state is None and first.shape == (2, 1)
     begins = np.array([True, False])
     second, _ = policy.predict(observations, episode_start=begins, deterministic=True)
+    with pytest.raises(ValueError, match="episode_start has 1 flags for . environments; pass one"):
+        policy.predict(observations, episode_start=begins[:1], deterministic=True)
     # Row 0 began anew, so its chunk begins again; row 1 plays its second action.
     assert second[0] == first[0] and second[1] != first[1]
     policy.reset()

@@ -240,5 +240,8 @@ def test_a_command_that_lacks_something(tmp_path, capsys):
 
 def test_an_address_where_nothing_answers_is_told_at_once(tmp_path, capsys):
     pytest.importorskip("ray")
-    assert run("sweeps/smoke.toml", "--out", tmp_path, "--address", "127.0.0.1:9") == 2
+    address = ("--address", "127.0.0.1:9")
+    assert run("sweeps/smoke.toml", "--out", tmp_path, *address, "--num-cpus", 2) == 2
+    assert "drop them, or --address" in capsys.readouterr().err
+    assert run("sweeps/smoke.toml", "--out", tmp_path, *address) == 2
     assert "127.0.0.1:9, where no Ray cluster answers" in capsys.readouterr().err

@@ -115,6 +115,7 @@ def summarise(loaded: LoadedRun, args: EvaluateArgs, table: Table) -> dict[str, 
         "evaluation_seed": args.seed,
         "intervals": "95 %: Wilson over episodes; bootstrap over seeds, at least as wide",
         "by_seed": by_seed,
+        "failures": {str(loaded.config.seeds[run]): why for run, why in loaded.failures.items()},
         "pooled": describe([result for results in table.values() for result in results]),
     }
     if len(table) > 1:
@@ -208,7 +209,8 @@ def write_videos(loaded: LoadedRun, args: EvaluateArgs, table: Table, folder: Pa
         task.env_name, workers, workers, env_options=options, environment={"MUJOCO_GL": renderer}
     )
     with contextlib.closing(evaluator):
-        for run, (seed, results) in enumerate(table.items()):
+        for seed, results in table.items():
+            run = loaded.config.seeds.index(seed)
             videos = folder / f"seed_{seed}"
             filmed = evaluator.evaluate(loaded.agent, run, count, args.seed, video_dir=videos)
             if filmed != results[:count]:
@@ -221,14 +223,29 @@ def play(
     args: EvaluateArgs,
     say: Callable[[int, list[EpisodeResult]], object] = lambda seed, results: None,
 ) -> Table:
-    """Play the episodes of every seed; `say` is called with each seed's."""
+    """Play the episodes of every seed that has not diverged; `say` is called with each seed's.
+
+    Raises:
+        UsageError: all have.
+    """
     table: Table = {}
+    if len(loaded.failures) == len(loaded.config.seeds):
+        reason = next(iter(loaded.failures.values()))
+        raise UsageError(
+            f"every seed of {loaded.path} diverged ({reason}); name another checkpoint"
+        )
     evaluator = Evaluator(
         loaded.config.env_name, min(args.envs, args.episodes), args.workers,
         env_options=loaded.config.env_options,
     )  # fmt: skip
     with contextlib.closing(evaluator):
         for run, seed in enumerate(loaded.config.seeds):
+            if run in loaded.failures:
+                print(
+                    f"warning: seed {seed} is not evaluated: {loaded.failures[run]}",
+                    file=sys.stderr,
+                )
+                continue
             table[seed] = evaluator.evaluate(loaded.agent, run, args.episodes, args.seed)
             say(seed, table[seed])
     return table

@@ -177,7 +177,7 @@ def load_export(
         BackendError: the backend cannot run on the device.
     """
     check_here(device, backend)
-    safetensors, folder = load_safetensors(), Path(folder)
+    safetensors, folder = load_safetensors(), expanded(Path(folder))
     with reading(folder / CONFIG, "is no config of an export", "export the run again"):
         values = load_json(folder / CONFIG)
         if values["format"] != FORMAT:

@@ -91,7 +91,7 @@ def model_card(
         + (" They started from another run's checkpoint." if config.pretrained else ""),
         "## Success",
         success_table(found) or "These weights have not been evaluated.",
-        *failures(run),
+        *failures(loaded, run),
         "## Acting",
         how_to_act(loaded),
         "## Settings",
@@ -229,12 +229,14 @@ def percents(value: float, low: float, high: float) -> list[str]:
     return [f"{100 * value:.1f}", f"{100 * low:.1f} to {100 * high:.1f}"]
 
 
-def failures(run: Run) -> list[str]:
-    """Return a sentence for each seed that diverged."""
-    failed = run.summary.get("failures")
-    items = failed.items() if isinstance(failed, dict) else ()
+def failures(loaded: LoadedRun, run: Run) -> list[str]:
+    """Return a sentence for each seed that diverged, by the checkpoint or later."""
+    later = run.summary.get("failures")
+    failed = {str(loaded.config.seeds[at]): why for at, why in loaded.failures.items()}
+    failed = (later if isinstance(later, dict) else {}) | failed
     return [
-        f"Seed {seed} failed ({why}); its weights are the last good ones." for seed, why in items
+        f"Seed {seed} failed ({why}); its weights are the last good ones."
+        for seed, why in failed.items()
     ]
 
 

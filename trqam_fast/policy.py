@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,9 @@ class Policy:
         if train_seed not in seeds:
             known = ", ".join(map(str, seeds))
             raise UsageError(f"train_seed is {train_seed}, but {folder} has the seeds {known}")
+        failure = loaded.failures.get(seeds.index(train_seed))
+        if failure is not None:
+            warnings.warn(f"seed {train_seed} of {folder} diverged: {failure}", stacklevel=2)
         return cls(loaded.agent, loaded.sizes, run=seeds.index(train_seed), seed=seed)
 
     def reset(self, seed: int | None = None) -> None:
@@ -186,9 +190,18 @@ class Policy:
             state: Unused; here for the interface.
             episode_start: Whether an episode begins, `[n]`; what is left of its chunk is dropped.
             deterministic: As of a call.
+
+        Raises:
+            ValueError: `episode_start` is of another number of environments than before.
         """
         if episode_start is not None:
-            for queue, begins in zip(self.queues, np.ravel(episode_start), strict=False):
+            starts = np.ravel(episode_start)
+            if self.queues and len(starts) != len(self.queues):
+                raise ValueError(
+                    f"episode_start has {len(starts)} flags for {len(self.queues)} environments; "
+                    "pass one for each"
+                )
+            for queue, begins in zip(self.queues, starts, strict=False):
                 if begins:
                     queue.clear()
         return self(observation, deterministic=deterministic), None
@@ -214,7 +227,7 @@ class Policy:
                 are missing.
             OSError: the disk refuses.
         """
-        return write_program(self.agent, self.sizes, self.run, Path(path), format)
+        return write_program(self.agent, self.sizes, self.run, expanded(Path(path)), format)
 
 
 def as_rows(observation: Any, parts: Parts | None) -> np.ndarray:

@@ -42,6 +42,8 @@ def terminal_adjoint(
     check_action_mask("terminal_adjoint", action_mask, x)
     with torch.enable_grad():
         x = x.detach().requires_grad_()
+        if not isinstance(low, Tensor) and not isinstance(high, Tensor) and not low < high:
+            raise ValueError(f"terminal_adjoint: low is {low} and high {high}; use low < high")
         low, high = (torch.as_tensor(b, dtype=x.dtype, device=x.device) for b in (low, high))
         (actions,) = masked(action_mask, x.clamp(low, high))
         values = critic(actions)

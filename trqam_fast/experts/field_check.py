@@ -80,7 +80,7 @@ def check_field(
 
     Raises:
         TypeError: an argument is no tensor, of an unsupported dtype, no field, or no integer.
-        ValueError: shapes do not fit, or `flow_steps` is below 1.
+        ValueError: shapes do not fit, nothing is left by the mask, or a count is below 1.
         RuntimeError: as `lean_adjoint` raises, of a field without a gradient with respect to x.
     """
     op = "check_field"
@@ -88,6 +88,9 @@ def check_field(
     check_tensor(op, "actions", actions, (runs, batch, None))
     check_velocity(op, "field", field, observations, actions.shape[-1])
     check_action_mask(op, action_mask, actions)
+    if action_mask is not None and not action_mask.any():
+        raise ValueError(f"{op}: action_mask is false everywhere; keep at least one dimension")
+    check_counts(op, times=times)
     if flow_steps is not None:
         check_counts(op, flow_steps=flow_steps)
     path = curved_path(field) if path is None else path

@@ -30,7 +30,7 @@ class LowRank(nn.Module):
         generator: Source of A; None for PyTorch's own.
 
     Raises:
-        ValueError: no linear layer is chosen, or `rank` is below 1.
+        ValueError: no linear layer is chosen, `rank` is below 1, or the module has updates already.
     """
 
     def __init__(
@@ -52,12 +52,20 @@ class LowRank(nn.Module):
         }
         if not layers:
             raise ValueError("LowRank: no linear layer of the module is chosen")
+        if any(
+            getattr(hook, "of_low_rank", False)
+            for layer in layers.values()
+            for hook in layer._forward_hooks.values()
+        ):
+            raise ValueError("LowRank: the module has low-rank updates already; remove them first")
+        self._trained = [each for each in module.parameters() if each.requires_grad]
         module.requires_grad_(False)
         self.scale, self.active = scale, True
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
         self._hooks = []
         for name, layer in layers.items():
-            key, like = name.replace(".", "/"), layer.weight
+            # A prefix, as names of layers may be those of a dictionary's methods, or empty.
+            key, like = f"/{name.replace('.', '/')}", layer.weight
             down = torch.empty(rank, layer.in_features).normal_(generator=generator)
             self.down[key] = nn.Parameter((down / layer.in_features**0.5).to(like))
             self.up[key] = nn.Parameter(like.new_zeros(layer.out_features, rank))
@@ -70,6 +78,7 @@ class LowRank(nn.Module):
             low = nn.functional.linear(inputs[0], self.down[key])
             return output + self.scale * nn.functional.linear(low, self.up[key])
 
+        add.of_low_rank = True
         return add
 
     @contextmanager
@@ -86,9 +95,11 @@ class LowRank(nn.Module):
         return Base(self, field)
 
     def remove(self) -> None:
-        """Take the updates off the module for good."""
+        """Take the updates off the module for good; what it trained before requires gradients."""
         for hook in self._hooks:
             hook.remove()
+        for parameter in self._trained:
+            parameter.requires_grad_(True)
 
 
 class Base:

@@ -89,6 +89,10 @@ def match_trqam(
     op = "match_trqam"
     _check(op, x0, noise, lam)
     path = curved_path(field)
+    if (path is None) != (curved_path(base) is None):
+        raise ValueError(
+            f"{op}: one of field and base has a path other than the linear one; give both the same"
+        )
     if schedule is None and path is not None:
         schedule = path.noise_schedule(noise.shape[1] + 1)
     with torch.no_grad():

@@ -17,6 +17,7 @@ from typing import Annotated
 import tyro
 
 from trqam_fast.errors import UsageError
+from trqam_fast.files import expanded
 from trqam_fast.report.comparison import Comparison
 from trqam_fast.report.find import collect, is_run
 from trqam_fast.report.page import write_comparison, write_report
@@ -46,6 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     args = tyro.cli(ReportArgs, args=argv, prog="python -m trqam_fast.report")
     if not args.runs:
         raise UsageError("no run is named; name run folders, or a folder with runs below it")
+    args = ReportArgs(
+        tuple(map(expanded, args.runs)), None if args.out is None else expanded(args.out)
+    )
     out = args.out or (args.runs[0] / "report" if len(args.runs) == 1 else Path("report"))
     compare = any(path.is_dir() and not is_run(path) for path in args.runs)
     page = report_methods(args.runs, out) if compare else report_runs(args.runs, out)

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -317,10 +317,21 @@ def natural(name: str) -> list[tuple[int, int, str]]:
     ]
 
 
+def settled_at(stage: str, config: dict[str, Any]) -> float:
+    """Return the step of a stage, of the simulator's in the online one, with so many updates."""
+    if stage != "online":
+        return SETTLING
+    first, each = config.get("start_training", 0), config.get("utd_ratio", 1)
+    if not (isinstance(first, int) and isinstance(each, int) and each > 0):
+        return SETTLING
+    return first + SETTLING / each
+
+
 def deviation_of(result: Result, track: Tracking) -> Deviation:
     """Return how one seed's path KL went in one stage."""
+    begin = settled_at(track.stage, result.config)
     settled = np.array(
-        [value for step, value in zip(track.steps, track.path_kl, strict=True) if step > SETTLING]
+        [value for step, value in zip(track.steps, track.path_kl, strict=True) if step > begin]
     )
     average, distance = math.nan, np.array([math.nan])
     if len(settled):

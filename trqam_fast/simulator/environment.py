@@ -35,8 +35,9 @@ def make_env(
     """Return an environment whose `action_space.seed` has an effect.
 
     OGBench's manipulation environments return a new, unseeded space at each access and sample from
-    it in `reset`, which leaves random forces and controls in the simulator. One of another origin
-    is wrapped so that its actions lie in [-1, 1] and its info has a success, as OGBench's do.
+    it in `reset`, which leaves random forces and controls in the simulator. One of another origin,
+    or in a wrapper with other spaces, is wrapped so that its actions lie in [-1, 1] and its info
+    has a success, as OGBench's do.
 
     Args:
         env_id: Name in gymnasium's registry, or ``MODULE:FACTORY``.
@@ -54,7 +55,7 @@ def make_env(
     from trqam_fast.simulator.own import Standard, make
 
     env = make(env_id, options, max_episode_steps)
-    if not is_ogbench(env) or success_return is not None:
+    if not (is_ogbench(env) and is_standard(env)) or success_return is not None:
         env = Standard(env, env_id, success_return)
     kind = type(env.unwrapped)
     if isinstance(getattr(kind, "action_space", None), property):
@@ -68,6 +69,16 @@ def task_env(env_id: str) -> gymnasium.Env:
     env = make_env(env_id)
     env.reset()
     return env
+
+
+def is_standard(env: gymnasium.Env) -> bool:
+    """Return whether actions lie in [-1, 1] and observations in a Box."""
+    from gymnasium.spaces import Box
+
+    actions, observations = env.action_space, env.observation_space
+    if not (isinstance(actions, Box) and isinstance(observations, Box)):
+        return False
+    return bool((actions.low == -1.0).all() and (actions.high == 1.0).all())
 
 
 def is_ogbench(env: gymnasium.Env) -> bool:

@@ -112,6 +112,8 @@ class Standard(gymnasium.Wrapper):
         space = env.action_space
         if not isinstance(space, spaces.Box):
             raise UsageError(f"{name} has actions in {space}; only numbers in a Box can be learned")
+        if space.dtype.kind != "f":
+            raise UsageError(f"{name} has actions of {space.dtype}; use a Box of floats")
         self.low = space.low.astype(np.float64).ravel()
         self.high = space.high.astype(np.float64).ravel()
         if not (np.isfinite(self.low).all() and np.isfinite(self.high).all()):

@@ -18,6 +18,7 @@ from typing import Annotated
 import tyro
 
 from trqam_fast.errors import FAILURE, UsageError
+from trqam_fast.files import expanded
 from trqam_fast.status.lines import ENDED, Line, read_lines
 from trqam_fast.status.table import render
 
@@ -40,6 +41,7 @@ class StatusArgs:
     """Seconds between two looks."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dir", expanded(self.dir))
         if not 0 < self.interval <= DAY:
             raise UsageError(
                 f"--interval is {self.interval}; use a positive number of seconds, {DAY} at most"

@@ -19,7 +19,7 @@ import tyro
 
 from trqam_fast.data.load import missing_data
 from trqam_fast.errors import FAILURE, INTERRUPTED, REQUEUE, Stopped, UsageError
-from trqam_fast.files import write_text, written_whole
+from trqam_fast.files import expanded, write_text, written_whole
 from trqam_fast.sweep import cluster
 from trqam_fast.sweep.estimate import job_seconds, machine_bytes, makespan
 from trqam_fast.sweep.execute import execute, settle
@@ -57,6 +57,14 @@ class SweepArgs:
     """Run this one job of --out in this process and exit with its status; for schedulers."""
 
     def __post_init__(self) -> None:
+        for name in ("spec", "out"):
+            path = getattr(self, name)
+            object.__setattr__(self, name, None if path is None else expanded(path))
+        if self.address is not None and (self.num_cpus, self.num_gpus) != (None, None):
+            raise UsageError(
+                "--num-cpus and --num-gpus are what this machine gives, and --address names a "
+                "cluster; drop them, or --address"
+            )
         for name, bound in {"num_cpus": 1, "num_gpus": 0}.items():
             value = getattr(self, name)
             if value is not None and value < bound:
@@ -126,7 +134,9 @@ def run_one(out: Path, name: str) -> int:
         raise UsageError(f"--job {name!r} is none of {out}; its plan.json names them")
     state = execute(out.resolve(), jobs[name])
     print(f"{state.state}  {name}" + (f": {one_line(state.reason)}" if state.reason else ""))
-    return {"done": 0, "stopped": REQUEUE}.get(state.state, FAILURE)
+    if state.state == "done":
+        return FAILURE if state.reason else 0
+    return REQUEUE if state.state == "stopped" else FAILURE
 
 
 def run_all(jobs: list[Job], spec: Spec, args: SweepArgs) -> int:

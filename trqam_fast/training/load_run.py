@@ -36,6 +36,7 @@ class LoadedRun(NamedTuple):
         step: Updates from the start of pretraining.
         path: File of the weights.
         sizes: What the policy takes and gives.
+        failures: Why, by index of the seeds that had diverged; their weights are the last good.
     """
 
     config: TrainConfig
@@ -44,6 +45,7 @@ class LoadedRun(NamedTuple):
     step: int
     path: Path
     sizes: Sizes
+    failures: dict[int, str] = {}
 
 
 def load_run(
@@ -94,7 +96,8 @@ def load_run(
             f"({reason_of(error)}); name a checkpoint of this run"
         ) from None
     check_finite(agent, config, found)
-    return LoadedRun(config, agent, state["stage"], state["step"], found, sizes)
+    failures = state.get("failures", {})
+    return LoadedRun(config, agent, state["stage"], state["step"], found, sizes, failures)
 
 
 def what_it_is(path: Path) -> str:
@@ -141,6 +144,10 @@ def read_checkpoint(folder: RunFolder, asked: Path | None) -> tuple[Path, dict[s
         return folder.checkpoints / name, state
     if not asked.is_file():
         raise UsageError(f"--checkpoint {asked} is not a file; name one of {folder.checkpoints}")
+    if asked.resolve().parent != folder.checkpoints.resolve():
+        raise UsageError(
+            f"--checkpoint {asked} is none of this run; name one of {folder.checkpoints}"
+        )
     return asked, checkpoints.load(asked, "name another one with --checkpoint")
 
 

@@ -19,7 +19,7 @@ from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.presets import flag_of
 
 RESUMABLE = {
-    "preset", "backend", "plan", "graph", "streams", "threads", "dataset",
+    "backend", "plan", "graph", "streams", "threads", "dataset",
     "dataset_dir", "generated_dir",
     "bc_steps", "offline_steps", "online_steps", "log_interval", "eval_interval",
     "eval_episodes", "eval_envs", "eval_workers", "save_interval", "keep",
