@@ -1,6 +1,7 @@
 // Python bindings. A call is a Python NamedTuple whose fields are those of a struct in csrc, in its
 // order: addresses of arrays, sizes, numbers. The Python wrappers in kernels/ check devices,
-// dtypes, shapes and contiguity; names, null addresses and sizes are checked here.
+// dtypes, shapes and contiguity, and answer for arrays that may be empty; names, all other
+// addresses and the sizes of trajectories and networks are checked here.
 //
 // Longer than 400 lines, as no other file knows Python: what reads a call, then a function for each
 // op, which names the fields of its struct.
@@ -91,8 +92,13 @@ class Fields {
             }
             return numbers[at++];
         };
-        result.runs = take();
-        result.members = take();
+        const auto positive = [&](const char* size) {
+            const int64_t value = take();
+            trqam::check_positive(value, size);
+            return value;
+        };
+        result.runs = positive("runs");
+        result.members = positive("members");
         result.layers = take();
         result.norm = take() != 0;
         if (result.layers < 1 || result.layers > trqam::kMaxLayers) {
@@ -101,7 +107,9 @@ class Fields {
                                         " hidden layers; 1 to " +
                                         std::to_string(trqam::kMaxLayers) + " are possible");
         }
-        for (int64_t l = 0; l < result.layers + 2; ++l) result.widths[l] = take();
+        for (int64_t l = 0; l < result.layers + 2; ++l) {
+            result.widths[l] = positive("width");
+        }
         const auto fill = [&](trqam::Strided<T>* tensors, int64_t count) {
             for (int64_t i = 0; i < count; ++i) {
                 tensors[i].data = pointer<T>(static_cast<uintptr_t>(take()), name);

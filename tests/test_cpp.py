@@ -6,9 +6,10 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from tests.helpers import mean_error
+from tests.helpers import draw, make_mlp, mean_error
 from trqam_fast.kernels import cpp
 from trqam_fast.kernels.dispatch import OPS, extension
+from trqam_fast.kernels.mlp.cpp import MLPForward, describe
 from trqam_fast.kernels.noise_schedule import schedule_table
 from trqam_fast.kernels.path_kl.ops import PathKL
 from trqam_fast.op_cases import CASES, Sizes, draw_inputs, evaluate
@@ -135,3 +136,14 @@ def test_refuses_the_call_of_another_struct():
         cpp.call("path_kl", Short(shape, v.data_ptr(), 1), v)
     with pytest.raises(TypeError):
         call_of_path_kl(horizon="1")
+
+
+def test_sizes_of_networks_are_checked():
+    weights, x = make_mlp(5, 3).map(torch.Tensor.detach), draw(1, 4, 5)
+    out = x.new_empty(1, 4, 3)
+    for place, name in ((0, "runs"), (1, "members"), (4, "width"), (6, "width")):
+        numbers, _alive = describe(weights)
+        numbers[place] = -4
+        fields = MLPForward(numbers, x.data_ptr(), 4, out.data_ptr(), None)
+        with pytest.raises(ValueError, match=f"{name} is -4; it must be at least 1"):
+            cpp.call("mlp_forward", fields, x)

@@ -57,7 +57,8 @@ def test_python(tmp_path, generated):
     )  # fmt: skip
     small = (
         f'tf.train(preset="smoke", generated_dir={str(generated)!r}, generated_noise=0.5, '
-        "generated_transitions=3000, online_steps=60, "
+        "generated_transitions=3000, bc_steps=60, offline_steps=60, online_steps=60, "
+        "eval_episodes=2, "
     )
     code = code.replace('tf.train(preset="smoke", ', small)
     (tmp_path / "page.py").write_text(code)

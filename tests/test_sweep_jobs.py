@@ -124,6 +124,8 @@ def test_a_seed_that_diverges_is_the_reason(tmp_path, small):
     job = make_plan(parse_spec(small), tmp_path)[0]
     state = execute(tmp_path, job)
     assert state.state == "done" and "seed 0: " in state.reason and "not finite" in state.reason
+    write_plan(make_plan(parse_spec(small), tmp_path), tmp_path)
+    assert run("--out", tmp_path, "--job", job.name) == 1  # as the trainer
 
 
 def test_a_crash_is_a_failure_with_its_reason(tmp_path, small, monkeypatch):

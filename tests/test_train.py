@@ -142,6 +142,8 @@ def test_resume_refuses_what_changes_the_mathematics(flags, tmp_path, capsys):
     assert "--actor-hidden-dims 8 8 (the run has 16 16)" in message
     assert run([], folder, "--resume", "--precision", "bf16") == 2
     assert "--precision bf16 (the run has auto)" in capsys.readouterr().err
+    assert run([], folder, "--resume", "--preset", "paper") == 2
+    assert "--preset paper (the run has smoke)" in capsys.readouterr().err
     more = ["--log-interval", "1000000000000", "--offline-steps", "30"]  # no memory for so many
     assert run([], folder, "--resume", *more) == 0
     assert rows(folder / "eval.csv")[-1]["step"] == "50"
