@@ -139,6 +139,11 @@ def rescaled():
     return gymnasium.wrappers.RescaleAction(env, 0.0, 1.0)
 
 
+def hurried():
+    """Return an environment that ends its episodes itself."""
+    return gymnasium.wrappers.TimeLimit(Reach(), 20)
+
+
 def make_reach(**options):
     """A factory, as a user may have one."""
     return Reach(**options)

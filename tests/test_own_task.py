@@ -90,6 +90,11 @@ def test_a_wrapper_around_an_environment_of_ogbench_keeps_its_units():
     np.testing.assert_allclose(seen, [[0.0] * 2, [0.5] * 2, [1.0] * 2])
 
 
+@pytest.mark.parametrize(("limit", "steps"), [(None, 20), (9, 9), (500, 20)])
+def test_a_limit_of_the_environments_own_counts(limit, steps):
+    assert interface_of("tests.own_tasks:hurried", max_episode_steps=limit).steps == steps
+
+
 def test_actions_keep_their_units():
     low, high = np.array([-10.0, 0.0]), np.array([30.0, 1.0])
     own = np.array([[-10.0, 0.5], [30.0, 0.0], [10.0, 1.0]])

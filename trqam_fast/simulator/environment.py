@@ -44,7 +44,7 @@ def make_env(
         success_return: Undiscounted return of an episode that counts as success, whatever else
             the environment says.
         max_episode_steps: Steps after which an episode is truncated, in place of the limit that is
-            registered.
+            registered; a shorter one of a factory's own stays.
         options: Further arguments of `gymnasium.make` or of the factory.
 
     Raises:

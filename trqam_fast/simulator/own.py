@@ -210,9 +210,9 @@ def parts_of(space: gymnasium.Space) -> Parts:
 
 def steps_of(env: gymnasium.Env) -> float:
     """Return the steps after which an episode of an environment is truncated, inf if never."""
-    while True:
+    steps = math.inf
+    while env is not env.unwrapped:
         if isinstance(env, gymnasium.wrappers.TimeLimit):
-            return env._max_episode_steps
-        if env is env.unwrapped:
-            return math.inf
+            steps = min(steps, env._max_episode_steps)
         env = env.env
+    return steps
