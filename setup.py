@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent
 CUDA_ARCHITECTURES = ("80", "90", "100")
 WITHOUT = (
     "trqam_fast: installing without the compiled extension, because {}. Everything runs, but on "
-    "the CPU an update of TRQAM takes 1.6 (width 512) to 2.4 (width 128) times as long."
+    "the CPU an update of TRQAM takes 1.5 (width 512) to 2.3 (width 128) times as long."
 )
 
 
