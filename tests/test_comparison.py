@@ -20,7 +20,7 @@ from tests.run_folders import (
 from trqam_fast.cli import run_command
 from trqam_fast.report.__main__ import main
 from trqam_fast.report.collect import domain_name
-from trqam_fast.report.comparison import COMMON, Comparison, each_once, short_task
+from trqam_fast.report.comparison import COMMON, Comparison, each_once, settled_at, short_task
 from trqam_fast.report.comparison_tables import headline, measured_rates, path_kl_of_methods
 from trqam_fast.report.find import collect
 from trqam_fast.report.published import read_published
@@ -30,6 +30,13 @@ from trqam_fast.runs.read import read_run
 
 def statuses(results, method, task):
     return [r.status for r in results if (r.method, r.task) == (method, task)]
+
+
+def test_a_budget_is_compared_after_so_many_updates():
+    """The online stage counts steps of the simulator, of which the first have no update."""
+    online = {"start_training": 5000, "utd_ratio": 4}
+    assert settled_at("offline", online) == 2000 and settled_at("online", online) == 5500
+    assert settled_at("online", {"utd_ratio": "odd"}) == 2000
 
 
 def test_what_became_of_every_seed(tmp_path):

@@ -16,10 +16,13 @@ from tests.kill_run import compare_runs
 from tests.runs import rows, run
 from trqam_fast import train
 from trqam_fast.agents import ALGORITHMS, TRQAMConfig
+from trqam_fast.convert import ConvertArgs
 from trqam_fast.errors import UsageError
 from trqam_fast.evaluate import EvaluateArgs, evaluate
 from trqam_fast.policy import Policy
 from trqam_fast.runs import checkpoint
+from trqam_fast.status.__main__ import StatusArgs
+from trqam_fast.sweep.__main__ import SweepArgs
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.flags import field_help, parse_config
 from trqam_fast.training.load_run import load_run
@@ -264,6 +267,10 @@ def test_every_command_takes_a_run_in_the_home_folder(tmp_path, monkeypatch):
     assert train.folder_to_resume({"resume": "yes", "run_dir": "~/run"}).path == tmp_path / "run"
     args = EvaluateArgs(Path("~/run"), out=Path("~/out"))
     assert (args.run, args.out) == (tmp_path / "run", tmp_path / "out")
+    home = Path("~/a")
+    assert ConvertArgs(home, home, home) == ConvertArgs(*[tmp_path / "a"] * 3)
+    assert SweepArgs(home, home) == SweepArgs(tmp_path / "a", tmp_path / "a")
+    assert StatusArgs(home).dir == tmp_path / "a"
     for load in (load_run, Policy.load, evaluate):
         with pytest.raises(UsageError, match=f"{tmp_path}/run does not exist; name"):
             load("~/run")

@@ -32,6 +32,7 @@ from trqam_fast.agents.trqam import TRQAMConfig
 from trqam_fast.authors import Deviations, agent_tensors, named_tensors
 from trqam_fast.data.npz import read_arrays
 from trqam_fast.errors import UsageError
+from trqam_fast.files import expanded
 from trqam_fast.runs import checkpoint
 from trqam_fast.text import printable
 
@@ -59,6 +60,11 @@ class ConvertArgs:
     check: Path | None = None
     """An npz file with observations, noise, actions and values of the original networks; compare
     the result with it in float32, and exit with status 1 if it deviates by more than 1e-5."""
+
+    def __post_init__(self) -> None:
+        for name in ("pickle", "out", "check"):
+            path = getattr(self, name)
+            object.__setattr__(self, name, None if path is None else expanded(path))
 
 
 class FlaxCheckpoint:

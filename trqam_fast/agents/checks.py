@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -149,6 +149,18 @@ def check_draws(kind: type[Agent], draws: Any) -> None:
             raise mistake(kind, f"its draw {name!r} is {shape!r}", remedy)
 
 
+def check_named(
+    kind: type[Agent], attribute: str, names: Iterable[str], known: Iterable[str], what: str
+) -> None:
+    """Raise `UsageError` unless all that an attribute of a class names is known."""
+    for name in names:
+        if name not in known:
+            raise mistake(
+                kind, f"its {attribute} names {name!r}, which is no {what}",
+                f"name one of {', '.join(known)}",
+            )  # fmt: skip
+
+
 def check_networks(kind: type[Agent], shapes: Shapes, field: MLPShape) -> None:
     """Raise `UsageError` unless all networks are architectures, and those that a class names exist.
 
@@ -169,12 +181,7 @@ def check_networks(kind: type[Agent], shapes: Shapes, field: MLPShape) -> None:
         ("cloned", kind.cloned, shapes),
         ("acting_field", (kind.acting_field,), acting),
     ):
-        for name in names:
-            if name not in known:
-                raise mistake(
-                    kind, f"its {attribute} names {name!r}, which is no network it has",
-                    f"name one of {', '.join(known)}",
-                )  # fmt: skip
+        check_named(kind, attribute, names, known, "network it has")
     for name in kind.cloned:
         if shapes[name] != field:
             raise mistake(

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from trqam_fast.agents.base import Agent
-from trqam_fast.agents.checks import form_of, mistake
+from trqam_fast.agents.checks import check_named, form_of, mistake
 from trqam_fast.agents.config import ByDomain, CloningConfig, lost_names, names_of
 from trqam_fast.text import printable
 
@@ -91,16 +91,10 @@ def check_declaration(kind: type[Agent]) -> None:
         )  # fmt: skip
     # What it inherits may be of a setting that its own Config leaves out.
     bases = [each for each in kind.__mro__ if issubclass(each, Agent) and hasattr(each, "Config")]
-    known = {name for each in bases for name in names_of(each.Config)}
-    for attribute, settings in (
-        ("first_updates", kind.first_updates), ("published", tuple(kind.published)),
-    ):  # fmt: skip
-        for name in settings:
-            if name not in known:
-                raise mistake(
-                    kind, f"its {attribute} names {name!r}, which is no setting of its Config",
-                    f"name one of {', '.join(names_of(config))}",
-                )  # fmt: skip
+    known = dict.fromkeys(name for each in bases for name in names_of(each.Config))
+    for attribute in ("first_updates", "published"):
+        names = getattr(kind, attribute)
+        check_named(kind, attribute, names, known, "setting of its Config")
     for name, values in kind.published.items():
         if not isinstance(values, ByDomain):
             raise mistake(

@@ -152,15 +152,12 @@ class QAMAgent(Agent):
     def draws(self) -> dict[str, tuple[int, ...]]:
         """Return x_0 of the cloning loss, x_0 and eps of the SDE, x_0 of the next actions."""
         batch, dim, config = self.config.batch_size, self.dim, self.config
-        draws = {
-            "bc_x0": (batch, dim),
-            "sde_x0": (batch, dim),
-            "next_action": (batch, config.best_of_n, self.noise_dim),
+        candidates = {"next_action": (batch, config.best_of_n, self.noise_dim)}
+        return {
+            "bc_x0": (batch, dim), "sde_x0": (batch, dim),
+            **(candidates if self.critic.samples_policy else {}),
             "sde_eps": (config.flow_steps - 1, batch, dim),
-        }
-        if not self.critic.samples_policy:
-            del draws["next_action"]
-        return draws
+        }  # fmt: skip
 
     @property
     def critic(self) -> critics.TDCritic:
@@ -259,9 +256,8 @@ class QAMAgent(Agent):
         operands = rollout_operands(*fields, **self.options)
         self.branches.begin_deferred()
         policy_noise = self.policy_noise(noise)
-        together = policy_noise is not None and self.flow_acts
         rows = x0 = None
-        if together:
+        if policy_noise is not None and self.flow_acts:
             rows = repeat_rows(batch.next_observations, policy_noise.shape[2])
             x0 = policy_noise[..., : self.dim].flatten(1, 2)
         rollout = sde_rollout(
@@ -269,11 +265,7 @@ class QAMAgent(Agent):
             ode_x0=x0, with_base=True, operands=operands, **self.options,
         )  # fmt: skip
         path = Path(rollout.trajectory, rollout.velocity, rollout.base)
-        if policy_noise is None:
-            return path, None
-        if not together:
-            return path, self.act(batch.next_observations, policy_noise)
-        return path, self.next_actions(batch.next_observations, rollout.ode_x, policy_noise)
+        return path, self.next_actions(batch.next_observations, policy_noise, rollout.ode_x)
 
     @property
     def flow_acts(self) -> bool:
@@ -281,23 +273,25 @@ class QAMAgent(Agent):
         return self.acting_field == "actor_fast" and type(self).propose is Agent.propose
 
     @torch.no_grad()
-    def next_actions(self, observations: Tensor, ode_x: Tensor, policy_noise: Tensor) -> Tensor:
-        """Do the rest of `act` where the flow's X_K are known: refine, clip, best of N.
+    def next_actions(
+        self, observations: Tensor, policy_noise: Tensor | None, ode_x: Tensor | None
+    ) -> Tensor | None:
+        """Return a' `[S, B, D]`: the rest of `act` if `flow_acts`, else all of it; None for none.
 
         Args:
             observations: s', `[S, B, O]`.
-            ode_x: X_K of the fine-tuned field, `[S, B N, D]`.
-            policy_noise: Of which the flow has taken the first D, `[S, B, N, noise_dim]`.
-
-        Returns:
-            a', `[S, B, D]`.
+            policy_noise: What `policy_noise` returned; the flow has taken the first D of each.
+            ode_x: X_K of the fine-tuned field, `[S, B N, D]`, if `flow_acts`.
         """
+        if policy_noise is None:
+            return None
+        if not self.flow_acts:
+            return self.act(observations, policy_noise)
         rows = repeat_rows(observations, policy_noise.shape[2])
         rest = policy_noise.flatten(1, 2)[..., self.dim :]
         candidates = self.refine(self.all_networks(), rows, ode_x, rest)
         candidates = candidates.unflatten(1, policy_noise.shape[1:3])
-        critic = self.online.networks["critic"]
-        return self.choose_candidate(critic, observations, candidates)
+        return self.choose_candidate(self.online.networks["critic"], observations, candidates)
 
     def policy_noise(self, noise: Noise) -> Tensor | None:
         """Return the noise of the next actions, `[S, B, N, noise_dim]`; None if there are none."""

@@ -119,8 +119,7 @@ class SQAMAgent(TRQAMAgent):
         self.branches.begin_deferred()
         s, x0, policy_noise = batch.observations, noise["policy_x0"], self.policy_noise(noise)
         field, rows, starts = self.online.networks["actor_fast"], s, x0
-        together = policy_noise is not None and self.flow_acts
-        if together:
+        if policy_noise is not None and self.flow_acts:
             rows = torch.cat([s, repeat_rows(batch.next_observations, policy_noise.shape[2])], 1)
             starts = torch.cat([x0, policy_noise[..., : self.dim].flatten(1, 2)], dim=1)
         x = self.flow(field, rows, starts)
@@ -134,11 +133,7 @@ class SQAMAgent(TRQAMAgent):
         inputs = torch.cat(inputs, dim=-1).flatten(1, 2)
         velocity = mlp(field, inputs, **self.options).view_as(points)
         bridge = Bridge(points, inputs, velocity)
-        if policy_noise is None:
-            return bridge, None
-        if not together:
-            return bridge, self.act(batch.next_observations, policy_noise)
-        return bridge, self.next_actions(batch.next_observations, ode_x, policy_noise)
+        return bridge, self.next_actions(batch.next_observations, policy_noise, ode_x)
 
     def adjoint(
         self, observations: Tensor, path: Bridge, terminal: Tensor
