@@ -32,7 +32,9 @@ from trqam_fast.training.presets import make_config
 STEP = 7
 
 
-def make_run(path, algo, seeds=(3, 5), low=(-1.0, -1.0), high=(1.0, 1.0), **flags):
+def make_run(
+    path, algo, seeds=(3, 5), low=(-1.0, -1.0), high=(1.0, 1.0), failures=None, **flags
+):
     """A run folder with one checkpoint of random weights."""
     config = make_config(
         algo=algo, preset="smoke", seeds=seeds, actor_hidden_dims=(16, 8), generated_dir=path / "x",
@@ -48,6 +50,7 @@ def make_run(path, algo, seeds=(3, 5), low=(-1.0, -1.0), high=(1.0, 1.0), **flag
     for tensor in weights(agent).values():
         tensor.add_(0.2 * torch.randn(tensor.shape, generator=generator))
     state = {"stage": stage, "step": STEP, "agent": agent.state_dict(), "shapes": {}, "data": "d"}
+    state["failures"] = failures or {}
     checkpoint.save(folder.checkpoint(STEP), state)
     return folder.checkpoint(STEP)
 
@@ -215,6 +218,18 @@ def test_the_card_of_a_trained_run(flags, tmp_path, capsys):
     (result,) = yaml.safe_load(card.split("---\n")[1])["model-index"][0]["results"]
     assert result["metrics"][0]["value"] == 75.0
     assert_acts_alike(load_export(str(tmp_path / "out")).agent, load_run(folder).agent)
+
+
+def test_a_diverged_seed_is_known_for_one(tmp_path):
+    folder = make_run(tmp_path / "run", "bc", failures={1: "loss is not finite"}).parent.parent
+    out = write_export(folder, tmp_path / "out")
+    assert load_export(out).failures == load_run(folder).failures == {1: "loss is not finite"}
+    with pytest.warns(UserWarning, match="seed 5 of .* diverged: loss is not finite"):
+        Policy.load(out, train_seed=5)
+    values = json.loads((out / "config.json").read_text())
+    del values["failures"]  # an export of an earlier version
+    (out / "config.json").write_text(json.dumps(values))
+    assert load_export(out).failures == {}
 
 
 def test_refusals(exported, tmp_path, monkeypatch):

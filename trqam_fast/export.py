@@ -144,6 +144,7 @@ def write_export(
         "high": loaded.sizes.high,
         "parts": loaded.sizes.parts,
         "act_shape": loaded.sizes.act_shape,
+        "failures": {str(loaded.config.seeds[at]): why for at, why in loaded.failures.items()},
         "settings": settings,
     }
     tensors = {name: tensor.contiguous() for name, tensor in weights(loaded.agent).items()}
@@ -183,6 +184,7 @@ def load_export(
         if values["format"] != FORMAT:
             raise ValueError(f"format {values['format']!r} is of another version")
         settings, stage = dict(values["settings"]), str(values["stage"])
+        diverged = {str(seed): str(why) for seed, why in values.get("failures", {}).items()}
         step, act_dim = int(values["step"]), int(values["act_dim"])
         # An export of a version without bounds is of OGBench's tasks.
         sizes = sizes_of({"low": (-1.0,) * act_dim, "high": (1.0,) * act_dim} | values)
@@ -208,7 +210,8 @@ def load_export(
             if saved[name].shape != tensor.shape or saved[name].dtype != tensor.dtype:
                 raise ValueError(f"{name} is {saved[name].dtype} {list(saved[name].shape)}")
             tensor.copy_(saved[name])
-    return LoadedRun(config, agent, stage, step, path, sizes)
+    failures = {at: diverged[str(s)] for at, s in enumerate(config.seeds) if str(s) in diverged}
+    return LoadedRun(config, agent, stage, step, path, sizes, failures)
 
 
 def check_class(algo: str, kind: type[Agent] | None) -> None:
