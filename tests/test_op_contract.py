@@ -292,6 +292,13 @@ def test_means_over_nothing_are_refused(name, backend):
         CASES[name].call(inputs, backend=backend)
 
 
+def test_a_pool_holds_every_transition():
+    inputs = draw_inputs(CASES["gather_sequences"], SMALL)
+    rows = len(inputs["actions"])
+    with pytest.raises(ValueError, match=f"pool has {rows - 1} rows for {rows} actions; pass the"):
+        CASES["gather_sequences"].call(inputs | {"pool": inputs["pool"][: rows - 1]})
+
+
 @pytest.mark.parametrize("backend", ["reference", "cpp", "triton"])
 @pytest.mark.parametrize(
     ("name", "argument"),

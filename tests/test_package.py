@@ -4,6 +4,7 @@ import ast
 import graphlib
 import importlib.metadata
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -201,6 +202,28 @@ def test_torch_is_not_needed_to_build():
     with open(ROOT / "pyproject.toml", "rb") as file:
         project = tomllib.load(file)
     assert not any(name.startswith("torch") for name in project["build-system"]["requires"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is compiled")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere nothing is compiled")
+def test_a_compiler_that_lacks_what_csrc_needs_is_told_before_it_is_called(tmp_path):
+    """As GCC 9 says it, which has vectors, but not all of their instructions."""
+    for module, version in (("setuptools", "77"), ("pybind11", None), ("ninja", None)):
+        pytest.importorskip(module, version, reason=f"building needs {module}")
+    compiler = tmp_path / "g++-9"
+    said = "<stdin>:5: error: attribute target is not known: avx512bf16"
+    compiler.write_text(f"#!/bin/sh\ncat >{tmp_path}/probe\necho '{said}' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    for wanted, start in (("auto", "installing without"), ("1", "TRQAM_EXTENSION=1, but")):
+        done = subprocess.run(
+            [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)],
+            cwd=ROOT, env=os.environ | {"TRQAM_EXTENSION": wanted, "CXX": str(compiler)},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert start in done.stderr and f"cannot compile an extension ({said})" in done.stderr
+        assert (done.returncode == 0) == (wanted == "auto")
+    assert "avx512bf16" in (tmp_path / "probe").read_text()
+    shutil.rmtree(tmp_path / "trqam_fast.egg-info")
 
 
 def test_a_source_distribution_holds_what_its_tests_need(tmp_path):
