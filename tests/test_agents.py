@@ -231,7 +231,7 @@ def test_qam_has_no_dual_update_and_scales_the_terminal_adjoint():
         ({"horizon_length": 0}, "--horizon-length is 0; use 1 or more"),
         ({"kl_budget": 0.0}, "--kl-budget is 0.0; use a positive number"),
         ({"kl_budget": -1.0}, "--kl-budget is -1.0"),
-        ({"flow_steps": 1}, "--flow-steps is 1; use 2 or more"),
+        ({"flow_steps": 0}, "--flow-steps is 0; use 1 or more"),
         ({"lambda_max": 0.001}, "--lambda-max is 0.001; use --lambda-min or more"),
         ({"actor_hidden_dims": ()}, "--actor-hidden-dims is"),
         ({"value_hidden_dims": (8, 10**39)}, "use one or more widths from 1 to 65536"),

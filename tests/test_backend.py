@@ -128,6 +128,20 @@ def test_a_gpu_that_the_self_test_broke_ends_the_run(gpu, monkeypatch):
         settle()
 
 
+@pytest.mark.parametrize(
+    ("flags", "clips"),
+    [
+        (["--algo", "fql"], (True, False)),
+        (["--algo", "trqam"], (True, True)),
+        (["--algo", "trqam", "--no-clip-grad"], (False, False)),
+    ],
+)
+def test_cloning_clips_also_for_what_fine_tunes_without(flags, clips):
+    config = parse_config([*flags, "--preset", "smoke"])
+    agents = (backend.make_agent(config, algo, 3, 2) for algo in ("bc", config.algo))
+    assert tuple(agent.config.clip_grad for agent in agents) == clips
+
+
 def test_on_the_cpu_nothing_is_asked(gpu):
     config = backend.settle_backend(parse_config([]), 2)
     assert (config.backend, config.precision) == ("auto", "ieee")

@@ -32,9 +32,7 @@ from trqam_fast.training.presets import make_config
 STEP = 7
 
 
-def make_run(
-    path, algo, seeds=(3, 5), low=(-1.0, -1.0), high=(1.0, 1.0), failures=None, **flags
-):
+def make_run(path, algo, seeds=(3, 5), low=(-1.0, -1.0), high=(1.0, 1.0), failures=None, **flags):
     """A run folder with one checkpoint of random weights."""
     config = make_config(
         algo=algo, preset="smoke", seeds=seeds, actor_hidden_dims=(16, 8), generated_dir=path / "x",

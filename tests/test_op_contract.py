@@ -50,10 +50,10 @@ WITH_CPP = [name for name, case in CASES.items() if OPS[case.op].cpp]
 WITH_TRITON = [name for name, case in CASES.items() if OPS[case.op].triton]
 
 # Odd batches around the tiles' 32 and 64 rows; widths that fill blocks, that do not, and that
-# differ; one to six layers; D = 1 and D beyond a block of 32; with and without an ensemble.
+# differ; one to six layers; D = 1 and D beyond a block of 32; K = 1; with and without an ensemble.
 SIZES = {
     "one layer": Sizes(1, 5, 3, 2, (32,), False, steps=3, ensemble=None),
-    "one row": Sizes(3, 1, 2, 1, (8,), True, steps=2, ensemble=1),
+    "one row": Sizes(3, 1, 2, 1, (8,), True, steps=1, ensemble=1),
     "two tiles": Sizes(1, 65, 6, 5, (64, 64), False, steps=3, ensemble=3),
     "uneven": Sizes(2, 33, 3, 2, (16, 40, 24), True, steps=3, ensemble=None),
     "two blocks": Sizes(1, 7, 40, 37, (128, 96), True, steps=2),

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -49,17 +50,27 @@ def test_replay_in_float32(name):
     assert mean["cpp"] <= 2 * mean["reference"]
 
 
-def test_behaviour_cloning_stage(tmp_path):
+@pytest.mark.parametrize("recording", ["trqam_chunked", "sqam_chunked", "qam_chunked", "qam_e"])
+def test_behaviour_cloning_stage(recording, tmp_path, capsys):
     """A bc_only recording: the cloned field's gradient is that of the full update, and one Adam
-    step on its own clipped norm follows; everything else stays."""
-    with np.load(DATA / "trqam_chunked.npz") as archive:
+    step on its own clipped norm follows; everything else stays. QAM's authors train the critics
+    too there, and move both targets."""
+    with np.load(DATA / f"{recording}.npz") as archive:
         arrays = {key: archive[key] for key in archive.files}
     meta = json.loads(str(arrays["meta"]))
-    names = [key for key in arrays if key.startswith("update0/grad/actor_slow/")]
+    trained = ("actor_slow", "critic") if recording.startswith("qam") else ("actor_slow",)
+    starts = tuple(f"update0/grad/{network}/" for network in trained)
+    names = [key for key in arrays if key.startswith(starts)]
+    for name in [key for key in arrays if key.startswith("update0/grad/") and key not in names]:
+        arrays[name] = 0 * arrays[name]
     squares = sum(np.square(arrays[name]).sum() for name in names)
     scale = 1 / max(1.0, np.sqrt(squares))
     for key in [key for key in arrays if key.startswith("final/")]:
         arrays[key] = arrays[key.replace("final/", "init/")]
+    for network in trained if recording.startswith("qam") else ():
+        for key in [key for key in arrays if key.startswith(f"final/target_{network}/")]:
+            online = arrays[key.replace(f"final/target_{network}", f"init/{network}")]
+            arrays[key] = arrays[key] + meta["config"]["tau"] * (online - arrays[key])
     for name in names:
         gradient = arrays[name] * scale
         step = meta["config"]["lr"] * gradient / (np.abs(gradient) + 1e-8)
@@ -68,9 +79,13 @@ def test_behaviour_cloning_stage(tmp_path):
         )
     extremes = [f([f(arrays[name]) for name in names] + [0.0]) for f in (np.max, np.min)]
     meta["config"]["bc_only"] = True
+    logged = [name for name in meta["infos"][0] if name.startswith("critic/")][
+        : 9 * len(trained) - 9
+    ]
     meta["infos"] = [
         {
-            "actor/flow_loss": meta["infos"][0]["actor/flow_loss"],
+            **{name: meta["infos"][0][name] for name in ("actor/flow_loss", *logged)},
+            **({} if meta["init_lam"] is None else {"lam_raw": meta["init_lam"]}),
             "actor/fast_loss": 0.0,
             "grad/norm": float(sum(np.linalg.norm(arrays[name]) for name in names)),
             "grad/max": float(extremes[0]),
@@ -78,8 +93,16 @@ def test_behaviour_cloning_stage(tmp_path):
         }
     ]
     arrays["meta"] = np.array(json.dumps(meta))
-    np.savez(tmp_path / "bc.npz", **arrays)
-    assert parity.main([str(tmp_path / "bc.npz")]) == 0
+    path = tmp_path / "bc.npz"
+    np.savez(path, **arrays)
+    assert parity.main([str(path)]) == 0
+    assert "not compared, as nothing of ours stands for it: actor/fast_loss, " in (
+        capsys.readouterr().out
+    )
+    for name in ("final/critic/value_net/Dense_0/bias", "final/target_actor_slow/mlp/Dense_0/bias"):
+        np.savez(path, **(arrays | {name: arrays[name] + 1e-8}))
+        assert parity.main([str(path)]) == 1
+        assert len(re.findall("TOO LARGE", capsys.readouterr().out)) == 1
 
 
 def rewrite(source: str, target: Path, change) -> Path:
@@ -90,6 +113,47 @@ def rewrite(source: str, target: Path, change) -> Path:
     arrays["meta"] = np.array(json.dumps(meta))
     np.savez(target, **arrays)
     return target
+
+
+@pytest.mark.parametrize(
+    ("recording", "change"),
+    [
+        ("trqam_chunked", {"batch_size": 256}),
+        ("qam_e", {"edit_target_entropy": None}),
+    ],
+)
+def test_what_says_the_same_in_other_words(recording, change, tmp_path):
+    """The authors' code takes its batch as it comes, and derives the entropy that is not given."""
+    path = rewrite(recording, tmp_path / "a.npz", lambda a, m: m["config"].update(change))
+    assert parity.main([str(path)]) == 0
+
+
+def test_their_defaults_are_theirs(tmp_path):
+    path = rewrite("qam_e", tmp_path / "a.npz", lambda a, m: m["config"].pop("inv_temp"))
+    assert parity.Recording(path).config.inv_temp == 0.3
+
+
+@pytest.mark.parametrize(
+    ("recording", "quantities"),
+    [
+        ("dsrl", ("actor/alpha_loss", "actor/total_loss", "critic/total_loss")),
+        ("qam_e", ("actor/edit_alpha_loss", "actor/edit_entropy_loss", "out/ts")),
+        ("sqam_chunked", ("out/ts",)),
+    ],
+)
+def test_everything_recorded_is_compared(recording, quantities, tmp_path, capsys):
+    def change(arrays, meta):
+        for name in quantities:
+            if name.startswith("out/"):
+                arrays[f"update0/{name}"] = arrays[f"update0/{name}"] + 1e-8
+            else:
+                meta["infos"][-1][name] += 1e-8
+
+    path = rewrite(recording, tmp_path / "a.npz", change)
+    assert parity.main([str(path)]) == 1
+    printed = capsys.readouterr().out
+    assert set(re.findall(r"(\S+) .*TOO LARGE", printed)) == set(quantities)
+    assert "not compared" not in printed
 
 
 @pytest.mark.parametrize(
@@ -162,7 +226,7 @@ ODD = [
     *({"act_dim": value} for value in (None, "2", 3)),
     *({"init_lam": value} for value in (..., "text", [1], None, True, 10**400)),
     *({"init_kl_ema": value} for value in (..., "text")),
-    *({"config/" + name: value} for name in ("batch_size", "lr", "actor_hidden_dims", "clip_adj")
+    *({"config/" + name: value} for name in ("lr", "actor_hidden_dims", "clip_adj")
       for value in (None, "x", [], {}, -1, [[1]])),
     *({"config/horizon_length": value} for value in (4, 3.0, "3", 10**9, 10**400)),
     *({"config/flow_steps": value} for value in (9, 10**9)),

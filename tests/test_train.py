@@ -217,7 +217,7 @@ def test_no_whole_checkpoint(flags, tmp_path, capsys):
         (["--env-name", "pointmaze-medum-navigate-singletask-task1-v0"], "nearest: pointmaze-med"),
         (["--horizon-length", "0"], "--horizon-length is 0; use 1 or more"),
         (["--kl-budget", "0"], "--kl-budget is 0.0; use a positive number"),
-        (["--flow-steps", "1"], "--flow-steps is 1; use 2 or more"),
+        (["--flow-steps", "0"], "--flow-steps is 0; use 1 or more"),
         (["--device", "cuda"], "torch sees no GPU"),
         (["--device", "tpu"], "--device is 'tpu'; use cpu, cuda or cuda:N"),
         (["--device", "meta"], "--device is 'meta'; use cpu, cuda or cuda:N"),

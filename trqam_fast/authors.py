@@ -67,7 +67,9 @@ class Deviations:
     def __init__(self) -> None:
         self.worst: dict[str, float] = {}
 
-    def add(self, name: str, ours: Tensor | float, recorded: np.ndarray | float) -> None:
+    def add(
+        self, name: str, ours: Tensor | np.ndarray | float, recorded: np.ndarray | float
+    ) -> None:
         """Compare one quantity; NaN counts as infinitely far."""
         if isinstance(ours, Tensor):
             ours = ours.detach().double().cpu().numpy()

@@ -22,7 +22,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trqam_fast.agents import ALGORITHMS, Agent, Noise, Terms
+from trqam_fast.agents import (
+    ALGORITHMS,
+    MAIN,
+    Agent,
+    Losses,
+    Noise,
+    QAMAgent,
+    QAMEAgent,
+    Terms,
+    critics,
+)
 from trqam_fast.agents.config import CloningConfig
 from trqam_fast.authors import Deviations, agent_tensors, named_tensors
 from trqam_fast.damage import reading
@@ -39,6 +49,42 @@ NO_RECORDING = "is not a recorded run", "give an npz file"
 LOGGED = ("grad/norm", "grad/max", "grad/min")
 """What is logged of every update."""
 UNSUPPORTED = {"fql_alpha": 0.0, "residual": False}
+THEIR_DEFAULTS = {"inv_temp": 0.3, "edit_scale": 0.0}
+"""Those of the authors that differ from ours, for recordings without them."""
+
+
+class CriticStage:
+    """QAM's first stage as its authors have it, ``bc_only``: it trains the critics too. A mixin."""
+
+    def draws(self) -> dict[str, tuple[int, ...]]:
+        """Return x_0 of the cloning loss, and the noise of the next actions."""
+        kept = ("bc_x0", "next_action", "next_edit_eps")
+        return {name: shape for name, shape in super().draws().items() if name in kept}
+
+    def loss(self, batch: Batch, noise: Noise) -> tuple[Losses, Terms]:
+        """Return the sum of the losses of critics and cloned field."""
+        next_actions = self.act(batch.next_observations, self.policy_noise(noise))
+        next_values = self.critic.next_values(self, batch, next_actions)
+        q = self.data_values(batch)
+        critic_loss, metrics = critics.temporal_difference(self, q, next_values, batch)
+        cloning_loss = self.cloning_loss(batch, noise)
+        metrics |= {"bc_loss": cloning_loss.detach()}
+        return {MAIN: critic_loss + cloning_loss}, Terms(metrics, {"next_actions": next_actions})
+
+
+class QAMCriticStage(CriticStage, QAMAgent):
+    """That of QAM."""
+
+
+class QAMECriticStage(CriticStage, QAMEAgent):
+    """That of QAM-E, whose edit policy acts and rests."""
+
+
+FIRST_STAGES = {
+    "trqam": ALGORITHMS["bc"], "sqam": ALGORITHMS["bc"], "qam": QAMCriticStage,
+    "qam-e": QAMECriticStage,
+}  # fmt: skip
+"""What ``bc_only`` makes of an algorithm; of the others nothing."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +92,7 @@ class ParityArgs:
     """Replay a recorded run and print the worst deviation of everything it recorded.
 
     A deviation is max|ours - recorded| / max(1, max|recorded|) over a tensor. The exit status is
-    1 if any deviation exceeds the tolerance.
+    1 if any deviation exceeds the tolerance. What nothing of ours stands for is named at the end.
     """
 
     file: Path
@@ -82,7 +128,8 @@ class Recording:
                 raise ValueError("an array holds text")
             self.agent_class = self._check_variant(self.meta["config"])
             try:
-                self.config = plain_config(self.agent_class, self.meta)
+                rows = len(self.require("update0/batch/observations"))
+                self.config = plain_config(self.agent_class, self.meta, rows)
             except UsageError as error:
                 raise ValueError(str(error)) from None
             self._check_meta()
@@ -96,7 +143,7 @@ class Recording:
                     f"{self.path}: {name} is {printable(recorded[name])}, a variant of QAM that is "
                     f"not part of this package; record a run with {name} = {neutral}"
                 )
-        algo, cloning_only = str(self.meta["algo"]).replace("_", "-"), recorded.get("bc_only")
+        algo = str(self.meta["algo"]).replace("_", "-")
         if algo == "qam" and recorded.get("edit_scale", 0.0) > 0:
             algo = "qam-e"
         if algo not in ALGORITHMS:
@@ -104,12 +151,8 @@ class Recording:
                 f"{self.path}: {printable(algo)} is no algorithm of this package; record one of "
                 f"{', '.join(ALGORITHMS)}"
             )
-        if cloning_only and algo in ("qam", "qam-e"):
-            raise UsageError(
-                f"{self.path}: bc_only with {algo} trains the critic as well in the authors' code, "
-                "a variant that is not part of this package; record it with trqam"
-            )
-        return ALGORITHMS["bc" if cloning_only and algo in ("trqam", "sqam") else algo]
+        stages = FIRST_STAGES if recorded.get("bc_only") else ALGORITHMS
+        return stages.get(algo, ALGORITHMS[algo])
 
     def _check_meta(self) -> None:
         meta, config = self.meta, self.config
@@ -159,6 +202,14 @@ class Recording:
             raise UsageError(f"{self.path}: {name} is missing; the recording is damaged")
         return self.arrays[name]
 
+    @property
+    def quantities(self) -> set[str]:
+        """Names of all that was recorded of the updates, as `replay` has them."""
+        logged = {name for info in self.meta["infos"] for name in info}
+        within = {name.partition("/")[2] for name in self.arrays if name.startswith("update")}
+        kept = {name for name in within if name.startswith(("out/", "grad/"))}
+        return logged | kept | {name for name in self.arrays if name.startswith("final/")}
+
     def group(self, prefix: str) -> dict[str, np.ndarray]:
         """Arrays whose name starts with `prefix`, by the rest of their name."""
         return {
@@ -173,20 +224,29 @@ def is_number(value: Any) -> bool:
     return type(value) is float or (type(value) is int and abs(value) < 2**1000)
 
 
-def plain_config(kind: type[Agent], meta: dict[str, Any]) -> CloningConfig:
+def plain_config(kind: type[Agent], meta: dict[str, Any], rows: int) -> CloningConfig:
     """Return the part of a recorded configuration that the algorithm's has here.
+
+    Args:
+        kind: The algorithm.
+        meta: What a recording says of itself.
+        rows: Those of its batches, which the authors' own number of them does not bind.
 
     Raises:
         TypeError, KeyError: a value is of another kind than ours, or the widths are missing.
         UsageError: a value is impossible.
     """
-    names, recorded = kind.recorded, dict(meta["config"])
+    names = kind.recorded
+    recorded = THEIR_DEFAULTS | meta["config"] | {"batch_size": rows}
     chunk = recorded["horizon_length"] if recorded["action_chunking"] else 1
     for theirs, ours in names.settings.items():
         if theirs in recorded:
             recorded[ours] = recorded.pop(theirs)
     for name in names.per_dimension:
-        recorded[name] = recorded[name] / (meta["act_dim"] * chunk)
+        if recorded[name] is None:
+            recorded[name] = -recorded[f"{name}_multiplier"]
+        else:
+            recorded[name] = recorded[name] / (meta["act_dim"] * chunk)
     values = {}
     for field in fields(kind.Config):
         default = None if field.default is MISSING else field.default
@@ -267,7 +327,21 @@ def compare_scalars(
     for recorded, ours in agent.recorded.infos.items():
         if recorded in info and ours in metrics:
             deviations.add(recorded, metrics[ours], info[recorded])
-    derived, config = {}, agent.config
+    for name, value in derived_scalars(agent, metrics).items():
+        if name in info:
+            deviations.add(name, value, info[name])
+    # The authors log the sum of the tensors' norms, and their extremes include the targets' zeros.
+    parts = agent.online.unflatten(gradient)
+    parts = named_tensors(agent.online, parts, {}).values()
+    deviations.add("grad/norm", sum(part.norm() for part in parts), info["grad/norm"])
+    deviations.add("grad/max", gradient.max().clamp(min=0.0), info["grad/max"])
+    deviations.add("grad/min", gradient.min().clamp(max=0.0), info["grad/min"])
+
+
+def derived_scalars(agent: Agent, metrics: dict[str, Tensor]) -> dict[str, Tensor | float]:
+    """Return what the authors log and we have in other terms, under their names."""
+    derived: dict[str, Tensor | float] = {}
+    config = agent.config
     if agent.controller is not None and "path_kl" in metrics:
         effective = config.lam_scale * metrics["lam"]
         limit = config.kl_clip_coef * config.kl_budget
@@ -278,18 +352,22 @@ def compare_scalars(
             "dual/kl_estimate_clipped": metrics["path_kl"].clamp(max=limit),
             "dual/kl_clipped": (metrics["path_kl"] > limit).double(),
         }
-    if "critic/critic_loss_total" in info:
-        total = metrics["critic_loss"] + config.value_penalty * metrics["value_gap"]
-        derived["critic/critic_loss_total"] = total
-    for name, value in derived.items():
-        if name in info:
-            deviations.add(name, value, info[name])
-    # The authors log the sum of the tensors' norms, and their extremes include the targets' zeros.
-    parts = agent.online.unflatten(gradient)
-    parts = named_tensors(agent.online, parts, {}).values()
-    deviations.add("grad/norm", sum(part.norm() for part in parts), info["grad/norm"])
-    deviations.add("grad/max", gradient.max().clamp(min=0.0), info["grad/max"])
-    deviations.add("grad/min", gradient.min().clamp(max=0.0), info["grad/min"])
+        if "value_gap" in metrics:
+            total = metrics["critic_loss"] + config.value_penalty * metrics["value_gap"]
+            derived["critic/critic_loss_total"] = total
+    if "edit_alpha" in metrics:
+        alpha, entropy = metrics["edit_alpha"], metrics["edit_entropy"]
+        excess = entropy - config.edit_target_entropy * agent.dim
+        derived["actor/edit_entropy_loss"] = -alpha * entropy
+        derived["actor/edit_alpha_loss"] = alpha * excess
+    if "latent_alpha" in metrics:
+        excess = metrics["latent_entropy"] - config.target_entropy * agent.dim
+        alpha_loss = metrics["latent_alpha"] * excess
+        policy_loss = metrics["actor_loss"] + alpha_loss
+        derived["actor/alpha_loss"] = alpha_loss
+        derived["actor/total_loss"] = metrics["bc_loss"] + policy_loss
+        derived["critic/total_loss"] = metrics["critic_loss"] + metrics["distill_loss"]
+    return derived
 
 
 def replay(args: ParityArgs, agent_class: type[Agent] | None = None) -> dict[str, float]:
@@ -308,6 +386,9 @@ def replay(args: ParityArgs, agent_class: type[Agent] | None = None) -> dict[str
         for theirs, ours in names.outputs.items():
             if theirs in recorded and ours in terms.outputs:
                 deviations.add(f"out/{theirs}", terms.outputs[ours][0], recorded[theirs])
+        if "ts" in recorded and isinstance(agent, QAMAgent):
+            times = np.reshape(agent.schedule.times, (-1, 1, 1))
+            deviations.add("out/ts", np.broadcast_to(times, recorded["ts"].shape), recorded["ts"])
         unclipped = gradient.clone()
         agent.apply(gradient, terms)
         compare_scalars(deviations, agent, terms, unclipped, info)
@@ -316,8 +397,18 @@ def replay(args: ParityArgs, agent_class: type[Agent] | None = None) -> dict[str
         for name, part in parts.items():
             if name in gradients:
                 deviations.add(f"grad/{name}", part[0], gradients[name])
-    for name, tensor in agent_tensors(agent).items():
+    ours = agent_tensors(agent)
+    for name, tensor in ours.items():
         deviations.add(f"final/{name}", tensor[0], recording.require(f"final/{name}"))
+    # What a first stage has no use for stays as it was.
+    for name, final in recording.group("final/").items():
+        if name not in ours:
+            deviations.add(f"final/{name}", recording.require(f"init/{name}"), final)
+    for info in recording.meta["infos"]:
+        for name in ("lam", "kl_ema"):
+            initial = recording.meta[f"init_{name}"]
+            if f"{name}_raw" in info and f"{name}_raw" not in names.infos and initial is not None:
+                deviations.add(f"{name}_raw", initial, info[f"{name}_raw"])
     return deviations.worst
 
 
@@ -336,6 +427,9 @@ def main(argv: list[str] | None = None) -> int:
     failures = sum(deviation > tolerance for deviation in worst.values())
     verdict = f"{failures} above" if failures else "all within"
     print(f"{len(worst)} quantities, {verdict} {tolerance:g}; worst {max(worst.values()):.2e}")
+    left = sorted(Recording(args.file).quantities - worst.keys())
+    if left:
+        print(f"not compared, as nothing of ours stands for it: {printable(', '.join(left), 400)}")
     return 1 if failures else 0
 
 

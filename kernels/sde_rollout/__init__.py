@@ -86,7 +86,7 @@ def sde_rollout(
         base_velocity: Field of the last step; never differentiated.
         observations: `[S, B, O]`, float32 or float64; for callables also a `Context`.
         x0: `[S, B, D]`, standard normal.
-        noise: eps_0..eps_{K-2}, `[S, K - 1, B, D]`, standard normal, K >= 2.
+        noise: eps_0..eps_{K-2}, `[S, K - 1, B, D]`, standard normal, K >= 1.
         ode_observations: `[S, N, O]`, or a `Context`; optional.
         ode_x0: `[S, N, D]`, with `ode_observations`.
         schedule: K steps of an SDE, as `AffinePath` makes them; None for the flow's own, unless a
@@ -115,8 +115,6 @@ def sde_rollout(
     check_tensor(op, "x0", x0, (runs, batch, None))
     check_tensor(op, "noise", noise, (runs, None, batch, x0.shape[-1]))
     check_same(op, **tensors_of(observations), x0=x0, noise=noise)
-    if noise.shape[1] < 1:
-        raise ValueError(f"{op}: noise has no step; K = noise.shape[1] + 1 must be at least 2")
     schedule = sde_schedule(op, schedule, noise.shape[1] + 1, **fields)
     check_velocity(op, "velocity", velocity, observations, x0.shape[-1])
     check_velocity(op, "base_velocity", base_velocity, observations, x0.shape[-1])

@@ -212,7 +212,7 @@ class Agent:
         self.copy_targets()
         self.exp_avg = torch.zeros_like(self.online.flat)
         self.exp_avg_sq = torch.zeros_like(self.online.flat)
-        self.steps = torch.zeros((), device=device)
+        self.steps = torch.zeros((), dtype=torch.float32, device=device)
         self.ones = unit_cotangent(self.runs, dtype=dtype, device=device)
 
     @classmethod

@@ -171,8 +171,7 @@ class FlowConfig(Group):
 
     def check(self) -> None:
         """Raise `UsageError` if a value is impossible."""
-        self.require_at_least(1, "horizon_length")
-        self.require_at_least(2, "flow_steps")
+        self.require_at_least(1, "horizon_length", "flow_steps")
         self.require_widths("actor_hidden_dims")
 
     @property

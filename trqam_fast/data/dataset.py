@@ -62,14 +62,13 @@ def follow(
     Returns:
         The outcomes, each `[...]`.
     """
-    powers = torch.arange(len(rewards), dtype=torch.float32)
     total = torch.zeros_like(rewards[0], dtype=torch.float64)
     mask = torch.ones_like(masks[0])
     ended = torch.zeros_like(rewards[0], dtype=torch.bool)
     valid, steps = ~ended, torch.zeros_like(ended, dtype=torch.int64)
-    for step, factor in enumerate((discount**powers).tolist()):
+    for step in range(len(rewards)):
         valid = ~ended
-        total += torch.where(valid, rewards[step] * factor, 0.0)
+        total += torch.where(valid, rewards[step] * discount**step, 0.0)
         mask = torch.where(valid, torch.minimum(mask, masks[step]), mask)
         steps += valid
         ended |= terminals[step] != 0

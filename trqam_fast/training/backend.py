@@ -31,9 +31,15 @@ OF_KERNELS = ("fp16", "bf16")
 
 
 def make_agent(config: TrainConfig, algo: str, obs_dim: int, act_dim: int) -> Agent:
-    """Return an agent of an algorithm with initial weights, as a settled configuration wants it."""
-    agent = algorithm(algo)(
-        config.agent, obs_dim, act_dim, list(config.seeds), device=config.device,
+    """Return an agent of an algorithm with initial weights, as a settled configuration wants it.
+
+    Behaviour cloning clips its gradient, whatever the default of the algorithm that it is for.
+    """
+    kind, settings = algorithm(algo), config.agent
+    if not kind.fine_tunes and settings.clip_grad == type(settings).clip_grad:
+        settings = dataclasses.replace(settings, clip_grad=kind.Config.clip_grad)
+    agent = kind(
+        settings, obs_dim, act_dim, list(config.seeds), device=config.device,
         backend=config.backend, precision=config.precision,
     )  # fmt: skip
     if not config.graph:

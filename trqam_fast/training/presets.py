@@ -21,8 +21,8 @@ from trqam_fast.training.config import (
 )
 from trqam_fast.training.domains import Setting, domain_settings
 
-# The authors' hyperparameters and training lengths are the flags' defaults; the task's domain adds
-# its own.
+# The authors' hyperparameters and lengths of pretraining and offline fine-tuning are the flags'
+# defaults; the task's domain adds its own. Their online stage is --online-steps 500000.
 PAPER: dict[str, Any] = {}
 
 # This project's own small setting for two CPU cores and pointmaze-medium; the algorithm is that of
