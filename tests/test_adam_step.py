@@ -81,6 +81,18 @@ def test_sizes_in_float32(backend, size, max_norm):
 
 
 @pytest.mark.parametrize("backend", BACKENDS[:2])
+@pytest.mark.parametrize("betas", [(0.0, 0.999), (0.9, 0.0)])
+def test_a_moment_that_keeps_nothing(backend, betas):
+    tensors = make(2, 300, 200, dtype=torch.float32)
+    tensors[3].zero_()  # What rounding leaves of a larger second moment would count.
+    expected = run("reference", tensors, betas=betas, max_norm=1.0)
+    for ours, theirs in zip(
+        run(backend, tensors, betas=betas, max_norm=1.0), expected, strict=True
+    ):
+        assert error(ours, theirs) < 5e-7
+
+
+@pytest.mark.parametrize("backend", BACKENDS[:2])
 @pytest.mark.parametrize("begin", [1, 17_000, 20_001, 39_999])
 def test_parts_leave_the_bits_of_the_whole(backend, begin):
     """In any order; targets follow the last 23,000 of 40,000 columns."""

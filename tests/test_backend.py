@@ -113,6 +113,20 @@ def test_a_plan_with_a_wrong_kernel_does_not_train(op, backends, plans, gpu, mon
         settle("--plan", "tiles-pdl")
 
 
+def test_the_self_test_has_the_runs_numbers_of_an_action(gpu, monkeypatch):
+    tested = set()
+
+    def deviation(op, backend, device, precision, sizes):
+        tested.add(sizes.dim)
+        return 0.0
+
+    monkeypatch.setattr(backend, "triton_problems", self_test.triton_problems)
+    monkeypatch.setattr(self_test, "deviation", deviation)
+    flags = ["--device", "cuda", "--horizon-length", "5", "--action-chunking"]
+    next(backend.working_plans(parse_config(flags), 21))
+    assert tested == {self_test.SMALL.dim, 105}
+
+
 def test_old_gpus_train_with_the_reference(gpu, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert settle().backend == "reference"

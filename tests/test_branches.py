@@ -447,6 +447,18 @@ def test_on_a_gpu_branches_are_streams_that_wait(monkeypatch):
     assert calls[-1] == ("caller", "first") and branches.begun == {}
 
 
+def test_a_network_whose_last_step_is_under_way_is_waited_for(monkeypatch):
+    """Its optimiser's step may go on beside this update; the fields' is over."""
+    agent = make(TRQAMConfig(**SMALL), (0, 1))
+    waits = []
+    monkeypatch.setattr(agent.branches, "catch_up", lambda: waits.append("critic"))
+    s, a, t = (torch.zeros(2, 5, width, dtype=agent.dtype) for width in (3, agent.dim, 1))
+    agent.network("actor_fast", s, a, t)
+    assert waits == []
+    agent.network("critic", s, a)
+    assert waits == ["critic"]
+
+
 def test_a_branch_that_has_not_begun_cannot_be_waited_for():
     branches = Branches()
     with branches.side_by_side(), branches.on("critic"):

@@ -108,6 +108,16 @@ def test_times_are_remembered_for_equal_cases(gpu, monkeypatch):
     assert settle(faster)[1].how == "measured"
 
 
+def test_times_are_of_the_code_of_an_algorithm_of_ones_own(monkeypatch, tmp_path):
+    assert plan.own_digest("trqam") is None
+    digests = []
+    for source in ("first", "second"):
+        (tmp_path / "own.py").write_text(source)
+        monkeypatch.setattr(plan.inspect, "getsourcefile", lambda _: str(tmp_path / "own.py"))
+        digests.append(plan.own_digest("examples.annealed_qam:AnnealedQAM"))
+    assert None not in digests and len(set(digests)) == 2
+
+
 def test_times_are_of_the_code_of_an_update(tmp_path):
     kept = [tmp_path / name for name in plan.TIMED]
     kept = [path if path.suffix else path / "deep" / "one.py" for path in kept]
@@ -278,7 +288,7 @@ def graphs_on_the_cpu(monkeypatch):
     """Both plans on the CPU, in graphs whose replays run what was captured."""
 
     @contextlib.contextmanager
-    def capture(graph, pool, stream):
+    def capture(graph, pool, stream, capture_error_mode):
         real = Updater.update
         with monkeypatch.context() as patch:
             patch.setattr(
@@ -296,6 +306,8 @@ def graphs_on_the_cpu(monkeypatch):
 
     monkeypatch.setattr(updater.torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(updater.torch.cuda, "graph", capture)
+    monkeypatch.setattr(updater.torch.cuda, "current_stream", lambda _: None)
+    monkeypatch.setattr(updater.torch.cuda, "set_stream", lambda _: None)
     monkeypatch.setattr(updater.torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(Updater, "warm_up", lambda self: self.update())
     monkeypatch.setattr(Updater, "__init__", with_graph)

@@ -39,6 +39,16 @@ def test_a_wrong_kernel_is_named(wrong, monkeypatch):
     assert found.endswith("use --backend reference")
 
 
+def test_the_precision_of_products_excuses_no_op_without_products(monkeypatch):
+    from trqam_fast.kernels.td_loss import triton
+
+    right = triton.td_loss
+    monkeypatch.setattr(
+        triton, "td_loss", lambda *args: [1.001 * tensor for tensor in right(*args)]
+    )
+    assert "deviates by" in problem("td_loss", "triton", DEVICE, "bf16")[1]
+
+
 def test_a_kernel_that_does_not_launch_is_named(monkeypatch):
     from triton.runtime.errors import OutOfResources
 

@@ -88,8 +88,10 @@ def graphs_on_the_cpu(monkeypatch):
     made.clear()
 
     @contextlib.contextmanager
-    def capture(graph, pool, stream):
-        assert pool is (None if len(made) == 1 else made[0])
+    def capture(graph, pool, stream, capture_error_mode):
+        assert capture_error_mode == "thread_local" and pool is (
+            None if len(made) == 1 else made[0]
+        )
         real = Updater.update
         monkeypatch.setattr(
             Updater,
@@ -101,6 +103,8 @@ def graphs_on_the_cpu(monkeypatch):
 
     monkeypatch.setattr(updater.torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(updater.torch.cuda, "graph", capture)
+    monkeypatch.setattr(updater.torch.cuda, "current_stream", lambda _: None)
+    monkeypatch.setattr(updater.torch.cuda, "set_stream", lambda _: None)
     monkeypatch.setattr(updater.torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(Updater, "warm_up", lambda self: self.update())
 
@@ -142,16 +146,23 @@ def test_replays_of_a_source_that_grows(utd_ratio, graphs_on_the_cpu):
 
 def test_a_failing_capture_names_the_way_out(graphs_on_the_cpu, monkeypatch):
     @contextlib.contextmanager
-    def refuse(graph, pool, stream):
-        yield
-        raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
+    def refuse(graph, pool, stream, capture_error_mode):
+        try:
+            yield
+            raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
+        finally:  # as the end of a capture does
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    left = []
+    monkeypatch.setattr(updater.torch.cuda, "current_stream", lambda _: "the one before")
+    monkeypatch.setattr(updater.torch.cuda, "set_stream", left.append)
 
     monkeypatch.setattr(updater.torch.cuda, "graph", refuse)
     updating = make(BCAgent)
     updating.graph = True
     with pytest.raises(RunError, match="run with --no-graph .operation not permitted") as raised:
         updating.run(WARMUP + 1)
-    assert "more lines" in str(raised.value)
+    assert "more lines" in str(raised.value) and left == ["the one before"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

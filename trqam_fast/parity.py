@@ -420,6 +420,8 @@ def main(argv: list[str] | None = None) -> int:
     args = tyro.cli(ParityArgs, args=argv, prog="python -m trqam_fast.parity", config=positional)
     check_device(args.device)
     tolerance = TOLERANCES[args.dtype] if args.tolerance is None else args.tolerance
+    if not 0.0 <= tolerance < math.inf:
+        raise UsageError(f"--tolerance is {tolerance}; use a number of 0 or more")
     worst = replay(args)
     width = max(len(name) for name in worst)
     for name, deviation in sorted(worst.items(), key=lambda item: -item[1]):

@@ -137,14 +137,19 @@ def empty_norm(gradient: Tensor) -> tuple[Tensor, Tensor]:
     return gradient.new_empty(runs, parts), gradient.new_empty(2)
 
 
+def log_of(beta: float) -> float:
+    """Return log(beta) of a moment's decay, minus infinity for one that keeps nothing."""
+    return math.log(beta) if beta > 0 else -math.inf
+
+
 def adam_norm(gradient: Tensor, step: Tensor, beta1: float, beta2: float) -> tuple[Tensor, Tensor]:
     """Count the step, and return what its parts share; see `empty_norm`."""
     partial, corrections = found = empty_norm(gradient)
     runs, parts = partial.shape
     with torch.cuda.device_of(gradient):
         gradient_norm_kernel[(parts, runs)](
-            gradient, partial, step, corrections, gradient.shape[1], math.log(beta1),
-            math.log(beta2), BLOCK, NORM_BLOCKS, num_warps=4,
+            gradient, partial, step, corrections, gradient.shape[1], log_of(beta1),
+            log_of(beta2), BLOCK, NORM_BLOCKS, num_warps=4,
         )  # fmt: skip
     return found
 

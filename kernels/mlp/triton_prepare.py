@@ -31,8 +31,9 @@ from trqam_fast.kernels.mlp.weights import MLPWeights
 def folded(w, net, at, slope, offset, C: tl.constexpr):
     """Return rows of a kernel as operands, LayerNorm folded in, and the sums with theirs.
 
-    The slope is of the rounded operands, so that a mean far from the deviation cancels. TF32's are
-    cut by the products alone.
+    The slope is of the rounded operands, so that a mean far from the deviation cancels in it; what
+    rounding the activations with their mean costs stays. TF32's operands are cut by the products
+    alone.
     """
     operand = to_operand(w, C)
     if C.norm:

@@ -169,7 +169,7 @@ class Agent:
     late: ClassVar[str | None] = None
     """The last of `targets`, if an update does not begin with that network: its optimiser's step
     may go on beside the next update, on the branch of its name. Elsewhere `loss` reads it and its
-    target through `critic_values` alone, which waits for that step."""
+    target through `critic_values` and `network` alone, which wait for that step."""
 
     cloned: ClassVar[tuple[str, ...]] = ("actor_slow",)
     """Networks that start from a pretrained velocity field, and their targets with them."""
@@ -383,7 +383,7 @@ class Agent:
         return batch.actions[..., 0, :]
 
     def network(self, name: str, *inputs: Tensor) -> Tensor:
-        """Apply an online network to inputs `[S, n, ...]`, side by side.
+        """Apply an online network to inputs `[S, n, ...]`, side by side; `late` once it has moved.
 
         Raises:
             UsageError: the algorithm has no network of that name.
@@ -393,6 +393,8 @@ class Agent:
                 type(self), f"it applies {name!r}, which is no network it has",
                 f"name one of {', '.join(self.online.networks)}, or add it in network_shapes",
             )  # fmt: skip
+        if name == self.late:
+            self.branches.catch_up()
         joined = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
         return mlp(self.online.networks[name], joined, **self.options)
 

@@ -171,7 +171,8 @@ def find_problem(config: TrainConfig, act_dim: int, backend: str, precision: str
         problem = unavailable("mlp", backend, device, networks=networks)
         if problem is not None:
             return problem
-    problems = triton_problems(config.device, precision, backend)
+    dim = act_dim * config.agent.chunk_length
+    problems = triton_problems(config.device, precision, backend, dim)
     try:
         torch.cuda.synchronize(device)
     except RuntimeError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import os
 import statistics
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple, get_args
 import torch
 
 import trqam_fast
+from trqam_fast.agents import ALGORITHMS, algorithm
 from trqam_fast.damage import is_damage, reading
 from trqam_fast.data.dataset import Transitions
 from trqam_fast.errors import RunError
@@ -189,7 +191,7 @@ def case_of(plans: dict[str, TrainConfig], dataset: Transitions) -> str:
         **{name: known[name] for name in ("trqam_fast", "torch", "triton")},
         "code": code_digest(), "plans": list(plans), "precision": config.precision,
         "graph": config.graph, "streams": config.streams, "capturable": dataset.capturable,
-        "algo": config.algo,
+        "algo": config.algo, "algo_code": own_digest(config.algo),
         "runs": len(config.seeds), "obs_dim": dataset.obs_dim, "act_dim": dataset.act_dim,
         "agent": work_of(config.agent),
     }  # fmt: skip
@@ -203,6 +205,12 @@ def code_digest(package: Path = PACKAGE) -> str:
         for source in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def own_digest(algo: str) -> str | None:
+    """Return a digest of the file of an algorithm of one's own, None of those of the package."""
+    source = None if algo in ALGORITHMS else inspect.getsourcefile(algorithm(algo))
+    return None if source is None else hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16]
 
 
 def cache_path() -> Path:

@@ -180,16 +180,24 @@ class Updater:
             RunError: something in the update cannot be captured.
         """
         pools = [graph.pool() for graph in self.graphs.values()]
+        current = torch.cuda.current_stream(self.agent.device)
         with torch.cuda.device(self.agent.device):
             graph = torch.cuda.CUDAGraph()
             try:
                 pool = pools[0] if pools else None
-                with torch.cuda.graph(graph, pool=pool, stream=self.stream):
+                # Online, another thread steps the simulator, which may be on the GPU too.
+                with torch.cuda.graph(
+                    graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"
+                ):
                     with self.agent.branches.one_after_another():
                         self.update(count)
             except RuntimeError as error:
-                # In full: the first line rarely names the operation.
+                # What failed first is the cause, the end of the capture fails for it; in full, as
+                # the first line rarely names the operation.
+                cause = error.__context__ or error
                 raise RunError(
-                    f"the update cannot be captured as a graph; run with --no-graph ({error})"
+                    f"the update cannot be captured as a graph; run with --no-graph ({cause})"
                 ) from error
+            finally:
+                torch.cuda.set_stream(current)  # A capture that fails at its end leaves its own.
         return graph
