@@ -91,7 +91,7 @@ def adam_step(
                 f"{op}: {name} has strides {tensor.stride()}, where params has {params.stride()}; "
                 "pass the same columns of contiguous tensors"
             )
-    check_step(step)
+    check_step(step, params.device)
     settings = make_settings(
         lr=lr, betas=betas, eps=eps, max_norm=max_norm, tau=tau, targets=targets is not None
     )
@@ -141,19 +141,20 @@ def adam_norm(
     check_tensor("adam_step", "gradient", gradient, (None, None))
     if not gradient.is_contiguous():
         raise ValueError("adam_step: gradient is not contiguous; pass all of it")
-    check_step(step)
+    check_step(step, gradient.device)
     check_betas(betas)
     chosen = choose_backend("adam_step", backend, gradient.device, dtype=gradient.dtype)
     return None if chosen == "reference" else ops.adam_norm(gradient, step, betas, chosen)
 
 
-def check_step(step: Tensor) -> None:
-    """Raise TypeError unless `step` is a tensor, ValueError unless it is one float32 number."""
+def check_step(step: Tensor, device: torch.device) -> None:
+    """Raise TypeError unless `step` is a tensor, ValueError unless one float32 number there."""
     if not isinstance(step, Tensor):
         raise TypeError(f"adam_step: step is a {type(step).__name__}; pass a float32 tensor []")
-    if step.numel() != 1 or step.dtype != torch.float32:
+    if step.numel() != 1 or step.dtype != torch.float32 or step.device != device:
         raise ValueError(
-            f"adam_step: step is {step.dtype} {list(step.shape)}; expected one float32 number"
+            f"adam_step: step is {step.dtype} {list(step.shape)} on {step.device}; expected one "
+            f"float32 number on {device}"
         )
 
 

@@ -76,13 +76,13 @@ def sweep_step_kernel(
     narrow = dims < C.dim
     inside = mask[:, None] & narrow[None, :]
     element = local[:, None] * C.dim + dims[None, :]
-    given = terminal + wide * batch * C.dim
+    begun = terminal + wide * batch * C.dim
     stored = adjoints + (wide * steps + k + 1) * batch * C.dim
     if FIRST:
-        adjoint = tl.load(given + element, mask=inside, other=0.0)
+        adjoint = tl.load(begun + element, mask=inside, other=0.0)
     else:
         if k + 2 == steps:
-            adjoint = tl.load(given + element, mask=inside, other=0.0)
+            adjoint = tl.load(begun + element, mask=inside, other=0.0)
         else:
             adjoint = tl.load(stored + batch * C.dim + element, mask=inside, other=0.0)
         pulled = zeros(C.block_m, C.block_out)
@@ -96,14 +96,14 @@ def sweep_step_kernel(
         _, scale = row_scaled(adjoint, C)  # as the launch that stored dz had it
         if C.scaled:
             pulled *= scale[:, None]
-        done = tl.cast(k + 1, tl.float32)
+        after = tl.cast(k + 1, tl.float32)
         size = tl.cast(steps, tl.float32)
-        adjoint = adjoint * (done / (done + 1.0)) + (2.0 / size) * pulled
+        adjoint = adjoint * (after / (after + 1.0)) + (2.0 / size) * pulled
         tl.store(stored + element, adjoint, mask=inside & (tile == 0))
     if not LAST:
-        given, scale = row_scaled(adjoint, C)
+        cotangent, scale = row_scaled(adjoint, C)
         z = load_pre(tape, tape_start + local, mask, tile, C.depth - 1, C)
-        dy = pull_outputs(given, net, tile, C)
+        dy = pull_outputs(cotangent, net, tile, C)
         row = start + local
         finish_pull(dy, z, scale, grads, row, mask, grads.sums, tile, C.depth - 1, C)
 

@@ -306,8 +306,8 @@ def sde_rollout(
         """Return where the tape has the rows of a step: the SDE's, the ODE's, the base field's."""
         turn = k % 2
         start = (k if train else turn) * batch
-        base = starts.base + (turn * batch if with_base else 0)
-        return start, starts.ode + turn * ode_batch, base
+        base_start = starts.base + (turn * batch if with_base else 0)
+        return start, starts.ode + turn * ode_batch, base_start
 
     with torch.cuda.device_of(x0):
         options = step_options(precision, config)

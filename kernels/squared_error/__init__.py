@@ -18,6 +18,8 @@ def squared_error(
 
         loss = mean_{e,b} [ mean_d (prediction_ebd - target_bd)^2 valid_b ]
 
+    Source: docs/algorithm.md, "Behaviour cloning".
+
     Args:
         prediction: `[S, E, B, D]`, float32 or float64.
         target: `[S, B, D]`, a constant.
@@ -31,6 +33,7 @@ def squared_error(
         TypeError: an argument is no tensor, or of an unsupported dtype.
         ValueError: shapes, dtypes or devices do not fit, or a size is 0.
         BackendError: the backend asked for cannot run.
+        RuntimeError: in the backward pass, if `target` or `valid` need a gradient.
     """
     op = "squared_error"
     check_tensor(op, "prediction", prediction, (None, None, None, None))

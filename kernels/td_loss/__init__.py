@@ -69,6 +69,7 @@ def td_loss(
         TypeError: an argument is no tensor, or of an unsupported dtype.
         ValueError: shapes, dtypes or devices do not fit, a size is 0, or `rho` is negative.
         BackendError: the backend asked for cannot run.
+        RuntimeError: in the backward pass, if one of the constants needs a gradient.
     """
     op, inputs = "td_loss", TDInputs(values, next_values, rewards, masks, valid, policy_values)
     check_tensor(op, "values", values, (None, None, None))
