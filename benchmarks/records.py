@@ -13,20 +13,15 @@ import torch
 
 from trqam_fast.kernels.dispatch import load_extension
 from trqam_fast.packages import commit_of
-from trqam_fast.runs.folder import versions
+from trqam_fast.runs.folder import cpu_model, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def machine() -> str:
     """Return processor and memory, and the GPU if there is one."""
-    model = "unknown processor"
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.split(":", 1)[1].strip()
-            break
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    text = f"{len(os.sched_getaffinity(0))} cores of {model}, {memory:.0f} GiB"
+    text = f"{len(os.sched_getaffinity(0))} cores of {cpu_model()}, {memory:.0f} GiB"
     if torch.cuda.is_available():
         text += f", {torch.cuda.get_device_name()}"
     return text

@@ -95,14 +95,30 @@ def check_integers(op: str, **numbers: int) -> None:
             raise TypeError(f"{op}: {name} is {number!r}; pass an integer")
 
 
-def check_counter(
-    op: str, name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device
+def check_integer_tensor(
+    op: str, name: str, tensor: Tensor, dtype: torch.dtype = torch.int64
 ) -> None:
-    """Raise unless `tensor` is one number of `dtype` on `device`, `[1]`."""
+    """Raise TypeError unless `tensor` is a tensor of `dtype`."""
     if not isinstance(tensor, Tensor) or tensor.dtype != dtype:
         found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         wanted = str(dtype).removeprefix("torch.")
         raise TypeError(f"{op}: {name} is {found}; pass an {wanted} tensor")
+
+
+def check_written(op: str, **tensors: Tensor) -> None:
+    """Raise ValueError unless all `tensors`, which are changed in place, are contiguous."""
+    for name, tensor in tensors.items():
+        if not tensor.is_contiguous():
+            raise ValueError(
+                f"{op}: {name} is not contiguous, and it is changed in place; pass a contiguous one"
+            )
+
+
+def check_counter(
+    op: str, name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Raise unless `tensor` is one number of `dtype` on `device`, `[1]`."""
+    check_integer_tensor(op, name, tensor, dtype)
     if tensor.shape != (1,) or tensor.device != device:
         raise ValueError(
             f"{op}: {name} has shape {list(tensor.shape)} on {tensor.device}; expected [1] on "

@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
+import trqam_fast.agents
+import trqam_fast.experts
+import trqam_fast.kernels
 from trqam_fast.runs.read import read_run
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -22,6 +26,27 @@ def execute(command, folder):
     )
     assert done.returncode == 0, (command, done.stderr[-2000:])
     return done.stdout
+
+
+def test_the_reference_has_every_public_name():
+    listed = re.findall(r"^::: \S+\.(\w+)$", (DOCS / "api.md").read_text(), re.MULTILINE)
+    assert len(set(listed)) == len(listed)
+    for module in (trqam_fast, trqam_fast.agents, trqam_fast.experts, trqam_fast.kernels):
+        assert set(module.__all__) <= set(listed), module.__name__
+
+
+def test_equations_that_docstrings_name_are_there():
+    """As ``docs/algorithm.md, "Rollout"`` or ``TRQAM section "Rollout" (docs/algorithm.md)``."""
+    rows = re.findall(r"^\| ([\w -]+) \|", (DOCS / "algorithm.md").read_text(), re.MULTILINE)
+    sources = [*(ROOT / "kernels").rglob("*.py"), *(ROOT / "trqam_fast").rglob("*.py")]
+    named = []
+    for path in sources:
+        text = " ".join(path.read_text().split())
+        for after in re.findall(r'docs/algorithm\.md,? ((?:(?:and )?"[^"]+",? ?)+)', text):
+            named += re.findall('"([^"]+)"', after)
+        for before in re.findall(r"TRQAM sections? ([^(]+) \(docs/algorithm\.md\)", text):
+            named += re.findall('"([^"]+)"', before)
+    assert len(set(named)) > 8 and set(named) <= set(rows), set(named) - set(rows)
 
 
 @pytest.mark.slow

@@ -116,7 +116,7 @@ def test_trainable_callable_gets_no_gradient():
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
 def test_nothing_is_prepared_on_a_cpu(backend):
     field, (s, points, terminal) = make(**CASES[2])
-    with pytest.raises(ValueError, match=f"a tape is given, and backend {backend} takes none"):
+    with pytest.raises(ValueError, match=f"backend {backend} does not take a tape"):
         lean_adjoint(field, s, points, terminal, tape=[points], backend=backend)
     found = lean_adjoint(field, s, points, terminal, tape=[], backend=backend)
     assert torch.equal(found, lean_adjoint(field, s, points, terminal, backend=backend))

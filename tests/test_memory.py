@@ -59,7 +59,6 @@ def test_scratch_stays_within_its_bound():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     measured, bound = map(int, done.stdout.split())
     assert 0.1 * bound <= measured <= bound
-    assert scratch_bytes() >= 0
 
 
 def test_updates_allocate_nothing_lasting():

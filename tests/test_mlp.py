@@ -2,9 +2,12 @@
 
 import sys
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from tests.helpers import (
     DEVICE,
@@ -23,6 +26,7 @@ from tests.helpers import (
 from trqam_fast.kernels import (
     BackendError,
     GradientMemory,
+    MLPWeights,
     both_with_operands,
     lean_adjoint,
     mlp,
@@ -173,7 +177,7 @@ def test_inputs_in_two_parts_are_side_by_side(backend):
         mlp(weights, (s, s), backend=backend)
     with pytest.raises(ValueError, match="mlp: inputs are 3 parts; pass a tensor, or two"):
         mlp(weights, (s, a, a), backend=backend)
-    with pytest.raises(ValueError, match="first part of the inputs has 5 columns; of 5 it must"):
+    with pytest.raises(ValueError, match="first part of the inputs has 5 columns; it must"):
         mlp(weights, (x, a), backend=backend)
 
 
@@ -232,3 +236,35 @@ def test_bad_input():
     mixed = replace(weights, biases=(*weights.biases[:2], weights.biases[2].float()))
     with pytest.raises(ValueError, match=r"weights\[5\] is torch.float32"):
         mlp(mixed, x)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_layers_of_modules(norm, backend):
+    """The network that they are part of, and their gradients."""
+    sizes = [5, 8, 6, 3]
+    layers = [nn.Linear(a, b, dtype=torch.float64) for a, b in pairwise(sizes)]
+    norms = [nn.LayerNorm(n, 1e-6, dtype=torch.float64) for n in sizes[1:-1]] if norm else []
+    for tensor in (t for each in norms for t in each.parameters()):
+        torch.nn.init.normal_(tensor)
+    x = draw(1, 4, 5)
+    expected = x
+    for index, layer in enumerate(layers):
+        expected = layer(expected)
+        if index < len(layers) - 1:
+            expected = F.gelu(expected, approximate="tanh")
+            expected = norms[index](expected) if norm else expected
+    found = mlp(MLPWeights.from_linears(layers, norms), x, backend=backend)
+    assert_equal64([found], [expected])
+    leaves = [p for each in (*layers, *norms) for p in each.parameters()]
+    assert_equal64(gradients([found], leaves), gradients([expected], leaves))
+
+
+def test_layers_that_are_no_network():
+    layers = [nn.Linear(5, 8), nn.Linear(8, 3)]
+    with pytest.raises(ValueError, match=r"layers\[1\] has no bias; give it one of zeros"):
+        MLPWeights.from_linears([layers[0], nn.Linear(8, 3, bias=False)])
+    with pytest.raises(ValueError, match=r"norms\[0\] is LayerNorm.*eps=1e-05.*; use one with eps"):
+        MLPWeights.from_linears(layers, [nn.LayerNorm(8)])
+    with pytest.raises(ValueError, match=r"layers.kernels\[1\] has shape \[1, 7, 3\]; expected"):
+        MLPWeights.from_linears([layers[0], nn.Linear(7, 3)])

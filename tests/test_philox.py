@@ -240,7 +240,7 @@ def test_nothing_is_drawn_unless_it_is_asked_for():
         ({"ended": torch.zeros(1)}, TypeError, "ended is torch.float32; pass an int32 tensor"),
         ({"ended": torch.zeros((), dtype=torch.int32)}, ValueError, r"ended has shape \[\] on cpu"),
         ({"ended": torch.zeros(1, dtype=torch.int32, device="meta")}, ValueError, "on meta"),
-        ({"calls": 2}, ValueError, "calls is 2; use 1, or with ended 2"),
+        ({"calls": 2}, ValueError, "calls is 2; use 1, or 2 if ended is given"),
         ({"backend": "triton"}, BackendError, "backend 'triton' is not available"),
     ],
 )

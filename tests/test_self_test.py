@@ -52,12 +52,14 @@ def test_the_precision_of_products_excuses_no_op_without_products(monkeypatch):
 def test_a_kernel_that_does_not_launch_is_named(monkeypatch):
     from triton.runtime.errors import OutOfResources
 
+    from trqam_fast.kernels.action_gradient import triton as gradient
     from trqam_fast.kernels.mlp import triton
 
     def refuse(*_, **__):
         raise OutOfResources(300_000, 232_448, "shared memory")
 
-    monkeypatch.setattr(triton, "forward_pass", refuse)
+    for module in (triton, gradient):  # which keeps the one that it finds when it is imported
+        monkeypatch.setattr(module, "forward_pass", refuse)
     problems = triton_problems(DEVICE, "tf32")
     assert problems[0].startswith(f"mlp with backend triton on {DEVICE} in tf32 fails: out of res")
     assert len(problems) < sum(OPS[case.op].triton for case in CASES.values())

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from trqam_fast.kernels.adam_step import ops, reference
 from trqam_fast.kernels.adam_step.settings import AdamNorm, check_betas, make_settings
-from trqam_fast.kernels.checks import check_same, check_tensor
+from trqam_fast.kernels.checks import check_same, check_tensor, check_written
 from trqam_fast.kernels.dispatch import choose_backend
 
 
@@ -82,9 +82,10 @@ def adam_step(
             )
         tensors["targets"] = targets
     check_same(op, params=params, **tensors)
-    for name, tensor in {"params": params, **tensors}.items():
-        if norm is None and not tensor.is_contiguous():
-            raise ValueError(f"{op}: {name} is not contiguous; pass it so, it may be written")
+    tensors = {"params": params, **tensors}
+    if norm is None:
+        check_written(op, **tensors)
+    for name, tensor in tensors.items():
         apart = tensor if name == "targets" else params
         if tensor.stride(1) != 1 or tensor.stride(0) != apart.stride(0):
             raise ValueError(

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trqam_fast.kernels.checks import check_bool, check_same, check_tensor
+from trqam_fast.kernels.checks import check_bool, check_same, check_tensor, check_written
 from trqam_fast.kernels.dispatch import choose_backend
 from trqam_fast.kernels.dual_update import ops, reference
 from trqam_fast.kernels.dual_update.settings import check_budget, make_settings
@@ -65,9 +65,7 @@ def dual_update(
     check_tensor(op, "kl_ema", kl_ema, tuple(lam.shape))
     check_tensor(op, "path_kl", path_kl, tuple(lam.shape))
     check_same(op, lam=lam, kl_ema=kl_ema, path_kl=path_kl)
-    for name, tensor in (("lam", lam), ("kl_ema", kl_ema)):
-        if not tensor.is_contiguous():
-            raise ValueError(f"{op}: {name} is not contiguous; pass it so, it is written")
+    check_written(op, lam=lam, kl_ema=kl_ema)
     check_budget(op, budget, lam)
     if active is not None:
         check_bool(op, "active", active, (), lam.device)

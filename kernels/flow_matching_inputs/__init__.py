@@ -39,7 +39,7 @@ def flow_matching_inputs(
 
         x_t = (1 - t) x_0 + t a        velocity = a - x_0
 
-    Source: docs/algorithm.md, "Cloning loss".
+    Source: docs/algorithm.md, "Behaviour cloning".
 
     Args:
         observations: s, `[S, B, O]`, float32 or float64.

@@ -7,7 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trqam_fast.kernels.checks import check_counts, check_same, check_tensor
+from trqam_fast.kernels.checks import (
+    check_counts,
+    check_integer_tensor,
+    check_same,
+    check_tensor,
+)
 from trqam_fast.kernels.dispatch import choose_backend
 from trqam_fast.kernels.gather_sequences import ops, reference
 
@@ -80,9 +85,7 @@ def gather_sequences(
     check_tensor(op, "outcomes", outcomes, (count, 3))
     check_same(op, pool=pool, actions=actions, outcomes=outcomes)
     for name, tensor in (("starts", starts), ("next_rows", next_rows)):
-        if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64:
-            found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise TypeError(f"{op}: {name} is {found}; pass an int64 tensor")
+        check_integer_tensor(op, name, tensor)
         if tensor.device != pool.device:
             raise ValueError(f"{op}: {name} is on {tensor.device}, pool on {pool.device}; move one")
     if next_rows.shape != (count,):

@@ -91,8 +91,8 @@ def lean_adjoint(
     )
     if tape and chosen not in TRITON:
         raise ValueError(
-            f"{op}: a tape is given, and backend {chosen} takes none; pass None, as `Rollout.base` "
-            "is there"
+            f"{op}: backend {chosen} does not take a tape; pass tape=None, as "
+            "`Rollout.base` is None with it"
         )
     data = (base_velocity, observations, trajectory)
     with torch.no_grad():

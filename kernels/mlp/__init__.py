@@ -159,8 +159,8 @@ def check_first(op: str, weights: MLPWeights, first: int) -> int:
     """Return `first`; raise ValueError unless a second part follows so many columns."""
     if not 0 < first < weights.in_features:
         raise ValueError(
-            f"{op}: the first part of the inputs has {first} columns; of {weights.in_features} it "
-            "must leave the second some, and have some"
+            f"{op}: the first part of the inputs has {first} columns; it must have between 1 and "
+            f"{weights.in_features - 1}"
         )
     return first
 

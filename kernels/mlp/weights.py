@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import register_dataclass
 
 from trqam_fast.kernels.checks import FLOATING, check_same, check_tensor
-from trqam_fast.kernels.mlp.constants import aligned
+from trqam_fast.kernels.mlp.constants import NORM_EPS, aligned
 
 
 def packed_size(shapes: Sequence[Sequence[int]]) -> int:
@@ -84,6 +84,40 @@ class MLPWeights:
         starts = (0, layers, 2 * layers, 2 * layers + norms)
         return cls(*(tuple(tensors[a : a + n]) for a, n in zip(starts, sizes, strict=True)))
 
+    @classmethod
+    def from_linears(
+        cls, layers: Sequence[nn.Linear], norms: Sequence[nn.LayerNorm] = ()
+    ) -> MLPWeights:
+        """Return the weights of one network of PyTorch's layers, in their memory.
+
+        What passes of these weights find of gradients is the layers' own. Between the layers must
+        be GELU with the tanh approximation, which nothing here can see.
+
+        Args:
+            layers: The linear layers in order, each with a bias.
+            norms: A LayerNorm behind the activation of every hidden layer, with eps 1e-6; or none.
+
+        Raises:
+            ValueError: a layer has no bias, or a LayerNorm no scale and shift or another eps.
+        """
+        for index, layer in enumerate(layers):
+            if layer.bias is None:
+                raise ValueError(f"MLPWeights: layers[{index}] has no bias; give it one of zeros")
+        for index, norm in enumerate(norms):
+            if norm.weight is None or norm.bias is None or norm.eps != NORM_EPS:
+                raise ValueError(
+                    f"MLPWeights: norms[{index}] is {norm}; use one with eps {NORM_EPS:g}, a scale "
+                    "and a shift"
+                )
+        weights = cls(
+            tuple(layer.weight.T.unsqueeze(0) for layer in layers),
+            tuple(layer.bias.unsqueeze(0) for layer in layers),
+            tuple(norm.weight.unsqueeze(0) for norm in norms),
+            tuple(norm.bias.unsqueeze(0) for norm in norms),
+        )
+        weights.check("MLPWeights", "layers")
+        return weights
+
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors: kernels, biases, norm scales, norm biases, each in layer order."""
@@ -123,7 +157,7 @@ class MLPWeights:
         """Return the same weights without gradients."""
         return replace(self.map(Tensor.detach), operands=self.operands, first=self.first)
 
-    def map(self, function) -> MLPWeights:
+    def map(self, function: Callable[[Tensor], Tensor]) -> MLPWeights:
         """Return weights with `function` applied to every tensor, without memory and operands."""
         groups = (self.kernels, self.biases, self.norm_scales, self.norm_biases)
         return MLPWeights(*(tuple(function(tensor) for tensor in group) for group in groups))

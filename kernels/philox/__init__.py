@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trqam_fast.kernels.checks import FLOATING, check_counter, check_integers
+from trqam_fast.kernels.checks import (
+    FLOATING,
+    check_counter,
+    check_integer_tensor,
+    check_integers,
+)
 from trqam_fast.kernels.dispatch import choose_backend
 from trqam_fast.kernels.philox import ops, reference
 from trqam_fast.kernels.philox.draws import MAX_COUNT, MAX_STREAM, Counts, Draws
@@ -55,10 +60,11 @@ def philox(
         integers: Integers uniform on [0, `high`) of a run.
         high: Bound of the integers, 1 to 2^31.
         dtype: float32 or float64, of normals and uniforms.
-        ended: If given, `offset` is `calls` more afterwards. Memory for that of Triton's kernel,
-            `[1]`, int32, on the device of `seeds`, of one caller at a time; 0 before and after.
-        calls: 1, or with `ended` 2: the integers as of a call, and normals and uniforms as of the
-            next one.
+        ended: If given, `offset` is advanced by `calls`. A counter for the Triton kernel's own use,
+            `[1]`, int32, on the device of `seeds`; 0 before and after, and not shared between
+            callers that run at the same time.
+        calls: 1; or 2 with `ended`: the integers are then those of one call, normals and uniforms
+            those of the next.
         backend: ``auto``, ``reference``, ``cpp`` or ``triton`` (float32 on a GPU).
 
     Returns:
@@ -73,9 +79,7 @@ def philox(
     """
     op, counts = "philox", Counts(normals, uniforms, integers)
     for name, tensor in (("seeds", seeds), ("offset", offset)):
-        if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64:
-            found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise TypeError(f"{op}: {name} is {found}; pass an int64 tensor")
+        check_integer_tensor(op, name, tensor)
     if ended is not None:
         check_counter(op, "ended", ended, torch.int32, seeds.device)
     if seeds.dim() != 1 or seeds.numel() == 0 or offset.shape != (1,):
@@ -89,7 +93,7 @@ def philox(
         raise TypeError(f"{op}: dtype is {dtype}; use torch.float32 or torch.float64")
     check_integers(op, stream=stream, high=high, **counts._asdict())
     if calls not in ((1,) if ended is None else (1, 2)):
-        raise ValueError(f"{op}: calls is {calls}; use 1, or with ended 2")
+        raise ValueError(f"{op}: calls is {calls}; use 1, or 2 if ended is given")
     if not 0 <= stream <= MAX_STREAM:
         raise ValueError(f"{op}: stream is {stream}; it must be in [0, {MAX_STREAM}]")
     if not 1 <= high <= 2**31:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trqam_fast.kernels.checks import check_counter, check_same, check_tensor
+from trqam_fast.kernels.checks import check_counter, check_same, check_tensor, check_written
 from trqam_fast.kernels.dispatch import choose_backend
 from trqam_fast.kernels.record_metrics import ops, reference
 
@@ -42,8 +42,7 @@ def record_metrics(
         check_tensor(op, name, metric, (table.shape[1],))
     check_same(op, table=table, **named)
     check_counter(op, "position", position, torch.int64, table.device)
-    if not table.is_contiguous():
-        raise ValueError(f"{op}: table is not contiguous; pass one that is, to be written in place")
+    check_written(op, table=table)
     chosen = choose_backend(op, backend, table.device, dtype=table.dtype)
     implementation = reference if chosen == "reference" else ops
     implementation.record_metrics(metrics, table, position)

@@ -202,7 +202,10 @@ def rollout_operands(
     kernel = velocity.kernels[0]
     check_same(op, velocity=kernel, base_velocity=base_velocity.kernels[0])
     if velocity.tensor_shapes != base_velocity.tensor_shapes:
-        raise ValueError(f"{op}: velocity and base_velocity differ in their shapes; pass like ones")
+        raise ValueError(
+            f"{op}: velocity and base_velocity differ in their shapes; pass fields of the same "
+            "widths"
+        )
     chosen = choose_backend(
         op, backend, kernel.device, dtype=kernel.dtype, precision=precision,
         networks=[velocity, base_velocity],

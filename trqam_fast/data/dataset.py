@@ -1,4 +1,4 @@
-"""Transitions in memory, and the sequence sampler (section 6 of docs/algorithm.md)."""
+"""Transitions in memory, and the sequence sampler (docs/algorithm.md, "Sequence sampler")."""
 
 from __future__ import annotations
 
