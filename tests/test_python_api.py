@@ -355,6 +355,8 @@ def test_a_file_holds_the_flags_of_one_run(flags, tmp_path, capsys):
     assert config.agent.actor_hidden_dims == (16,) and config.overwrite
     assert config == parse_config(["--config", str(path), "--lr", "0.5", "--seeds", "3"])
     assert run(["--config", str(path), "--seeds", "0"], tmp_path / "run") == 0
+    path.write_text("bc-steps = 3\n")
+    assert parse_config(["--config", str(path)]).bc_steps == 3
     for wrong, sentence in (
         ("learning_rate = 1", "has 'learning_rate', which means nothing; nearest: "),
         ("lr = 'high'", "lr is 'high'; give a number"),

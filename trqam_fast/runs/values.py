@@ -5,11 +5,18 @@ from __future__ import annotations
 import functools
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trqam_fast.files import read_text
+from trqam_fast.damage import reading
+from trqam_fast.files import LARGEST_TEXT, read_text
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 LARGEST_COUNT = 2**53
 """Above it a float no longer tells whole numbers apart."""
@@ -27,6 +34,17 @@ def load_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError("it holds no names")
     return values
+
+
+def load_toml(path: Path, largest: int = LARGEST_TEXT) -> dict[str, Any]:
+    """Return what a TOML file of at most `largest` bytes holds.
+
+    Raises:
+        UsageError: it is no TOML.
+        Unreadable: the system refuses.
+    """
+    with reading(path, "is not TOML", "mend that line"):
+        return tomllib.loads(read_text(path, largest))
 
 
 def number(value: Any) -> float:

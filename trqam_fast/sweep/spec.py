@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,19 +12,13 @@ from typing import Any, NamedTuple, get_type_hints
 
 from trqam_fast.agents import ALGORITHMS, algorithm
 from trqam_fast.agents.config import Group
-from trqam_fast.damage import reading
 from trqam_fast.data.names import known_tasks, nearest
 from trqam_fast.data.tasks import find_task
 from trqam_fast.errors import UsageError
-from trqam_fast.files import read_text
 from trqam_fast.kinds import is_a, kind_in_words
+from trqam_fast.runs.values import load_toml
 from trqam_fast.text import printable
 from trqam_fast.training.config import MOST_THREADS, TrainConfig
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 LARGEST_SPEC = 2**18
 """Bytes of a sweep's file that are read at the most."""
@@ -136,8 +129,7 @@ def read_spec(path: Path) -> Spec:
     Raises:
         UsageError: there is none, or something in it is wrong: the sentence names it.
     """
-    with reading(path, "is not TOML", "mend that line"):
-        values = tomllib.loads(read_text(path, LARGEST_SPEC))
+    values = load_toml(path, LARGEST_SPEC)
     try:
         return parse_spec(values)
     except UsageError as error:

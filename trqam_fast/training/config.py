@@ -43,7 +43,8 @@ class TaskConfig(Group):
     """Undiscounted return from which an episode counts as success; none: what the environment
     calls success in its info, or else that the episode terminated."""
     max_episode_steps: int | None = None
-    """Steps after which an episode is cut off, for environments without a limit of their own."""
+    """Steps after which an episode is cut off. It takes the place of the limit that a gymnasium id
+    is registered with; a shorter one of the environment's own stays."""
     algo: str = "trqam"
     """Algorithm: {algorithms}, or a class of your own as PACKAGE.MODULE:CLASS. bc is the
     pretraining stage alone. Flags of the algorithm follow those of the run."""

@@ -16,11 +16,10 @@ import tyro
 
 from trqam_fast.agents import ALGORITHMS, algorithm
 from trqam_fast.agents.config import Group, groups_of, names_of, select
-from trqam_fast.damage import reading
 from trqam_fast.data.names import nearest
 from trqam_fast.errors import UsageError
-from trqam_fast.files import read_text
 from trqam_fast.kinds import is_a, kind_in_words
+from trqam_fast.runs.values import load_toml
 from trqam_fast.training.config import PATHS, FolderConfig, TrainConfig, flag_hints, run_flags
 from trqam_fast.training.presets import (
     by_one_name,
@@ -30,14 +29,9 @@ from trqam_fast.training.presets import (
     unused_in_words,
 )
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 PROG = "python -m trqam_fast.train"
-CONFIG_FILE = """--config FILE.toml takes flags from a file, by name with underscores; those of the
-command line override them."""
+CONFIG_FILE = """--config FILE.toml takes flags from a file, by name; those of the command line
+override them."""
 
 
 def read_choices(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -66,8 +60,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: there is no such file, or something in it is wrong: the sentence names it.
     """
-    with reading(path, "is not TOML", "mend that line"):
-        values = tomllib.loads(read_text(path))
+    values = {name.replace("-", "_"): value for name, value in load_toml(path).items()}
     try:
         values = by_one_name(values)
     except UsageError as error:
