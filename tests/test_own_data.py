@@ -274,8 +274,9 @@ def test_minari_names_the_order_of_a_dict(tmp_path, monkeypatch):
 
 def test_lerobot():
     pytest.importorskip("pyarrow")
-    found, notes = read(parse_source(str(LEROBOT)))
-    assert notes == [] and found["observations"].shape == (18, 4)
+    found, (note,) = read(parse_source(str(LEROBOT)))
+    assert found["observations"].shape == (18, 4)
+    assert "next.done is set in the last frame of every episode, so each counts as an end" in note
     assert np.flatnonzero(found["terminals"]).tolist() == [4, 10, 17]
     assert np.flatnonzero(found["masks"] == 0).tolist() == [4, 10, 17]
     assert (found["rewards"] == -1).all() and np.abs(found["actions"]).max() <= 0.1
@@ -287,13 +288,13 @@ def test_lerobot():
         read(parse_source(f"{LEROBOT}#observation.effort"))
 
 
-def test_lerobot_demonstrations_without_rewards(tmp_path):
-    """Written in the format of version 2.1, one file for each episode, frames out of order."""
+def lerobot(folder, **columns):
+    """Write two episodes in the format of version 2.1, a file for each, frames out of order."""
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    (tmp_path / "meta").mkdir()
-    (tmp_path / "meta" / "info.json").write_text(json.dumps({"codebase_version": "v2.1"}))
-    chunk = tmp_path / "data" / "chunk-000"
+    (folder / "meta").mkdir()
+    (folder / "meta" / "info.json").write_text(json.dumps({"codebase_version": "v2.1"}))
+    chunk = folder / "data" / "chunk-000"
     chunk.mkdir(parents=True)
     for episode in range(2):
         table = {
@@ -301,13 +302,41 @@ def test_lerobot_demonstrations_without_rewards(tmp_path):
             "action": [[0.3], [0.2], [0.1]],
             "episode_index": [episode] * 3, "frame_index": [2, 1, 0],
         }  # fmt: skip
+        table |= {name: values[episode][::-1] for name, values in columns.items()}
         parquet.write_table(pyarrow.table(table), chunk / f"episode_{episode:06d}.parquet")
-    found, (note,) = read(parse_source(str(tmp_path)))
+    return str(folder)
+
+
+def test_lerobot_demonstrations_without_rewards(tmp_path):
+    place = lerobot(tmp_path)
+    found, (note,) = read(parse_source(place))
     assert found["observations"][:, 0].tolist() == [1, 2, 3, 1, 2, 3]
     assert found["rewards"].tolist() == [-1, -1, 0] * 2 and "counts as a success" in note
     (tmp_path / "meta" / "info.json").write_text(json.dumps({"codebase_version": "v1.6"}))
     with pytest.raises(UsageError, match="codebase_version is 'v1.6', expected one of v2.0"):
-        read(parse_source(str(tmp_path)))
+        read(parse_source(place))
+
+
+@pytest.mark.parametrize("rewarded", [False, True])
+@pytest.mark.parametrize("last", [False, True])
+def test_lerobot_names_its_successes(rewarded, last, tmp_path):
+    """Whatever next.done says, which time limits set too."""
+    success, done = [[False] * 3, [False, False, last]], [[False, False, True]] * 2
+    rewards = {"next.reward": [[1.0, 2.0, 3.0]] * 2} if rewarded else {}
+    parts = {"observation.goal": [[[0.0]] * 3] * 2}
+    columns = {"next.success": success, "next.done": done, **rewards, **parts}
+    place = lerobot(tmp_path, **columns)
+    found, (ends, unused, *_) = read(parse_source(place))
+    # Without next_observations a last row that does not end the task is left out.
+    rows = [0, 1, 3, 4, 5] if last else [0, 1, 3, 4]
+    assert found["masks"].tolist() == np.r_[np.ones(5), 1 - last][rows].tolist()
+    given = [1, 2, 3] * 2 if rewarded else [-1] * 5 + [last - 1]
+    assert found["rewards"].tolist() == np.array(given)[rows].tolist()
+    assert f"next.success ends the task in {int(last)} of 6 frames" in ends
+    assert ("so the reward is 0 there, -1 elsewhere" in ends) != rewarded
+    assert unused == f"{place} has observations that are not used: observation.goal"
+    chosen = read(parse_source(f"{place}#observation.state"))[1]
+    assert not any("not used" in note for note in chosen)
 
 
 def test_robomimic(tmp_path):

@@ -12,17 +12,21 @@ from trqam_fast.damage import reading
 from trqam_fast.data.readers import Arrays, installed
 from trqam_fast.errors import UsageError
 from trqam_fast.files import expanded, open_file, read_text
+from trqam_fast.text import printable
 
 STATE = ("observation.state",)
+OUTCOMES = ("next.reward", "next.success", "next.done")
+"""Columns that a dataset may have."""
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 
 
 def read(place: str, keys: tuple[str, ...] = ()) -> tuple[Arrays, list[str]]:
     """Return the transitions of all episodes; see `readers.read`.
 
-    Observations are the columns `keys`, by default ``observation.state``. Demonstrations without
-    ``next.reward`` are taken for successful: reward 0 at the end of an episode, where the task is
-    over, -1 before. Otherwise ``next.done`` tells where the task ended, if it is there.
+    Observations are the columns `keys`, by default ``observation.state``. The task is over where
+    ``next.success`` says so. Without it, demonstrations without ``next.reward`` are taken for
+    successful at the end of each episode; otherwise ``next.done`` tells where the task ended, if it
+    is there. Without ``next.reward`` the reward is 0 where the task is over, -1 elsewhere.
     """
     parquet = installed("pyarrow.parquet", "lerobot", place)
     folder = expanded(Path(place))
@@ -48,13 +52,18 @@ def read(place: str, keys: tuple[str, ...] = ()) -> tuple[Arrays, list[str]]:
                 raise UsageError(
                     f"{path} has no column {name!r}; it has {', '.join(table.column_names)}"
                 )
-        optional = [n for n in ("next.reward", "next.done") if n in table.column_names]
+        optional = [name for name in OUTCOMES if name in table.column_names]
         for name in (*names, "action", "episode_index", "frame_index", *optional):
             parts.setdefault(name, []).append(column(table[name], name, path))
     columns = {name: np.concatenate(arrays) for name, arrays in parts.items()}
     order = np.lexsort((columns["frame_index"], columns["episode_index"]))
     columns = {name: array[order] for name, array in columns.items()}
-    return transitions(columns, names, place)
+    arrays, notes = transitions(columns, names, place)
+    unused = [n for n in table.column_names if n.startswith("observation.") and n not in names]
+    if unused and not keys:
+        shown = ", ".join(map(printable, unused))
+        notes.append(f"{place} has observations that are not used: {shown}")
+    return arrays, notes
 
 
 def column(values: Any, name: str, path: Path) -> np.ndarray:
@@ -83,13 +92,42 @@ def transitions(
         "actions": columns["action"].reshape(rows, -1),
         "terminals": ends,
     }
-    if "next.reward" in columns:
-        arrays["rewards"] = columns["next.reward"].reshape(rows)
-        if "next.done" in columns:
-            arrays["masks"] = ~columns["next.done"].reshape(rows).astype(bool)
-        return arrays, []
-    arrays |= {"rewards": ends - 1.0, "masks": ~ends}
-    return arrays, [
-        f"{place} has no next.reward, so every episode counts as a success: reward 0 at its end, "
-        "-1 before"
+    columns = {name: columns[name].reshape(rows) for name in OUTCOMES if name in columns}
+    over, notes = task_ends(columns, ends, place)
+    if over is not None:
+        arrays["masks"] = ~over
+    arrays["rewards"] = columns["next.reward"] if "next.reward" in columns else over - 1.0
+    return arrays, notes
+
+
+def task_ends(
+    columns: dict[str, np.ndarray], ends: np.ndarray, place: str
+) -> tuple[np.ndarray | None, list[str]]:
+    """Return where the task ended, bool `[N]`, or None if nothing says it; and notes.
+
+    Args:
+        columns: Those of `OUTCOMES` that there are, `[N]`.
+        ends: Last frames of episodes, bool `[N]`.
+        place: The dataset, for notes.
+    """
+    rewarded = "next.reward" in columns
+    if "next.success" in columns:
+        over = columns["next.success"].astype(bool)
+        note = f"{place}: next.success ends the task in {over.sum()} of {len(over)} frames"
+        if not rewarded:
+            note += "; there is no next.reward, so the reward is 0 there, -1 elsewhere"
+        return over, [note]
+    if not rewarded:
+        return ends, [
+            f"{place} has no next.reward, so every episode counts as a success: reward 0 at its "
+            "end, -1 before"
+        ]
+    if "next.done" not in columns:
+        return None, []
+    over = columns["next.done"].astype(bool)
+    if not over[ends].all():
+        return over, []
+    return over, [
+        f"{place}: next.done is set in the last frame of every episode, so each counts as an end "
+        "of the task; write next.success if a time limit cut some off"
     ]
