@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
 from tests import own_tasks
 from tests.runs import rows, run
@@ -24,6 +25,7 @@ from trqam_fast.runs.folder import RunFolder
 from trqam_fast.simulator.bounds import scaled, unscaled
 from trqam_fast.simulator.environment import interface_of, make_env
 from trqam_fast.simulator.online import OnlineEnvironment
+from trqam_fast.simulator.own import Standard
 from trqam_fast.status import __main__ as status
 from trqam_fast.sweep.plan import make_plan
 from trqam_fast.sweep.spec import parse_spec
@@ -124,6 +126,48 @@ def test_success_is_the_users_return_or_the_environments_or_termination():
         assert success == right
         assert outcome(REACH, action, success_return=-9)[0] == 1
         assert outcome("tests.own_tasks:Graded", action, success_return=1)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("reward", "info", "outcome"),
+    [
+        (np.float32([-1]), {"success": np.bool_(True)}, 1.0),
+        (-1, {"is_success": np.array([0])}, 0.0),
+        (True, {"success": 1.0}, 1.0),
+        (None, {}, "gave the reward None; return a finite number"),
+        (np.zeros(2), {}, "gave the reward [0. 0.]; return a finite number"),
+        ("1", {}, "gave the reward 1; return a finite number"),
+        (0, {"success": 0.01}, "gave the info success 0.01; return True or False, or 1 or 0"),
+        (0, {"success": "no"}, "gave the info success no; return True or False"),
+        (0, {"is_success": None}, "gave the info is_success None; return True or False"),
+    ],
+    ids=str,
+)
+def test_rewards_and_successes_are_numbers(reward, info, outcome):
+    env = make_env(REACH)
+    env.reset(seed=0)
+    env.unwrapped.step = lambda action: (np.zeros(2), reward, False, False, info)
+    if isinstance(outcome, str):
+        with pytest.raises(RunError) as error:
+            env.step(np.zeros(1, np.float32))
+        assert str(error.value).startswith(f"{REACH} {outcome}")
+    else:
+        _, given, *_, info = env.step(np.zeros(1, np.float32))
+        assert (given, info["success"]) == (float(np.asarray(reward).item()), outcome)
+
+
+@pytest.mark.parametrize("given", [[3, 250], [3.0, 250.0], [3.7, 0]])
+def test_spaces_of_whole_numbers_change_none(given):
+    image = spaces.Box(0, 255, (2,), np.uint8)
+    inner = own_tasks.Reach()
+    inner.observation_space = spaces.Dict(a=spaces.Tuple([image]), b=spaces.Discrete(2))
+    inner.observe = lambda: {"a": (given,), "b": 1}
+    env = Standard(inner, REACH, None)
+    if given[0] == 3:
+        assert env.reset(seed=0)[0].tolist() == [*given, 0, 1]
+        return
+    with pytest.raises(RunError, match="with 3.7, of float64, but its observation_space has uint8"):
+        env.reset(seed=0)
 
 
 def test_registered_environments_and_dicts():

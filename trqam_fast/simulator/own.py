@@ -6,7 +6,7 @@ Imported only where one is made, as it imports gymnasium.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium
@@ -18,6 +18,7 @@ from trqam_fast.errors import RunError, UsageError
 from trqam_fast.importing import import_own
 from trqam_fast.simulator.bounds import unscaled
 from trqam_fast.simulator.environment import Parts, begin, restored_global_state
+from trqam_fast.text import printable
 
 SUCCESS_KEYS = ("success", "is_success")
 """What environments call success in their info."""
@@ -102,8 +103,8 @@ class Standard(gymnasium.Wrapper):
 
     Raises:
         UsageError: its spaces are others.
-        RunError: from `reset` and `step`, an observation of another width than its space, or a
-            number that is not finite.
+        RunError: from `reset` and `step`, an observation that its space does not hold, a reward
+            that is no finite number, or a success that is neither true nor false.
     """
 
     def __init__(self, env: gymnasium.Env, name: str, success_return: float | None) -> None:
@@ -141,9 +142,12 @@ class Standard(gymnasium.Wrapper):
         observation, reward, terminated, truncated, info = self.env.step(
             own.reshape(space.shape).astype(space.dtype)
         )
+        given, reward = reward, number_of(reward)
         if not math.isfinite(reward):
-            raise RunError(f"{self.name} gave the reward {reward}; return a finite number")
-        self.total += float(reward)
+            raise RunError(
+                f"{self.name} gave the reward {printable(given)}; return a finite number"
+            )
+        self.total += reward
         info = {**info, "success": self.succeeded(info, terminated)}
         return self.flat(observation), reward, terminated, truncated, info
 
@@ -153,11 +157,19 @@ class Standard(gymnasium.Wrapper):
             return float(self.total >= self.success_return)
         for key in SUCCESS_KEYS:
             if key in info:
-                return float(np.asarray(info[key]).any())
+                success = number_of(info[key])
+                if success not in (0, 1):
+                    raise RunError(
+                        f"{self.name} gave the info {key} {printable(info[key])}; return True or "
+                        "False, or 1 or 0"
+                    )
+                return success
         return float(terminated)
 
     def flat(self, observation: Any) -> np.ndarray:
         """Return an observation as `[O]`."""
+        for space, part in leaves(self.env.observation_space, observation):
+            check_kept(space, part, self.name)
         flat = spaces.flatten(self.env.observation_space, observation)
         expected = self.observation_space.shape
         if flat.shape != expected:
@@ -172,6 +184,40 @@ class Standard(gymnasium.Wrapper):
                 "finite numbers"
             )
         return flat
+
+
+def number_of(value: Any) -> float:
+    """Return the number that a scalar, or an array of one number, is; nan for anything else."""
+    array = np.asarray(value)
+    return float(array.item()) if array.size == 1 and array.dtype.kind in "biuf" else math.nan
+
+
+def leaves(space: gymnasium.Space, observation: Any) -> Iterator[tuple[gymnasium.Space, Any]]:
+    """Yield the spaces that others are made of, and what an observation has in each."""
+    match space:
+        case spaces.Dict():
+            for name, part in space.items():
+                yield from leaves(part, observation[name])
+        case spaces.Tuple():
+            for part, value in zip(space, observation, strict=True):
+                yield from leaves(part, value)
+        case _:
+            yield space, observation
+
+
+def check_kept(space: gymnasium.Space, observation: Any, name: str) -> None:
+    """Raise `RunError` where a space of whole numbers would change those of an observation."""
+    found = np.asarray(observation)
+    whole = isinstance(space, spaces.Box | spaces.MultiBinary) and space.dtype.kind != "f"
+    if not whole or found.dtype == space.dtype:
+        return
+    with np.errstate(invalid="ignore"):
+        changed = found != found.astype(space.dtype)
+    if np.any(changed):
+        raise RunError(
+            f"{name} gave an observation with {found[changed][0]}, of {found.dtype}, but its "
+            f"observation_space has {space.dtype}; give the space the dtype of the observations"
+        )
 
 
 def try_out(env: Standard) -> None:
