@@ -12,7 +12,7 @@ from trqam_fast.data import __main__ as data
 from trqam_fast.data.dataset import FIELDS
 from trqam_fast.data.flat import ACTION_LIMIT
 from trqam_fast.data.load import load_task
-from trqam_fast.data.readers import parse_source, read
+from trqam_fast.data.readers import parse_source, read, whole
 from trqam_fast.data.readers.whole import complete, fit
 from trqam_fast.errors import UsageError
 from trqam_fast.simulator.environment import Interface, interface_of
@@ -28,13 +28,14 @@ def arrays(lengths=(3, 2), obs_dim=3, seed=0):
     rng, rows = np.random.default_rng(seed), sum(lengths)
     terminals = np.zeros(rows, bool)
     terminals[np.cumsum(lengths) - 1] = True
+    observations, last = rng.normal(size=(2, rows, obs_dim))
     return {
-        "observations": rng.normal(size=(rows, obs_dim)),
+        "observations": observations,
         "actions": rng.uniform(-2, 2, size=(rows, 1)),
         "rewards": rng.normal(size=rows),
         "terminals": terminals,
         "masks": np.r_[np.ones(rows - 1, int), 0],
-        "next_observations": rng.normal(size=(rows, obs_dim)),
+        "next_observations": np.where(terminals[:, None], last, np.roll(observations, -1, axis=0)),
     }
 
 
@@ -62,6 +63,20 @@ def test_a_plain_file_is_read_and_scaled(tmp_path):
     dataset, _ = load_task("Pendulum-v1", dataset=str(path))
     assert np.array_equal(dataset.actions.numpy(), fitted["actions"])
     assert np.array_equal(dataset.tail(5)["next_observations"], found["next_observations"])
+
+
+@pytest.mark.parametrize("rows", [10_000, 2])
+def test_next_observations_that_are_not_of_the_next_row_are_told(rows, monkeypatch):
+    """Taken together or in parts."""
+    monkeypatch.setattr(whole, "ROWS_AT_A_TIME", rows)
+    values = arrays((5, 4))
+    following = values["next_observations"]
+    for wrong, count in ((following[::-1], 7), (values["observations"], 7), (following + 0, 0)):
+        _, notes = complete(values | {"next_observations": wrong}, "mine.npz")
+        told = [f"mine.npz: next_observations is not the next row's observations in {count} of 7"]
+        assert [note[: len(told[0])] for note in notes] == told * bool(count)
+    following[[0, 2, 6]] += 1
+    assert complete(values, "mine.npz")[1] == []
 
 
 def test_without_masks_the_end_of_a_trajectory_ends_the_task():
@@ -116,6 +131,11 @@ def test_timeouts_end_trajectories_but_not_the_task(masks, tmp_path):
 
 WRONG = {
     "missing": ({"rewards": None}, "has no array 'rewards', expected [N]; it has observations"),
+    "names": (
+        {"actions": None, "obs": np.zeros(5), "action": np.zeros((5, 1))},
+        "has no array 'actions', expected [N, A]; it has observations, rewards, terminals, masks, "
+        "next_observations, obs, action; save action as actions",
+    ),
     "rank": ({"actions": np.zeros(5)}, "actions has shape [5], expected [5, A]; reshape it to [5,"),
     "rows": ({"rewards": np.zeros(4)}, "rewards has shape [4], expected [5]"),
     "width": (
@@ -139,7 +159,7 @@ WRONG = {
     ),
     "empty": (
         {name: array[:0] for name, array in arrays().items()},
-        "observations has shape [0, 3], expected [N, O]",
+        "observations has shape [0, 3], expected [N, O]; it holds no transition, so record some",
     ),
     "other": (
         {"observations": np.zeros((5, 2)), "next_observations": np.zeros((5, 2))},
@@ -350,9 +370,10 @@ def test_robomimic(tmp_path):
             demo["actions"] = rng.uniform(-1, 1, (steps, 2))
             demo["rewards"] = np.r_[np.zeros(steps - 1), 1.0]
             demo["dones"] = np.r_[np.zeros(steps - 1, int), 1]
-            for group in ("obs", "next_obs"):
+            eef = rng.normal(size=(steps + 1, 3))
+            for group, rows in (("obs", eef[:-1]), ("next_obs", eef[1:])):
                 demo[f"{group}/object"] = np.full((steps, 2), number)
-                demo[f"{group}/eef"] = rng.normal(size=(steps, 3))
+                demo[f"{group}/eef"] = rows
                 demo[f"{group}/image"] = np.zeros((steps, 4, 4, 3), np.uint8)
     found, (note,) = read(parse_source(str(path)))
     assert note.endswith("eef, object") and found["observations"].shape == (13, 5)

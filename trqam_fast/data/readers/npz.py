@@ -7,7 +7,7 @@ from pathlib import Path
 from trqam_fast.damage import reading
 from trqam_fast.data.npz import headers_of, read_arrays
 from trqam_fast.data.readers import Arrays
-from trqam_fast.data.readers.whole import SHAPES, check_numbers
+from trqam_fast.data.readers.whole import SHAPES, check_numbers, check_present
 from trqam_fast.errors import UsageError
 from trqam_fast.files import expanded, open_file
 from trqam_fast.text import printable
@@ -23,6 +23,7 @@ def read(place: str, keys: tuple[str, ...] = ()) -> tuple[Arrays, list[str]]:
     path = expanded(Path(place))
     with reading(path, *BROKEN), open_file(path) as file:
         headers = headers_of(file)
+    check_present(headers, place)
     for name in SHAPES:
         if name in headers:
             check_numbers(headers[name][1], name, place)

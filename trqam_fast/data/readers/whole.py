@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 from trqam_fast.data.flat import ACTION_LIMIT
@@ -18,12 +20,23 @@ SHAPES = {
 }  # fmt: skip
 """Arrays of a dataset; the first four must be there."""
 NEEDED = ("observations", "actions", "rewards", "terminals")
+SYNONYMS = {
+    "observations": ("obs", "observation", "state", "states"),
+    "actions": ("action", "act", "acts"),
+    "rewards": ("reward",),
+    "terminals": ("terminal", "done", "dones"),
+}
+"""What others call the arrays that must be there."""
 FLAGS = ("terminals", "masks", "timeouts")
 
 OUTSIDE = 0.05
 """Share of actions outside the bounds from which they are taken for actions in other units."""
 SLACK = 1e-4
 """How far outside of [-1, 1] rounding may bring a scaled action."""
+MOST_BREAKS = 0.5
+"""Share of next_observations that are not the next row's above which it is worth saying."""
+ROWS_AT_A_TIME = 10_000
+"""Rows that are compared together; bounds the memory that takes."""
 MOST_ENDS = 0.5
 """Share of ends of the task among rows inside of trajectories above which masks are inverted."""
 
@@ -46,12 +59,7 @@ def complete(arrays: Arrays, place: str) -> tuple[Arrays, list[str]]:
     Raises:
         UsageError: an array is missing or wrong.
     """
-    for name in NEEDED:
-        if name not in arrays:
-            found = ", ".join(map(printable, arrays)) or "none"
-            raise UsageError(
-                f"{place} has no array {name!r}, expected {SHAPES[name]}; it has {found}"
-            )
+    check_present(arrays, place)
     found = {name: as_numbers(arrays[name], name, place) for name in SHAPES if name in arrays}
     check_shapes(found, place)
     for name, array in found.items():
@@ -84,7 +92,22 @@ def complete(arrays: Arrays, place: str) -> tuple[Arrays, list[str]]:
                 f"{place} has no next_observations, so the last transitions of {dropped} "
                 "trajectories that did not end the task are left out"
             )
+    else:
+        notes += breaks(found, place)
     return found, notes
+
+
+def check_present(names: Collection[str], place: str) -> None:
+    """Raise `UsageError` where an array is missing among the names of all that there are."""
+    for name in NEEDED:
+        if name in names:
+            continue
+        found = ", ".join(map(printable, names)) or "none"
+        meant = next((other for other in names if other in SYNONYMS[name]), None)
+        remedy = "" if meant is None else f"; save {meant} as {name}"
+        raise UsageError(
+            f"{place} has no array {name!r}, expected {SHAPES[name]}; it has {found}{remedy}"
+        )
 
 
 def as_numbers(array: np.ndarray, name: str, place: str) -> np.ndarray:
@@ -124,6 +147,8 @@ def check_shapes(arrays: Arrays, place: str) -> None:
             remedy = "every transition is one row of each array"
             if dimensions == 2 and array.ndim == 1:
                 remedy = f"reshape it to [{array.shape[0]}, 1] if it is one number each"
+            if array.shape[:1] == (0,):
+                remedy = "it holds no transition, so record some"
             raise UsageError(
                 f"{place}: {name} has shape {list(array.shape)}, expected "
                 f"[{', '.join(expected)}]; {remedy}"
@@ -164,6 +189,23 @@ def check_masks(arrays: Arrays, place: str) -> list[str]:
             "end trajectories where the task ends"
         )
     return [f"{found}; each counts as an end of the task"]
+
+
+def breaks(arrays: Arrays, place: str) -> list[str]:
+    """Return what is worth saying of next_observations that the next rows contradict."""
+    inside, differing = arrays["terminals"][:-1] == 0, 0
+    for start in range(0, len(inside), ROWS_AT_A_TIME):
+        rows = slice(start, start + ROWS_AT_A_TIME)
+        following = arrays["observations"][1:][rows]
+        differs = (arrays["next_observations"][:-1][rows] != following).any(axis=1)
+        differing += int((differs & inside[rows]).sum())
+    if differing <= MOST_BREAKS * inside.sum():
+        return []
+    return [
+        f"{place}: next_observations is not the next row's observations in {differing} of "
+        f"{inside.sum()} rows before a trajectory's last; keep rows in the order of their steps, "
+        "or leave next_observations out if it is wrong"
+    ]
 
 
 def follow_rows(arrays: Arrays, place: str) -> tuple[Arrays, int]:
