@@ -48,3 +48,12 @@ def test_a_module_that_fails_is_named_with_the_line(flag, text, reason, folder):
     said = str(error.value)
     start = f"{flag} is 'mine:Mine', but importing mine fails at {folder / 'mine.py'}:2 ({reason}"
     assert said.startswith(start) and said.endswith("; mend it") and "\n" not in said
+
+
+@pytest.mark.parametrize("flag", ASKED)
+@pytest.mark.parametrize("name", ["mine.py", "./mine.py", "../there/mine.py", ".mine"])
+def test_a_files_name_is_told_from_a_modules(flag, name):
+    with pytest.raises(UsageError) as error:
+        ASKED[flag](f"{name}:Mine")
+    said = f"{flag} is '{name}:Mine'; write mine:Mine, in the folder of mine.py"
+    assert str(error.value) == said

@@ -18,9 +18,15 @@ def import_own(flag: str, value: str) -> ModuleType:
     """Import what stands before the colon of a flag's value, from the current folder or installed.
 
     Raises:
-        UsageError: importing it fails; the sentence names the file and the line at fault.
+        UsageError: it is a file's name, or importing it fails; the sentence names the file and the
+            line at fault.
     """
-    name = value.partition(":")[0]
+    name, colon, attribute = value.partition(":")
+    if name.endswith(".py") or name.startswith("."):
+        module = Path(name).name.removesuffix(".py").lstrip(".")
+        raise UsageError(
+            f"{flag} is {value!r}; write {module}{colon}{attribute}, in the folder of {module}.py"
+        )
     if os.getcwd() not in sys.path:  # as a console script leaves it
         sys.path.append(os.getcwd())
     try:
