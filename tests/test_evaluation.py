@@ -296,6 +296,18 @@ def test_an_environment_that_fails_is_no_mistake_of_this_package(workers, closin
     trace.unlink()
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_evaluation_without_an_end_is_told_once(workers, closing, monkeypatch, capfd):
+    evaluator = closing(MAZE, 1, workers)
+    evaluator.evaluate(make_agent(), 0, 2, seed=1)
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr("trqam_fast.evaluation.evaluator.PATIENCE", -1.0)
+    for said in (f"note: no episode of {MAZE} has ended in the first", ""):
+        evaluator.evaluate(make_agent(), 0, 2, seed=1)
+        *lines, rest = capfd.readouterr().err.split("\n")
+        assert rest == "" and [line[: len(said)] for line in lines] == [said] * bool(said)
+
+
 def test_a_mistake_of_this_package_is_called_one(capsys):
     """Wherever below it the error arose: here in torch, called by a user's code before."""
 

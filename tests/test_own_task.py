@@ -176,8 +176,9 @@ def test_registered_environments_and_dicts():
     assert math.isinf(interface_of(REACH).steps)
     found = interface_of("tests.own_tasks:Keyed")
     assert (found.parts, found.act_shape) == ((("place",), ("aim", "goal")), (1, 1))
-    line, *_ = describe(make_config(env_id="tests.own_tasks:Keyed", dataset="a.npz"), found)
+    line, note = describe(make_config(env_id="tests.own_tasks:Keyed", dataset="a.npz"), found)
     assert "3 numbers an observation (place, aim/goal), 1 an action" in line
+    assert note.startswith("note: the environment shows no step limit; an episode that does not")
     with make_env("tests.own_tasks:Registered-v0") as env:
         observation, _ = env.reset(seed=0)
         # The order of a dict's keys is that of their names.

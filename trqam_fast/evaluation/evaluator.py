@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections import Counter, deque
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 REPEATS = 3
 GROUPS = 2
+PATIENCE = 60.0
+"""Seconds without an end of an episode after which an evaluation says so, once."""
 
 
 class _Group:
@@ -70,7 +74,7 @@ class Evaluator:
         Raises:
             UsageError: there is no such task.
         """
-        self.env_name = env_name
+        self.env_name, self.told = env_name, False
         env_id, options = find_task(env_name).env_id, env_options or {}
         self.envs = envs
         self.players: list[Here | Worker] = [Here(env_id, options)]
@@ -118,6 +122,7 @@ class Evaluator:
         in_flight: dict[Here | Worker, deque[_Group]] = {player: deque() for player in self.players}
         results: dict[int, EpisodeResult] = {}
         deaths: Counter[int] = Counter()
+        began = time.monotonic()
         try:
             with single_thread():
                 for group in groups:
@@ -125,6 +130,8 @@ class Evaluator:
                         group.start(slot, waiting.popleft())
                     self._send(group, in_flight)
                 while len(results) < episodes:
+                    if not (results or self.told) and time.monotonic() - began > PATIENCE:
+                        self._tell()
                     answered, asking = [], []
                     for player in self._ready(in_flight):
                         replies = player.receive()
@@ -151,6 +158,16 @@ class Evaluator:
             self.close()  # What is under way would answer the next evaluation.
             raise
         return [results[episode] for episode in range(episodes)]
+
+    def _tell(self) -> None:
+        """Say that no episode has ended yet, which may never happen."""
+        self.told = True
+        print(
+            f"note: no episode of {self.env_name} has ended in the first {PATIENCE:.0f} s of an "
+            "evaluation; if none ever ends, stop, and train with --max-episode-steps",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def _groups(self, envs: int) -> list[_Group]:
         """Share `envs` environments out among the players.

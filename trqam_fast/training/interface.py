@@ -77,7 +77,7 @@ def describe(config: TrainConfig, interface: Interface) -> list[str]:
     ]
     if math.isinf(interface.steps):
         lines.append(
-            "note: the environment has no step limit; an episode that does not end is played for "
+            "note: the environment shows no step limit; an episode that does not end is played for "
             "ever, so pass --max-episode-steps unless all end"
         )
     if config.online_steps > 0 and not interface.mujoco:
