@@ -223,11 +223,13 @@ def test_a_start_is_never_beyond_the_last_sequence():
     dataset.terminals[4] = 1
     with pytest.raises(UsageError, match="longest trajectory has 5 transitions"):
         dataset.check_length(6)
-    dataset.check_length(5)
+    (note,) = dataset.check_length(5)
+    assert note.startswith("the trajectory of 75% of the starts ends before --horizon-length 5")
+    assert dataset.check_length(3) == []
 
 
 def test_lengths_on_disk(both_forms):
-    both_forms[1].check_length(10)
+    assert len(both_forms[1].check_length(10)) == 1
     with pytest.raises(UsageError, match="longest trajectory has 10 transitions"):
         both_forms[1].check_length(11)
 

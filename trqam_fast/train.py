@@ -231,7 +231,8 @@ def load_data(
             progress=sys.stderr.isatty(),
             say=logger.say,
         )
-    dataset.check_length(config.agent.horizon_length)
+    for note in dataset.check_length(config.agent.horizon_length):
+        logger.say(f"note: {note}")
     logger.say(f"data: {len(dataset)} transitions from {path}")
     return dataset
 

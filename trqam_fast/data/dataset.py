@@ -27,6 +27,9 @@ ROWS_AT_A_TIME = 1_000_000
 FINGERPRINT_ROWS = 1000
 """Transitions at the end of a dataset that tell it from others."""
 
+FEW_STARTS = 0.5
+"""Share of starts of whole sequences below which it is worth saying."""
+
 
 class Outcomes(NamedTuple):
     """What H-step sequences come to at their last step, all of one shape.
@@ -151,20 +154,33 @@ class Transitions:
             digest.update(np.ascontiguousarray(array, np.float32).tobytes())
         return f"{len(self)} transitions with hash {digest.hexdigest()[:12]}"
 
-    def check_length(self, horizon: int) -> None:
-        """Raise `UsageError` unless some trajectory holds a sequence of `horizon` steps."""
+    def check_length(self, horizon: int) -> list[str]:
+        """Return what is worth saying of the starts of sequences of `horizon` steps.
+
+        Raises:
+            UsageError: no trajectory holds one.
+        """
         if len(self) < horizon:
             raise UsageError(
                 f"the dataset has {len(self)} transitions, fewer than --horizon-length {horizon}; "
                 "use more data or a shorter horizon"
             )
         bounds = np.r_[-1, self.trajectory_ends().cpu().numpy(), len(self) - 1]
-        longest = int(np.diff(bounds).max())
+        lengths = np.diff(bounds)
+        longest = int(lengths.max())
         if longest < horizon:
             raise UsageError(
                 f"the longest trajectory has {longest} transitions, fewer than --horizon-length "
                 f"{horizon}; use a shorter horizon"
             )
+        share = (lengths - horizon + 1).clip(0).sum() / self.start_count(horizon)
+        if share >= FEW_STARTS:
+            return []
+        return [
+            f"the trajectory of {1 - share:.0%} of the starts ends before --horizon-length "
+            f"{horizon} steps; those count as 0 in losses, which are means over all starts, so "
+            "little is learned from a batch; use a shorter horizon or longer trajectories"
+        ]
 
 
 class Lookup(NamedTuple):
