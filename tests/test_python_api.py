@@ -244,7 +244,11 @@ def test_an_odd_observation_is_one_sentence(keyed, result):
         ({}, "observation is a dict of nothing, expected the parts place, aim/goal"),
         ({"place": 1.0, "aim": aim}, "has parts of the shapes place [], aim/goal [2], expected"),
         ({"place": np.zeros((2, 1)), "aim": aim}, "shapes place [2, 1], aim/goal [2], expected"),
-        (np.zeros((0, 3)), "has shape [0, 3], expected [3] or [n, 3] of one row or more"),
+        (np.zeros((0, 3)), "has shape [0, 3], expected [3] or [n, 3] of one row or more; gymnas"),
+        ({"place": place, "aim": {"goal": np.zeros((2, 1))}}, "expected [numbers] each, or [n, nu"),
+        ({"place": 1, "aim": aim}, "gymnasium.spaces.flatten(env.observation_space, observation)"),
+        ((place, np.zeros(2)), "observation has a tuple that is no array of numbers (setting an"),
+        ({"place": "a", "aim": aim}, "observation has a str that is no array of numbers (could"),
         ([0.0, np.nan, 0.0], "observation has nan at number 1 of row 0, expected finite numbers"),
         (np.float32([[0] * 3, [0, 0, np.inf]]), "observation has inf at number 2 of row 1"),
     ):  # fmt: skip

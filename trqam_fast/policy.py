@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from trqam_fast.agents import Agent
+from trqam_fast.damage import reason_of
 from trqam_fast.errors import UsageError
 from trqam_fast.evaluation.episodes import Request
 from trqam_fast.evaluation.policy import choose_chunks
@@ -21,6 +22,9 @@ from trqam_fast.simulator.bounds import float32_bounds, unscaled
 from trqam_fast.simulator.environment import Parts, names_of
 from trqam_fast.training.interface import Sizes
 from trqam_fast.training.load_run import check_here, load_run
+
+FLATTEN = "gymnasium.spaces.flatten(env.observation_space, observation)"
+"""What joins an observation of any space as training does."""
 
 
 class Policy:
@@ -120,9 +124,10 @@ class Policy:
         """Return the next action.
 
         Args:
-            observation: `[O]`, or `[n, O]` of n environments; a dict, nested or not, is joined in
-                the order of the environment's space, as gymnasium flattens it, and where a run did
-                not keep that, of an earlier version, by name.
+            observation: `[O]`, or `[n, O]` of n environments; a dict of vectors, nested or not, is
+                joined in the order of the environment's space, as gymnasium flattens it, and where
+                a run did not keep that, of an earlier version, by name. Observations of other
+                spaces (pictures, `Discrete`, `Tuple`) go through `gymnasium.spaces.flatten` first.
             deterministic: Take zeros for noise where a new chunk is chosen.
 
         Returns:
@@ -139,7 +144,7 @@ class Policy:
         if rows.ndim != 2 or rows.shape[1] != self.sizes.obs_dim or not len(rows):
             raise ValueError(
                 f"observation has shape {list(shape)}, expected [{self.sizes.obs_dim}] or "
-                f"[n, {self.sizes.obs_dim}] of one row or more"
+                f"[n, {self.sizes.obs_dim}] of one row or more; {FLATTEN} makes one"
             )
         if not np.isfinite(rows).all():
             row, column = np.argwhere(~np.isfinite(rows))[0].tolist()
@@ -241,7 +246,7 @@ def as_rows(observation: Any, parts: Parts | None) -> np.ndarray:
         ValueError: it has other parts, or they do not go side by side.
     """
     if not isinstance(observation, dict):
-        return np.asarray(observation, np.float32)
+        return as_array(observation)
     found = parts_of(observation)
     order = sorted(found) if parts is None else parts
     if set(found) != set(order):
@@ -254,7 +259,7 @@ def as_rows(observation: Any, parts: Parts | None) -> np.ndarray:
         shapes = ", ".join(f"{names_of([path])} {list(a.shape)}" for path, a in found.items())
         raise ValueError(
             f"observation has parts of the shapes {shapes or 'none'}, expected [numbers] each, or "
-            "[n, numbers] each"
+            f"[n, numbers] each; {FLATTEN} joins others"
         )
     return np.concatenate([found[path] for path in order], axis=-1)
 
@@ -262,12 +267,27 @@ def as_rows(observation: Any, parts: Parts | None) -> np.ndarray:
 def parts_of(observation: Any) -> dict[tuple[str, ...], np.ndarray]:
     """Return the arrays of an observation, float32, by their paths in a dict."""
     if not isinstance(observation, dict):
-        return {(): np.asarray(observation, np.float32)}
+        return {(): as_array(observation)}
     return {
         (name, *path): array
         for name, part in observation.items()
         for path, array in parts_of(part).items()
     }
+
+
+def as_array(observation: Any) -> np.ndarray:
+    """Return an observation or a part of one as an array, float32.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return np.asarray(observation, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"observation has a {type(observation).__name__} that is no array of numbers "
+            f"({reason_of(error)}); pass {FLATTEN}"
+        ) from error
 
 
 def check_count(name: str, value: int, end: int | None = None) -> None:
