@@ -132,9 +132,9 @@ def test_timeouts_end_trajectories_but_not_the_task(masks, tmp_path):
 WRONG = {
     "missing": ({"rewards": None}, "has no array 'rewards', expected [N]; it has observations"),
     "names": (
-        {"actions": None, "obs": np.zeros(5), "action": np.zeros((5, 1))},
-        "has no array 'actions', expected [N, A]; it has observations, rewards, terminals, masks, "
-        "next_observations, obs, action; save action as actions",
+        {"actions": None, "rewards": None, "action": np.zeros((5, 1)), "reward": np.zeros(5)},
+        "has no array 'actions', expected [N, A]; it has observations, terminals, masks, "
+        "next_observations, action, reward; save action as actions, reward as rewards",
     ),
     "rank": ({"actions": np.zeros(5)}, "actions has shape [5], expected [5, A]; reshape it to [5,"),
     "rows": ({"rewards": np.zeros(4)}, "rewards has shape [4], expected [5]"),

@@ -99,15 +99,16 @@ def complete(arrays: Arrays, place: str) -> tuple[Arrays, list[str]]:
 
 def check_present(names: Collection[str], place: str) -> None:
     """Raise `UsageError` where an array is missing among the names of all that there are."""
-    for name in NEEDED:
-        if name in names:
-            continue
-        found = ", ".join(map(printable, names)) or "none"
-        meant = next((other for other in names if other in SYNONYMS[name]), None)
-        remedy = "" if meant is None else f"; save {meant} as {name}"
-        raise UsageError(
-            f"{place} has no array {name!r}, expected {SHAPES[name]}; it has {found}{remedy}"
-        )
+    missing = [name for name in NEEDED if name not in names]
+    if not missing:
+        return
+    first = missing[0]
+    found = ", ".join(map(printable, names)) or "none"
+    meant = [f"{own} as {name}" for name in missing for own in SYNONYMS[name] if own in names]
+    remedy = f"; save {', '.join(meant)}" if meant else ""
+    raise UsageError(
+        f"{place} has no array {first!r}, expected {SHAPES[first]}; it has {found}{remedy}"
+    )
 
 
 def as_numbers(array: np.ndarray, name: str, place: str) -> np.ndarray:
