@@ -18,6 +18,7 @@ from tests.run_folders import (
     write_run,
 )
 from trqam_fast.cli import run_command
+from trqam_fast.files import locked
 from trqam_fast.report.__main__ import main
 from trqam_fast.report.collect import domain_name
 from trqam_fast.report.comparison import COMMON, Comparison, each_once, settled_at, short_task
@@ -25,6 +26,7 @@ from trqam_fast.report.comparison_tables import headline, measured_rates, path_k
 from trqam_fast.report.find import collect
 from trqam_fast.report.published import read_published
 from trqam_fast.report.table import DASH, escape_latex
+from trqam_fast.runs.folder import LOCK
 from trqam_fast.runs.read import read_run
 
 
@@ -261,6 +263,9 @@ def test_loose_runs(tmp_path):
     assert found["QAM", ONE].status == "unfinished" and "summary.json" in found["QAM", ONE].reason
     assert found["BC", ONE].status == "missing" == found["QAM", TWO].status
     assert any(note.startswith("f: config.json does not say") for note in notes)
+    with locked(tmp_path / "d" / LOCK):
+        results, _ = collect([tmp_path])
+    assert "it is still running" in {r.reason for r in results if r.status == "unfinished"}
 
 
 def test_the_same_run_twice_counts_once(tmp_path):

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from trqam_fast.agents import Declaration, declaration
 from trqam_fast.data.names import parse_task
 from trqam_fast.errors import UsageError
+from trqam_fast.runs.folder import is_held
 from trqam_fast.runs.progress import stage_ends
 from trqam_fast.runs.read import Run, encodable, fault_of, read_run
 from trqam_fast.status.outcome import Kind, read_outcomes
@@ -140,7 +141,9 @@ def collect_sweep(out: Path, notes: list[str]) -> list[Result]:
         if "bc_steps" in configs.get(job.after or "", {}):
             config = config | {"bc_steps": configs[str(job.after)]["bc_steps"]}
         seeds = [str(seed) for seed in job.seeds]
-        for result in whatever(run, job.method, job.algo, job.env_name, seeds, status, reason):
+        for result in results_so_far(
+            run, job.method, job.algo, job.env_name, seeds, status, reason
+        ):
             result.config, result.sweep = config, str(out)
             results.append(result)
     return results
@@ -162,7 +165,7 @@ def read_noting(folder: Path, name: str, status: Status, notes: list[str]) -> Ru
     return run
 
 
-def whatever(
+def results_so_far(
     run: Run, method: str | None, algo: str, task: str, seeds: list[str], status: Status,
     reason: str,
 ) -> list[Result]:  # fmt: skip
@@ -267,11 +270,15 @@ def collect_loose(folders: list[Path], root: Path, notes: list[str]) -> list[Res
             notes.append(f"{run.name}: config.json does not say what ran, so it is left out")
     results = []
     for run in runs:
-        status, reason = ("done", "") if run.summary else (
-            "unfinished", "summary.json is missing: it was stopped, or is still running",
-        )  # fmt: skip
+        status, reason = "done", ""
+        if not run.summary:
+            status, reason = "unfinished", "it was interrupted: it has no summary.json"
+            if is_held(run.path):
+                reason = "it is still running"
         algo, task = printable(run.config["algo"]), printable(run.config["env_name"])
-        for result in whatever(run, run.algorithm.label, algo, task, run.seeds, status, reason):
+        for result in results_so_far(
+            run, run.algorithm.label, algo, task, run.seeds, status, reason
+        ):
             result.config = run.config
             results.append(result)
     return results
