@@ -192,6 +192,24 @@ def test_check_field_names_what_is_turned(masked):
         assert not found.ok and "fits no convention clearly" in found.message, found
 
 
+def test_check_field_names_what_no_convention_mends():
+    """Two answers for one input, and a velocity that its time changes little."""
+    actions, s = 0.05 * draw(1, 64, 3), draw(1, 64, 1)
+    noisy = nn.Dropout(0.1)
+
+    def steady(s, x, t):
+        return -1.5 * x
+
+    for field, says in (
+        (lambda s, x, t: noisy(x), r"gives two answers for one input \(.*call .eval\(\)"),
+        (steady, "knows these data, but hardly depends on t, .*'as it should'"),
+    ):
+        found = check_field(field, s, actions)
+        assert not found.ok and re.search(says, found.message), found
+    noisy.eval()
+    assert "two answers" not in check_field(lambda s, x, t: noisy(x), s, actions).message
+
+
 def test_check_field_tells_of_a_sweep_that_turns_signs():
     """The exact field of N(0, s^2) against its factors in closed form; and a field with none."""
 

@@ -23,6 +23,12 @@ CONVENTIONS = {
 USELESS = 0.9
 """Error, as a share of the velocity's mean square, from which a field is taken to know nothing."""
 
+KNOWING = 0.7
+"""Larger of two errors up to which a field is taken to know the data, whatever its time is."""
+
+REPEATED = 1e-4
+"""Deviation of a second answer, as a share likewise, from which it is taken to be another one."""
+
 CLEAR = 0.95
 """Largest share of the second smallest error that the smallest may be, to be told from it."""
 
@@ -32,7 +38,7 @@ class FieldCheck:
     """What `check_field` found.
 
     Attributes:
-        ok: Whether the field fits best as it is, clearly so.
+        ok: Whether the field fits best as it is, clearly so, and answers one input once.
         message: One sentence; where it fits, also what a sweep does to the sign of adjoints.
         errors: Mean squared error by convention, as a share of the velocity's own mean square.
     """
@@ -57,7 +63,8 @@ def check_field(
 
     At X_t = beta_t X_0 + alpha_t a with X_0 ~ N(0, I), a trained field comes closest to
     alpha'_t a + beta'_t X_0 in mean square. A field whose time runs backwards does so as
-    -v(s, X_t, 1 - t), and is called time-reversed.
+    -v(s, X_t, 1 - t), and is called time-reversed. Every X_t is evaluated once more: a field with
+    dropout in training mode has another answer.
 
     A field that fits is then tried as the base of a sweep of K steps, at the same X_t. Step k
     multiplies an adjoint by I + h (2 dv/dX - I / (t_k + h)); the message names the step with the
@@ -71,7 +78,7 @@ def check_field(
         path: The field's path, in our time; None for its own `path`, as a `FlowField` has one, or
             the linear one.
         action_mask: True for the D dimensions that count, a bool `[D]`; None for all.
-        times: Evaluations of the whole batch, at times in the middle of as many steps.
+        times: Points of the whole batch, at times in the middle of as many steps.
         seed: Of the noise.
         flow_steps: K; None for a field that is never swept, such as SQAM's.
 
@@ -108,7 +115,7 @@ def check_field(
         return float(path.beta(t)) * noise + float(path.alpha(t)) * actions
 
     errors = dict.fromkeys(CONVENTIONS, 0.0)
-    size = 0.0
+    size = apart = 0.0
     with torch.no_grad(), scope_of(field):
         for step in range(times):
             t = torch.tensor((step + 0.5) / times, dtype=torch.float64)
@@ -116,27 +123,20 @@ def check_field(
             x = between(noise, t)
             up, down = (float(slope) for slope in path.slopes(t))
             target = up * actions + down * noise
-            ahead, behind = (
+            ahead, behind, again = (
                 velocity(observations, x, torch.full_like(x[..., :1], time))
-                for time in (float(t), 1.0 - float(t))
+                for time in (float(t), 1.0 - float(t), float(t))
             )
+            apart += mean((again - ahead).square())
             size += mean(target.square())
             for name, found in zip(errors, (ahead, -behind, -ahead, behind), strict=True):
                 errors[name] += mean((found - target).square())
     errors = {name: error / size for name, error in errors.items()}
-    best, second = sorted(errors, key=errors.__getitem__)[:2]
-    shares = f"errors {errors['as it should']:.2f} as it is, {errors[best]:.2f} so"
-    fits = errors[best] <= USELESS and errors[best] <= CLEAR * errors[second]
-    if not fits:
-        message = (
-            f"fits no convention clearly (the two nearest, '{best}' and '{second}', leave "
-            f"{errors[best]:.2f} and {errors[second]:.2f} of the velocity's mean square): it is "
-            "untrained, or these are not its observations or units of actions"
-        )
-    elif best != "as it should":
-        message = f"looks {best} ({shares}); wrap its module as {remedy(field, best)}"
-    else:
-        message = f"looks {best} (error {errors[best]:.2f} of the velocity's mean square)"
+    fault = fault_of(field, errors, apart / size)
+    message = fault
+    if not fault:
+        error = errors["as it should"]
+        message = f"looks as it should (error {error:.2f} of the velocity's mean square)"
         factors = {}
         if flow_steps is not None:
             schedule = path.noise_schedule(flow_steps)
@@ -153,7 +153,36 @@ def check_field(
                 f"; step {k} of a sweep of {flow_steps} multiplies adjoints by {factors[k]:.2f} "
                 "and so turns their sign: take more steps, or match_sqam"
             )
-    return FieldCheck(fits and best == "as it should", message, errors)
+    return FieldCheck(not fault, message, errors)
+
+
+def fault_of(field: Velocity, errors: dict[str, float], apart: float) -> str:
+    """Return why a field does not look as it should, from its errors and its second answers."""
+    if apart > REPEATED:
+        return (
+            f"gives two answers for one input ({apart:.2g} of the velocity's mean square apart): "
+            "call .eval() on its model, for dropout, and let it leave its context as it was"
+        )
+    best, second = sorted(errors, key=errors.__getitem__)[:2]
+    nearest = (
+        f"the two nearest, '{best}' and '{second}', leave {errors[best]:.2f} and "
+        f"{errors[second]:.2f} of the velocity's mean square"
+    )
+    if errors[best] <= USELESS and errors[best] <= CLEAR * errors[second]:
+        if best == "as it should":
+            return ""
+        shares = f"errors {errors['as it should']:.2f} as it is, {errors[best]:.2f} so"
+        return f"looks {best} ({shares}); wrap its module as {remedy(field, best)}"
+    same_sign = CONVENTIONS[best][1] == CONVENTIONS[second][1]
+    if same_sign and errors[second] <= KNOWING:
+        return (
+            "knows these data, but hardly depends on t, so that the direction of its time cannot "
+            f"be told ({nearest}): take it from the code that trained it"
+        )
+    return (
+        f"fits no convention clearly ({nearest}): it is untrained, or these are not its "
+        "observations or units of actions"
+    )
 
 
 def remedy(field: Velocity, found: str) -> str:
