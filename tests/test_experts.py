@@ -442,8 +442,12 @@ def test_match_is_the_update_of_the_equations(algo):
 def test_what_cannot_be_matched_is_named(match):
     """By the caller's names: what has no gradient, and a temperature that is no tensor."""
     op, net = match.__name__, nn.Linear(3, 3, dtype=torch.float64)
+
+    def learned(s, x, t):
+        return net(x)
+
     given = {
-        "field": lambda s, x, t: net(x),
+        "field": learned,
         "base": lambda s, x, t: x.sin(),
         "context": draw(1, 4, 2),
         "critic": lambda x: -x.square().sum(-1),
@@ -453,13 +457,14 @@ def test_what_cannot_be_matched_is_named(match):
     } | ({"flow_steps": 5} if match is match_sqam else {})
     unseen = "without a gradient with respect to the actions"
     for change, kind, message in (
+        ({"base": learned}, ValueError, f"{op}: base is field itself, .*LowRank"),
         ({"lam": 3.0}, TypeError, f"{op}: lam is a float; pass a torch.Tensor"),
         (
             {"lam": torch.ones(2).double()},
             ValueError,
             rf"{op}: lam has shape \[2\]; expected \[1\]",
         ),
-        ({"field": torch.no_grad()(lambda s, x, t: net(x))}, RuntimeError, f"{op}: field returned"),
+        ({"field": torch.no_grad()(learned)}, RuntimeError, f"{op}: field returned"),
         ({"critic": lambda x: -x.detach().sum(-1)}, RuntimeError, f"critic returned .* {unseen}"),
         ({"critic": lambda x: net(x.detach()).sum(-1)}, RuntimeError, unseen),
         ({"critic": lambda x: x.detach().sum(-1).numpy()}, TypeError, "critic returned a ndarray"),

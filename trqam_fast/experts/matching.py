@@ -82,12 +82,12 @@ def match_trqam(
 
     Raises:
         TypeError: as the ops raise.
-        ValueError: likewise.
+        ValueError: likewise, or `base` is `field`.
         RuntimeError: `field` returned a velocity without a gradient, `base` one without a gradient
             with respect to x, or `critic` values without one with respect to the actions.
     """
     op = "match_trqam"
-    _check(op, x0, noise, lam)
+    _check(op, field, base, x0, noise, lam)
     path = curved_path(field)
     if (path is None) != (curved_path(base) is None):
         raise ValueError(
@@ -158,12 +158,12 @@ def match_sqam(
 
     Raises:
         TypeError: as the ops raise.
-        ValueError: likewise, or a field has a `path` other than the linear one.
+        ValueError: likewise, `base` is `field`, or a field has a `path` other than the linear one.
         RuntimeError: `field` returned a velocity without a gradient, or `critic` values without one
             with respect to the actions.
     """
     op = "match_sqam"
-    _check(op, x0, noise, lam)
+    _check(op, field, base, x0, noise, lam)
     for name, given in (("field", field), ("base", base)):
         if curved_path(given) is not None:
             raise ValueError(
@@ -191,8 +191,15 @@ def match_sqam(
     return _descend(op, shares, lam, end, backward)
 
 
-def _check(op: str, x0: Tensor, noise: Tensor, lam: Tensor) -> None:
-    """Raise under the caller's names, before anything is computed, unless these are tensors."""
+def _check(
+    op: str, field: Velocity, base: Velocity, x0: Tensor, noise: Tensor, lam: Tensor
+) -> None:
+    """Raise under the caller's names, before anything is computed, unless these can be matched."""
+    if base is field:
+        raise ValueError(
+            f"{op}: base is field itself, so that the path KL would stay 0; pass "
+            "LowRank(model).base(field), or the field of a frozen copy"
+        )
     check_tensor(op, "x0", x0, (None, None, None))
     check_tensor(op, "noise", noise, (None, None, None, None))
     check_tensor(op, "lam", lam, (x0.shape[0],))
