@@ -5,7 +5,9 @@ than 400 lines, as all of it is of that expert.
 """
 
 import importlib
+import io
 import re
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -319,7 +321,7 @@ def chosen(name):
     return "expert" in name or "action" in name
 
 
-def low_rank(expert, **options):
+def low_rank_of(expert, **options):
     return LowRank(expert, 4, choose=chosen, **options)
 
 
@@ -347,13 +349,91 @@ def test_low_rank_updates_of_any_module():
         LowRank(module)
 
 
+def through_a_file(module):
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("copied", [deepcopy, through_a_file])
+def test_a_copied_module_has_updates_of_its_own(copied):
+    module, x = nn.Sequential(nn.Linear(3, 4), nn.SiLU(), nn.Linear(4, 2)).double(), draw(5, 3)
+    before, low_rank = module(x), changed(LowRank(module, 2))
+    tuned = module(x)
+    twin, its = copied((module, low_rank))
+    alone = copied(module)
+    for up in low_rank.up.values():
+        up.data.add_(1.0)
+    assert torch.equal(twin(x), tuned) and torch.equal(alone(x), tuned)
+    with its.off():
+        assert torch.equal(twin(x), before)
+    low_rank.remove()
+    assert torch.equal(twin(x), tuned)
+    its.remove()
+    assert torch.equal(twin(x), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_merged_updates_are_in_the_weights(dtype):
+    torch.manual_seed(0)
+    module, x = nn.Sequential(nn.Linear(3, 2)).to(dtype), draw(5, 3, dtype=dtype)
+    weight = module[0].weight.detach().clone()
+    low_rank = LowRank(module, 2, scale=0.5)
+    updates = changed(low_rank).state_dict()
+    wider = torch.float64 if dtype is torch.float64 else torch.float32
+    assert all(update.dtype is wider for update in updates.values())
+    tuned = module(x)
+    assert tuned.dtype is dtype
+    low_rank.merge()
+    expected = weight.to(wider) + 0.5 * updates["up./0"] @ updates["down./0"]
+    assert torch.equal(module.state_dict()["0.weight"], expected.to(dtype))
+    assert module[0].weight.requires_grad
+    tolerance = {torch.bfloat16: 0.05, torch.float32: 1e-5, torch.float64: 1e-13}[dtype]
+    torch.testing.assert_close(module(x), tuned, rtol=0.0, atol=tolerance)
+    with pytest.raises(RuntimeError, match="merge has no updates to add; they are off the module"):
+        low_rank.merge()
+
+
+def test_packed_weights_are_not_merged():
+    module = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    low_rank = changed(LowRank(module, 1))
+    module[1].weight = nn.Parameter(torch.ones(2, 2, dtype=torch.int8), requires_grad=False)
+    before = module[0].weight.clone()
+    with pytest.raises(TypeError, match=r"1 has weights of torch.int8, to which merge cannot add"):
+        low_rank.merge()
+    assert torch.equal(module[0].weight, before)
+
+
+def test_updates_of_bfloat16_weights_learn_at_usual_rates():
+    """By a field under autocast: A moves by steps of 1e-5; the copy starts as the base."""
+    expert, batch = make_expert(torch.bfloat16), action_experts.observations()
+    field = expert.field()
+    field.module = torch.autocast("cpu", torch.bfloat16)(field.module)
+    low_rank = low_rank_of(expert)
+    down = [each for key, each in low_rank.named_parameters() if key.startswith("down")]
+    before = deepcopy(down)
+    optimiser = torch.optim.Adam(low_rank.parameters(), 1e-5)
+    x0 = draw(1, ROWS, CHUNK * WIDTH, dtype=torch.float32)
+    noise = draw(1, STEPS - 1, *x0.shape[1:], seed=1, dtype=torch.float32)
+    given = (field, low_rank.base(field), field.context(batch), critic, x0, noise, torch.ones(1))
+    kls = []
+    for _ in range(2):
+        optimiser.zero_grad()
+        kls.append(match_trqam(*given, horizon=CHUNK).path_kl)
+        optimiser.step()
+    assert kls[0] == 0.0 and kls[1] > 0.0
+    for now, old in zip(down, before, strict=True):
+        assert (now != old).float().mean() > 0.5
+
+
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_low_rank_copy_and_its_base(checkpointed):
     """One module is both fields: at first the same bits, then W + B A against W, and its sweep."""
     expert, before, batch = make_expert(), make_expert(), action_experts.observations()
     field, x0 = expert.field(), draw(1, ROWS, CHUNK * WIDTH)
     context, plain = field.context(batch), before.field()
-    copy = low_rank(expert)
+    copy = low_rank_of(expert)
     base, t = copy.base(field), torch.full((1, ROWS, 1), 0.3, dtype=torch.float64)
     assert torch.equal(field(context.value, x0, t), base(context.value, x0, t))
     assert not any(p.requires_grad for p in expert.parameters())
@@ -392,7 +472,10 @@ def test_the_page_runs_as_written():
     actions = torch.zeros(1, names["ROWS"], names["H"] * names["A"], requires_grad=True)
     (gradient,) = torch.autograd.grad(names["critic"](actions).sum(), actions)
     assert gradient.shape == actions.shape and gradient.abs().sum() > 0
-    assert len(blocks) == 8 and float(names["match"].path_kl) > 0
+    assert len(blocks) == 9 and float(names["match"].path_kl) > 0
+    low_rank, layer = names["copy"], "/expert/0"
+    change = names["weights"]["expert.0.weight"] - names["model"].expert[0].weight
+    torch.testing.assert_close(change, low_rank.up[layer] @ low_rank.down[layer])
 
 
 def critic(actions):
@@ -405,7 +488,7 @@ def test_match_is_the_update_of_the_equations(algo):
     expert, batch = make_expert(), action_experts.observations()
     path = AffinePath.cosine() if "cosine" in algo else AffinePath.linear()
     field = expert.field(path=path)
-    context, copy = field.context(batch), changed(low_rank(expert))
+    context, copy = field.context(batch), changed(low_rank_of(expert))
     base, dim = copy.base(field), CHUNK * WIDTH
     x0, noise = draw(1, ROWS, dim, seed=1), draw(1, STEPS - 1, ROWS, dim, seed=2)
     lam, mask = torch.full((1,), 0.7, dtype=torch.float64), torch.arange(dim) % WIDTH < 3

@@ -15,10 +15,13 @@ class LowRank(nn.Module):
 
     Every chosen layer computes W x + b + scale * B (A x), with A `[rank, in]` random and B
     `[out, rank]` zero, so that the copy starts as the module. The module's own parameters stop
-    requiring gradients. The parameters and the `state_dict` of this object are the A and B alone.
+    requiring gradients. The parameters and the `state_dict` of this object are the A and B alone,
+    in float32 beside weights of fewer bits.
 
     The update is on: the module is the fine-tuned policy. `base` is the policy before, the same
-    module with the update off; nothing clones it, and nothing moves it.
+    module with the update off; nothing clones it, and nothing moves it but buffers that its own
+    evaluations write, as batch normalisation in training mode does. A deep copy and a pickle of the
+    module have updates of their own.
 
     Source: LoRA, Hu et al., arXiv 2106.09685, equation 3.
 
@@ -53,7 +56,7 @@ class LowRank(nn.Module):
         if not layers:
             raise ValueError("LowRank: no linear layer of the module is chosen")
         if any(
-            getattr(hook, "of_low_rank", False)
+            isinstance(hook, Update)
             for layer in layers.values()
             for hook in layer._forward_hooks.values()
         ):
@@ -62,24 +65,17 @@ class LowRank(nn.Module):
         module.requires_grad_(False)
         self.scale, self.active = scale, True
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
-        self._hooks = []
+        self._hooks, self._layers = [], {}  # not modules of its own, which would be saved
         for name, layer in layers.items():
             # A prefix, as names of layers may be those of a dictionary's methods, or empty.
             key, like = f"/{name.replace('.', '/')}", layer.weight
+            # In bfloat16 a usual step is below half a unit in the last place, and A stays as it is.
+            dtype = torch.promote_types(like.dtype, torch.float32)
             down = torch.empty(rank, layer.in_features).normal_(generator=generator)
-            self.down[key] = nn.Parameter((down / layer.in_features**0.5).to(like))
-            self.up[key] = nn.Parameter(like.new_zeros(layer.out_features, rank))
-            self._hooks.append(layer.register_forward_hook(self._hook(key)))
-
-    def _hook(self, key: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
-        def add(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            if not self.active:
-                return None
-            low = nn.functional.linear(inputs[0], self.down[key])
-            return output + self.scale * nn.functional.linear(low, self.up[key])
-
-        add.of_low_rank = True
-        return add
+            self.down[key] = nn.Parameter((down / layer.in_features**0.5).to(like.device, dtype))
+            self.up[key] = nn.Parameter(like.new_zeros(layer.out_features, rank, dtype=dtype))
+            self._layers[key] = layer
+            self._hooks.append(layer.register_forward_hook(Update(self, key)))
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -94,12 +90,51 @@ class LowRank(nn.Module):
         """Return a field of the module as it was before: its update is off in every evaluation."""
         return Base(self, field)
 
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Add the updates to the module's weights, in their own type, and `remove` them.
+
+        The module's `state_dict` then is the fine-tuned policy's. The base is gone.
+
+        Raises:
+            RuntimeError: the updates are off the module already.
+            TypeError: weights are of no floating type, as packed ones are.
+        """
+        if not self._hooks:
+            raise RuntimeError("LowRank: merge has no updates to add; they are off the module")
+        for key, layer in self._layers.items():
+            if not layer.weight.is_floating_point():
+                raise TypeError(
+                    f"LowRank: {key[1:].replace('/', '.')} has weights of {layer.weight.dtype}, "
+                    "to which merge cannot add; save the state_dict of the updates"
+                )
+        for key, layer in self._layers.items():
+            layer.weight.copy_(layer.weight + self.scale * self.up[key] @ self.down[key])
+        self.remove()
+
     def remove(self) -> None:
         """Take the updates off the module for good; what it trained before requires gradients."""
         for hook in self._hooks:
             hook.remove()
+        self._hooks.clear()
         for parameter in self._trained:
             parameter.requires_grad_(True)
+
+
+class Update:
+    """The hook of one layer; an object, which goes along with a deep copy and a pickle."""
+
+    def __init__(self, low_rank: LowRank, key: str) -> None:
+        self.low_rank, self.key = low_rank, key
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """Return the layer's output with the update, in the layer's own type; None if it is off."""
+        if not self.low_rank.active:
+            return None
+        x, low_rank = inputs[0], self.low_rank
+        down, up = (side[self.key].to(x.dtype) for side in (low_rank.down, low_rank.up))
+        low = nn.functional.linear(x, down)
+        return output + low_rank.scale * nn.functional.linear(low, up)
 
 
 class Base:
