@@ -349,6 +349,21 @@ def test_low_rank_updates_of_any_module():
         LowRank(module)
 
 
+@pytest.mark.parametrize("layer", [nn.Dropout(0.1), nn.BatchNorm1d(3), nn.Dropout(0.0)])
+def test_low_rank_warns_of_what_moves_its_base(layer, recwarn):
+    """A dropout or a batch normalisation in training mode, and nothing else."""
+    module = nn.Sequential(nn.Linear(3, 3), layer)
+    LowRank(module.eval()).remove()
+    assert not recwarn
+    LowRank(module.train())
+    says = [str(warning.message) for warning in recwarn]
+    if getattr(layer, "p", None) == 0.0:
+        assert not says
+    else:
+        assert len(says) == 1
+        assert says[0].startswith(f"LowRank: 1 is a {type(layer).__name__} in training mode")
+
+
 def through_a_file(module):
     file = io.BytesIO()
     torch.save(module, file)
@@ -425,6 +440,14 @@ def test_updates_of_bfloat16_weights_learn_at_usual_rates():
     assert kls[0] == 0.0 and kls[1] > 0.0
     for now, old in zip(down, before, strict=True):
         assert (now != old).float().mean() > 0.5
+
+
+def test_no_update_of_a_layer_that_is_never_called():
+    attention = nn.MultiheadAttention(4, 2)
+    module = nn.ModuleDict({"attention": attention, "out": nn.Linear(4, 4)})
+    assert [name for name, _ in LowRank(module, 2).named_parameters()] == ["down./out", "up./out"]
+    with pytest.raises(ValueError, match="no linear layer"):
+        LowRank(attention)
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 
 class LowRank(nn.Module):
@@ -29,7 +33,8 @@ class LowRank(nn.Module):
         module: Whose layers are updated, by hooks; its class and its parameters stay as they are.
         rank: Of every update.
         scale: Factor on every update.
-        choose: Whether a layer, by its name in the module, gets an update; None for all.
+        choose: Whether a layer, by its name in the module, gets an update; None for all. The output
+            layer of `nn.MultiheadAttention` gets none: it is never called.
         generator: Source of A; None for PyTorch's own.
 
     Raises:
@@ -51,7 +56,9 @@ class LowRank(nn.Module):
         layers = {
             name: layer
             for name, layer in module.named_modules()
-            if isinstance(layer, nn.Linear) and (choose is None or choose(name))
+            if isinstance(layer, nn.Linear)
+            and not isinstance(layer, NonDynamicallyQuantizableLinear)
+            and (choose is None or choose(name))
         }
         if not layers:
             raise ValueError("LowRank: no linear layer of the module is chosen")
@@ -61,6 +68,7 @@ class LowRank(nn.Module):
             for hook in layer._forward_hooks.values()
         ):
             raise ValueError("LowRank: the module has low-rank updates already; remove them first")
+        _warn_of_chance(module)
         self._trained = [each for each in module.parameters() if each.requires_grad]
         module.requires_grad_(False)
         self.scale, self.active = scale, True
@@ -152,3 +160,16 @@ class Base:
         """Return v_base; see `Velocity`."""
         with self.update.off():
             return self.field(context, x, t)
+
+
+def _warn_of_chance(module: nn.Module) -> None:
+    """Warn of a layer in training mode that answers by chance, or by what it saw before."""
+    for name, layer in module.named_modules():
+        chance = isinstance(layer, _DropoutNd) and layer.p > 0
+        if layer.training and (chance or isinstance(layer, _BatchNorm)):
+            warnings.warn(
+                f"LowRank: {name or 'module'} is a {type(layer).__name__} in training mode, so "
+                "that the base moves, or differs from its own copy; call .eval() on the module",
+                stacklevel=3,
+            )
+            return
