@@ -8,6 +8,7 @@ import torch
 from tests.runs import rows, run
 from trqam_fast import Policy, evaluate
 from trqam_fast.agents import BCAgent, TRQAMAgent
+from trqam_fast.errors import UsageError
 from trqam_fast.export import write_export
 from trqam_fast.runs import checkpoint
 
@@ -96,3 +97,27 @@ def test_a_seed_that_diverged_in_pretraining_is_not_fine_tuned(
     assert run(flags, tmp_path / "refused", "--seeds", "3", "5", "--pretrained", str(lost)) == 2
     assert "diverged (bc_loss is not finite at step 13); name another" in capsys.readouterr().err
     assert not (tmp_path / "refused").exists()
+
+
+def test_a_seed_whose_actions_are_not_finite_stops_alone(flags, tmp_path, capsys):
+    """Though its weights and losses are finite; no environment is stepped with such actions."""
+    cloned, tuned = tmp_path / "cloned", tmp_path / "tuned"
+    seeds = ("--seeds", "3", "5")
+    assert run(flags, cloned, "--algo", "bc", *seeds) == 0
+    path = cloned / "checkpoints/step_000000020.pt"
+    state = checkpoint.load(path)
+    state["agent"]["online"][0] *= 1e8
+    checkpoint.save(path, state)
+    assert run(flags, tuned, *seeds, "--bc-steps", "0", "--pretrained", str(path)) == 1
+    reason = "its actions are not finite"
+    assert f"error: seed 3: {reason} at step 0; this run stops" in capsys.readouterr().err
+    summary = json.loads((tuned / "summary.json").read_text())
+    assert summary["failures"] == {"3": f"{reason} at step 0"}
+    assert {row["seed"] for row in rows(tuned / "eval.csv")} == {"5"}
+    found = evaluate(cloned, episodes=1)
+    assert f"warning: seed 3 is not evaluated: {reason}\n" in capsys.readouterr().err
+    assert list(found.episodes) == [5] and found.summary["failures"] == {"3": reason}
+    state["agent"]["online"][1] = state["agent"]["online"][0]
+    checkpoint.save(path, state)
+    with pytest.raises(UsageError, match="every seed of .* diverged .its actions are not finite"):
+        evaluate(cloned, episodes=1)

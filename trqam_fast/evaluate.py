@@ -28,7 +28,7 @@ from trqam_fast.data.names import nearest
 from trqam_fast.data.tasks import find_task
 from trqam_fast.devices import check_device
 from trqam_fast.errors import RunError, UsageError
-from trqam_fast.evaluation import EpisodeResult, Evaluator
+from trqam_fast.evaluation import EpisodeResult, Evaluator, NotFinite
 from trqam_fast.evaluation.statistics import success_interval, wilson_interval
 from trqam_fast.evaluation.video import RENDERERS, check_encoder, find_renderer, render_options
 from trqam_fast.files import expanded, write_json, write_text
@@ -225,29 +225,32 @@ def play(
 ) -> Table:
     """Play the episodes of every seed that has not diverged; `say` is called with each seed's.
 
+    One whose actions are not finite has, and joins `loaded.failures`.
+
     Raises:
         UsageError: all have.
     """
     table: Table = {}
-    if len(loaded.failures) == len(loaded.config.seeds):
-        reason = next(iter(loaded.failures.values()))
-        raise UsageError(
-            f"every seed of {loaded.path} diverged ({reason}); name another checkpoint"
-        )
+    failures = loaded.failures
     evaluator = Evaluator(
         loaded.config.env_name, min(args.envs, args.episodes), args.workers,
         env_options=loaded.config.env_options,
     )  # fmt: skip
     with contextlib.closing(evaluator):
         for run, seed in enumerate(loaded.config.seeds):
-            if run in loaded.failures:
-                print(
-                    f"warning: seed {seed} is not evaluated: {loaded.failures[run]}",
-                    file=sys.stderr,
-                )
-                continue
-            table[seed] = evaluator.evaluate(loaded.agent, run, args.episodes, args.seed)
-            say(seed, table[seed])
+            if run not in failures:
+                try:
+                    table[seed] = evaluator.evaluate(loaded.agent, run, args.episodes, args.seed)
+                    say(seed, table[seed])
+                except NotFinite as error:
+                    failures[run] = str(error)
+            if run in failures and len(failures) < len(loaded.config.seeds):
+                print(f"warning: seed {seed} is not evaluated: {failures[run]}", file=sys.stderr)
+    if not table:
+        reason = next(iter(failures.values()))
+        raise UsageError(
+            f"every seed of {loaded.path} diverged ({reason}); name another checkpoint"
+        )
     return table
 
 

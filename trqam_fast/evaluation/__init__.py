@@ -4,6 +4,6 @@ The worker processes import this package, so nothing here imports torch before i
 """
 
 from trqam_fast.evaluation.episodes import EpisodeResult
-from trqam_fast.evaluation.evaluator import Evaluator
+from trqam_fast.evaluation.evaluator import Evaluator, NotFinite
 
-__all__ = ["EpisodeResult", "Evaluator"]
+__all__ = ["EpisodeResult", "Evaluator", "NotFinite"]

@@ -25,6 +25,10 @@ PATIENCE = 60.0
 """Seconds without an end of an episode after which an evaluation says so, once."""
 
 
+class NotFinite(RunError):
+    """A policy acted with numbers that are not finite, with which no environment is stepped."""
+
+
 class _Group:
     """Slots of one player that get their orders, and reply, in one message."""
 
@@ -102,6 +106,7 @@ class Evaluator:
             One result per episode, in order.
 
         Raises:
+            NotFinite: an action of the policy is not finite.
             RunError: an environment failed in a worker, or the worker of an episode died more
                 than three times.
         """
@@ -150,6 +155,8 @@ class Evaluator:
                             if waiting:
                                 group.start(slot, waiting.popleft())
                     chunks = choose_chunks(agent, run, [request for *_, request in asking])
+                    if not all(np.isfinite(chunk).all() for chunk in chunks):
+                        raise NotFinite("its actions are not finite")
                     for (group, slot, _), chunk in zip(asking, chunks, strict=True):
                         group.orders[slot] = chunk
                     for group in answered:

@@ -21,7 +21,7 @@ class Ledger:
         updates: By stage.
         success: By stage, of every seed at the newest evaluation; NaN where it diverged.
         evaluated: Step of the newest evaluation, -1 before the first.
-        failures: Reason by index of the seeds that diverged.
+        failures: Reason by index of the seeds that diverged: by their metrics, or their actions.
         online_seconds: What the online stage's seconds were spent on; its driver keeps them.
     """
 

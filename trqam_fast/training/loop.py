@@ -15,7 +15,7 @@ from trqam_fast.agents.checks import unsaved
 from trqam_fast.damage import reading
 from trqam_fast.data.dataset import Transitions
 from trqam_fast.errors import RunError, Stopped
-from trqam_fast.evaluation import Evaluator
+from trqam_fast.evaluation import Evaluator, NotFinite
 from trqam_fast.files import PARTIAL, write_json
 from trqam_fast.runs import checkpoint
 from trqam_fast.runs.folder import RunFolder
@@ -287,7 +287,7 @@ class Trainer:
         new = history.collect()
         if len(new) == 0:
             return
-        for run, seed in enumerate(self.config.seeds):
+        for run in range(stage.agent.runs):
             if run in failures:
                 continue
             bad = (~new[:, run].isfinite()).nonzero()
@@ -295,15 +295,22 @@ class Trainer:
                 continue
             row, metric = bad[0].tolist()
             when = stage.step - (len(new) - 1 - row) // stage.updates_per_step
-            failures[run] = f"{history.names[metric]} is not finite at step {when}"
-            self.logger.say(
-                f"error: seed {seed}: {failures[run]}; this run stops and keeps its last "
-                "good checkpoint. Try a smaller --lr",
-                error=True,
-            )
+            self.give_up(run, f"{history.names[metric]} is not finite at step {when}")
+
+    def give_up(self, run: int, reason: str) -> None:
+        """Stop a run that diverged."""
+        self.ledger.failures[run] = reason
+        self.logger.say(
+            f"error: seed {self.config.seeds[run]}: {reason}; this run stops and keeps its last "
+            "good checkpoint. Try a smaller --lr",
+            error=True,
+        )
 
     def evaluate(self, stage: str, agent: Agent, step: int) -> list[float]:
-        """Play the evaluation episodes with every live run; return success by run."""
+        """Play the evaluation episodes with every live run; return success by run.
+
+        A run whose actions are not finite has diverged, whatever its metrics say.
+        """
         config, ledger, success = self.config, self.ledger, []
         with ledger.timed("evaluate"):
             if self.evaluator is None:
@@ -312,11 +319,17 @@ class Trainer:
                     config.env_name, envs, config.eval_workers, env_options=config.env_options
                 )
             for run, seed in enumerate(config.seeds):
+                success.append(math.nan)
                 if run in ledger.failures:
-                    success.append(math.nan)
                     continue
-                results = self.evaluator.evaluate(agent, run, config.eval_episodes, EVALUATION_SEED)
-                success.append(self.logger.evaluation(stage, step, seed, results))
+                try:
+                    results = self.evaluator.evaluate(
+                        agent, run, config.eval_episodes, EVALUATION_SEED
+                    )
+                except NotFinite as error:
+                    self.give_up(run, f"{error} at step {step}")
+                    continue
+                success[run] = self.logger.evaluation(stage, step, seed, results)
         ledger.evaluated = step
         return success
 
