@@ -31,7 +31,8 @@ class DualController:
     Attributes:
         lam: lambda, `[S]`.
         kl_ema: Smoothed path KL in nats per action step, `[S]`.
-        budget: The budget eps_KL, in the same unit; may be set at any time.
+        budget: The budget eps_KL, in the same unit; may be set between updates. One that is
+            captured as a graph keeps the number that it found: give `update` a tensor there.
 
     Args:
         runs: S.
