@@ -4,6 +4,7 @@ Longer than 400 lines, as each mistake in an algorithm of one's own is a class.
 """
 
 import csv
+import itertools
 import json
 import math
 import re
@@ -34,6 +35,7 @@ from trqam_fast.agents import (
 )
 from trqam_fast.agents.checks import unsaved
 from trqam_fast.agents.config import names_of
+from trqam_fast.agents.trial import try_out
 from trqam_fast.cli import run_command
 from trqam_fast.data.batch import Batch
 from trqam_fast.errors import UsageError
@@ -487,6 +489,70 @@ class Renowned(BCAgent):
     published: ClassVar = {"lr": 3e-4}
 
 
+class Unflowing(QAMAgent):
+    acting_field = "critic"
+
+
+class Chooseless(BCAgent):
+    label, Config = "Chooseless", FQLAgent.Config
+
+
+class Leaking(QAMAgent):
+    """Its values are normalised over all runs."""
+
+    def terminal_adjoint(self, observations, x):
+        gradient, values = super().terminal_adjoint(observations, x)
+        return gradient / values.std(), values
+
+
+class Drawing(FQLAgent):
+    def loss(self, batch, noise):
+        losses, terms = super().loss(batch, noise)
+        return {name: loss * torch.rand(self.runs) for name, loss in losses.items()}, terms
+
+
+class Untrained(QAMAgent):
+    def loss(self, batch, noise):
+        losses, terms = super().loss(batch, noise)
+        return {"cloning": losses["cloning"]}, terms
+
+
+class Broad(BCAgent):
+    def propose(self, networks, observations, noise):
+        return torch.cat([noise, noise], dim=-1)
+
+
+class Counting(BCAgent):
+    """Its loss depends on how often it was asked, which `state` returns."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.count = torch.zeros(self.runs)
+
+    def loss(self, batch, noise):
+        losses, terms = super().loss(batch, noise)
+        self.count += 1
+        return {name: loss * self.count for name, loss in losses.items()}, terms
+
+    def state(self):
+        return super().state() | {"count": self.count}
+
+
+class Copied(Counting):
+    def state(self):
+        return super().state() | {"count": self.count.clone()}
+
+
+class Numbered(Counting):
+    def state(self):
+        return super().state() | {"count": self.count[0]}
+
+
+class Whole(Counting):
+    def state(self):
+        return super().state() | {"count": self.count.long()}
+
+
 class Late(QAMAgent):
     def loss(self, batch, noise):
         losses, terms = super().loss(batch, noise)
@@ -519,6 +585,7 @@ class Late(QAMAgent):
             "Closed",
             "its __init__ does not take what Agent's does (too many positional arguments); w",
         ),
+        ("Unflowing", "its acting_field 'critic' is no velocity field; give it field_shape("),
         ("Module", "its network 'value' is of type Linear; give its architecture, MLPShape("),
         (
             "Misspelt",
@@ -544,6 +611,60 @@ def test_what_an_algorithm_of_ones_own_lacks(name, message):
     assert str(error.value).endswith(" (docs/your_own_algorithm.md)")
 
 
+def tried(name, **settings):
+    """The notes on an algorithm, of two runs."""
+
+    def make():
+        return agent_of(name, (0, 1), **settings)
+
+    def draw():
+        batch = make_batch(next(seeds), runs=2, config=agent.config)
+        return batch, agent.draw_noise(randomness)
+
+    agent, randomness, seeds = make(), Randomness([0, 1]), itertools.count(0, 10)
+    return try_out(agent, make, draw, lambda: agent.update(*draw()))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"best_of_n": 3, "critic_warmup": 9, "freeze_base": True}]
+)
+@pytest.mark.parametrize("name", [*NAMES, OWN, f"{__name__}:Counting"])
+def test_nothing_is_said_of_what_is_right(name, settings):
+    assert tried(name, **settings) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Leaking", "what an update makes of a run changes with the data of others; reduce over a"),
+        ("Broad", "what it acts with is a tensor [2, 2, 8]; give a tensor [2, 2, 4], self.dim"),
+        ("Numbered", "its state 'count' is a tensor []; give a tensor [2, ...], a row for each"),
+        ("Whole", "its state cannot be restored (count has shape [2] and torch.int64, where "),
+        ("Copied", "its state 'count' is not restored when a run continues; return the tensor i"),
+    ],
+)
+def test_mistakes_that_a_trial_finds(name, message):
+    with pytest.raises(UsageError) as error:
+        tried(f"{__name__}:{name}")
+    assert str(error.value).startswith(f"--algo is {__name__}:{name}, but {message}")
+
+
+def test_what_may_be_meant_is_noted():
+    (note,) = tried(f"{__name__}:Drawing")
+    assert note.endswith("so its runs are not reproducible; declare the random numbers that it "
+                         "draws in draws")  # fmt: skip
+    (note,) = tried(f"{__name__}:Untrained")
+    assert note.startswith(f"the first updates of {__name__}:Untrained leave actor_fast, by which ")
+
+
+def test_candidates_need_something_that_chooses():
+    """Which cloning the field of another algorithm does not do."""
+    with pytest.raises(UsageError, match="no network 'critic' .* --best-of-n 3 candidates; name"):
+        agent_of(f"{__name__}:Chooseless", best_of_n=3)
+    agent_of(f"{__name__}:Chooseless")
+    BCAgent(TRQAMConfig(**SMALL, best_of_n=3), 3, 2, [0])
+
+
 def test_networks_are_checked_before_a_field_is_pretrained(flags, tmp_path, capsys):
     assert run([*flags, "--algo", f"{__name__}:Absent"], tmp_path / "run") == 2
     printed = capsys.readouterr()
@@ -551,9 +672,14 @@ def test_networks_are_checked_before_a_field_is_pretrained(flags, tmp_path, caps
 
 
 def test_it_is_updated_before_a_field_is_pretrained(flags, tmp_path, capsys):
-    assert run([*flags, "--algo", f"{__name__}:Late"], tmp_path / "late") == 2
-    printed = capsys.readouterr()
-    assert "is a tensor []; give a tensor [1]" in printed.err and "pretrain" not in printed.out
+    for name, seeds, message in (
+        ("Late", "0", "is a tensor []; give a tensor [1]"),
+        ("Leaking", "0 1 2", "changes with the data of others"),
+    ):
+        own = ("--algo", f"{__name__}:{name}", "--seeds", *seeds.split())
+        assert run([*flags, *own], tmp_path / name) == 2
+        printed = capsys.readouterr()
+        assert message in printed.err and "pretrain" not in printed.out
     assert run([*flags, "--algo", f"{__name__}:Forgetful"], tmp_path / "run") == 0
     printed = capsys.readouterr().out
     named = re.findall(

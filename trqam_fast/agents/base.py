@@ -15,6 +15,7 @@ from trqam_fast.agents.acting import PolicyGraphs
 from trqam_fast.agents.branches import Branches
 from trqam_fast.agents.checks import (
     DrawnNoise,
+    check_candidates,
     check_draws,
     check_networks,
     check_numbers,
@@ -40,6 +41,11 @@ from trqam_fast.networks import MLPShape, ParameterBlock, ScalarShape
 from trqam_fast.randomness import Randomness
 
 MAX_GRAD_NORM = 1.0
+
+BY_FLOW = ("act", "choose", "propose", "flow")
+"""Methods of `Agent` that make the flow of `acting_field` act; a subclass may replace any."""
+CHOOSING = ("act", "choose", "choose_candidate", "candidates")
+"""Those that let the network ``critic`` choose among candidates."""
 
 Metrics = dict[str, Tensor]
 """Scalars of each run by name, `[S]`, without gradients."""
@@ -227,10 +233,13 @@ class Agent:
         One operation then moves all targets.
 
         Raises:
-            UsageError: the class names a network that is none of them.
+            UsageError: the class names a network that is none of them, or acts by one that cannot.
         """
         shapes = dict(cls.network_shapes(config, obs_dim, act_dim))
-        check_networks(cls, shapes, field_shape(config, obs_dim, act_dim))
+        field = field_shape(config, obs_dim, act_dim)
+        check_networks(cls, shapes, field, by_flow=inherits(cls, *BY_FLOW))
+        if inherits(cls, *CHOOSING):
+            check_candidates(cls, config, shapes)
         last = {name: shapes.pop(name) for name in cls.targets}
         return {**shapes, **last}
 
@@ -558,6 +567,11 @@ class Agent:
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
         self.steps.fill_(steps)
+
+
+def inherits(kind: type[Agent], *names: str) -> bool:
+    """Whether all methods of these names are `Agent`'s own in a subclass."""
+    return all(getattr(kind, name) is getattr(Agent, name) for name in names)
 
 
 def field_shape(config: CloningConfig, obs_dim: int, act_dim: int) -> MLPShape:

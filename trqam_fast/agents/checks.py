@@ -22,9 +22,13 @@ if TYPE_CHECKING:
 def mistake(kind: type[Agent], what: str, remedy: str) -> UsageError:
     """Return the error of an algorithm that is not as docs/your_own_algorithm.md says."""
     return UsageError(
-        f"--algo is {kind.__module__}:{kind.__qualname__}, but {what}; {remedy} "
-        "(docs/your_own_algorithm.md)"
+        f"--algo is {name_of(kind)}, but {what}; {remedy} (docs/your_own_algorithm.md)"
     )
+
+
+def name_of(kind: type[Agent]) -> str:
+    """Return what ``--algo`` calls a class."""
+    return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def form_of(value: Any) -> str:
@@ -161,13 +165,16 @@ def check_named(
             )  # fmt: skip
 
 
-def check_networks(kind: type[Agent], shapes: Shapes, field: MLPShape) -> None:
+def check_networks(
+    kind: type[Agent], shapes: Shapes, field: MLPShape, *, by_flow: bool = True
+) -> None:
     """Raise `UsageError` unless all networks are architectures, and those that a class names exist.
 
     Args:
         kind: The algorithm.
         shapes: Architecture of its online networks by name.
         field: That of the field which behaviour cloning trains.
+        by_flow: Whether it acts by the flow of its `acting_field`.
     """
     for name, shape in shapes.items():
         if not isinstance(shape, MLPShape | ScalarShape):
@@ -188,3 +195,24 @@ def check_networks(kind: type[Agent], shapes: Shapes, field: MLPShape) -> None:
                 kind, f"its network {name!r} cannot start from a cloned field",
                 "give it field_shape(config, obs_dim, act_dim)",
             )  # fmt: skip
+    if by_flow and shapes[kind.acting_field.removeprefix("target_")] != field:
+        raise mistake(
+            kind, f"its acting_field {kind.acting_field!r} is no velocity field",
+            "give it field_shape(config, obs_dim, act_dim), or define propose",
+        )  # fmt: skip
+
+
+def check_candidates(kind: type[Agent], config: Any, shapes: Shapes) -> None:
+    """Raise `UsageError` if nothing chooses among the candidates that a configuration asks for.
+
+    Args:
+        kind: An algorithm that chooses as `Agent` does.
+        config: Its hyperparameters, or another algorithm's, whose field it clones.
+        shapes: Its networks by name.
+    """
+    count = getattr(config, "best_of_n", 1)
+    if count > 1 and hasattr(kind.Config, "best_of_n") and "critic" not in shapes:
+        raise mistake(
+            kind, f"it has no network 'critic' to choose among --best-of-n {count} candidates",
+            "name its critics so, define choose, or use --best-of-n 1",
+        )  # fmt: skip

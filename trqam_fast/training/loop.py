@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 import time
@@ -11,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trqam_fast.agents import ALGORITHMS, Agent, algorithm
-from trqam_fast.agents.checks import unsaved
+from trqam_fast.agents.trial import try_out
 from trqam_fast.damage import reading
 from trqam_fast.data.dataset import Transitions
 from trqam_fast.errors import RunError, Stopped
@@ -140,27 +141,26 @@ class Trainer:
         agent.load_state_dict(stage.last_good)
 
     def try_algorithm(self) -> None:
-        """Update an agent of an algorithm of one's own, which is thrown away.
-
-        What its losses get wrong is told before pretraining, and what a resumed run would lose.
+        """Try an algorithm of one's own before pretraining, with two runs that are thrown away.
 
         Raises:
-            UsageError: losses, metrics or draws are not what they must be.
+            UsageError: it is not what it must be.
         """
         algo = self.config.algo
         if algo in ALGORITHMS:
             return
-        agent = self.make_agent(algo)
-        randomness = make_randomness(self.config.seeds, "offline", agent.device, agent.backend)
+        config = dataclasses.replace(self.config, seeds=self.config.seeds[:2])
+
+        def make() -> Agent:
+            return make_agent(config, algo, self.dataset.obs_dim, self.dataset.act_dim)
+
+        agent = make()
+        randomness = make_randomness(config.seeds, "offline", agent.device, agent.backend)
         updater = Updater(agent, self.dataset, randomness, History(2), graph=False)
         with self.stop.at_once():
-            names = unsaved(agent, updater.update)
-        for name in names:
-            self.logger.say(
-                f"note: an update of {algo} changes self.{name}, which state() does not return, so "
-                "a resumed run begins with what __init__ gives it; return it there if updates or "
-                "actions read it"
-            )
+            notes = try_out(agent, make, updater.draw, updater.update)
+        for note in notes:
+            self.logger.say(f"note: {note}")
 
     def say_estimate(self, step: int) -> None:
         """Print how long the updates after `step` take; a GPU's captured updates are not timed."""
