@@ -14,11 +14,17 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_type_hints
 
+import torch
+
 from trqam_fast.errors import UsageError
 from trqam_fast.kinds import check_kind
 
 WIDEST = 65_536
 """Most units of a hidden layer."""
+MOST = 1_000_000
+"""Most of what an update's memory is a multiple of: rows of a batch, critics, steps, candidates."""
+LARGEST = torch.finfo(torch.float32).max
+"""Largest number that a run computes with."""
 
 
 class Setting(NamedTuple):
@@ -51,6 +57,8 @@ class Group:
                 check_kind(name, value, hints[name])
             if isinstance(value, float):
                 self.require(name, math.isfinite(value), "use a finite number")
+                fits = abs(value) <= LARGEST
+                self.require(name, fits, f"use a number of {LARGEST:.2g} or less, as float32 holds")
         for kind in type(self).__mro__:
             if "check" in vars(kind):
                 kind.check(self)
@@ -71,6 +79,12 @@ class Group:
             value = getattr(self, name)
             self.require(name, value >= bound, f"use {bound} or more")
             self.require(name, value < 2**63, "use a number below 2^63")
+
+    def require_counts(self, *names: str) -> None:
+        """Require whole numbers from 1 to `MOST`."""
+        self.require_at_least(1, *names)
+        for name in names:
+            self.require(name, getattr(self, name) <= MOST, f"use 1 to {MOST}")
 
     def require_positive(self, *names: str) -> None:
         """Require numbers above zero."""
@@ -151,7 +165,7 @@ class CommonConfig(Group):
     def check(self) -> None:
         """Raise `UsageError` if a value is impossible."""
         self.require_positive("lr")
-        self.require_at_least(1, "batch_size")
+        self.require_counts("batch_size")
 
 
 @dataclass(frozen=True)
@@ -171,7 +185,7 @@ class FlowConfig(Group):
 
     def check(self) -> None:
         """Raise `UsageError` if a value is impossible."""
-        self.require_at_least(1, "horizon_length", "flow_steps")
+        self.require_counts("horizon_length", "flow_steps")
         self.require_widths("actor_hidden_dims")
 
     @property
@@ -203,7 +217,7 @@ class CriticConfig(Group):
 
     def check(self) -> None:
         """Raise `UsageError` if a value is impossible."""
-        self.require_at_least(1, "num_qs", "best_of_n")
+        self.require_counts("num_qs", "best_of_n")
         self.require_not_negative("rho")
         self.require_fraction("discount", "tau")
         self.require_positive("reward_scale")

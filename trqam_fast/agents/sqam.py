@@ -40,7 +40,7 @@ class SQAMConfig(
 
     def check(self) -> None:
         """Raise `UsageError` if a value is impossible."""
-        self.require_at_least(1, "n_bridge")
+        self.require_counts("n_bridge")
 
 
 class Bridge(NamedTuple):
