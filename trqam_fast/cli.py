@@ -16,6 +16,7 @@ from types import FrameType
 
 from trqam_fast.damage import lacks_memory, reason_of
 from trqam_fast.errors import FAILURE, INTERRUPTED, REQUEUE, RunError, Stopped, UsageError
+from trqam_fast.streams import open_closed, say, silence
 from trqam_fast.text import printable
 
 HERE = Path(__file__).parent
@@ -34,6 +35,7 @@ def begin(*stopping: signal.Signals) -> None:
     Args:
         stopping: Signals besides Ctrl-C; the exit status is 75, as nothing is lost.
     """
+    open_closed()
     statuses = {signal.SIGINT: INTERRUPTED} | dict.fromkeys(stopping, REQUEUE)
 
     def leave(number: int, frame: FrameType | None) -> None:
@@ -66,13 +68,13 @@ def run_command(main: Callable[[], int]) -> int:
         except (UsageError, RunError) as error:
             return fail(error, error.status)
         except Stopped as stop:
-            print(stop, file=sys.stderr)
+            say(str(stop), "stderr")
             return stop.status
         except BrokenPipeError:  # the reader of our output has seen enough, as `head` does
-            sys.stdout = None
+            silence("stdout")
             return FAILURE
         except KeyboardInterrupt:
-            print(f"{own_line()}interrupted", file=sys.stderr)
+            say(f"{own_line()}interrupted", "stderr")
             return INTERRUPTED
         except Exception as error:
             from trqam_fast.kernels import BackendError  # here: it imports torch
@@ -98,7 +100,7 @@ def interruptible() -> Iterator[None]:
 
 def fail(error: object, status: int = FAILURE) -> int:
     """Print an error as one line; return the exit status."""
-    print(f"error: {printable(error, LONGEST)}", file=sys.stderr)
+    say(f"error: {printable(error, LONGEST)}", "stderr")
     return status
 
 

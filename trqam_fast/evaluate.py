@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, get_type_hints
 import numpy as np
 import tyro
 
+from trqam_fast import streams
 from trqam_fast.callable_module import make_callable
 from trqam_fast.damage import reason_of
 from trqam_fast.data.names import nearest
@@ -307,13 +308,13 @@ def main(argv: list[str] | None = None) -> int:
 
     def say(seed: int, results: list[EpisodeResult]) -> None:
         success = np.mean([result.success for result in results])
-        print(f"seed {seed}: success {100 * success:.1f} %", flush=True)
+        streams.say(f"seed {seed}: success {100 * success:.1f} %")
 
     table = play(loaded, args, say)
     summary = summarise(loaded, args, table)
-    print(format_summary(summary), flush=True)
+    streams.say(format_summary(summary))
     write_results(folder, table, summary)
-    print(f"results: {folder}", flush=True)
+    streams.say(f"results: {folder}")
     if args.video > 0:
         write_videos(loaded, args, table, folder)
     return 0

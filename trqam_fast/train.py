@@ -326,7 +326,7 @@ def run_in(folder: RunFolder, config: TrainConfig, stop: StopRequest) -> Result:
     if config.pretrained is not None and not begun:
         start.check_exists(config.pretrained)
     ledger, logger = Ledger(), Logger(config, folder)
-    print(describe_settings(config), flush=True)
+    logger.say(describe_settings(config))
     with stop.at_once():
         interface = own_interface(config, trying=True)
         if interface is not None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from trqam_fast.streams import say
 
 if TYPE_CHECKING:
     from trqam_fast.agents.base import Agent
@@ -114,10 +115,10 @@ def act(agent: Agent, observations: Tensor, noise: Tensor, run: int | None = Non
         except RuntimeError as error:
             agent.policy_graphs = None
             why = (str(error) or type(error).__name__).splitlines()[0]
-            print(
+            say(
                 f"warning: the policy is not replayed as a graph on {agent.device} ({why}), so "
                 "acting takes longer",
-                file=sys.stderr,
+                "stderr",
             )
             return asked(agent, observations, noise, run)
     return policy.replay(observations, noise)

@@ -20,6 +20,7 @@ import tyro
 from trqam_fast.data.load import missing_data
 from trqam_fast.errors import FAILURE, INTERRUPTED, REQUEUE, Stopped, UsageError
 from trqam_fast.files import expanded, write_text, written_whole
+from trqam_fast.streams import say
 from trqam_fast.sweep import cluster
 from trqam_fast.sweep.estimate import job_seconds, machine_bytes, makespan
 from trqam_fast.sweep.execute import execute, settle
@@ -156,9 +157,7 @@ def run_all(jobs: list[Job], spec: Spec, args: SweepArgs) -> int:
         if missing:
             print(f"warning: {missing}; the jobs wait for such a node", flush=True)
         try:
-            states = cluster.run_jobs(
-                ray, jobs, out, resources, spec.retries, lambda line: print(line, flush=True)
-            )
+            states = cluster.run_jobs(ray, jobs, out, resources, spec.retries, say)
         except KeyboardInterrupt:
             raise Stopped(
                 "interrupted; the same command continues every run from its last checkpoint",

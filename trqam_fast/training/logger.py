@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Container
 from typing import Any
 
@@ -13,6 +12,7 @@ from trqam_fast.agents import ALGORITHMS, algorithm
 from trqam_fast.evaluation import EpisodeResult
 from trqam_fast.runs.csv_log import CsvLog
 from trqam_fast.runs.folder import RunFolder
+from trqam_fast.streams import say
 from trqam_fast.text import duration
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.history import History
@@ -59,9 +59,8 @@ class Logger:
         )
 
     def say(self, text: str, error: bool = False) -> None:
-        """Print a line without tearing a progress bar."""
-        tqdm.write(text, file=sys.stderr if error else sys.stdout)
-        (sys.stderr if error else sys.stdout).flush()
+        """Print a line without tearing a progress bar, as long as there is who takes it."""
+        say(text, "stderr" if error else "stdout", tqdm.write)
 
     def metrics(self, stage: str, step: int, history: History, failures: Container[int]) -> None:
         """Append the means over an interval to metrics.csv, a row for each live seed."""

@@ -7,7 +7,6 @@ import importlib
 import netrc
 import os
 import re
-import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from trqam_fast.damage import reason_of
 from trqam_fast.errors import UsageError
 from trqam_fast.files import read_text, write_text
 from trqam_fast.runs.folder import KEYS
+from trqam_fast.streams import say
 
 PROJECT = "trqam_fast"
 MEAN = "mean"
@@ -113,8 +113,9 @@ class WandbTracker:
         for run in self.runs.values():
             run.finish()
         if self.offline is not None:
-            tqdm.write(
-                f"wandb was offline; send the runs with: wandb sync {self.offline}/offline-*"
+            say(
+                f"wandb was offline; send the runs with: wandb sync {self.offline}/offline-*",
+                write=tqdm.write,
             )
 
 
@@ -194,7 +195,7 @@ class Trackers:
             return action()
         except Exception as error:  # whatever a tracker raises, training goes on
             said = f"warning: {name} failed ({reason_of(error)}); the run goes on without it"
-            tqdm.write(said, file=sys.stderr)
+            say(said, "stderr", tqdm.write)
             self.trackers.pop(name.removeprefix("--"), None)
             return None
 
