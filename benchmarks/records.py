@@ -13,7 +13,7 @@ import torch
 
 from trqam_fast.kernels.dispatch import load_extension
 from trqam_fast.packages import commit_of
-from trqam_fast.runs.folder import cpu_model, versions
+from trqam_fast.runs.versions import cpu_model, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -205,6 +205,8 @@ def test_unusable_runs_end_with_one_sentence(trained, tmp_path, capsys):
     shutil.copytree(copy / "checkpoints", another)
     message = error(copy, "--checkpoint", another / other.name)
     assert "is none of this run; name one of" in message
+    (copy / "config.json").write_text(json.dumps(config | {"lrr": 1}))
+    assert "it has the flag lrr, which this version does not know); use the version" in error(copy)
     (copy / "config.json").write_text(json.dumps({"env_name": 3}))
     assert "another version" in error(copy)
     (copy / "config.json").write_text("{")

@@ -17,7 +17,7 @@ import trqam_fast
 from trqam_fast.kernels.dispatch import OPS
 from trqam_fast.op_cases import CASES
 from trqam_fast.packages import commit_of
-from trqam_fast.runs import folder
+from trqam_fast.runs import versions
 
 ROOT = Path(__file__).parent.parent
 NVCC = shutil.which("nvcc")
@@ -191,10 +191,10 @@ def test_the_commit_of_a_checkout(tmp_path, monkeypatch):
     assert commit_of(tmp_path) == head and commit_of(tmp_path / "inner") is None
     (tmp_path / "inner" / "file").write_text("changed")
     assert commit_of(tmp_path) == f"{head}+"
-    monkeypatch.setattr(folder, "CHECKOUT", tmp_path)
-    assert folder.versions()["commit"] == f"{head}+"
+    monkeypatch.setattr(versions, "CHECKOUT", tmp_path)
+    assert versions.versions()["commit"] == f"{head}+"
     monkeypatch.setenv("PATH", "")
-    assert commit_of(tmp_path) is None and "commit" not in folder.versions()
+    assert commit_of(tmp_path) is None and "commit" not in versions.versions()
 
 
 def test_torch_is_not_needed_to_build():

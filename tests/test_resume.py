@@ -24,6 +24,7 @@ from trqam_fast.data.generate.recipe import Recipe
 from trqam_fast.data.replay import ReplayBuffer
 from trqam_fast.runs import checkpoint
 from trqam_fast.runs.csv_log import CsvLog
+from trqam_fast.runs.read import read_run
 from trqam_fast.status.lines import read_lines
 from trqam_fast.training.flags import parse_config
 from trqam_fast.training.online import OnlineDriver
@@ -228,6 +229,44 @@ def test_a_finished_run_that_goes_on_has_not_ended(whole, tmp_path, monkeypatch)
     assert run([], folder, "--resume") == 0
     (line,), _ = read_lines(folder)
     assert line.kind == "done" and (folder / "curves.png").exists()
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_logs_without_a_checkpoint_are_not_erased(ended, whole, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / "checkpoints")
+    if not ended:
+        (folder / "summary.json").unlink()
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert run([], folder, "--resume", "auto") == 2
+    message = f"{folder} has logs up to step 420 but no checkpoint; put one back, or start again"
+    assert message in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_what_a_run_goes_on_with_is_kept_account_of(whole, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    for name, change in (
+        ("versions.json", lambda values: values.update(torch="1.0", cpu="another one")),
+        ("config.json", lambda values: values.pop("utd_ratio")),
+    ):
+        values = json.loads((folder / name).read_text())
+        change(values)
+        (folder / name).write_text(json.dumps(values))
+    more = ["--resume", "--eval-interval", "0", "--utd-ratio", "1", "--online-steps"]
+    assert run([], folder, *more, "61") == 0
+    said = capsys.readouterr().err
+    assert "note: config.json lacks flags, which are from now on --utd-ratio 1" in said
+    assert f"note: this run had torch 1.0; it goes on with torch {torch.__version__}" in said
+    assert run([], folder, *more, "62") == 0
+    assert "note" not in capsys.readouterr().err
+    later = {"step": 420, "torch": torch.__version__}
+    assert json.loads((folder / "versions.json").read_text())["later"] == [later]
+    found = read_run(folder)
+    assert found.versions["from step 420 on"] == f"torch {torch.__version__}"
+    assert found.versions["torch"] == "1.0" and found.problems == []
 
 
 @pytest.mark.parametrize("source", ["step_000000300.pt", "step_000000360.pt", ""])

@@ -28,7 +28,7 @@ from trqam_fast.kernels.dispatch import (
     unavailable,
 )
 from trqam_fast.op_cases import CASES
-from trqam_fast.runs.folder import versions
+from trqam_fast.runs.versions import versions
 from trqam_fast.self_test import problem
 from trqam_fast.text import printable
 

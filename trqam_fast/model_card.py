@@ -13,9 +13,9 @@ from trqam_fast.damage import reading
 from trqam_fast.data.tasks import single_task
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.evaluation.statistics import wilson_interval
-from trqam_fast.runs.folder import MACHINE
 from trqam_fast.runs.read import Row, Run, success_of
 from trqam_fast.runs.values import LARGEST_COUNT, load_json
+from trqam_fast.runs.versions import MACHINE
 from trqam_fast.simulator.bounds import bounds_in_words
 from trqam_fast.text import count_of
 from trqam_fast.training.config import DEFAULT_ENV, TrainConfig

@@ -150,7 +150,7 @@ def read_config(folder: RunFolder) -> TrainConfig:
     """
     values = folder.read_config()
     path = folder.path / "config.json"
-    with reading(path, "is damaged or of another version", "start a new run in another folder"):
+    with reading(path, "is damaged or of another version", "use the version that made the run"):
         return TrainConfig.from_dict(values)
 
 

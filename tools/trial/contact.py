@@ -73,7 +73,7 @@ def extension(trial: Trial) -> None:
 
 def extension_state() -> str:
     """Return what a fresh process finds of the compiled extension."""
-    code = "from trqam_fast.runs.folder import versions; print(versions()['extension'])"
+    code = "from trqam_fast.runs.versions import versions; print(versions()['extension'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     return (done.stdout or done.stderr).strip().splitlines()[-1]
 

@@ -71,14 +71,18 @@ class CsvLog:
         with open_log(self.path, "strict") as file:
             return list(csv.DictReader(file))
 
-    def truncate(self, step: int) -> None:
-        """Drop a half-written row and the rows after `step`: a resumed run writes them again."""
-        rows = [
-            row
+    def steps(self) -> list[tuple[int, dict[str, str]]]:
+        """Return the rows that are whole, each with its step."""
+        return [
+            (int(row["step"]), row)
             for row in self.read()
             if None not in row and None not in row.values()
-            if row.get("step", "").isdecimal() and int(row["step"]) <= step
+            if row.get("step", "").isdecimal()
         ]
+
+    def truncate(self, step: int) -> None:
+        """Drop a half-written row and the rows after `step`: a resumed run writes them again."""
+        rows = [row for at, row in self.steps() if at <= step]
         if rows:
             write_text(self.path, csv_text(list(rows[0]), rows, head=True))
         else:

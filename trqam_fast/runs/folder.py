@@ -6,22 +6,18 @@ import contextlib
 import fcntl
 import itertools
 import os
-import platform
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-
 from trqam_fast.damage import Unreadable, reading
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.files import PARTIAL, write_json
-from trqam_fast.kernels.dispatch import load_extension
-from trqam_fast.packages import commit_of, version_of
 from trqam_fast.runs.csv_log import CsvLog
 from trqam_fast.runs.values import load_json
+from trqam_fast.runs.versions import versions
 
 STAGES = ("pretrain", "offline", "online")
 """What a run does, in order."""
@@ -33,11 +29,10 @@ RUNS_DIR = Path("runs")
 LOCK = "run.lock"
 ENDING = ("summary.json", "curves.png")
 """What the end of a run writes."""
+LOST = "is damaged", "move it away to go on without its rows"
+"""What is said of a damaged log of a run that is continued, and what helps."""
 LOOKS, LOOK_SECONDS = 3, 0.02
 """Attempts to take a lock, and the time between them: a look at it lasts microseconds."""
-CHECKOUT = Path(__file__).resolve().parents[2]
-"""Where the package lies: a checkout, unless it is installed."""
-PACKAGES = ("torch", "triton", "numpy", "ogbench", "mujoco", "gymnasium")
 
 
 class RunFolder:
@@ -223,8 +218,16 @@ class RunFolder:
         """Drop the log rows after `step`, evaluations after `evaluated`, updates after `logged`."""
         last = {self.eval: evaluated, self.first_updates: logged}
         for log in self.logs:
-            with reading(log.path, "is damaged", "move it away to go on without its rows"):
+            with reading(log.path, *LOST):
                 log.truncate(last.get(log, step))
+
+    def logged(self) -> int:
+        """Return the last step that any log has a row of, 0 without rows."""
+        last = 0
+        for log in self.logs:
+            with reading(log.path, *LOST):
+                last = max([last, *(step for step, _ in log.steps())])
+        return last
 
     def read_config(self) -> dict[str, Any]:
         """Return config.json.
@@ -272,38 +275,3 @@ def is_held(path: Path) -> bool:
 def folder_name(name: str) -> str:
     """Return the name of an algorithm or a task in paths: ``MODULE.CLASS`` for one's own."""
     return name.replace(":", ".").replace("/", ".")
-
-
-MACHINE = ("platform", "cpu", "gpu", "threads")
-"""Entries of `versions` that are of the machine."""
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that a run's numbers depend on."""
-    found = {"python": platform.python_version()}
-    for package in ("trqam_fast", *PACKAGES):
-        found[package] = version_of(package)
-    commit = commit_of(CHECKOUT)
-    if commit is not None:
-        found["commit"] = commit
-    module, _ = load_extension()
-    found["extension"] = (
-        "not built" if module is None else ("CPU and CUDA" if module.with_cuda else "CPU")
-    )
-    found["platform"] = platform.platform()
-    found["cpu"] = cpu_model()
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    found["threads"] = str(torch.get_num_threads())
-    return found
-
-
-def cpu_model() -> str:
-    """Name of the processor."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        return platform.processor()
-    return platform.processor()

@@ -17,6 +17,7 @@ from trqam_fast.evaluation.statistics import success_interval, wilson_interval
 from trqam_fast.files import open_log
 from trqam_fast.runs.folder import KEYS, STAGES
 from trqam_fast.runs.values import LARGEST_COUNT, count, load_json, sound
+from trqam_fast.runs.versions import as_table
 from trqam_fast.text import printable
 
 EPISODES_TOGETHER = 20
@@ -241,7 +242,7 @@ def read_run(path: Path, name: str | None = None, only: frozenset[str] | None = 
     run.metrics = read_csv(run, "metrics.csv", only=only)
     run.evaluations = read_csv(run, "eval.csv")
     if only is None:
-        run.versions = read_noted(run, "versions.json", "its versions are unknown")
+        run.versions = as_table(read_noted(run, "versions.json", "its versions are unknown"))
         if "updates_per_second" not in run.columns:
             run.timing = read_csv(run, "timing.csv", ("stage", "step"))
         if (path / "episodes.csv").exists():  # there is none before the first episode ends

@@ -119,6 +119,7 @@ KINDS: dict[str, Check] = {
     "seconds": functools.partial(dict_of, is_amount),
     "online_seconds": functools.partial(dict_of, is_amount),
     "updates_per_second": functools.partial(dict_of, is_amount),
+    "later": functools.partial(list_of, functools.partial(dict_of, is_scalar)),
 }
 """What the values that are reckoned with must be, in every JSON file of a run."""
 

@@ -330,7 +330,8 @@ class TrainConfig(TaskConfig, MachineConfig, DataConfig, StageConfig, LogConfig,
         as configurations of earlier versions hold the values of all.
 
         Raises:
-            KeyError: there is no such flag, or no algorithm is named.
+            KeyError: no algorithm is named.
+            ValueError: there is no such flag.
             TypeError: a value of another type.
             UsageError: an impossible value.
         """
@@ -340,7 +341,7 @@ class TrainConfig(TaskConfig, MachineConfig, DataConfig, StageConfig, LogConfig,
         known = {*run_flags(), *names_of(kind), *setting_names()}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise KeyError(unknown[0])
+            raise ValueError(f"it has the flag {unknown[0]}, which this version does not know")
         hints = get_type_hints(cls) | get_type_hints(kind)
         for name, value in values.items():
             if name in hints and not is_a(value, hints[name]):

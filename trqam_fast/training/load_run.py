@@ -169,7 +169,8 @@ def config_here(values: dict[str, Any], device: str, backend: str) -> TrainConfi
     Its precision is the run's where the device and backend have it, else ``auto``.
 
     Raises:
-        KeyError: a flag is missing, or unknown.
+        KeyError: no algorithm is named.
+        ValueError: a flag is unknown.
         TypeError: a value has another type.
         UsageError: one is impossible.
     """

@@ -91,10 +91,10 @@ class Trainer:
             # The driver's log is this trainer's: a cycle would keep the transitions of both.
             self.driver = self.evaluator = None
         if self.unsaved:
-            raise RunError(
-                f"the end of the run could not be saved; make room and continue with --resume "
-                f"--run-dir {self.folder.path}"
-            )
+            way_on = f"continue with --resume --run-dir {self.folder.path}"
+            if checkpoint.newest(self.folder.checkpoints) is None:
+                way_on = "start again with --overwrite"
+            raise RunError(f"the end of the run could not be saved; make room and {way_on}")
 
     def run_stages(self, state: dict[str, Any] | None) -> None:
         """Run what is left of the stages after checkpoint `state`."""
@@ -373,7 +373,9 @@ class Trainer:
         folder, ledger = self.folder.checkpoints, self.ledger
         state, name = checkpoint.load_newest(folder, lambda text: self.logger.say(text, error=True))
         step = logged = -1
-        if state is not None:
+        if state is None:
+            start.check_restart(self.folder)
+        else:
             step = logged = state["step"]
             if state["stage"] == "offline":  # updates of its history come with the next log row
                 logged -= len(state["history"])
@@ -386,6 +388,8 @@ class Trainer:
             path.unlink()
         if step < self.config.end:
             self.folder.reopen()
+            for note in start.changes(self.folder, self.asked, max(step, 0)):
+                self.logger.say(f"note: {note}", error=True)
         write_json(self.folder.path / "config.json", self.asked.to_dict())
         self.folder.truncate(step, ledger.evaluated, logged)
         self.logger.say(f"resuming from {name or 'the start'}")

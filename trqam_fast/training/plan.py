@@ -28,7 +28,7 @@ from trqam_fast.data.dataset import Transitions
 from trqam_fast.errors import RunError
 from trqam_fast.files import expanded, read_bytes, write_json
 from trqam_fast.kernels import Precision
-from trqam_fast.runs.folder import versions
+from trqam_fast.runs.versions import versions
 from trqam_fast.self_test import launch_errors
 from trqam_fast.training.backend import (
     PLANS,

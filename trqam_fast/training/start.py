@@ -14,9 +14,13 @@ from trqam_fast.agents.config import CloningConfig
 from trqam_fast.damage import reading
 from trqam_fast.errors import UsageError
 from trqam_fast.kernels.mlp.weights import packed_size
+from trqam_fast.packages import version_of
 from trqam_fast.runs.checkpoint import PROGRESS, load, newest, plain_shapes
+from trqam_fast.runs.folder import RunFolder
+from trqam_fast.runs.read import read_sound
+from trqam_fast.runs.versions import go_on
 from trqam_fast.training.config import TrainConfig
-from trqam_fast.training.presets import flag_of
+from trqam_fast.training.presets import flag_of, value_in_words
 
 RESUMABLE = {
     "backend", "plan", "graph", "streams", "threads", "dataset",
@@ -245,3 +249,40 @@ def check_continuation(state: dict[str, Any], ends: dict[str, int], data: str) -
             f"the run was trained on {state['data']}, but the flags name {data}; name the folder "
             "of its data with --dataset-dir or --generated-dir"
         )
+
+
+def check_restart(folder: RunFolder) -> None:
+    """Raise `UsageError` if a run without a checkpoint had come past its first one.
+
+    One that was killed before it begins again.
+    """
+    before = TrainConfig.from_dict(folder.read_config())
+    first = min(before.save_interval, *filter(None, before.stage_ends.values()))
+    logged = folder.logged()
+    if logged > first or (folder.path / "summary.json").exists():
+        raise UsageError(
+            f"{folder.path} has logs up to step {logged} but no checkpoint; put one back, or start "
+            "again with --overwrite"
+        )
+
+
+def changes(folder: RunFolder, config: TrainConfig, step: int) -> list[str]:
+    """Return what a run goes on with that it did not begin with, in words, and keep account of it.
+
+    Args:
+        folder: The run's folder.
+        config: What the run goes on with, which its folder does not hold yet.
+        step: From which step it does.
+    """
+    path, problems = folder.path / "versions.json", []
+    known = read_sound(path, problems)
+    if not known or problems:
+        return []
+    notes, before, now = [], folder.read_config(), config.to_dict()
+    lacking = [name for name in now if name not in before]
+    # Another version had fewer flags, whose defaults are what it did.
+    if lacking and known.get("trqam_fast") == version_of("trqam_fast"):
+        found = ", ".join(f"{flag_of(name)} {value_in_words(now[name])}" for name in lacking)
+        notes.append(f"config.json lacks flags, which are from now on {found}")
+    other = go_on(path, known, step)
+    return [*notes, other] if other else notes
