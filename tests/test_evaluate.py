@@ -178,6 +178,18 @@ def test_a_disk_that_takes_no_results(trained, tmp_path, capsys, monkeypatch):
     assert "No space left" in printed.err and "pooled" in printed.out
 
 
+@pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/a", "logs"])
+def test_results_replace_nothing_of_a_run(place, trained, tmp_path, capsys, monkeypatch):
+    folder, seen = tmp_path / "run", record(monkeypatch)
+    shutil.copytree(trained[0], folder)
+    (folder / "logs").mkdir()
+    (folder / "logs/episodes.csv").write_text("step,seed,episode\n")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert run(folder, "--episodes", 1, "--out", folder / place) == 2 and seen == []
+    assert "name another folder" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
 def test_unusable_runs_end_with_one_sentence(trained, tmp_path, capsys):
     folder, _ = trained
 

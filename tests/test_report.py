@@ -11,7 +11,7 @@ import pytest
 from tests.run_folders import COLUMNS, SUMMARY, make_run, report
 from trqam_fast.agents import ALGORITHMS, declaration
 from trqam_fast.cli import run_command
-from trqam_fast.errors import RunError, UsageError
+from trqam_fast.errors import UsageError
 from trqam_fast.report.__main__ import main
 from trqam_fast.report.run_tables import success
 from trqam_fast.report.svg import svg_of
@@ -285,12 +285,13 @@ def test_bad_arguments_are_one_sentence(tmp_path, capsys):
     assert status(tmp_path / "empty") == 2
     assert status(run, run) == 2
     assert status() == 2
-    assert status(run, "--out", run / "eval.csv") == 1
+    assert status(run, "--out", run / "eval.csv") == 2
+    assert status(run, "--out", run / "checkpoints") == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 5 and all(line.startswith("error: ") for line in lines)
+    assert len(lines) == 6 and all(line.startswith("error: ") for line in lines)
     with pytest.raises(UsageError, match="holds no run"):
         read_run(tmp_path / "empty")
-    with pytest.raises(RunError, match="--out"):
+    with pytest.raises(UsageError, match="--out"):
         main([str(run), "--out", str(run / "eval.csv")])
 
 

@@ -43,6 +43,14 @@ def test_a_run_is_written_by_one_process_at_a_time(flags, tmp_path, capsys):
     assert contents(folder) == before
 
 
+def test_a_file_is_no_folder(flags, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file", tmp_path / "file/run"):
+        assert run(flags, place) == 2
+        assert f"--run-dir {place} is a file, or leads through one" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def refused_at(place, method):
     """A method of paths for which the system refuses one."""
 

@@ -238,6 +238,9 @@ def test_a_command_that_lacks_something(tmp_path, capsys):
     assert run("sweeps/smoke.toml") == 2
     assert run("--out", tmp_path) == 2
     assert "--out is missing" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text("{}")
+    assert run("sweeps/smoke.toml", "--out", tmp_path) == 2
+    assert "--out" in capsys.readouterr().err and len([*tmp_path.iterdir()]) == 1
 
 
 def test_an_address_where_nothing_answers_is_told_at_once(tmp_path, capsys):

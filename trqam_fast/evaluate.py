@@ -13,7 +13,6 @@ import contextlib
 import csv
 import dataclasses
 import io
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ import tyro
 
 from trqam_fast import streams
 from trqam_fast.callable_module import make_callable
-from trqam_fast.damage import reason_of
+from trqam_fast.damage import reading
 from trqam_fast.data.names import nearest
 from trqam_fast.data.tasks import find_task
 from trqam_fast.devices import check_device
@@ -32,9 +31,10 @@ from trqam_fast.errors import RunError, UsageError
 from trqam_fast.evaluation import EpisodeResult, Evaluator, NotFinite
 from trqam_fast.evaluation.statistics import success_interval, wilson_interval
 from trqam_fast.evaluation.video import RENDERERS, check_encoder, find_renderer, render_options
-from trqam_fast.files import expanded, write_json, write_text
+from trqam_fast.files import expanded, make_folder, open_log, write_json, write_text
 from trqam_fast.kernels import Backend
 from trqam_fast.kinds import check_kind, plain
+from trqam_fast.runs.folder import check_out
 from trqam_fast.training.config import MAX_EPISODES
 from trqam_fast.training.load_run import LoadedRun, load_run
 from trqam_fast.training.loop import EVALUATION_SEED
@@ -160,20 +160,14 @@ def format_summary(summary: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def make_folder(folder: Path) -> None:
-    """Make the folder of the results and see that it takes files, before hours of episodes.
-
-    Raises:
-        UsageError: it does not.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UsageError(
-            f"the results cannot be written to {folder} ({reason_of(error)}); name another folder "
-            "with --out"
-        ) from None
+def check_episodes(folder: Path) -> None:
+    """Raise `UsageError` if a folder holds an episodes.csv of something else than evaluations."""
+    path = folder / "episodes.csv"
+    if path.exists():
+        with reading(path, "is not of evaluate", "name another folder with --out"):
+            with open_log(path) as file:
+                if next(csv.reader(file), None) != list(COLUMNS):
+                    raise ValueError("it has other columns")
 
 
 def write_results(folder: Path, table: Table, summary: dict[str, Any]) -> None:
@@ -304,6 +298,9 @@ def main(argv: list[str] | None = None) -> int:
     args = dataclasses.replace(args, episodes=episodes)
     name = f"step_{loaded.step:09d}-seed_{args.seed}-episodes_{episodes}"
     folder = args.out or args.run / "evaluation" / name
+    if args.out is not None:
+        check_out(folder)
+        check_episodes(folder)
     make_folder(folder)
 
     def say(seed: int, results: list[EpisodeResult]) -> None:

@@ -9,10 +9,12 @@ import io
 import json
 import os
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
+from trqam_fast.damage import reason_of
 from trqam_fast.errors import UsageError
 
 PARTIAL = ".partial"
@@ -89,6 +91,22 @@ def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
     return read_bytes(path, largest).decode()
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder of the results and see that it takes files, before hours of work.
+
+    Raises:
+        UsageError: it does not.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UsageError(
+            f"the results cannot be written to {folder} ({reason_of(error)}); name another folder "
+            "with --out"
+        ) from None
+
+
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file that gets its name once it is complete and on disk.
@@ -103,6 +121,9 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk's names none
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

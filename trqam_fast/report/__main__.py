@@ -22,6 +22,7 @@ from trqam_fast.report.comparison import Comparison
 from trqam_fast.report.find import collect, is_run
 from trqam_fast.report.page import write_comparison, write_report
 from trqam_fast.report.table import LONGEST
+from trqam_fast.runs.folder import check_out
 from trqam_fast.runs.read import encodable, read_runs
 from trqam_fast.text import printable
 
@@ -51,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         tuple(map(expanded, args.runs)), None if args.out is None else expanded(args.out)
     )
     out = args.out or (args.runs[0] / "report" if len(args.runs) == 1 else Path("report"))
+    check_out(out)
     compare = any(path.is_dir() and not is_run(path) for path in args.runs)
     page = report_methods(args.runs, out) if compare else report_runs(args.runs, out)
     print(encodable(str(page)))

@@ -11,7 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from trqam_fast.errors import RunError
-from trqam_fast.files import write_text
+from trqam_fast.files import make_folder, write_text
 from trqam_fast.report import comparison_tables, run_tables
 from trqam_fast.report.aggregate import REPS
 from trqam_fast.report.collect import Result
@@ -53,11 +53,12 @@ def write_report(runs: list[Run], out: Path) -> Path:
         The page, which needs none of the other files.
 
     Raises:
-        RunError: the folder cannot be written.
+        UsageError: the folder takes no files.
+        RunError: it takes them no more.
     """
     seeds = sum(len(run.seeds) for run in runs)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         pictures, files = [], {}
         for panel in panels_of(runs):
             text = f"{panel.title}: {panel.label} over the steps of every run"
@@ -102,12 +103,13 @@ def write_comparison(
         The page, which needs none of the other files.
 
     Raises:
-        RunError: the folder cannot be written.
+        UsageError: the folder takes no files.
+        RunError: it takes them no more.
     """
     c, tables, published = comparison, comparison_tables, read_published()
     pairs, path_kl = tables.pairs(c), tables.path_kl(c)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         pictures = {
             name: svg_of(picture, name, name.replace("_", " "))
             for name, picture in draw_all(c).items()

@@ -96,8 +96,6 @@ class RunFolder:
 
     def check_free(self, overwrite: bool) -> None:
         """Raise `UsageError` unless a new run may be put here."""
-        if self.path.exists() and not self.path.is_dir():
-            raise UsageError(f"--run-dir {self.path} is a file; name a folder")
         if self.exists and not overwrite:
             raise UsageError(
                 f"--run-dir {self.path} already holds a run; continue it with --resume, replace "
@@ -114,6 +112,7 @@ class RunFolder:
 
         Raises:
             FileExistsError: it is there, unless it may be.
+            UsageError: it is a file.
             RunError: it cannot be made.
         """
         try:
@@ -122,6 +121,10 @@ class RunFolder:
         except OSError as error:
             if isinstance(error, FileExistsError) and not exist_ok:
                 raise
+            if isinstance(error, FileExistsError | NotADirectoryError):
+                raise UsageError(
+                    f"--run-dir {self.path} is a file, or leads through one; name a folder"
+                ) from None
             raise RunError(f"cannot write to --run-dir {self.path}: {error}") from None
         self._made = self._made or missing
 
@@ -244,6 +247,15 @@ class RunFolder:
             )
         with reading(path, "is damaged", "put its copy back, or start a new run elsewhere"):
             return load_json(path)
+
+
+def check_out(path: Path) -> None:
+    """Raise `UsageError` if --out, of what is no run, names a run's folder or its checkpoints."""
+    place = path.resolve()
+    checkpoints = [each for each in (place, *place.parents) if each.name == "checkpoints"]
+    for folder in (place, *(each.parent for each in checkpoints)):
+        if RunFolder(folder).exists:
+            raise UsageError(f"--out {path} is part of the run {folder}; name another folder")
 
 
 def lock(file: IO[str], kind: int) -> bool:

@@ -20,6 +20,7 @@ import tyro
 from trqam_fast.data.load import missing_data
 from trqam_fast.errors import FAILURE, INTERRUPTED, REQUEUE, Stopped, UsageError
 from trqam_fast.files import expanded, write_text, written_whole
+from trqam_fast.runs.folder import check_out
 from trqam_fast.streams import say
 from trqam_fast.sweep import cluster
 from trqam_fast.sweep.estimate import job_seconds, machine_bytes, makespan
@@ -82,6 +83,7 @@ def main(argv: list[str] | None = None) -> int:
         return run_one(args.out, args.job)
     if args.spec is None:
         raise UsageError("no sweep is named; give its file, e.g. sweeps/smoke.toml")
+    check_out(args.out)
     spec = read_spec(args.spec)
     jobs = make_plan(spec, args.out)
     if args.dry_run:
