@@ -4,6 +4,7 @@ Longer than 400 lines, as all of it starts the same small run (`flags` in confte
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from trqam_fast.agents import ALGORITHMS, TRQAMConfig
 from trqam_fast.convert import ConvertArgs
 from trqam_fast.errors import UsageError
 from trqam_fast.evaluate import EvaluateArgs, evaluate
+from trqam_fast.files import write_text
 from trqam_fast.policy import Policy
 from trqam_fast.runs import checkpoint
 from trqam_fast.status.__main__ import StatusArgs
@@ -263,6 +265,9 @@ def test_paths_are_the_same_from_any_folder(tmp_path, monkeypatch):
     assert make_config().to_dict()["dataset_dir"] == "~/.ogbench/data"
     monkeypatch.chdir("/")
     assert TrainConfig.from_dict(values) == config
+    for name in ("run_dir", "generated_dir", "dataset"):
+        with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} is empty; name a path"):
+            make_config(**{name: ""})
 
 
 def test_every_command_takes_a_run_in_the_home_folder(tmp_path, monkeypatch):
@@ -440,3 +445,16 @@ def test_failed_write_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
         checkpoint.save(path, {"x": 2})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(OSError, match=re.escape(f"No space left on device: '{path}'")):
+        write_text(path, "whole")
+
+
+def test_a_picture_that_fails_is_a_warning(flags, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train, "write_overview", full)
+    assert run(flags, tmp_path / "run", "--algo", "bc") == 0
+    said = capsys.readouterr()
+    assert "warning: curves.png is not drawn (No space left on device)" in said.err
+    assert "run folder:" in said.out and (tmp_path / "run/summary.json").exists()

@@ -27,7 +27,7 @@ import torch
 
 from trqam_fast.agents import algorithm, declare
 from trqam_fast.callable_module import make_callable
-from trqam_fast.damage import reading
+from trqam_fast.damage import reading, reason_of
 from trqam_fast.data.dataset import Transitions
 from trqam_fast.data.load import load_task
 from trqam_fast.errors import FAILURE, INTERRUPTED, Stopped, UsageError
@@ -368,7 +368,11 @@ def finish(config: TrainConfig, folder: RunFolder, logger: Logger, ledger: Ledge
     """Write the summary and the curves, print the table."""
     summary = summarise(config, running_backend(config), ledger)
     write_json(folder.path / "summary.json", summary)
-    write_overview(folder.path, folder.path / "curves.png")
+    try:
+        write_overview(folder.path, folder.path / "curves.png")
+    except Exception as error:  # whatever a picture lacks, the run has ended
+        said = f"warning: curves.png is not drawn ({reason_of(error)}); the report draws curves too"
+        logger.say(said, error=True)
     logger.say(format_table(config, summary))
     logger.say(f"run folder: {folder.path}")
     return Result(folder.path, summary)

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from trqam_fast.damage import Damaged, Unreadable, reading
+from trqam_fast.damage import Damaged, Unreadable, reading, reason_of
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.files import open_file, written_whole
 from trqam_fast.networks import MLPShape, ScalarShape
@@ -51,7 +51,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
         with written_whole(path) as file:
             torch.save({"format": FORMAT, **state}, file)
     except (OSError, RuntimeError) as error:
-        raise RunError(f"cannot write the checkpoint {path}: {error}") from None
+        raise RunError(f"cannot write the checkpoint {path}: {reason_of(error)}") from None
 
 
 def load(path: Path, remedy: str = "name another one") -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from trqam_fast.agents import ALGORITHMS, algorithm
+from trqam_fast.damage import reason_of
 from trqam_fast.evaluation import EpisodeResult
 from trqam_fast.runs.csv_log import CsvLog
 from trqam_fast.runs.folder import RunFolder
@@ -167,7 +168,8 @@ class Logger:
             return True
         except OSError as error:
             self.say(
-                f"warning: cannot write {log.path} ({error}); the run goes on and tries again",
+                f"warning: cannot write {log.path} ({reason_of(error)}); the run goes on and tries "
+                "again",
                 error=True,
             )
             return False
