@@ -1,6 +1,7 @@
 """All commands under one name, and completion of their words."""
 
 import importlib
+import runpy
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import trqam_fast
 from trqam_fast import __main__ as entry
 from trqam_fast import completion
+from trqam_fast.cli import run_command
 
 
 def call(monkeypatch, *words) -> int:
@@ -55,6 +57,17 @@ def test_wrong_words(words, sentence, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
+    ("words", "named"),
+    [(["--out", ""], "--out"), (["--run-dir="], "--run-dir"), (["a", ""], "an argument")],
+)
+def test_empty_words_are_no_folder(words, named, monkeypatch, capsys):
+    """As those of variables that are not set."""
+    monkeypatch.setattr(sys, "argv", ["train", *words])
+    assert run_command(lambda: 0) == 2
+    assert capsys.readouterr().err.startswith(f"error: {named} is empty, as a variable that")
+
+
+@pytest.mark.parametrize(
     ("words", "status"),
     [(["data", "list", "--dataset-dir", "here"], 0), (["report", "nowhere"], 2)],
 )
@@ -69,6 +82,11 @@ def test_a_command_runs_as_its_module_does(words, status, tmp_path):
     ]  # fmt: skip
     assert [done.returncode for done in both] == [status, status]
     assert (both[0].stdout, both[0].stderr) == (both[1].stdout, both[1].stderr)
+
+
+def test_the_self_test_names_its_command():
+    with pytest.raises(SystemExit, match="run python -m trqam_fast.doctor"):
+        runpy.run_path("trqam_fast/self_test.py", run_name="__main__")
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")

@@ -281,10 +281,14 @@ def test_paths_that_lead_to_no_file(tmp_path, capsys):
         argv = [str(tmp_path / name), str(tmp_path / "out.pt")]
         assert run_command(lambda argv=argv: convert.main(argv)) == 2
         assert reason in capsys.readouterr().err
-    assert run_command(lambda: convert.main([str(REAL), str(tmp_path / "loop")])) == 0
+
+
+def test_nothing_is_replaced(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "link").symlink_to(write(tmp_path / "a.pkl", 1))
-    with pytest.raises(UsageError, match="would replace the original"):
-        convert.main([str(tmp_path / "a.pkl"), str(tmp_path / "link")])
+    for name in ("a.pkl", "link", "loop", ""):
+        with pytest.raises(UsageError, match="is there already; remove it, or name another file"):
+            convert.main([str(REAL), str(tmp_path / name)])
 
 
 def test_command_statuses(tmp_path, capsys):

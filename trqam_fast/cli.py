@@ -64,6 +64,7 @@ def run_command(main: Callable[[], int]) -> int:
     warnings.filterwarnings("ignore", message=".*Box (low|high)'s precision lowered")
     with interruptible():
         try:
+            check_words(sys.argv[1:])
             return main()
         except (UsageError, RunError) as error:
             return fail(error, error.status)
@@ -82,6 +83,14 @@ def run_command(main: Callable[[], int]) -> int:
             if isinstance(error, BackendError):
                 return fail(error, UsageError.status)
             return fail(in_words(error))
+
+
+def check_words(words: list[str]) -> None:
+    """Raise `UsageError` if one is empty: as a path, it would be the current folder."""
+    for before, word in zip(["", *words], words, strict=False):
+        if word == "" or (word.startswith("--") and word.endswith("=")):
+            name = word[:-1] or (before if before.startswith("--") else "an argument")
+            raise UsageError(f"{name} is empty, as a variable that is not set; give it a value")
 
 
 @contextlib.contextmanager

@@ -15,7 +15,6 @@ if __name__ == "__main__":
 
 import hashlib
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -352,19 +351,11 @@ def compare(agent: Agent, expected: dict[str, np.ndarray]) -> dict[str, float]:
     return deviations.worst
 
 
-def same_file(path: Path, other: Path) -> bool:
-    """Whether two paths lead to one file; a path that leads nowhere is another one."""
-    try:
-        return os.path.samefile(path, other)
-    except OSError:
-        return False
-
-
 def main(argv: list[str] | None = None) -> int:
     """Convert, compare if asked, return the exit status."""
     args = tyro.cli(ConvertArgs, args=argv, prog="python -m trqam_fast.convert")
-    if same_file(args.out, args.pickle):
-        raise UsageError(f"{args.out} would replace the original; name another file to write")
+    if args.out.exists() or args.out.is_symlink():
+        raise UsageError(f"{args.out} is there already; remove it, or name another file to write")
     expected = None if args.check is None else load_expected(args.check)
     source = FlaxCheckpoint(args.pickle)
     agent = build_agent(source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
+import sys
 from dataclasses import replace
 
 import torch
@@ -104,3 +105,7 @@ def triton_problems(
     names = [name for name, case in CASES.items() if OPS[case.op].triton]
     found = (problem(name, backend, device, precision, dim)[1] for name in names)
     return [text for text in found if text]
+
+
+if __name__ == "__main__":
+    sys.exit("error: the self-test is part of another command; run python -m trqam_fast.doctor")

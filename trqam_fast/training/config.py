@@ -250,6 +250,8 @@ class TrainConfig(TaskConfig, MachineConfig, DataConfig, StageConfig, LogConfig,
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
+            if name in (*PATHS, "dataset") and value == "":
+                raise UsageError(f"--{name.replace('_', '-')} is empty; name a path")
             if name in PATHS and isinstance(value, str | Path):
                 path = Path(value)
                 # A run is continued from other folders. The defaults keep their ~, which is
