@@ -61,7 +61,7 @@ def test_a_flipped_bit_of_the_directory_gives_way_to_the_one_before(folder, newe
     one_bit(newest)
     assert run([], folder, "--resume") == 0
     said = capsys.readouterr()
-    assert f"{newest} is not a readable checkpoint" in said.err
+    assert f"{newest} is no whole checkpoint of this package" in said.err
     assert f"resuming from {BEFORE}" in said.out
     one_bit(newest)
     assert evaluated(folder, "--checkpoint", newest) == 2
@@ -69,6 +69,28 @@ def test_a_flipped_bit_of_the_directory_gives_way_to_the_one_before(folder, newe
     assert message.startswith("error: ") and "name another one with --checkpoint" in message
     assert run([], folder.with_name("new"), "--pretrained", str(newest)) == 2
     assert "name another one with --pretrained" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["state_dict", "safetensors", "pt2", "export"])
+def test_weights_of_others_are_no_damage(kind, flags, tmp_path, capsys):
+    net, path = torch.nn.Linear(2, 2), tmp_path / "weights"
+    if kind == "pt2":
+        torch.export.save(torch.export.export(net, (torch.zeros(1, 2),)), path.with_suffix(".pt2"))
+        path = path.with_suffix(".pt2")
+    elif kind == "state_dict":
+        torch.save(net.state_dict(), path)
+    elif kind == "safetensors":
+        path.write_bytes((2).to_bytes(8, "little") + b"{}")
+    else:
+        path.mkdir()
+        (path / "model.safetensors").touch()
+    assert run([*flags, "--pretrained", str(path)], tmp_path / "run") == 2
+    said = capsys.readouterr().err
+    whole = "is no whole checkpoint of this package"
+    assert ("is an export; name the run" if kind == "export" else whole) in said
+    if kind != "export":
+        assert "for a policy of your own see docs/your_own_policy.md" in said
+    assert len(said.strip().splitlines()) == 1 and "miniz" not in said
 
 
 @contextlib.contextmanager
@@ -172,7 +194,7 @@ ODD_PROGRESS = [
 @pytest.mark.parametrize("odd", ODD, ids="".join)
 def test_values_of_other_types(odd, newest):
     changed(newest, **odd)
-    with pytest.raises(Damaged, match=f"{newest} is not a readable checkpoint"):
+    with pytest.raises(Damaged, match=f"{newest} is no whole checkpoint of this package"):
         checkpoint.load(newest)
 
 
@@ -181,7 +203,7 @@ def test_progress_of_other_types_gives_way_to_the_checkpoint_before(odd, newest)
     torch.save(torch.load(newest, weights_only=True) | odd, newest)
     warnings = []
     assert checkpoint.load_newest(newest.parent, warnings.append)[1] == BEFORE
-    assert len(warnings) == 1 and f"{newest} is not a readable checkpoint" in warnings[0]
+    assert len(warnings) == 1 and f"{newest} is no whole checkpoint of this package" in warnings[0]
 
 
 @pytest.mark.parametrize(

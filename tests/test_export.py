@@ -24,7 +24,8 @@ from trqam_fast.export import load_export, weights, write_export
 from trqam_fast.files import write_json
 from trqam_fast.policy import Policy
 from trqam_fast.runs import checkpoint
-from trqam_fast.runs.folder import RunFolder, cpu_model
+from trqam_fast.runs.folder import RunFolder
+from trqam_fast.runs.versions import cpu_model
 from trqam_fast.training.backend import settle_backend
 from trqam_fast.training.load_run import load_run, make_agent
 from trqam_fast.training.presets import make_config
@@ -238,7 +239,7 @@ def test_refusals(exported, tmp_path, monkeypatch):
         write_export(tmp_path, tmp_path / "out")
     with pytest.raises(UsageError, match="no config of an export"):
         load_export(run_folder)
-    with pytest.raises(UsageError, match="is an export; load it with trqam_fast.export.load_expo"):
+    with pytest.raises(UsageError, match="is an export, which has no checkpoints; name its run"):
         load_run(exported)
     with pytest.raises(UsageError, match="is a file, which --checkpoint takes beside its run"):
         load_run(exported / "config.json")
@@ -253,6 +254,13 @@ def change_config(folder, **changes):
     values = json.loads(path.read_text())
     settings = values["settings"] | {n: changes.pop(n) for n in list(changes) if n in ALGO_FLAGS}
     path.write_text(json.dumps(values | {"settings": settings} | changes))
+
+
+def without_checksum(folder):
+    path = folder / "config.json"
+    values = json.loads(path.read_text())
+    del values["sha256"]
+    path.write_text(json.dumps(values))
 
 
 ALGO_FLAGS = {"algo", "actor_hidden_dims", "seeds"}
@@ -294,9 +302,23 @@ def test_odd_weights(exported, tmp_path):
     with pytest.raises(UsageError, match="lam is missing"):
         load_export(folder)
     path.unlink()
+    with pytest.raises(UsageError, match="is an export, but model.safetensors is missing; copy it"):
+        Policy.load(folder)
     os.mkfifo(path)
     with pytest.raises(Unreadable, match="no regular file"):
         load_export(folder)
+
+
+def test_changed_weights_are_noticed(exported, tmp_path):
+    """Where the config has their checksum, which that of an earlier version has not."""
+    folder = shutil.copytree(exported, tmp_path / "copy")
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(UsageError, match="does not hold the weights .its checksum is not the one"):
+        load_export(folder)
+    without_checksum(folder)
+    load_export(folder)
 
 
 def test_own_algorithms_are_given_as_classes(exported, tmp_path):
@@ -311,5 +333,6 @@ def test_own_algorithms_are_given_as_classes(exported, tmp_path):
     tensors = load_file(folder / "model.safetensors")
     save_file({n: t for n, t in tensors.items() if n not in ("lam", "kl_ema")},
               folder / "model.safetensors")  # fmt: skip
+    without_checksum(folder)
     policy = Policy.load(folder, kind=AnnealedQAM)
     assert policy(np.zeros(policy.sizes.obs_dim)).shape == (len(policy.sizes.low),)

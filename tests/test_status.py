@@ -297,6 +297,7 @@ def test_plain_runs(tmp_path):
     one = make_run(tmp_path / "a" / "one", logs=HALFWAY)
     make_run(tmp_path / "b" / "two", logs=HALFWAY, algo="qam-e", summary={"failures": {}})
     make_run(one / "evaluation" / "no_run_of_its_own")
+    (make_run(tmp_path / "export") / "model.safetensors").touch()
     rows, text = table(tmp_path)
     assert [(row["run"], row["method"]) for row in rows] == [("a/one", "TRQAM"), ("b/two", "QAM-E")]
     assert [row["state"] for row in rows] == ["interrupted, newest row under 1 min ago", "done"]

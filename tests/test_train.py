@@ -197,7 +197,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, flags, tmp_pat
     capsys.readouterr()
     assert run([], folder, "--resume") == 0
     captured = capsys.readouterr()
-    assert f"{path} is not a readable checkpoint" in captured.err
+    assert f"{path} is no whole checkpoint of this package" in captured.err
     assert "resuming from step_000000035.pt" in captured.out
     assert not witness.exists()
     assert compare_runs(whole, folder) == []

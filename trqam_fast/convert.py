@@ -13,7 +13,6 @@ from trqam_fast.cli import begin, run_command
 if __name__ == "__main__":
     begin()
 
-import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from trqam_fast.agents.trqam import TRQAMConfig
 from trqam_fast.authors import Deviations, agent_tensors, named_tensors
 from trqam_fast.data.npz import read_arrays
 from trqam_fast.errors import UsageError
-from trqam_fast.files import expanded
+from trqam_fast.files import expanded, sha256_of
 from trqam_fast.runs import checkpoint
 from trqam_fast.text import printable
 
@@ -285,7 +284,7 @@ def copy_array(tensor: Tensor, array: np.ndarray, where: str) -> None:
 
 def to_state(agent: Agent, source: FlaxCheckpoint) -> dict[str, Any]:
     """Return the contents of a checkpoint to start from; a run cannot be continued from it."""
-    digest = hashlib.sha256(source.path.read_bytes()).hexdigest()
+    digest = sha256_of(source.path)
     return {
         "stage": "pretrain" if isinstance(agent, BCAgent) else "offline",
         "step": int(agent.steps),

@@ -28,9 +28,17 @@ from trqam_fast.agents import ALGORITHMS, Agent
 from trqam_fast.agents.config import groups_of
 from trqam_fast.damage import reading
 from trqam_fast.errors import UsageError
-from trqam_fast.files import expanded, open_file, write_json, write_text, written_whole
+from trqam_fast.files import (
+    expanded,
+    open_file,
+    sha256_of,
+    write_json,
+    write_text,
+    written_whole,
+)
 from trqam_fast.model_card import model_card
 from trqam_fast.runs import checkpoint as checkpoints
+from trqam_fast.runs.folder import MODEL
 from trqam_fast.runs.read import read_runs
 from trqam_fast.runs.values import load_json
 from trqam_fast.training.backend import check_asked, settle_backend
@@ -50,7 +58,7 @@ from trqam_fast.training.load_run import (
 )
 
 FORMAT = 1
-MODEL, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+CONFIG, CARD = "config.json", "README.md"
 
 LAYERS = ("kernels", "biases", "norm_scales", "norm_biases")
 """Parts of a network that hold a tensor for each layer."""
@@ -154,7 +162,7 @@ def write_export(
     write_text(
         out / CARD, model_card(loaded, record, settings, str(state.get("data", "")), license)
     )
-    write_json(out / CONFIG, values)
+    write_json(out / CONFIG, values | {"sha256": sha256_of(out / MODEL)})
     return out
 
 
@@ -210,6 +218,9 @@ def load_export(
             if saved[name].shape != tensor.shape or saved[name].dtype != tensor.dtype:
                 raise ValueError(f"{name} is {saved[name].dtype} {list(saved[name].shape)}")
             tensor.copy_(saved[name])
+        found = sha256_of(path)
+        if values.get("sha256", found) != found:  # exports of earlier versions have none
+            raise ValueError(f"its checksum is not the one in {CONFIG}")
     failures = {at: diverged[str(s)] for at, s in enumerate(config.seeds) if str(s) in diverged}
     return LoadedRun(config, agent, stage, step, path, sizes, failures)
 

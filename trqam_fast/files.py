@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -105,6 +106,19 @@ def make_folder(folder: Path) -> None:
             f"the results cannot be written to {folder} ({reason_of(error)}); name another folder "
             "with --out"
         ) from None
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a regular file's contents.
+
+    Raises:
+        OSError: see `open_file`.
+    """
+    digest = hashlib.sha256()
+    with open_file(path) as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

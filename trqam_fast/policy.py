@@ -14,10 +14,10 @@ from trqam_fast.damage import reason_of
 from trqam_fast.errors import UsageError
 from trqam_fast.evaluation.episodes import Request
 from trqam_fast.evaluation.policy import choose_chunks
-from trqam_fast.export import MODEL, load_export
+from trqam_fast.export import load_export
 from trqam_fast.files import expanded
 from trqam_fast.program import write_program
-from trqam_fast.runs.folder import RunFolder
+from trqam_fast.runs.folder import MODEL, RunFolder
 from trqam_fast.simulator.bounds import float32_bounds, unscaled
 from trqam_fast.simulator.environment import Parts, names_of
 from trqam_fast.training.interface import Sizes

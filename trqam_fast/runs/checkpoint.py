@@ -66,14 +66,14 @@ def load(path: Path, remedy: str = "name another one") -> dict[str, Any]:
         Unreadable: the system refuses.
         UsageError: it is of another format.
     """
-    with reading(path, "is not a readable checkpoint", remedy), open_file(path) as file:
+    with reading(path, "is no whole checkpoint of this package", remedy), open_file(path) as file:
         check_archive(file)
         file.seek(0)
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:  # torch's own words fill a page
             raise ValueError("it holds other things than tensors and plain values") from None
-        if not isinstance(state, dict):
+        if not isinstance(state, dict) or state.keys().isdisjoint(WEIGHTS):
             raise ValueError("it holds no state of a run")
         check_tensors(state)
         found = state.get("format")
@@ -93,6 +93,8 @@ def load(path: Path, remedy: str = "name another one") -> dict[str, Any]:
 def check_archive(file: BinaryIO) -> None:
     """Raise an error if a checksum is wrong, or a part is not stored as torch stores it."""
     with zipfile.ZipFile(file) as archive:
+        if not any(name.endswith("/data.pkl") for name in archive.namelist()):
+            raise ValueError("it holds no state of a run")
         for part in archive.infolist():
             # Nothing is compressed, so no small file asks for much memory.
             if part.compress_type != zipfile.ZIP_STORED or part.compress_size != part.file_size:

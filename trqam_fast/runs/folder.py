@@ -25,6 +25,8 @@ STAGES = ("pretrain", "offline", "online")
 KEYS = ("stage", "step", "seed")
 """Columns that say what a row of metrics is of."""
 
+MODEL = "model.safetensors"
+"""Weights of an export, which has a config.json and is no run."""
 RUNS_DIR = Path("runs")
 LOCK = "run.lock"
 ENDING = ("summary.json", "curves.png")

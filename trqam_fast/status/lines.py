@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trqam_fast.errors import UsageError
-from trqam_fast.runs.folder import is_held
+from trqam_fast.runs.folder import MODEL, is_held
 from trqam_fast.runs.progress import Progress, read_progress
 from trqam_fast.runs.read import fault_of
 from trqam_fast.status.outcome import read_outcomes
@@ -120,7 +120,7 @@ def run_lines(folder: Path) -> list[Line]:
     lines = []
     for path, folders, files in os.walk(folder):
         folders.sort()
-        if "config.json" not in files:
+        if "config.json" not in files or MODEL in files:
             continue
         folders.clear()
         progress, fault = progress_of(Path(path), {})

@@ -18,7 +18,7 @@ from trqam_fast.kernels import Backend, BackendError
 from trqam_fast.kernels.dispatch import check_backend
 from trqam_fast.kinds import check_kind
 from trqam_fast.runs import checkpoint as checkpoints
-from trqam_fast.runs.folder import RunFolder
+from trqam_fast.runs.folder import MODEL, RunFolder
 from trqam_fast.training import backend
 from trqam_fast.training.backend import check_asked, settle_backend
 from trqam_fast.training.config import TrainConfig
@@ -81,7 +81,7 @@ def load_run(
         "use the version that made the run",
     ):  # fmt: skip
         if "settings" in values:
-            raise UsageError(f"{path} is an export; load it with trqam_fast.export.load_export")
+            raise UsageError(f"{path} is an export, {what_helps(path)}")
         config = config_here(values, device, backend)
     found, state = read_checkpoint(folder, checkpoint)
     check_asked(config)
@@ -105,6 +105,13 @@ def what_it_is(path: Path) -> str:
     if path.is_file():
         return "is a file, which --checkpoint takes beside its run"
     return "holds no config.json" if path.exists() else "does not exist"
+
+
+def what_helps(export: Path) -> str:
+    """Return what is said of an export where a run is due."""
+    if (export / MODEL).exists():
+        return "which has no checkpoints; name its run, or act with it by trqam_fast.Policy.load"
+    return f"but {MODEL} is missing; copy it there, or export the run again"
 
 
 def make_agent(config: TrainConfig, stage: str, obs_dim: int, act_dim: int) -> Agent:

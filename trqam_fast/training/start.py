@@ -16,7 +16,7 @@ from trqam_fast.errors import UsageError
 from trqam_fast.kernels.mlp.weights import packed_size
 from trqam_fast.packages import version_of
 from trqam_fast.runs.checkpoint import PROGRESS, load, newest, plain_shapes
-from trqam_fast.runs.folder import RunFolder
+from trqam_fast.runs.folder import MODEL, RunFolder
 from trqam_fast.runs.read import read_sound
 from trqam_fast.runs.versions import go_on
 from trqam_fast.training.config import TrainConfig
@@ -33,6 +33,12 @@ RESUMABLE = {
 
 MISFIT = "does not fit this run", "move it away to go on from the one before"
 """What is said of a checkpoint whose contents contradict the run's, and what helps."""
+
+
+PRETRAINED = (
+    "name another one with --pretrained; for a policy of your own see docs/your_own_policy.md"
+)
+"""What helps where ``--pretrained`` names no checkpoint."""
 
 
 def check_shapes(saved: dict[str, list], expected: dict[str, list], path: Path) -> None:
@@ -86,7 +92,7 @@ def read_pretrained(path: Path) -> tuple[dict[str, Any], Path]:
         UsageError: there is none, or it is damaged.
     """
     path = check_exists(path)
-    return load(path, "name another one with --pretrained"), path
+    return load(path, PRETRAINED), path
 
 
 def check_exists(path: Path) -> Path:
@@ -97,6 +103,8 @@ def check_exists(path: Path) -> Path:
     """
     if path.is_dir():
         found = newest(path / "checkpoints")
+        if (path / MODEL).exists():
+            raise UsageError(f"--pretrained {path} is an export; name the run that it was made of")
         if found is None:
             raise UsageError(f"--pretrained {path} holds no checkpoint; name a run or a file")
         return found
