@@ -64,7 +64,7 @@ def test_empty_words_are_no_folder(words, named, monkeypatch, capsys):
     """As those of variables that are not set."""
     monkeypatch.setattr(sys, "argv", ["train", *words])
     assert run_command(lambda: 0) == 2
-    assert capsys.readouterr().err.startswith(f"error: {named} is empty, as a variable that")
+    assert capsys.readouterr().err.startswith(f"error: {named} is empty (a variable that")
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def check_words(words: list[str]) -> None:
     for before, word in zip(["", *words], words, strict=False):
         if word == "" or (word.startswith("--") and word.endswith("=")):
             name = word[:-1] or (before if before.startswith("--") else "an argument")
-            raise UsageError(f"{name} is empty, as a variable that is not set; give it a value")
+            raise UsageError(f"{name} is empty (a variable that is not set?); give it a value")
 
 
 @contextlib.contextmanager
