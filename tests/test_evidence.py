@@ -17,8 +17,9 @@ from benchmarks.evidence.tables import LINES
 from tests.run_folders import ONE, Sweep
 from trqam_fast.errors import RunError
 from trqam_fast.report.collect import Result
+from trqam_fast.runs.values import tomllib
 from trqam_fast.sweep.plan import make_plan
-from trqam_fast.sweep.spec import parse_spec, read_spec, tomllib
+from trqam_fast.sweep.spec import parse_spec, read_spec
 
 BEST = {"qam": {"a": 0.1, "b": 1.0, "c": 10.0}, "trqam": 0.5}
 """Setting that solves a cell; of TRQAM it is the same everywhere."""
