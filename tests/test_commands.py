@@ -12,7 +12,8 @@ import pytest
 import trqam_fast
 from trqam_fast import __main__ as entry
 from trqam_fast import completion
-from trqam_fast.cli import run_command
+from trqam_fast.cli import check_words
+from trqam_fast.errors import UsageError
 
 
 def call(monkeypatch, *words) -> int:
@@ -60,11 +61,16 @@ def test_wrong_words(words, sentence, monkeypatch, capsys):
     ("words", "named"),
     [(["--out", ""], "--out"), (["--run-dir="], "--run-dir"), (["a", ""], "an argument")],
 )
-def test_empty_words_are_no_folder(words, named, monkeypatch, capsys):
+def test_empty_words_are_no_folder(words, named):
     """As those of variables that are not set."""
-    monkeypatch.setattr(sys, "argv", ["train", *words])
-    assert run_command(lambda: 0) == 2
-    assert capsys.readouterr().err.startswith(f"error: {named} is empty (a variable that")
+    with pytest.raises(UsageError, match=f"^{named} is empty .a variable that"):
+        check_words(words)
+
+
+def test_a_command_looks_for_empty_words_before_it_imports_anything():
+    command = [sys.executable, "-m", "trqam_fast.status", ""]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: an argument is empty")
 
 
 @pytest.mark.parametrize(

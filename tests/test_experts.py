@@ -612,3 +612,14 @@ def test_lerobots_own_class(name):
         assert done["after"] > done["before"] + 2.0
         assert abs(done["late_kl"] / action_experts.BUDGET - 1) < 0.1
         assert done["graph_bytes"] < found["rollout_bytes"] / 5
+
+
+def test_weights_that_cannot_be_merged_are_left():
+    tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    tied[1].weight = tied[0].weight
+    computed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
+    for module, fault in ((tied, "of another layer too"), (computed, "that are computed")):
+        copy = LowRank(module, rank=2)
+        with pytest.raises(TypeError, match=f"LowRank: 0 has weights {fault}, to which merge"):
+            copy.merge()
+        assert copy._hooks

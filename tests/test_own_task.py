@@ -139,7 +139,7 @@ def test_success_is_the_users_return_or_the_environments_or_termination():
         ("1", {}, "gave the reward 1; return a finite number"),
         (0, {"success": 0.01}, "gave the info success 0.01; return True or False, or 1 or 0"),
         (0, {"success": "no"}, "gave the info success no; return True or False"),
-        (0, {"is_success": None}, "gave the info is_success None; return True or False"),
+        (0, {"is_success": None}, 0.0),
     ],
     ids=str,
 )

@@ -96,7 +96,7 @@ def test_behaviour_cloning_stage(recording, tmp_path, capsys):
     path = tmp_path / "bc.npz"
     np.savez(path, **arrays)
     assert parity.main([str(path)]) == 0
-    assert "not compared, as nothing of ours stands for it: actor/fast_loss, " in (
+    assert "not compared, as this package has no such quantity: actor/fast_loss, " in (
         capsys.readouterr().out
     )
     for name in ("final/critic/value_net/Dense_0/bias", "final/target_actor_slow/mlp/Dense_0/bias"):

@@ -36,6 +36,10 @@ def begin(*stopping: signal.Signals) -> None:
         stopping: Signals besides Ctrl-C; the exit status is 75, as nothing is lost.
     """
     open_closed()
+    try:
+        check_words(sys.argv[1:])
+    except UsageError as error:
+        sys.exit(fail(error, error.status))
     statuses = {signal.SIGINT: INTERRUPTED} | dict.fromkeys(stopping, REQUEUE)
 
     def leave(number: int, frame: FrameType | None) -> None:
@@ -64,7 +68,6 @@ def run_command(main: Callable[[], int]) -> int:
     warnings.filterwarnings("ignore", message=".*Box (low|high)'s precision lowered")
     with interruptible():
         try:
-            check_words(sys.argv[1:])
             return main()
         except (UsageError, RunError) as error:
             return fail(error, error.status)

@@ -240,7 +240,7 @@ def play(
                 except NotFinite as error:
                     failures[run] = str(error)
             if run in failures and len(failures) < len(loaded.config.seeds):
-                print(f"warning: seed {seed} is not evaluated: {failures[run]}", file=sys.stderr)
+                streams.say(f"warning: seed {seed} is not evaluated: {failures[run]}", "stderr")
     if not table:
         reason = next(iter(failures.values()))
         raise UsageError(

@@ -185,7 +185,8 @@ def replay(args: ParityArgs, agent_class: type[Agent] | None = None) -> dict[str
                 deviations.add(f"out/{theirs}", terms.outputs[ours][0], recorded[theirs])
         if "ts" in recorded and isinstance(agent, QAMAgent):
             times = np.reshape(agent.schedule.times, (-1, 1, 1))
-            deviations.add("out/ts", np.broadcast_to(times, recorded["ts"].shape), recorded["ts"])
+            rows = recorded["ts"].shape[1] if recorded["ts"].ndim == 3 else 1
+            deviations.add("out/ts", np.tile(times, (1, rows, 1)), recorded["ts"])
         unclipped = gradient.clone()
         agent.apply(gradient, terms)
         compare_scalars(deviations, agent, terms, unclipped, info)
@@ -228,7 +229,9 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{len(worst)} quantities, {verdict} {tolerance:g}; worst {max(worst.values()):.2e}")
     left = sorted(Recording(args.file).quantities - worst.keys())
     if left:
-        print(f"not compared, as nothing of ours stands for it: {printable(', '.join(left), 400)}")
+        print(
+            f"not compared, as this package has no such quantity: {printable(', '.join(left), 400)}"
+        )
     return 1 if failures else 0
 
 

@@ -42,7 +42,13 @@ def say(text: str, name: Name = "stdout", write: Callable[..., object] = print) 
         write: Prints it, as `print` does.
     """
     try:
-        write(text, file=getattr(sys, name))
+        try:
+            write(text, file=getattr(sys, name))
+        except UnicodeEncodeError as error:  # of a stream of few characters
+            write(
+                text.encode(error.encoding, "backslashreplace").decode(error.encoding),
+                file=getattr(sys, name),
+            )
         getattr(sys, name).flush()
     except (AttributeError, OSError, ValueError) as error:
         silence(name)

@@ -195,11 +195,19 @@ def check_networks(
                 kind, f"its network {name!r} cannot start from a cloned field",
                 "give it field_shape(config, obs_dim, act_dim)",
             )  # fmt: skip
-    if by_flow and shapes[kind.acting_field.removeprefix("target_")] != field:
+    acting_shape = shapes[kind.acting_field.removeprefix("target_")]
+    if by_flow and not (isinstance(acting_shape, MLPShape) and same_ends(acting_shape, field)):
         raise mistake(
             kind, f"its acting_field {kind.acting_field!r} is no velocity field",
-            "give it field_shape(config, obs_dim, act_dim), or define propose",
+            "give it the inputs and outputs of field_shape(config, obs_dim, act_dim), or define "
+            "propose",
         )  # fmt: skip
+
+
+def same_ends(shape: MLPShape, other: MLPShape) -> bool:
+    """Whether two architectures take and give the same, whatever lies between."""
+    ends = ("in_features", "out_features", "ensemble", "heads")
+    return all(getattr(shape, name) == getattr(other, name) for name in ends)
 
 
 def check_candidates(kind: type[Agent], config: Any, shapes: Shapes) -> None:

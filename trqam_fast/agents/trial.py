@@ -132,7 +132,8 @@ def compare_updates(
     if not all(map(same, first.values(), updated(drawn).values())):
         return [
             f"two updates of {name_of(kind)} with the same batch and noise differ, so its runs are "
-            "not reproducible; declare the random numbers that it draws in draws"
+            "not reproducible; declare the random numbers that it draws in draws, and on a GPU sum "
+            "in a fixed order"
         ]
     if all(same(a[0], b[0]) for a, b in zip(first.values(), updated(other).values(), strict=True)):
         return []

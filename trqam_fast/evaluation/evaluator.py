@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter, deque
 from multiprocessing.connection import wait
@@ -15,6 +14,7 @@ from trqam_fast.data.tasks import find_task
 from trqam_fast.errors import RunError
 from trqam_fast.evaluation.episodes import EpisodeResult, Request, Start
 from trqam_fast.evaluation.pool import Here, Worker
+from trqam_fast.streams import say
 
 if TYPE_CHECKING:
     from trqam_fast.agents import Agent
@@ -169,11 +169,10 @@ class Evaluator:
     def _tell(self) -> None:
         """Say that no episode has ended yet, which may never happen."""
         self.told = True
-        print(
+        say(
             f"note: no episode of {self.env_name} has ended in the first {PATIENCE:.0f} s of an "
-            "evaluation; if none ever ends, stop, and train with --max-episode-steps",
-            file=sys.stderr,
-            flush=True,
+            "evaluation; if its episodes have no limit, stop, and train with --max-episode-steps",
+            "stderr",
         )
 
     def _groups(self, envs: int) -> list[_Group]:

@@ -161,7 +161,7 @@ def fault_of(field: Velocity, errors: dict[str, float], apart: float) -> str:
     if apart > REPEATED:
         return (
             f"gives two answers for one input ({apart:.2g} of the velocity's mean square apart): "
-            "call .eval() on its model, for dropout, and let it leave its context as it was"
+            "call .eval() on its model, because of dropout, and do not let it change its context"
         )
     best, second = sorted(errors, key=errors.__getitem__)[:2]
     nearest = (

@@ -106,15 +106,21 @@ class LowRank(nn.Module):
 
         Raises:
             RuntimeError: the updates are off the module already.
-            TypeError: weights are of no floating type, as packed ones are.
+            TypeError: weights are of no floating type, as packed ones are, computed, as those of
+                `torch.nn.utils.parametrizations`, or of two layers.
         """
         if not self._hooks:
             raise RuntimeError("LowRank: merge has no updates to add; they are off the module")
+        weights = [id(layer.weight) for layer in self._layers.values()]
         for key, layer in self._layers.items():
-            if not layer.weight.is_floating_point():
+            own, kind = layer._parameters.get("weight"), layer.weight.dtype
+            fault = "" if kind.is_floating_point else f"of {kind}"
+            fault = fault or ("that are computed" if own is None else "")
+            fault = fault or ("of another layer too" if weights.count(id(own)) > 1 else "")
+            if fault:
                 raise TypeError(
-                    f"LowRank: {key[1:].replace('/', '.')} has weights of {layer.weight.dtype}, "
-                    "to which merge cannot add; save the state_dict of the updates"
+                    f"LowRank: {key[1:].replace('/', '.')} has weights {fault}, to which merge "
+                    "cannot add; save the state_dict of the updates"
                 )
         for key, layer in self._layers.items():
             layer.weight.copy_(layer.weight + self.scale * self.up[key] @ self.down[key])

@@ -54,7 +54,7 @@ def write_report(runs: list[Run], out: Path) -> Path:
 
     Raises:
         UsageError: the folder takes no files.
-        RunError: it takes them no more.
+        RunError: writing fails later.
     """
     seeds = sum(len(run.seeds) for run in runs)
     try:
@@ -104,7 +104,7 @@ def write_comparison(
 
     Raises:
         UsageError: the folder takes no files.
-        RunError: it takes them no more.
+        RunError: writing fails later.
     """
     c, tables, published = comparison, comparison_tables, read_published()
     pairs, path_kl = tables.pairs(c), tables.path_kl(c)

@@ -257,7 +257,10 @@ def check_out(path: Path) -> None:
     checkpoints = [each for each in (place, *place.parents) if each.name == "checkpoints"]
     for folder in (place, *(each.parent for each in checkpoints)):
         if RunFolder(folder).exists:
-            raise UsageError(f"--out {path} is part of the run {folder}; name another folder")
+            raise UsageError(
+                f"--out {path} would write into {folder}, which holds the config.json of a run or "
+                "an export; name another folder with --out"
+            )
 
 
 def lock(file: IO[str], kind: int) -> bool:

@@ -156,7 +156,7 @@ class Standard(gymnasium.Wrapper):
         if self.success_return is not None:
             return float(self.total >= self.success_return)
         for key in SUCCESS_KEYS:
-            if key in info:
+            if info.get(key) is not None:
                 success = number_of(info[key])
                 if success not in (0, 1):
                     raise RunError(
@@ -207,9 +207,10 @@ def leaves(space: gymnasium.Space, observation: Any) -> Iterator[tuple[gymnasium
 
 def check_kept(space: gymnasium.Space, observation: Any, name: str) -> None:
     """Raise `RunError` where a space of whole numbers would change those of an observation."""
+    if not isinstance(space, spaces.Box | spaces.MultiBinary) or space.dtype.kind == "f":
+        return
     found = np.asarray(observation)
-    whole = isinstance(space, spaces.Box | spaces.MultiBinary) and space.dtype.kind != "f"
-    if not whole or found.dtype == space.dtype:
+    if found.dtype == space.dtype:
         return
     with np.errstate(invalid="ignore"):
         changed = found != found.astype(space.dtype)

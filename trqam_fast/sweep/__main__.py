@@ -118,7 +118,7 @@ def say_notes(jobs: list[Job], spec: Spec) -> None:
         if problem is not None:
             notes.append(f"on this machine {problem}")
     for note in dict.fromkeys(notes):
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}", "stderr")
 
 
 def check_alone(args: SweepArgs) -> None:
@@ -136,7 +136,7 @@ def run_one(out: Path, name: str) -> int:
     if name not in jobs:
         raise UsageError(f"--job {name!r} is none of {out}; its plan.json names them")
     state = execute(out.resolve(), jobs[name])
-    print(f"{state.state}  {name}" + (f": {one_line(state.reason)}" if state.reason else ""))
+    say(f"{state.state}  {name}" + (f": {one_line(state.reason)}" if state.reason else ""))
     if state.state == "done":
         return FAILURE if state.reason else 0
     return REQUEUE if state.state == "stopped" else FAILURE
@@ -146,8 +146,8 @@ def run_all(jobs: list[Job], spec: Spec, args: SweepArgs) -> int:
     """Run a sweep on Ray; return the exit status."""
     out, resources = args.out, spec.resources
     done = sum(finished(out, job) for job in jobs)
-    print(f"{len(jobs)} jobs, {done} of them finished; watch them with")
-    print(f"    python -m trqam_fast.status {out} --watch", flush=True)
+    say(f"{len(jobs)} jobs, {done} of them finished; watch them with")
+    say(f"    python -m trqam_fast.status {out} --watch")
     if done == len(jobs):
         for job in jobs:
             settle(out, job)
@@ -157,7 +157,7 @@ def run_all(jobs: list[Job], spec: Spec, args: SweepArgs) -> int:
         if missing and args.address is None:
             raise UsageError(f"{missing}; change [resources] or --num-cpus and --num-gpus")
         if missing:
-            print(f"warning: {missing}; the jobs wait for such a node", flush=True)
+            say(f"warning: {missing}; the jobs wait for such a node")
         try:
             states = cluster.run_jobs(ray, jobs, out, resources, spec.retries, say)
         except KeyboardInterrupt:
@@ -168,9 +168,9 @@ def run_all(jobs: list[Job], spec: Spec, args: SweepArgs) -> int:
     if any(state.state == "stopped" for state in states.values()):
         raise Stopped("the sweep was stopped; the same command continues every run")
     failed = [name for name, state in states.items() if state.state != "done"]
-    print(f"report: python -m trqam_fast.report {out}")
+    say(f"report: python -m trqam_fast.report {out}")
     if failed:
-        print(f"{len(failed)} of {len(jobs)} jobs failed; the same command tries them again")
+        say(f"{len(failed)} of {len(jobs)} jobs failed; the same command tries them again")
     return FAILURE if failed else 0
 
 

@@ -60,7 +60,10 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: there is no such file, or something in it is wrong: the sentence names it.
     """
-    values = {name.replace("-", "_"): value for name, value in load_toml(path).items()}
+    found = load_toml(path)
+    values = {name.replace("-", "_"): value for name, value in found.items()}
+    if len(values) < len(found):
+        raise UsageError(f"{path} has a flag twice, with dashes and with underscores; drop one")
     try:
         values = by_one_name(values)
     except UsageError as error:

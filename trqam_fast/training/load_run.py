@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from trqam_fast.kernels.dispatch import check_backend
 from trqam_fast.kinds import check_kind
 from trqam_fast.runs import checkpoint as checkpoints
 from trqam_fast.runs.folder import MODEL, RunFolder
+from trqam_fast.streams import say
 from trqam_fast.training import backend
 from trqam_fast.training.backend import check_asked, settle_backend
 from trqam_fast.training.config import TrainConfig
@@ -45,7 +45,7 @@ class LoadedRun(NamedTuple):
     step: int
     path: Path
     sizes: Sizes
-    failures: dict[int, str] = {}
+    failures: dict[int, str]
 
 
 def load_run(
@@ -160,7 +160,7 @@ def read_checkpoint(folder: RunFolder, asked: Path | None) -> tuple[Path, dict[s
 
 def warn(text: str) -> None:
     """Print to stderr."""
-    print(text, file=sys.stderr)
+    say(text, "stderr")
 
 
 def check_here(device: str, backend: str) -> None:

@@ -13,8 +13,8 @@ import inspect
 import json
 import os
 import statistics
-import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -30,6 +30,7 @@ from trqam_fast.files import expanded, read_bytes, write_json
 from trqam_fast.kernels import Precision
 from trqam_fast.runs.versions import versions
 from trqam_fast.self_test import launch_errors
+from trqam_fast.streams import say
 from trqam_fast.training.backend import (
     PLANS,
     allow_tf32,
@@ -148,7 +149,7 @@ def measured_times(
             times[name] = round(timer(settled, dataset), 4)
         except (RunError, *launch_errors()) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            print(f"warning: plan {name} is left out: {reason}", file=sys.stderr)
+            say(f"warning: plan {name} is left out: {reason}", "stderr")
     if not times:
         raise RunError(f"an update runs with no plan on {settled.device}: {reason}")
     if cache is not None and len(times) == len(plans):
@@ -209,8 +210,13 @@ def code_digest(package: Path = PACKAGE) -> str:
 
 def own_digest(algo: str) -> str | None:
     """Return a digest of the file of an algorithm of one's own, None of those of the package."""
-    source = None if algo in ALGORITHMS else inspect.getsourcefile(algorithm(algo))
-    return None if source is None else hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16]
+    if algo in ALGORITHMS:
+        return None
+    try:
+        source = Path(inspect.getsourcefile(algorithm(algo)) or "")
+        return hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+    except (OSError, TypeError):  # it is in no file, as in a notebook: never the same again
+        return uuid.uuid4().hex
 
 
 def cache_path() -> Path:

@@ -269,8 +269,8 @@ def check_restart(folder: RunFolder) -> None:
     logged = folder.logged()
     if logged > first or (folder.path / "summary.json").exists():
         raise UsageError(
-            f"{folder.path} has logs up to step {logged} but no checkpoint; put one back, or start "
-            "again with --overwrite"
+            f"{folder.path} has logs up to step {logged} but no checkpoint; put one back, start "
+            "again with --overwrite, or remove the folder"
         )
 
 
@@ -291,6 +291,6 @@ def changes(folder: RunFolder, config: TrainConfig, step: int) -> list[str]:
     # Another version had fewer flags, whose defaults are what it did.
     if lacking and known.get("trqam_fast") == version_of("trqam_fast"):
         found = ", ".join(f"{flag_of(name)} {value_in_words(now[name])}" for name in lacking)
-        notes.append(f"config.json lacks flags, which are from now on {found}")
+        notes.append(f"config.json lacks these flags, which from now on are: {found}")
     other = go_on(path, known, step)
     return [*notes, other] if other else notes

@@ -93,6 +93,9 @@ def transitions(
         "terminals": ends,
     }
     columns = {name: columns[name].reshape(rows) for name in OUTCOMES if name in columns}
+    for name in ("next.success", "next.done"):
+        if name in columns and not np.isin(columns[name], (0, 1)).all():
+            raise UsageError(f"{place}: {name} holds other values than true and false; mend them")
     over, notes = task_ends(columns, ends, place)
     if over is not None:
         arrays["masks"] = ~over
