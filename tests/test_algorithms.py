@@ -585,7 +585,7 @@ class Late(QAMAgent):
             "Closed",
             "its __init__ does not take what Agent's does (too many positional arguments); w",
         ),
-        ("Unflowing", "its acting_field 'critic' is no velocity field; give it field_shape("),
+        ("Unflowing", "its acting_field 'critic' is no velocity field; give it the inp"),
         ("Module", "its network 'value' is of type Linear; give its architecture, MLPShape("),
         (
             "Misspelt",
@@ -651,8 +651,7 @@ def test_mistakes_that_a_trial_finds(name, message):
 
 def test_what_may_be_meant_is_noted():
     (note,) = tried(f"{__name__}:Drawing")
-    assert note.endswith("so its runs are not reproducible; declare the random numbers that it "
-                         "draws in draws")  # fmt: skip
+    assert "so its runs are not reproducible; declare the random numbers that it draws in" in note
     (note,) = tried(f"{__name__}:Untrained")
     assert note.startswith(f"the first updates of {__name__}:Untrained leave actor_fast, by which ")
 

@@ -239,7 +239,7 @@ def test_logs_without_a_checkpoint_are_not_erased(ended, whole, tmp_path, capsys
         (folder / "summary.json").unlink()
     before = {path: path.read_bytes() for path in folder.iterdir()}
     assert run([], folder, "--resume", "auto") == 2
-    message = f"{folder} has logs up to step 420 but no checkpoint; put one back, or start again"
+    message = f"{folder} has logs up to step 420 but no checkpoint; put one back, start again"
     assert message in capsys.readouterr().err
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
@@ -257,7 +257,7 @@ def test_what_a_run_goes_on_with_is_kept_account_of(whole, tmp_path, capsys):
     more = ["--resume", "--eval-interval", "0", "--utd-ratio", "1", "--online-steps"]
     assert run([], folder, *more, "61") == 0
     said = capsys.readouterr().err
-    assert "note: config.json lacks flags, which are from now on --utd-ratio 1" in said
+    assert "note: config.json lacks these flags, which from now on are: --utd-ratio 1" in said
     assert f"note: this run had torch 1.0; it goes on with torch {torch.__version__}" in said
     assert run([], folder, *more, "62") == 0
     assert "note" not in capsys.readouterr().err
