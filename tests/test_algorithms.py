@@ -10,7 +10,7 @@ import math
 import re
 import sys
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -225,12 +225,15 @@ class Scaled(Own):
         return 0.1 * noise[..., : self.dim]
 
 
-@pytest.mark.parametrize("setting", ["refined", "proposed", "slow", "as it is"])
-@pytest.mark.parametrize("name", ["qam", "trqam", "sqam", "qam-e"])
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        *itertools.product(["qam", "trqam", "sqam"], ["refined", "proposed", "slow", "as it is"]),
+        ("qam-e", "slow"), ("qam-e", "as it is"),  # it has a `refine` of its own
+    ],
+)  # fmt: skip
 def test_next_actions_are_sampled_as_the_policy_acts(name, setting):
     parts = {"refined": (Own,), "proposed": (Scaled,)}.get(setting, ())
-    if parts and name == "qam-e":
-        pytest.skip("has a policy of its own")
     kind = type("Kind", (*parts, algorithm(name)), {})
     agent = make(TRQAMConfig(**SMALL, best_of_n=2), [0, 1], kind)
     if setting == "slow":
@@ -493,6 +496,25 @@ class Unflowing(QAMAgent):
     acting_field = "critic"
 
 
+class Slim(BCAgent):
+    """Its flow is that of a field as wide as it likes."""
+
+    cloned = ()
+
+    @classmethod
+    def network_shapes(cls, config, obs_dim, act_dim):
+        (name, shape), *_ = super().network_shapes(config, obs_dim, act_dim).items()
+        return {name: replace(shape, hidden_dims=(4,))}
+
+
+class EachSeed(BCAgent):
+    """It has a number for each of its seeds."""
+
+    def loss(self, batch, noise):
+        losses, terms = super().loss(batch, noise)
+        return {name: torch.arange(1.0, 4.0) * loss for name, loss in losses.items()}, terms
+
+
 class Chooseless(BCAgent):
     label, Config = "Chooseless", FQLAgent.Config
 
@@ -664,6 +686,10 @@ def test_candidates_need_something_that_chooses():
     BCAgent(TRQAMConfig(**SMALL, best_of_n=3), 3, 2, [0])
 
 
+def test_what_acts_may_be_of_other_widths_than_what_is_cloned():
+    assert tried(f"{__name__}:Slim") == []
+
+
 def test_networks_are_checked_before_a_field_is_pretrained(flags, tmp_path, capsys):
     assert run([*flags, "--algo", f"{__name__}:Absent"], tmp_path / "run") == 2
     printed = capsys.readouterr()
@@ -679,6 +705,9 @@ def test_it_is_updated_before_a_field_is_pretrained(flags, tmp_path, capsys):
         assert run([*flags, *own], tmp_path / name) == 2
         printed = capsys.readouterr()
         assert message in printed.err and "pretrain" not in printed.out
+    each = ("--algo", f"{__name__}:EachSeed", "--seeds", "0", "1", "2")
+    assert run([*flags, *each], tmp_path / "each") == 0, "tried with all of its seeds"
+    assert "note: " not in capsys.readouterr().out
     assert run([*flags, "--algo", f"{__name__}:Forgetful"], tmp_path / "run") == 0
     printed = capsys.readouterr().out
     named = re.findall(

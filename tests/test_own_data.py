@@ -337,6 +337,13 @@ def test_lerobot_demonstrations_without_rewards(tmp_path):
         read(parse_source(place))
 
 
+@pytest.mark.parametrize("name", ["next.success", "next.done"])
+def test_lerobot_flags_are_true_or_false(name, tmp_path):
+    place = lerobot(tmp_path, **{name: [[np.nan, 0.0, 0.0]] * 2})
+    with pytest.raises(UsageError, match=f"{name} holds other values than true and false"):
+        read(parse_source(place))
+
+
 @pytest.mark.parametrize("rewarded", [False, True])
 @pytest.mark.parametrize("last", [False, True])
 def test_lerobot_names_its_successes(rewarded, last, tmp_path):

@@ -116,6 +116,10 @@ def test_times_are_of_the_code_of_an_algorithm_of_ones_own(monkeypatch, tmp_path
         monkeypatch.setattr(plan.inspect, "getsourcefile", lambda _: str(tmp_path / "own.py"))
         digests.append(plan.own_digest("examples.annealed_qam:AnnealedQAM"))
     assert None not in digests and len(set(digests)) == 2
+    # A class of a notebook is in no file: its times are never remembered.
+    monkeypatch.setattr(plan.inspect, "getsourcefile", lambda _: None)
+    nowhere = {plan.own_digest("examples.annealed_qam:AnnealedQAM") for _ in range(2)}
+    assert len(nowhere) == 2 and None not in nowhere
 
 
 def test_times_are_of_the_code_of_an_update(tmp_path):

@@ -361,6 +361,9 @@ def test_a_file_holds_the_flags_of_one_run(flags, tmp_path, capsys):
     assert run(["--config", str(path), "--seeds", "0"], tmp_path / "run") == 0
     path.write_text("bc-steps = 3\n")
     assert parse_config(["--config", str(path)]).bc_steps == 3
+    path.write_text("bc-steps = 3\nbc_steps = 4\n")
+    with pytest.raises(UsageError, match="has a flag twice, with dashes and with underscores"):
+        read_toml(path)
     for wrong, sentence in (
         ("learning_rate = 1", "has 'learning_rate', which means nothing; nearest: "),
         ("lr = 'high'", "lr is 'high'; give a number"),

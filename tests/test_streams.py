@@ -1,5 +1,6 @@
 """Outputs that are closed or refuse what is printed: no run ends for that."""
 
+import io
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from tests.runs import run
 from trqam_fast import evaluate
 from trqam_fast.cli import run_command
 from trqam_fast.runs import checkpoint
+from trqam_fast.streams import say
 
 
 def full():
@@ -40,6 +42,14 @@ def test_a_run_whose_output_refuses_goes_on(output, reason, flags, tmp_path, mon
     argv = [str(folder), "--out", str(tmp_path / "found")]
     assert run_command(lambda: evaluate.main(argv)) == 0
     assert (tmp_path / "found/summary.json").exists()
+
+
+def test_a_character_that_a_stream_lacks_is_spelled_out(monkeypatch):
+    inner = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(inner, encoding="ascii"))
+    say("runs/\u03bb")
+    say("more")
+    assert inner.getvalue() == b"runs/\\u03bb\nmore\n"
 
 
 def test_closed_streams_are_no_files_of_a_run(flags, tmp_path):

@@ -172,7 +172,13 @@ def replay(args: ParityArgs, agent_class: type[Agent] | None = None) -> dict[str
 
     `agent_class` is another implementation of the recorded algorithm, which does the updates.
     """
-    recording = Recording(args.file)
+    return replay_recording(Recording(args.file), args, agent_class)
+
+
+def replay_recording(
+    recording: Recording, args: ParityArgs, agent_class: type[Agent] | None = None
+) -> dict[str, float]:
+    """Replay what was read; else as `replay`."""
     agent = make_agent(recording, args, agent_class)
     names = agent.recorded
     deviations = Deviations()
@@ -220,14 +226,15 @@ def main(argv: list[str] | None = None) -> int:
     tolerance = TOLERANCES[args.dtype] if args.tolerance is None else args.tolerance
     if not 0.0 <= tolerance < math.inf:
         raise UsageError(f"--tolerance is {tolerance}; use a number of 0 or more")
-    worst = replay(args)
+    recording = Recording(args.file)
+    worst = replay_recording(recording, args)
     width = max(len(name) for name in worst)
     for name, deviation in sorted(worst.items(), key=lambda item: -item[1]):
         print(f"{name:{width}}  {deviation:9.2e}{'' if deviation <= tolerance else '  TOO LARGE'}")
     failures = sum(deviation > tolerance for deviation in worst.values())
     verdict = f"{failures} above" if failures else "all within"
     print(f"{len(worst)} quantities, {verdict} {tolerance:g}; worst {max(worst.values()):.2e}")
-    left = sorted(Recording(args.file).quantities - worst.keys())
+    left = sorted(recording.quantities - worst.keys())
     if left:
         print(
             f"not compared, as this package has no such quantity: {printable(', '.join(left), 400)}"

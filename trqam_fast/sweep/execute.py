@@ -14,6 +14,7 @@ from trqam_fast.errors import RunError, Stopped, UsageError
 from trqam_fast.files import locked
 from trqam_fast.kernels import BackendError
 from trqam_fast.runs.read import read_sound
+from trqam_fast.streams import say
 from trqam_fast.sweep.finished import finished, over
 from trqam_fast.sweep.plan import Job
 from trqam_fast.sweep.state import JobState, StateFile, read_state, state_path
@@ -78,14 +79,14 @@ def train_to_log(out: Path, job: Job) -> tuple[str, str]:
         contextlib.redirect_stdout(file),
         contextlib.redirect_stderr(file),
     ):
-        print(f"python -m trqam_fast.sweep --out {shlex.quote(str(out))} --job {job.name}")
+        say(f"python -m trqam_fast.sweep --out {shlex.quote(str(out))} --job {job.name}")
         try:
             train.run(dataclasses.replace(config_of(out, job), resume="auto"))
         except Stopped as stop:
-            print(stop)
+            say(str(stop))
             return "stopped", str(stop)
         except (UsageError, RunError, BackendError) as error:
-            print(f"error: {error}")
+            say(f"error: {error}")
             return "failed", str(error)
         except Exception as error:
             # A job's failure is its result: the sweep goes on with the others.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import sys
 import time
@@ -141,7 +140,7 @@ class Trainer:
         agent.load_state_dict(stage.last_good)
 
     def try_algorithm(self) -> None:
-        """Try an algorithm of one's own before pretraining, with two runs that are thrown away.
+        """Try an algorithm of one's own before pretraining, with agents that are thrown away.
 
         Raises:
             UsageError: it is not what it must be.
@@ -149,16 +148,11 @@ class Trainer:
         algo = self.config.algo
         if algo in ALGORITHMS:
             return
-        config = dataclasses.replace(self.config, seeds=self.config.seeds[:2])
-
-        def make() -> Agent:
-            return make_agent(config, algo, self.dataset.obs_dim, self.dataset.act_dim)
-
-        agent = make()
-        randomness = make_randomness(config.seeds, "offline", agent.device, agent.backend)
+        agent = self.make_agent(algo)
+        randomness = make_randomness(self.config.seeds, "offline", agent.device, agent.backend)
         updater = Updater(agent, self.dataset, randomness, History(2), graph=False)
         with self.stop.at_once():
-            notes = try_out(agent, make, updater.draw, updater.update)
+            notes = try_out(agent, lambda: self.make_agent(algo), updater.draw, updater.update)
         for note in notes:
             self.logger.say(f"note: {note}")
 

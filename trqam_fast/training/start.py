@@ -34,7 +34,6 @@ RESUMABLE = {
 MISFIT = "does not fit this run", "move it away to go on from the one before"
 """What is said of a checkpoint whose contents contradict the run's, and what helps."""
 
-
 PRETRAINED = (
     "name another one with --pretrained; for a policy of your own see docs/your_own_policy.md"
 )
