@@ -69,7 +69,7 @@ def test_it_serves_as_pretrained(tmp_path):
     """Two seeds start from the one run of the file: weights, targets, lambda and moments."""
     out = tmp_path / "out.pt"
     convert.main([str(REAL), str(out)])
-    state, path = start.read_pretrained(out)
+    state, path = checkpoint.load(out), start.check_exists(out)
     hidden = (16,) * 4
     options = {"actor_hidden_dims": hidden, "value_hidden_dims": hidden, "num_qs": 3}
     config = TRQAMConfig(**options, horizon_length=3, action_chunking=True)

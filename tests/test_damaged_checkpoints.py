@@ -84,10 +84,11 @@ def test_weights_of_others_are_no_damage(kind, flags, tmp_path, capsys):
     else:
         path.mkdir()
         (path / "model.safetensors").touch()
+        (path / "config.json").write_text("{}")
     assert run([*flags, "--pretrained", str(path)], tmp_path / "run") == 2
     said = capsys.readouterr().err
     whole = "is no whole checkpoint of this package"
-    assert ("is an export; name the run" if kind == "export" else whole) in said
+    assert ("is no config of an export" if kind == "export" else whole) in said
     if kind != "export":
         assert "for a policy of your own see docs/your_own_policy.md" in said
     assert len(said.strip().splitlines()) == 1 and "miniz" not in said

@@ -271,7 +271,7 @@ ALGO_FLAGS = {"algo", "actor_hidden_dims", "seeds"}
     [
         ({"format": 2}, "format 2 is of another version"),
         ({"step": None}, "no config of an export"),
-        ({"algo": "antigravity:Agent"}, "is of antigravity:Agent; import that class"),
+        ({"algo": "antigravity:Agent"}, "is of antigravity:Agent, a class that is not"),
         ({"actor_hidden_dims": [16, 9]}, "does not hold the weights .actor_fast.*16, 8"),
         ({"actor_hidden_dims": [16]}, "does not hold the weights .actor_fast.* is unknown"),
         ({"seeds": [1]}, "does not hold the weights"),
@@ -326,7 +326,7 @@ def test_own_algorithms_are_given_as_classes(exported, tmp_path):
 
     folder = shutil.copytree(exported, tmp_path / "copy")
     change_config(folder, algo="examples.annealed_qam:AnnealedQAM")
-    with pytest.raises(UsageError, match="import that class and pass it as kind="):
+    with pytest.raises(UsageError, match="pass it as kind=, or train with it as --algo"):
         load_export(folder)
     with pytest.raises(UsageError, match="does not hold the weights"):  # TRQAM's has lambda too
         load_export(folder, kind=AnnealedQAM)

@@ -22,6 +22,7 @@ from trqam_fast.cli import run_command
 from trqam_fast.data.dataset import Dataset
 from trqam_fast.data.generate.recipe import Recipe
 from trqam_fast.data.replay import ReplayBuffer
+from trqam_fast.export import write_export
 from trqam_fast.runs import checkpoint
 from trqam_fast.runs.read import read_run
 from trqam_fast.status.lines import read_lines
@@ -281,11 +282,16 @@ def test_starting_from_a_checkpoint(source, flags, whole, tmp_path, capsys):
     assert set(state["success"]) == {"pretrain", "online"}
 
 
+@pytest.mark.parametrize("exported", [False, True])
 @pytest.mark.parametrize("stage", ["pretrain", "offline"])
-def test_weights_that_a_run_starts_from(stage, flags, whole, tmp_path, monkeypatch):
+def test_weights_that_a_run_starts_from(stage, exported, flags, whole, tmp_path, monkeypatch):
     """Stopped before its first checkpoint and resumed, it starts from them again."""
     source = whole / f"checkpoints/step_{300 if stage == 'pretrain' else 360:09d}.pt"
     saved, seen = checkpoint.load(source), []
+    if exported:  # which has all but the optimiser's state
+        source = write_export(whole, tmp_path / "export", checkpoint=source)
+        for name in ("exp_avg", "exp_avg_sq", "step"):
+            saved["agent"][name].zero_()
     before = train.Trainer.train
 
     def looked_at(self, stage):

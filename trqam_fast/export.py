@@ -225,12 +225,36 @@ def load_export(
     return LoadedRun(config, agent, stage, step, path, sizes, failures)
 
 
+def state_to_start_from(folder: Path, kind: type[Agent]) -> dict[str, Any]:
+    """Return an export as a checkpoint to start from, whose optimiser begins anew.
+
+    Args:
+        folder: What `write_export` wrote.
+        kind: Algorithm of the run that starts, which may be one's own.
+
+    Raises:
+        UsageError: as `load_export` raises.
+    """
+    loaded = load_export(folder, backend="reference", kind=kind)
+    return {
+        "stage": loaded.stage,
+        "step": loaded.step,
+        "agent": loaded.agent.state_dict(),
+        "shapes": checkpoints.plain_shapes(loaded.agent.online.shapes),
+        "sequences": loaded.config.sequences,
+        "failures": loaded.failures,
+    }
+
+
 def check_class(algo: str, kind: type[Agent] | None) -> None:
     """Raise `UsageError` unless an algorithm is of this package, or `kind` is its class."""
     if algo not in ALGORITHMS and (
         kind is None or algo != f"{kind.__module__}:{kind.__qualname__}"
     ):
-        raise UsageError(f"the export is of {algo}; import that class and pass it as kind=")
+        raise UsageError(
+            f"the export is of {algo}, a class that is not of this package; pass it as kind=, or "
+            "train with it as --algo"
+        )
 
 
 def load_safetensors() -> ModuleType:

@@ -31,6 +31,7 @@ from trqam_fast.damage import reading, reason_of
 from trqam_fast.data.dataset import Transitions
 from trqam_fast.data.load import load_task
 from trqam_fast.errors import FAILURE, INTERRUPTED, Stopped, UsageError
+from trqam_fast.export import state_to_start_from
 from trqam_fast.files import expanded, write_json
 from trqam_fast.kinds import plain
 from trqam_fast.memory import keep_freed_memory
@@ -245,7 +246,11 @@ def load_start(
     Raises:
         UsageError: there is none, it is damaged, or has other networks than the flags.
     """
-    state, path = start.read_pretrained(config.pretrained)
+    path = start.check_exists(config.pretrained)
+    if path.is_dir():
+        state = state_to_start_from(path, algorithm(config.algo))
+    else:
+        state = checkpoint.load(path, start.PRETRAINED)
     if config.bc_steps > 0 and state["stage"] != "pretrain" and algorithm(config.algo).fine_tunes:
         raise UsageError(
             f"--bc-steps is {config.bc_steps}, but {path} is fine-tuned, and of that only the "

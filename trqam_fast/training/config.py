@@ -143,8 +143,8 @@ class StageConfig(Group):
     online_steps: int = 0
     """Environment steps of online fine-tuning; 500000 in the paper."""
     pretrained: Path | None = None
-    """Checkpoint, or run folder, to start from. One that ends pretraining gives its cloned field
-    to all fields; a fine-tuned one also gives critics, targets and lambda."""
+    """Checkpoint, run folder or export to start from. One that ends pretraining gives its cloned
+    field to all fields; a fine-tuned one also gives critics, targets and lambda."""
     start_training: int = 5_000
     """Environment steps before the first online update."""
     utd_ratio: int = 1

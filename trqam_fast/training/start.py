@@ -15,7 +15,7 @@ from trqam_fast.damage import reading
 from trqam_fast.errors import UsageError
 from trqam_fast.kernels.mlp.weights import packed_size
 from trqam_fast.packages import version_of
-from trqam_fast.runs.checkpoint import PROGRESS, load, newest, plain_shapes
+from trqam_fast.runs.checkpoint import PROGRESS, newest, plain_shapes
 from trqam_fast.runs.folder import MODEL, RunFolder
 from trqam_fast.runs.read import read_sound
 from trqam_fast.runs.versions import go_on
@@ -84,31 +84,23 @@ def field_of(state: dict[str, Any]) -> Tensor:
     raise UsageError("the checkpoint holds no cloned field actor_slow; name another --pretrained")
 
 
-def read_pretrained(path: Path) -> tuple[dict[str, Any], Path]:
-    """Read what ``--pretrained`` names: a checkpoint, or the newest one of a run folder.
-
-    Raises:
-        UsageError: there is none, or it is damaged.
-    """
-    path = check_exists(path)
-    return load(path, PRETRAINED), path
-
-
 def check_exists(path: Path) -> Path:
-    """Return the checkpoint that ``--pretrained`` names, itself or the newest of a run folder.
+    """Return what ``--pretrained`` names: a checkpoint, the newest of a run folder, or an export.
 
     Raises:
         UsageError: there is none.
     """
-    if path.is_dir():
+    if path.is_dir() and not (path / MODEL).exists():
         found = newest(path / "checkpoints")
-        if (path / MODEL).exists():
-            raise UsageError(f"--pretrained {path} is an export; name the run that it was made of")
         if found is None:
-            raise UsageError(f"--pretrained {path} holds no checkpoint; name a run or a file")
+            raise UsageError(
+                f"--pretrained {path} holds no checkpoint; name a run, an export or a file"
+            )
         return found
     if not path.exists():
-        raise UsageError(f"--pretrained {path} does not exist; name a checkpoint or a run folder")
+        raise UsageError(
+            f"--pretrained {path} does not exist; name a checkpoint, a run folder or an export"
+        )
     return path
 
 
