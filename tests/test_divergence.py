@@ -110,7 +110,8 @@ def test_a_seed_whose_actions_are_not_finite_stops_alone(flags, tmp_path, capsys
     checkpoint.save(path, state)
     assert run(flags, tuned, *seeds, "--bc-steps", "0", "--pretrained", str(path)) == 1
     reason = "its actions are not finite"
-    assert f"error: seed 3: {reason} at step 0; this run stops" in capsys.readouterr().err
+    stops = "this run stops. Name other weights with --pretrained"
+    assert f"error: seed 3: {reason} at step 0; {stops}" in capsys.readouterr().err
     summary = json.loads((tuned / "summary.json").read_text())
     assert summary["failures"] == {"3": f"{reason} at step 0"}
     assert {row["seed"] for row in rows(tuned / "eval.csv")} == {"5"}

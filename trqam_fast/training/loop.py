@@ -289,16 +289,16 @@ class Trainer:
                 continue
             row, metric = bad[0].tolist()
             when = stage.step - (len(new) - 1 - row) // stage.updates_per_step
-            self.give_up(run, f"{history.names[metric]} is not finite at step {when}")
+            self.give_up(run, f"{history.names[metric]} is not finite", when)
 
-    def give_up(self, run: int, reason: str) -> None:
-        """Stop a run that diverged."""
+    def give_up(self, run: int, what: str, step: int) -> None:
+        """Stop a run that diverged, or that started from weights which had."""
+        reason = f"{what} at step {step}"
         self.ledger.failures[run] = reason
-        self.logger.say(
-            f"error: seed {self.config.seeds[run]}: {reason}; this run stops and keeps its last "
-            "good checkpoint. Try a smaller --lr",
-            error=True,
-        )
+        kept = "this run stops and keeps its last good checkpoint. Try a smaller --lr"
+        if step == 0:
+            kept = "this run stops. Name other weights with --pretrained"
+        self.logger.say(f"error: seed {self.config.seeds[run]}: {reason}; {kept}", error=True)
 
     def evaluate(self, stage: str, agent: Agent, step: int) -> list[float]:
         """Play the evaluation episodes with every live run; return success by run.
@@ -321,7 +321,7 @@ class Trainer:
                         agent, run, config.eval_episodes, EVALUATION_SEED
                     )
                 except NotFinite as error:
-                    self.give_up(run, f"{error} at step {step}")
+                    self.give_up(run, str(error), step)
                     continue
                 success[run] = self.logger.evaluation(stage, step, seed, results)
         ledger.evaluated = step
