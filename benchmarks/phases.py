@@ -23,14 +23,15 @@ from trqam_fast.cli import run_command
 from trqam_fast.memory import keep_freed_memory
 from trqam_fast.randomness import Randomness
 
-PASSES = ("mlp.ops", "sde_rollout.ops", "lean_adjoint.ops", "velocity_along.ops")
+PASSES = (
+    "mlp.ops", "action_gradient.ops", "sde_rollout.ops", "lean_adjoint.ops", "velocity_along.ops",
+)  # fmt: skip
 WORK = {
     "rollout and next actions": ("sde_rollout", "ode_rollout"),
     "target critics": ("critics",),
     "critics": ("critics",),
     "cloned field": ("field",),
-    "action gradient, forward": ("critics",),
-    "action gradient, backward": ("critics",),
+    "action gradient": ("critics", "critics"),
     "sweep": ("lean_adjoint",),
     "base velocities": ("velocity_along",),
     "cloned field, backward": ("field backward",),
@@ -52,29 +53,26 @@ class PhasesArgs:
     """File for the result."""
 
 
-def label(name: str, fields: Any, batch: int, taped: list[str]) -> str:
+def label(name: str, fields: Any, batch: int) -> str:
     """Return the phase of a call.
 
     Args:
         name: The call's.
         fields: Its arguments.
         batch: Rows of the batch.
-        taped: The critics' forward passes of this update that keep a tape and are not yet seen, in
-            order: nothing in their calls tells them apart.
     """
     if name == "mlp_forward":
         _, members, *_ = fields.network
         if members == 1:
             return "cloned field"
-        return "target critics" if fields.tape is None else taped.pop(0)
+        return "target critics" if fields.tape is None else "critics"
     if name == "mlp_backward":
-        if not fields.want_weights:
-            return "action gradient, backward"
         _, members, *_ = fields.network
         if members > 1:
             return "critics, backward"
         return "cloned field, backward" if fields.rows == batch else "fine-tuned field, backward"
     return {
+        "action_gradient": "action gradient",
         "sde_rollout": "rollout and next actions",
         "lean_adjoint": "sweep",
         "velocity_along": "base velocities",
@@ -86,7 +84,6 @@ def profile(size, precision: str, updates: int) -> dict:
     agent, batch = make_agent(size, "cpu", "cpp", precision), make_batch(size, "cpu")
     randomness = Randomness([0])
     times: dict[str, list[float]] = {}
-    taped: list[str] = []
     modules = [sys.modules[f"trqam_fast.kernels.{name}"] for name in PASSES]
     original = modules[0].call
 
@@ -94,7 +91,7 @@ def profile(size, precision: str, updates: int) -> dict:
         start = time.perf_counter()
         original(name, fields, like, precision)
         elapsed = time.perf_counter() - start
-        times.setdefault(label(name, fields, size.batch, taped), []).append(elapsed)
+        times.setdefault(label(name, fields, size.batch), []).append(elapsed)
 
     for module in modules:
         module.call = timed
@@ -102,7 +99,6 @@ def profile(size, precision: str, updates: int) -> dict:
         for index in range(-3, updates):
             if index == 0:
                 times.clear()
-            taped[:] = ["critics", "action gradient, forward"]
             start = time.perf_counter()
             noise = agent.draw_noise(randomness)
             drawn = time.perf_counter()

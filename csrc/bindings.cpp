@@ -363,6 +363,23 @@ int64_t mlp_backward(py::handle call, py::handle how) {
 }
 
 template <typename T>
+int64_t action_gradient(py::handle call, py::handle how) {
+    const Execution execution(how);
+    Fields fields(call);
+    const trqam::ActionGradient<T> gradient{fields.weights<T>("network"),
+                                            fields.optional<const T>("inputs"),
+                                            fields.integer("rows"),
+                                            fields.integer("observation"),
+                                            static_cast<T>(fields.real("cotangent")),
+                                            fields.optional<T>("out"),
+                                            fields.optional<T>("gradient")};
+    fields.done();
+    const auto& passes = execution.passes<T>();
+    py::gil_scoped_release release;
+    return passes.action_gradient(gradient, execution.workspace);
+}
+
+template <typename T>
 int64_t sde_rollout(py::handle call, py::handle how) {
     const Execution execution(how);
     Fields fields(call);
@@ -427,6 +444,7 @@ void define_ops(py::module_& module, const std::string& precision) {
     module.def(("philox_" + precision).c_str(), &philox<T>);
     module.def(("mlp_forward_" + precision).c_str(), &mlp_forward<T>);
     module.def(("mlp_backward_" + precision).c_str(), &mlp_backward<T>);
+    module.def(("action_gradient_" + precision).c_str(), &action_gradient<T>);
     module.def(("sde_rollout_" + precision).c_str(), &sde_rollout<T>);
     module.def(("lean_adjoint_" + precision).c_str(), &lean_adjoint<T>);
     module.def(("velocity_along_" + precision).c_str(), &velocity_along<T>);

@@ -15,6 +15,7 @@ template <typename T>
 struct Passes {
     int64_t (*forward)(const MlpForward<T>&, const Workspace&);
     int64_t (*backward)(const MlpBackward<T>&, const Workspace&);
+    int64_t (*action_gradient)(const ActionGradient<T>&, const Workspace&);
     int64_t (*rollout)(const Rollout<T>&, const Workspace&);
     int64_t (*lean_adjoint)(const LeanAdjoint<T>&, const Workspace&);
     int64_t (*velocity_along)(const VelocityAlong<T>&, const Workspace&);

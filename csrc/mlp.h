@@ -40,6 +40,20 @@ struct MlpBackward {
     T* d_inputs;
 };
 
+// Values out [stack, rows, out] of networks that read [observation, action], inputs [runs, rows, in]
+// as of MlpForward, and gradient [stack, rows, in - observation], that of `cotangent` times their
+// sum over the outputs with respect to the action.
+template <typename T>
+struct ActionGradient {
+    MlpWeights<T> network;
+    const T* inputs;
+    int64_t rows;
+    int64_t observation;
+    T cotangent;
+    T* out;
+    T* gradient;
+};
+
 // Sizes of a field v(s, x, t): inputs are [observation, action, time].
 struct FieldShape {
     int64_t batch;

@@ -270,3 +270,54 @@ int64_t mlp_backward(const MlpBackward<T>& call, const Workspace& workspace) {
     };
     return in_team(workspace, threads, sizing.used(), layout, body);
 }
+
+// A task's rows go forward and back a few at a time, so that what a tape would hold stays in the
+// cache.
+template <class Arithmetic, typename T = typename Arithmetic::Real>
+int64_t action_gradient(const ActionGradient<T>& call, const Workspace& workspace) {
+    const MlpWeights<T>& network = call.network;
+    const int64_t in = network.in(), out = network.out(), action = in - call.observation;
+    const int threads = useful_threads(network, 2 * call.rows, workspace.threads);
+    const Tasks tasks(network.stack(), call.rows, threads);
+    const int64_t chunk = tasks.chunk() < kCachedRows ? tasks.chunk() : kCachedRows;
+    struct Local {
+        Local(Arena& arena, const ActionGradient<T>& call, int64_t action, int64_t chunk)
+            : forward(arena, call.network, Inputs{}, chunk),
+              pullback(arena, call.network, Inputs{call.observation, action, true}, chunk),
+              rows(scratch_rows(arena, call.network, chunk, true)),
+              cotangent(arena.take<T>(chunk * call.network.out())) {
+            for (int64_t l = 0; l < call.network.layers; ++l) {
+                grads[l] = arena.take<T>(chunk * padded(call.network.widths[l + 1]));
+            }
+        }
+        Forward<Arithmetic> forward;
+        Pullback<Arithmetic> pullback;
+        Rows<T> rows;
+        T *cotangent, *grads[kMaxLayers];
+    };
+    return in_team(
+        workspace, threads, 0, [&](Arena& arena) { Local(arena, call, action, chunk); },
+        [&](Arena& arena) {
+            Local local(arena, call, action, chunk);
+            for (int64_t i = 0; i < chunk * out; ++i) local.cotangent[i] = call.cotangent;
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t index = 0; index < tasks.count(); ++index) {
+                const Task task = tasks[index];
+                local.forward.load(task.g);
+                local.pullback.load(task.g);
+                const int64_t first = task.g / network.members * call.rows + task.begin;
+                const int64_t parts = (task.count + chunk - 1) / chunk;
+                for (int64_t q = 0; q < parts; ++q) {
+                    const int64_t row = task.count * q / parts;
+                    const int64_t count = task.count * (q + 1) / parts - row;
+                    const int64_t at = task.g * call.rows + task.begin + row;
+                    const T* values =
+                        local.forward.run(call.inputs + (first + row) * in, count, local.rows);
+                    copy_rows(values, count, out, call.out + at * out);
+                    local.pullback.run(local.cotangent, count, local.rows, local.grads);
+                    copy_rows(local.pullback.to_inputs(local.grads[0], count), count, action,
+                              call.gradient + at * action);
+                }
+            }
+        });
+}

@@ -25,8 +25,9 @@ class Arena {
 #include "rows.inl"
 
 constexpr int64_t kChunkRows = 256;         // most rows that one task takes through a network
+constexpr int64_t kCachedRows = 42;         // rows that go forward and back before others
 constexpr int64_t kDepthBlock = 256;        // rows summed at a time in a weight gradient
-constexpr int64_t kSumRows = 16;           // rows of a block of a bias gradient's sum
+constexpr int64_t kSumRows = 16;            // rows of a block of a bias gradient's sum
 constexpr int64_t kGradientRows = 256;      // most rows of a kernel's gradient in one task
 constexpr int64_t kWorkPerThread = 400000;  // multiply-adds below which a thread does not pay
 
@@ -311,8 +312,8 @@ void copy_rows(const T* from, int64_t count, int64_t width, T* to) {
 
 template <class Arithmetic>
 constexpr Passes<typename Arithmetic::Real> kPasses = {
-    mlp_forward<Arithmetic>, mlp_backward<Arithmetic>, rollout<Arithmetic>,
-    lean_adjoint<Arithmetic>, velocity_along<Arithmetic>};
+    mlp_forward<Arithmetic>, mlp_backward<Arithmetic>, action_gradient<Arithmetic>,
+    rollout<Arithmetic>, lean_adjoint<Arithmetic>, velocity_along<Arithmetic>};
 
 }  // namespace
 }  // namespace trqam

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.helpers import draw, make_mlp, mean_error
-from trqam_fast.kernels import cpp
+from trqam_fast.kernels import action_gradient, cpp, mlp
 from trqam_fast.kernels.dispatch import OPS, extension
 from trqam_fast.kernels.mlp.cpp import MLPForward, describe
 from trqam_fast.kernels.noise_schedule import schedule_table
@@ -71,6 +71,23 @@ def test_weight_gradients_of_many_rows_and_wide_layers(use, threads, ensemble, b
             found = evaluate(CASES["mlp"], inputs, backend="cpp", precision=precision)
             errors = {key: mean_error(found[key], exact[key]) for key in exact}
             assert max(errors.values()) < limit, (name, precision, errors)
+
+
+@pytest.mark.parametrize("rows", [1, 43, 300])
+def test_the_action_gradient_is_a_pass_and_its_pullback(use, threads, rows):
+    """Bit for bit, however few rows at a time it takes."""
+    threads(2)
+    critic = make_mlp(5, 1, (300, 17), runs=2, ensemble=3, layer_norm=True, dtype=torch.float32)
+    s, x = (draw(2, rows, width, seed=width, dtype=torch.float32) for width in (3, 2))
+    x.requires_grad_()
+    for name in SETS:
+        use(name)
+        for precision in ("bf16",) if name == "avx512_bf16" else ("ieee", "bf16"):
+            options = {"backend": "cpp", "precision": precision}
+            values = mlp(critic, torch.cat([s, x], -1), **options).squeeze(-1)
+            (expected,) = torch.autograd.grad(values, x, torch.full_like(values, 1 / 3))
+            found = action_gradient(critic, s, x.detach(), clip=False, **options)
+            assert torch.equal(found[0], expected) and torch.equal(found[1], values)
 
 
 def test_default_set_is_the_fastest(use):

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from trqam_fast.kernels.action_gradient.reference import scaled
+from trqam_fast.kernels.cpp import call
 from trqam_fast.kernels.dispatch import DEPENDENT, TRITON
+from trqam_fast.kernels.mlp.cpp import ActionGradient, describe
 from trqam_fast.kernels.mlp.ops import check_operands, operands_of
 from trqam_fast.kernels.mlp.weights import MLPWeights
 from trqam_fast.kernels.registration import register
@@ -28,13 +30,20 @@ def _gradient(critic, observations, x, clip, scale, backend, precision, operands
         )  # fmt: skip
     actions = x.clamp(-1.0, 1.0) if clip else x
     inputs = torch.cat([observations, actions], dim=-1)
-    out, tape = torch.ops.trqam_fast.mlp_forward(critic, inputs, None, backend, precision, True, [])
-    cotangent = torch.full_like(out, 1.0 / weights.lead[1])
-    d_inputs = torch.ops.trqam_fast.mlp_backward(
-        critic, inputs, None, tape, cotangent, backend, precision, True, []
+    rows, (numbers, _alive) = x.shape[1], describe(weights)
+    values = x.new_empty(*weights.lead, rows)
+    each = x.new_empty(*weights.lead, *x.shape[1:])
+    fields = ActionGradient(
+        network=numbers,
+        inputs=inputs.data_ptr(),
+        rows=rows,
+        observation=observations.shape[-1],
+        cotangent=1.0 / weights.lead[1],
+        out=values.data_ptr(),
+        gradient=each.data_ptr(),
     )
-    gradient = d_inputs.view(*weights.lead, *inputs.shape[1:]).sum(1)[..., -x.shape[-1] :]
-    return scaled(gradient, x, clip, scale).contiguous(), out.view(*weights.lead, -1)
+    call("action_gradient", fields, inputs, precision)
+    return scaled(each.sum(1), x, clip, scale).contiguous(), values
 
 
 def _gradient_fake(critic, observations, x, clip, scale, backend, precision, operands):

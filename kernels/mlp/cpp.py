@@ -33,6 +33,18 @@ class MLPBackward(NamedTuple):
     d_inputs: int | None
 
 
+class ActionGradient(NamedTuple):
+    """csrc/mlp.h: ActionGradient."""
+
+    network: list[int]
+    inputs: int
+    rows: int
+    observation: int
+    cotangent: float
+    out: int
+    gradient: int
+
+
 def _dense(tensor: Tensor, lead: int) -> Tensor:
     """Return `tensor` with the part of every network contiguous."""
     if tensor.is_contiguous() or tensor[(0,) * lead].is_contiguous():
