@@ -270,6 +270,7 @@ def test_update_against_the_reference(case, backend):
         target_actor=pick(True, False),
         use_target_grad=pick(True, False),
         kl_budget=pick(0.1, 3.0),
+        eta_lambda=pick(0.01, 1.0),
         tau=pick(0.3, 1.0),
         lr=1e-2,
     )
@@ -293,9 +294,19 @@ def test_update_against_the_reference(case, backend):
             draw(1, rows, obs, seed=seed + 5),
         )
         noise = agent.draw_noise(randomness)
-        expected, kl = reference_update(agent, batch, noise)
+        expected = reference_update(agent, batch, noise)
         gradient, terms = agent.gradients(batch, noise)
-        found = [part[0] for part in agent.online.unflatten(gradient)]
-        assert_equal64(found, expected, tolerance=1e-11)
-        assert float(terms.metrics["path_kl"][0]) == pytest.approx(kl, rel=1e-11)
         agent.apply(gradient, terms)
+        blocks = {
+            "gradient": agent.online.unflatten(gradient), "weights": agent.online.leaves,
+            "exp_avg": agent.online.unflatten(agent.exp_avg),
+            "exp_avg_sq": agent.online.unflatten(agent.exp_avg_sq),
+            "targets": agent.target.leaves,
+        }  # fmt: skip
+        for name, parts in blocks.items():
+            found = [part[0].detach() for part in parts]
+            assert_equal64(found, getattr(expected, name), tolerance=1e-11)
+        for name in ("path_kl", "lam", "kl_ema"):
+            if getattr(expected, name) is not None:
+                found = float(terms.metrics[name][0])
+                assert found == pytest.approx(getattr(expected, name), rel=1e-11)

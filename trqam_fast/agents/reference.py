@@ -1,24 +1,50 @@
 """One update of TRQAM and QAM in plain PyTorch, in the order of docs/algorithm.md.
 
-This is the whole algorithm on one screen: autograd alone, one run, nothing fused. Agents are tested
-against it with random values of the paper's settings.
+This is the whole algorithm in one function: autograd alone, one run, nothing fused. Agents are
+tested against it with random values of the paper's settings.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from trqam_fast.agents.base import Noise
 from trqam_fast.agents.qam import QAMAgent
+from trqam_fast.agents.trqam import TRQAMAgent
 from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import MLPWeights, mlp
 
 
-def reference_update(agent: QAMAgent, batch: Batch, noise: Noise) -> tuple[list[Tensor], float]:
-    """Return the gradient of the only run of `agent`, one tensor for each leaf, and its path KL."""
+class Updated(NamedTuple):
+    """What an update makes of a run: numbers, and one tensor for each leaf.
+
+    Attributes:
+        gradient: Of the sum of the losses, not clipped.
+        weights: Of v_ft, v_bc and Q.
+        exp_avg: Adam's first moments.
+        exp_avg_sq: Adam's second moments.
+        targets: Of v_base and Q'.
+        path_kl: Of the update's trajectories.
+        lam: lambda of the next update; None for QAM.
+        kl_ema: Smoothed path KL; None for QAM.
+    """
+
+    gradient: list[Tensor]
+    weights: list[Tensor]
+    exp_avg: list[Tensor]
+    exp_avg_sq: list[Tensor]
+    targets: list[Tensor]
+    path_kl: float
+    lam: float | None = None
+    kl_ema: float | None = None
+
+
+def reference_update(agent: QAMAgent, batch: Batch, noise: Noise) -> Updated:
+    """Return what an update makes of the only run of `agent`, which is left as it is."""
     c, K = agent.config, agent.config.flow_steps
     h = 1 / K
     v_ft, v_bc, Q = (agent.online.networks[n] for n in ("actor_fast", "actor_slow", "critic"))
@@ -76,8 +102,35 @@ def reference_update(agent: QAMAgent, batch: Batch, noise: Noise) -> tuple[list[
         delta = velocity(v_ft, s, X[k], t) - velocity(v_base, s, X[k], t).detach()
         loss = loss + (2 * delta / sigma + sigma * adjoint).square().sum(-1).mean()
         path_kl += float((2 * h / g_squared * delta.detach().square().sum(-1)).mean())
-    gradients = torch.autograd.grad(loss, agent.online.leaves)
-    return [gradient[0] for gradient in gradients], path_kl / c.chunk_length
+    path_kl /= c.chunk_length
+
+    # Optimiser: the gradient's global norm is clipped, then Adam.
+    gradient = [each[0] for each in torch.autograd.grad(loss, agent.online.leaves)]
+    norm = math.sqrt(sum(float(each.square().sum()) for each in gradient))
+    clip = 1 / max(norm, 1.0) if c.clip_grad else 1.0
+    step, weights, exp_avg, exp_avg_sq = float(agent.steps) + 1, [], [], []
+    moments = (agent.online.unflatten(each) for each in (agent.exp_avg, agent.exp_avg_sq))
+    for w, g, m, v in zip(agent.online.leaves, gradient, *moments, strict=True):
+        exp_avg.append(0.9 * m[0] + 0.1 * clip * g)
+        exp_avg_sq.append(0.999 * v[0] + 0.001 * (clip * g) ** 2)
+        scale = (exp_avg_sq[-1] / (1 - 0.999**step)).sqrt() + 1e-8
+        weights.append(w[0].detach() - c.lr / scale * exp_avg[-1] / (1 - 0.9**step))
+
+    # Targets move toward the weights as they were before the step.
+    targets = [
+        target[0] + c.tau * (now[0].detach() - target[0])
+        for name, network in agent.target.networks.items()
+        for target, now in zip(network.tensors, agent.online.networks[name].tensors, strict=True)
+    ]
+    updated = Updated(gradient, weights, exp_avg, exp_avg_sq, targets, path_kl)
+    if not isinstance(agent, TRQAMAgent):
+        return updated
+
+    # Dual update.
+    kl_ema, clipped = float(agent.dual.kl_ema), min(path_kl, c.kl_clip_coef * c.kl_budget)
+    kl_ema += c.kl_ema_coef * (clipped - kl_ema)
+    lam = float(agent.dual.lam) + c.eta_lambda * (kl_ema - c.kl_budget)
+    return updated._replace(lam=min(max(lam, c.lambda_min), c.lambda_max), kl_ema=kl_ema)
 
 
 def velocity(field: MLPWeights, s: Tensor, x: Tensor, t: Tensor | float) -> Tensor:
