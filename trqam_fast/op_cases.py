@@ -123,7 +123,7 @@ class OpCase:
     rounds: bool = True
 
 
-def _mlp(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+def _mlp(inputs: Inputs, **options: Any) -> dict[str, Tensor]:
     return {"out": mlp(inputs["weights"], inputs["inputs"], **options)}
 
 
@@ -132,7 +132,7 @@ def _draw_mlp(draw: Draw) -> Inputs:
     return {"weights": draw.network(width, 2, draw.sizes.ensemble), "inputs": draw.rows(width)}
 
 
-def _values(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+def _values(inputs: Inputs, **options: Any) -> dict[str, Tensor]:
     return {"out": mlp(inputs["weights"], (inputs["observations"], inputs["actions"]), **options)}
 
 
@@ -145,7 +145,7 @@ def _draw_values(draw: Draw) -> Inputs:
     }
 
 
-def _action_gradient(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+def _action_gradient(inputs: Inputs, **options: Any) -> dict[str, Tensor]:
     gradient, values = action_gradient(**inputs, **options)
     return {"gradient": gradient, "values": values}
 
@@ -160,7 +160,7 @@ def _draw_action_gradient(draw: Draw) -> Inputs:
     }
 
 
-def _sde_rollout(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+def _sde_rollout(inputs: Inputs, **options: Any) -> dict[str, Tensor]:
     rollout = sde_rollout(**inputs, with_base=True, **options)
     found = rollout._asdict() | {"base_velocity": None if rollout.base is None else rollout.base[0]}
     del found["base"]
@@ -184,7 +184,7 @@ def _draw_sde_rollout(draw: Draw) -> Inputs:
     }
 
 
-def _ode_rollout(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+def _ode_rollout(inputs: Inputs, **options: Any) -> dict[str, Tensor]:
     return {"x": ode_rollout(**inputs, **options)}
 
 
@@ -198,7 +198,7 @@ def _draw_ode_rollout(draw: Draw) -> Inputs:
     }
 
 
-def _lean_adjoint(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+def _lean_adjoint(inputs: Inputs, **options: Any) -> dict[str, Tensor]:
     return {"adjoint": lean_adjoint(**inputs, **options)}
 
 
@@ -212,7 +212,7 @@ def _draw_lean_adjoint(draw: Draw) -> Inputs:
     }
 
 
-def _velocity_along(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+def _velocity_along(inputs: Inputs, **options: Any) -> dict[str, Tensor]:
     # The points of a longer trajectory, as in an update: runs lie further apart than they fill.
     points = inputs["trajectory"][:, :-1]
     return {
@@ -229,7 +229,7 @@ def _draw_velocity_along(draw: Draw) -> Inputs:
     }
 
 
-def _adjoint_matching(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+def _adjoint_matching(inputs: Inputs, **options: Any) -> dict[str, Tensor]:
     loss, kl = adjoint_matching(**inputs, **options)
     return {"loss": loss, "path_kl": kl}
 
@@ -244,7 +244,7 @@ def _draw_adjoint_matching(draw: Draw) -> Inputs:
     }
 
 
-def _adjoint_sizes(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+def _adjoint_sizes(inputs: Inputs, **options: Any) -> dict[str, Tensor]:
     return adjoint_sizes(**inputs, **options)._asdict()
 
 
@@ -253,7 +253,7 @@ def _draw_adjoint_sizes(draw: Draw) -> Inputs:
     return {"terminal": draw.rows(sizes.dim), "adjoint": draw.rows(sizes.dim, sizes.steps)}
 
 
-def _squared_error(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+def _squared_error(inputs: Inputs, **options: Any) -> dict[str, Tensor]:
     return {"loss": squared_error(**inputs, **options)}
 
 
@@ -264,7 +264,7 @@ def _draw_squared_error(draw: Draw) -> Inputs:
     return {"prediction": prediction, "target": draw.rows(sizes.dim), "valid": valid}
 
 
-def _flow_matching_inputs(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+def _flow_matching_inputs(inputs: Inputs, **options: Any) -> dict[str, Tensor]:
     return flow_matching_inputs(**inputs, **options)._asdict()
 
 
@@ -276,7 +276,7 @@ def _draw_flow_matching_inputs(draw: Draw) -> Inputs:
     return {"observations": draw.rows(sizes.obs), **rows, "times": times}
 
 
-def _td_target(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+def _td_target(inputs: Inputs, **options: Any) -> dict[str, Tensor]:
     return {"target": td_target(**inputs, **options)}
 
 
@@ -291,7 +291,7 @@ def _draw_td_target(draw: Draw) -> Inputs:
     }
 
 
-def _td_loss(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+def _td_loss(inputs: Inputs, **options: Any) -> dict[str, Tensor]:
     return td_loss(**inputs, **options)._asdict()
 
 
@@ -307,10 +307,10 @@ def _draw_td_loss(draw: Draw) -> Inputs:
     }
 
 
-def _path_kl(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+def _path_kl(inputs: Inputs, **options: Any) -> dict[str, Tensor]:
     return {
-        reduction: path_kl(**inputs, reduction=reduction, **options)
-        for reduction in ("none", "mean")
+        "none": path_kl(**inputs, reduction="none", **options),
+        "mean": path_kl(**inputs, reduction="mean", **options),
     }
 
 
@@ -319,23 +319,23 @@ def _draw_path_kl(draw: Draw) -> Inputs:
     return {name: inputs[name] for name in ("velocity", "base_velocity", "horizon")}
 
 
-ADAM = {"lr": 1e-3, "max_norm": 1.0, "tau": 0.1}
+ADAM: Inputs = {"lr": 1e-3, "max_norm": 1.0, "tau": 0.1}
 
 
-def _adam_state(inputs: Inputs) -> tuple[dict[str, Tensor], Tensor]:
+def _adam_state(inputs: Inputs) -> tuple[Inputs, Tensor]:
     """Return what a step reads and writes, apart from the inputs, and the number of steps."""
     written = ("params", "exp_avg", "exp_avg_sq", "targets")
     state = {name: inputs[name].clone() for name in written}
     return state, torch.zeros((), device=inputs["params"].device)
 
 
-def _adam_step(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+def _adam_step(inputs: Inputs, **options: Any) -> dict[str, Tensor]:
     state, step = _adam_state(inputs)
     norm = adam_step(**state, gradient=inputs["gradient"], step=step, **ADAM, **options)
     return {"norm": norm, **state}
 
 
-def _adam_step_in_parts(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+def _adam_step_in_parts(inputs: Inputs, **options: Any) -> dict[str, Tensor]:
     """The step of a captured update: the norm of all, then the columns in two parts."""
     state, step = _adam_state(inputs)
     gradient = inputs["gradient"]
@@ -361,7 +361,7 @@ def _draw_adam_step(draw: Draw) -> Inputs:
     return inputs
 
 
-def _dual_update(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+def _dual_update(inputs: Inputs, **options: Any) -> dict[str, Tensor]:
     lam, kl_ema = inputs["lam"].clone(), inputs["kl_ema"].clone()
     lam_copy, kl_ema_copy = dual_update(
         lam,
@@ -391,19 +391,19 @@ def _draw_bridge(draw: Draw) -> Inputs:
     return _draw_adjoint_matching(draw) | {"schedule": NoiseSchedule.bridge(draw.sizes.steps)}
 
 
-def _philox(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+def _philox(inputs: Inputs, **options: Any) -> dict[str, Tensor]:
     arguments = {name: value for name, value in inputs.items() if name != "like"}
     return philox(**arguments, dtype=inputs["like"].dtype, **options)._asdict()
 
 
-def _philox_next(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+def _philox_next(inputs: Inputs, **options: Any) -> dict[str, Tensor]:
     offset, runs = inputs["offset"].clone(), len(inputs["seeds"])
     ended = torch.zeros(1, dtype=torch.int32, device=offset.device)
     draws = _philox(inputs | {"offset": offset, "ended": ended}, **options)
     return draws | {"offset": offset.expand(runs), "ended": ended.expand(runs)}
 
 
-def _philox_of_two_calls(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+def _philox_of_two_calls(inputs: Inputs, **options: Any) -> dict[str, Tensor]:
     return _philox_next(inputs | {"calls": 2}, **options)
 
 
@@ -422,7 +422,7 @@ def _draw_philox(draw: Draw) -> Inputs:
     }
 
 
-def _gather_sequences(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+def _gather_sequences(inputs: Inputs, **options: Any) -> dict[str, Tensor]:
     return gather_sequences(**inputs, **options)._asdict()
 
 
@@ -443,7 +443,7 @@ def _draw_gather_sequences(draw: Draw) -> Inputs:
     }
 
 
-def _record_metrics(inputs: Inputs, **options: str) -> dict[str, Tensor]:
+def _record_metrics(inputs: Inputs, **options: Any) -> dict[str, Tensor]:
     table = inputs["table"].transpose(0, 1).clone(memory_format=torch.contiguous_format)
     position = torch.tensor([inputs["row"]], device=table.device)
     record_metrics(inputs["metrics"].unbind(1), table, position, **options)
@@ -585,7 +585,7 @@ def evaluate(
     *,
     wanted: Iterable[str] | None = None,
     first_run: int = 0,
-    **options: str,
+    **options: Any,
 ) -> dict[str, Tensor]:
     """Return outputs and gradients of a call.
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from trqam_fast.kernels.action_gradient import ops, reference
 from trqam_fast.kernels.checks import check_not_empty, check_same, check_tensor
-from trqam_fast.kernels.dispatch import choose_backend
+from trqam_fast.kernels.dispatch import Backend, Precision, choose_backend
 from trqam_fast.kernels.mlp import check_weights
 from trqam_fast.kernels.mlp.weights import MLPWeights
 
@@ -20,8 +20,8 @@ def action_gradient(
     *,
     clip: bool = True,
     scale: float = 1.0,
-    backend: str = "auto",
-    precision: str = "ieee",
+    backend: Backend = "auto",
+    precision: Precision = "ieee",
 ) -> tuple[Tensor, Tensor]:
     """Differentiate the mean of an ensemble's values in the actions that they are given.
 

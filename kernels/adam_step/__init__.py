@@ -8,7 +8,7 @@ from torch import Tensor
 from trqam_fast.kernels.adam_step import ops, reference
 from trqam_fast.kernels.adam_step.settings import AdamNorm, check_betas, make_settings
 from trqam_fast.kernels.checks import check_same, check_tensor, check_written
-from trqam_fast.kernels.dispatch import choose_backend
+from trqam_fast.kernels.dispatch import Backend, choose_backend
 
 
 @torch.no_grad()
@@ -26,7 +26,7 @@ def adam_step(
     targets: Tensor | None = None,
     tau: float | None = None,
     norm: AdamNorm | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> Tensor:
     """Clip each run's gradient, move the targets, take one Adam step; all in place.
 
@@ -96,21 +96,19 @@ def adam_step(
     settings = make_settings(
         lr=lr, betas=betas, eps=eps, max_norm=max_norm, tau=tau, targets=targets is not None
     )
-    if norm is not None and backend == "auto":
-        backend = norm.backend
-    chosen = choose_backend(op, backend, params.device, dtype=params.dtype)
+    asked = norm.backend if norm is not None and backend == "auto" else backend
+    chosen = choose_backend(op, asked, params.device, dtype=params.dtype)
+    state = (params, gradient, exp_avg, exp_avg_sq)
     if norm is not None:
         if chosen != norm.backend:
             raise ValueError(
                 f"{op}: backend {chosen} was asked for, and norm is of {norm.backend}; pass the "
                 "same to both"
             )
-        state = (params, gradient, exp_avg, exp_avg_sq, None, targets)
-        return ops.adam_step(*state, settings, norm.backend, norm)
-    state = (params, gradient, exp_avg, exp_avg_sq, step, targets)
+        return ops.adam_step(*state, None, targets, settings, chosen, norm)
     if chosen == "reference":
-        return reference.adam_step(*state, settings)
-    return ops.adam_step(*state, settings, chosen, None)
+        return reference.adam_step(*state, step, targets, settings)
+    return ops.adam_step(*state, step, targets, settings, chosen, None)
 
 
 @torch.no_grad()
@@ -119,7 +117,7 @@ def adam_norm(
     step: Tensor,
     *,
     betas: tuple[float, float] = (0.9, 0.999),
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> AdamNorm | None:
     """Begin a step that is done in parts: find each run's norm and count the step.
 

@@ -14,7 +14,7 @@ from trqam_fast.kernels.checks import (
     masked,
     refusing,
 )
-from trqam_fast.kernels.dispatch import choose_backend
+from trqam_fast.kernels.dispatch import Backend, choose_backend
 from trqam_fast.kernels.noise_schedule import NoiseSchedule, check_schedule
 
 
@@ -27,7 +27,7 @@ def adjoint_matching(
     horizon: int = 1,
     schedule: NoiseSchedule | None = None,
     action_mask: Tensor | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Adjoint-matching loss and the path KL of the same trajectories, in one pass.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trqam_fast.kernels.adjoint_sizes import ops, reference
 from trqam_fast.kernels.checks import check_not_empty, check_same, check_tensor
-from trqam_fast.kernels.dispatch import choose_backend
+from trqam_fast.kernels.dispatch import Backend, choose_backend
 
 
 class AdjointSizes(NamedTuple):
@@ -31,7 +31,7 @@ class AdjointSizes(NamedTuple):
 
 @torch.no_grad()
 def adjoint_sizes(
-    terminal: Tensor, adjoint: Tensor | None = None, *, backend: str = "auto"
+    terminal: Tensor, adjoint: Tensor | None = None, *, backend: Backend = "auto"
 ) -> AdjointSizes:
     """Measure terminal adjoints, and how far the sweep made them grow.
 

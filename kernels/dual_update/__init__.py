@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trqam_fast.kernels.checks import check_bool, check_same, check_tensor, check_written
-from trqam_fast.kernels.dispatch import choose_backend
+from trqam_fast.kernels.dispatch import Backend, choose_backend
 from trqam_fast.kernels.dual_update import ops, reference
 from trqam_fast.kernels.dual_update.settings import check_budget, make_settings
 
@@ -26,7 +26,7 @@ def dual_update(
     bracket: tuple[float, float],
     rule: Literal["additive", "log"] = "additive",
     active: Tensor | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Projected dual descent on lambda, in place.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trqam_fast.kernels.checks import check_same, check_tensor
-from trqam_fast.kernels.dispatch import choose_backend
+from trqam_fast.kernels.dispatch import Backend, choose_backend
 from trqam_fast.kernels.flow_matching_inputs import ops, reference
 
 
@@ -31,7 +31,7 @@ def flow_matching_inputs(
     x0: Tensor,
     times: Tensor,
     *,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> FlowMatching:
     """Points between noise and actions, and the velocity of the straight lines through them.
 

@@ -13,7 +13,7 @@ from trqam_fast.kernels.checks import (
     check_same,
     check_tensor,
 )
-from trqam_fast.kernels.dispatch import choose_backend
+from trqam_fast.kernels.dispatch import Backend, choose_backend
 from trqam_fast.kernels.gather_sequences import ops, reference
 
 
@@ -46,7 +46,7 @@ def gather_sequences(
     next_rows: Tensor,
     horizon: int,
     *,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> Sequences:
     """Look up the sequences that begin at some transitions, of every run in one call.
 

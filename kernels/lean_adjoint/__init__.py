@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trqam_fast.kernels.checks import check_same, check_tensor, refuse_gradient
-from trqam_fast.kernels.dispatch import TRITON, choose_backend
+from trqam_fast.kernels.dispatch import TRITON, Backend, Precision, choose_backend
 from trqam_fast.kernels.fields import (
     Context,
     Velocity,
@@ -28,8 +28,8 @@ def lean_adjoint(
     *,
     schedule: NoiseSchedule | None = None,
     tape: Sequence[Tensor] | None = None,
-    backend: str = "auto",
-    precision: str = "ieee",
+    backend: Backend = "auto",
+    precision: Precision = "ieee",
 ) -> Tensor:
     """Carry the critic's action gradient back along sampled chains.
 

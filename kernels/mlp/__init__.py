@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trqam_fast.kernels.checks import check_integers, check_same, check_tensor
-from trqam_fast.kernels.dispatch import TRITON, choose_backend
+from trqam_fast.kernels.dispatch import TRITON, Backend, Precision, choose_backend
 from trqam_fast.kernels.mlp import ops, reference
 from trqam_fast.kernels.mlp.weights import GradientMemory, MLPWeights
 
@@ -17,8 +17,8 @@ def mlp(
     weights: MLPWeights,
     inputs: Tensor | tuple[Tensor, Tensor],
     *,
-    backend: str = "auto",
-    precision: str = "ieee",
+    backend: Backend = "auto",
+    precision: Precision = "ieee",
 ) -> Tensor:
     """Apply a stack of MLPs, differentiable in weights and inputs.
 
@@ -66,8 +66,8 @@ def with_operands(
     weights: MLPWeights,
     first: int | None = None,
     *,
-    backend: str = "auto",
-    precision: str = "ieee",
+    backend: Backend = "auto",
+    precision: Precision = "ieee",
 ) -> MLPWeights:
     """Do what passes do with the weights alone, once for several passes with the same weights.
 
@@ -98,8 +98,8 @@ def both_with_operands(
     others: MLPWeights,
     first: int | None = None,
     *,
-    backend: str = "auto",
-    precision: str = "ieee",
+    backend: Backend = "auto",
+    precision: Precision = "ieee",
 ) -> tuple[MLPWeights, MLPWeights]:
     """Do as `with_operands` for two stacks of the same sizes, by one launch.
 

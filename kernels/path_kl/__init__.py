@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
 from trqam_fast.kernels.checks import (
@@ -12,7 +14,7 @@ from trqam_fast.kernels.checks import (
     check_tensor,
     masked,
 )
-from trqam_fast.kernels.dispatch import choose_backend
+from trqam_fast.kernels.dispatch import Backend, choose_backend
 from trqam_fast.kernels.noise_schedule import NoiseSchedule, check_schedule
 from trqam_fast.kernels.path_kl import ops, reference
 
@@ -24,8 +26,8 @@ def path_kl(
     horizon: int = 1,
     schedule: NoiseSchedule | None = None,
     action_mask: Tensor | None = None,
-    reduction: str = "mean",
-    backend: str = "auto",
+    reduction: Literal["mean", "none"] = "mean",
+    backend: Backend = "auto",
 ) -> Tensor:
     """Path KL of trajectories sampled from the fine-tuned process.
 

@@ -11,7 +11,7 @@ from trqam_fast.kernels.checks import (
     check_integer_tensor,
     check_integers,
 )
-from trqam_fast.kernels.dispatch import choose_backend
+from trqam_fast.kernels.dispatch import Backend, choose_backend
 from trqam_fast.kernels.philox import ops, reference
 from trqam_fast.kernels.philox.draws import MAX_COUNT, MAX_STREAM, Counts, Draws
 
@@ -28,7 +28,7 @@ def philox(
     dtype: torch.dtype = torch.float32,
     ended: Tensor | None = None,
     calls: int = 1,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> Draws:
     """Draw random numbers for every run, all kinds and runs in one call.
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from trqam_fast.kernels.checks import check_counter, check_same, check_tensor, check_written
-from trqam_fast.kernels.dispatch import choose_backend
+from trqam_fast.kernels.dispatch import Backend, choose_backend
 from trqam_fast.kernels.record_metrics import ops, reference
 
 
 @torch.no_grad()
 def record_metrics(
-    metrics: Sequence[Tensor], table: Tensor, position: Tensor, *, backend: str = "auto"
+    metrics: Sequence[Tensor], table: Tensor, position: Tensor, *, backend: Backend = "auto"
 ) -> None:
     """Write metrics to row `position` of a table, and count one further.
 

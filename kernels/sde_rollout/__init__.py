@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trqam_fast.kernels.checks import check_counts, check_same, check_tensor, refusing
-from trqam_fast.kernels.dispatch import TRITON, choose_backend
+from trqam_fast.kernels.dispatch import TRITON, Backend, Precision, choose_backend
 from trqam_fast.kernels.fields import (
     Context,
     Velocity,
@@ -64,8 +64,8 @@ def sde_rollout(
     schedule: NoiseSchedule | None = None,
     with_base: bool = False,
     operands: Sequence[Tensor] | None = None,
-    backend: str = "auto",
-    precision: str = "ieee",
+    backend: Backend = "auto",
+    precision: Precision = "ieee",
 ) -> Rollout:
     """Sample chains of the memoryless SDE, the last step by the base field's ODE.
 
@@ -171,8 +171,8 @@ def rollout_operands(
     velocity: Velocity,
     base_velocity: Velocity,
     *,
-    backend: str = "auto",
-    precision: str = "ieee",
+    backend: Backend = "auto",
+    precision: Precision = "ieee",
 ) -> list[Tensor]:
     """Do what a rollout does with its fields' weights alone, so that it can be done before.
 
@@ -221,8 +221,8 @@ def ode_rollout(
     x0: Tensor,
     flow_steps: int,
     *,
-    backend: str = "auto",
-    precision: str = "ieee",
+    backend: Backend = "auto",
+    precision: Precision = "ieee",
 ) -> Tensor:
     """Integrate the noise-free flow: K Euler steps x <- x + h v(s, x, t_k), not clipped.
 

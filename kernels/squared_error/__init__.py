@@ -5,12 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from trqam_fast.kernels.checks import check_not_empty, check_same, check_tensor
-from trqam_fast.kernels.dispatch import choose_backend
+from trqam_fast.kernels.dispatch import Backend, choose_backend
 from trqam_fast.kernels.squared_error import ops, reference
 
 
 def squared_error(
-    prediction: Tensor, target: Tensor, valid: Tensor, *, backend: str = "auto"
+    prediction: Tensor, target: Tensor, valid: Tensor, *, backend: Backend = "auto"
 ) -> Tensor:
     """Squared error of an ensemble's predictions, the loss of critics and of the cloned field.
 

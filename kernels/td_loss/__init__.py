@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from trqam_fast.kernels.checks import check_not_empty, check_same, check_tensor
-from trqam_fast.kernels.dispatch import choose_backend
+from trqam_fast.kernels.dispatch import Backend, choose_backend
 from trqam_fast.kernels.td_loss import ops, reference
 from trqam_fast.kernels.td_loss.inputs import TDInputs
 from trqam_fast.kernels.td_target import check_pessimism
@@ -41,7 +41,7 @@ def td_loss(
     discount: float,
     rho: float,
     policy_values: Tensor | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> TDLoss:
     """Loss of an ensemble of critics against a pessimistic target over a sequence.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from trqam_fast.kernels.checks import check_not_empty, check_same, check_tensor
-from trqam_fast.kernels.dispatch import choose_backend
+from trqam_fast.kernels.dispatch import Backend, choose_backend
 from trqam_fast.kernels.td_target import reference
 
 
@@ -18,7 +18,7 @@ def td_target(
     *,
     discount: float,
     rho: float,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> Tensor:
     """Target of temporal differences over a sequence, from an ensemble's values after it.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from trqam_fast.kernels.checks import check_same, check_tensor
-from trqam_fast.kernels.dispatch import choose_backend
+from trqam_fast.kernels.dispatch import Backend, Precision, choose_backend
 from trqam_fast.kernels.fields import (
     Context,
     Velocity,
@@ -25,8 +25,8 @@ def velocity_along(
     points: Tensor,
     *,
     schedule: NoiseSchedule | None = None,
-    backend: str = "auto",
-    precision: str = "ieee",
+    backend: Backend = "auto",
+    precision: Precision = "ieee",
 ) -> Tensor:
     """Evaluate a field at (s, X_k, t_k) for all k, without gradients.
 
