@@ -146,6 +146,7 @@ def check_velocity(
                 "v(observations, x, t)"
             )
         return
+    assert isinstance(observations, Tensor)  # as `check_observations` has found
     velocity.check(op, name)
     runs, _, obs_dim = observations.shape
     if tuple(velocity.lead) != (runs,):

@@ -17,6 +17,7 @@ from trqam_fast.kernels.fields import (
     tensors_of,
 )
 from trqam_fast.kernels.lean_adjoint import ops, reference
+from trqam_fast.kernels.mlp.weights import MLPWeights
 from trqam_fast.kernels.noise_schedule import NoiseSchedule, is_own, sde_schedule
 
 
@@ -94,10 +95,14 @@ def lean_adjoint(
             f"{op}: backend {chosen} does not take a tape; pass tape=None, as "
             "`Rollout.base` is None with it"
         )
-    data = (base_velocity, observations, trajectory)
     with torch.no_grad():
         if chosen == "reference":
-            return reference.lean_adjoint(*data, terminal_adjoint, schedule)
+            return reference.lean_adjoint(
+                base_velocity, observations, trajectory, terminal_adjoint, schedule
+            )
+        # A compiled backend has taken packed weights, and they no Context.
+        assert isinstance(base_velocity, MLPWeights) and isinstance(observations, Tensor)
+        data = (base_velocity, observations, trajectory)
         if tape is None:
             tape = ops.sweep_tape(*data, chosen, precision)
         return ops.lean_adjoint(*data, terminal_adjoint, tape, chosen, precision)

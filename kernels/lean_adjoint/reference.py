@@ -23,6 +23,7 @@ def lean_adjoint(
     field = as_function(base_velocity, "lean_adjoint", "base_velocity")
     pull_back = _pull_back_packed if isinstance(base_velocity, MLPWeights) else _pull_back
     schedule = NoiseSchedule.flow(trajectory.shape[1] - 1) if schedule is None else schedule
+    assert schedule.decay_times is not None  # as `sde_schedule` has found
     adjoint = terminal_adjoint
     adjoints: list[Tensor] = []
     for k in range(len(schedule) - 1, -1, -1):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -120,8 +120,8 @@ def sde_rollout(
     check_velocity(op, "base_velocity", base_velocity, observations, x0.shape[-1])
     if (ode_observations is None) != (ode_x0 is None):
         raise ValueError(f"{op}: ode_observations and ode_x0 go together; pass both or neither")
-    with_ode = ode_observations is not None and ode_x0 is not None
-    if with_ode:
+    ode: tuple[Any, Tensor] | None = None
+    if ode_observations is not None and ode_x0 is not None:
         _, rows = check_observations(op, ode_observations, ode_x0, "ode_x0", velocity=velocity)
         check_tensor(op, "ode_x0", ode_x0, (runs, rows, x0.shape[-1]))
         check_same(op, x0=x0, ode_x0=ode_x0)
@@ -132,11 +132,6 @@ def sde_rollout(
             check_same(op, x0=x0, ode_observations=ode_observations)
             ode_observations = ode_observations.detach()
         ode = (ode_observations, ode_x0.detach())
-    elif isinstance(observations, Context):
-        ode = (observations, x0[:, :0].detach())
-    else:
-        ode = (observations[:, :0].detach(), x0[:, :0].detach())
-    inputs = RolloutInputs(observations, x0, noise, *ode)
     chosen = choose_backend(
         op,
         backend,
@@ -151,20 +146,28 @@ def sde_rollout(
             f"{op}: operands are given, and backend {chosen} takes none; pass what "
             "rollout_operands returned for it, or None"
         )
-    of_base: list[Tensor] = []
     if chosen == "reference":
         constants = tensors_of(observations) | {"x0": x0, "noise": noise}
-        inputs = inputs._replace(**{name: tensor.detach() for name, tensor in constants.items()})
-        trajectory, velocities, ode_x = reference.sde_rollout(
-            velocity, base_velocity, inputs, schedule
+        if isinstance(observations, Tensor):
+            observations = observations.detach()
+        trajectory, velocities = reference.sde_rollout(
+            velocity, base_velocity, observations, x0, noise, schedule
         )
-        velocities = refusing(op, velocities, **constants)
-    else:
-        trajectory, velocities, ode_x, of_base = ops.sde_rollout(
-            velocity, base_velocity, inputs, with_base, operands or (), chosen, precision
-        )
+        ode_x = None
+        if ode is not None:
+            with torch.no_grad():
+                ode_x = reference.ode_rollout(velocity, *ode, len(schedule), schedule)
+        return Rollout(trajectory, refusing(op, velocities, **constants), ode_x)
+    # A compiled backend has taken packed weights, and they no Context.
+    assert isinstance(velocity, MLPWeights) and isinstance(base_velocity, MLPWeights)
+    assert isinstance(observations, Tensor)
+    rows_of_ode = (observations[:, :0].detach(), x0[:, :0].detach()) if ode is None else ode
+    inputs = RolloutInputs(observations, x0, noise, *rows_of_ode)
+    trajectory, velocities, ode_x, of_base = ops.sde_rollout(
+        velocity, base_velocity, inputs, with_base, operands or (), chosen, precision
+    )
     base = BasePass(of_base[0], of_base[1:]) if of_base else None
-    return Rollout(trajectory, velocities, ode_x if with_ode else None, base)
+    return Rollout(trajectory, velocities, None if ode is None else ode_x, base)
 
 
 def rollout_operands(
@@ -259,6 +262,8 @@ def ode_rollout(
     if chosen == "reference":
         with torch.no_grad():
             return reference.ode_rollout(velocity, observations, x0, flow_steps)
+    # A compiled backend has taken packed weights, and they no Context.
+    assert isinstance(velocity, MLPWeights) and isinstance(observations, Tensor)
     return ops.ode_rollout(velocity, observations, x0, flow_steps, chosen, precision)
 
 

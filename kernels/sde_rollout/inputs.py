@@ -6,24 +6,22 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from trqam_fast.kernels.fields import Context
-
 
 class RolloutInputs(NamedTuple):
-    """Data of a rollout: rows of the SDE, and rows of the noise-free flow.
+    """Data of a compiled rollout: rows of the SDE, and rows of the noise-free flow.
 
     Attributes:
-        observations: `[S, B, O]`; for callable fields also a `Context`.
+        observations: `[S, B, O]`.
         x0: `[S, B, D]`.
         noise: eps_0..eps_{K-2}, `[S, K - 1, B, D]`.
-        ode_observations: `[S, N, O]`, or a `Context`.
+        ode_observations: `[S, N, O]`.
         ode_x0: `[S, N, D]`.
     """
 
-    observations: Tensor | Context
+    observations: Tensor
     x0: Tensor
     noise: Tensor
-    ode_observations: Tensor | Context
+    ode_observations: Tensor
     ode_x0: Tensor
 
     @property

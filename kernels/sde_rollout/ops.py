@@ -192,7 +192,7 @@ class _Rollout(torch.autograd.Function):
         needed = dict(zip(RolloutInputs._fields, ctx.needs_input_grad[4:9], strict=True))
         refuse_gradient("sde_rollout", **needed)
         observations, trajectory, *saved = ctx.saved_tensors
-        _, gradients = pull_back(
+        no_inputs, gradients = pull_back(
             ctx.how,
             MLPWeights.from_tensors(saved[ctx.kept :]),
             observations,

@@ -9,20 +9,22 @@ from torch import Tensor
 
 from trqam_fast.kernels.fields import Context, Velocity, as_function, scope_of
 from trqam_fast.kernels.noise_schedule import NoiseSchedule
-from trqam_fast.kernels.sde_rollout.inputs import RolloutInputs
 
 
 def sde_rollout(
     velocity: Velocity,
     base_velocity: Velocity,
-    inputs: RolloutInputs,
+    observations: Tensor | Context,
+    x0: Tensor,
+    noise: Tensor,
     schedule: NoiseSchedule | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return trajectory, velocities and X_K of the ODE; see the package's `sde_rollout`."""
+) -> tuple[Tensor, Tensor]:
+    """Return trajectory and velocities; see the package's `sde_rollout`."""
     field = as_function(velocity, "sde_rollout", "velocity")
     base_field = as_function(base_velocity, "sde_rollout", "base_velocity")
-    observations, x, steps = inputs.observations, inputs.x0.detach(), inputs.flow_steps
+    x, steps = x0.detach(), noise.shape[1] + 1
     schedule = NoiseSchedule.flow(steps) if schedule is None else schedule
+    assert schedule.decay_times is not None  # as `sde_schedule` has found
     trajectory, velocities = [x], []
     for k, t in enumerate(schedule.times):
         time, h = torch.full_like(x[..., :1], t), schedule.step_sizes[k]
@@ -33,16 +35,12 @@ def sde_rollout(
             if k < steps - 1:
                 drift = 2.0 * v - x / schedule.decay_times[k]
                 diffusion = math.sqrt(h * schedule.g_squared[k])
-                x = x + h * drift + diffusion * inputs.noise[:, k]
+                x = x + h * drift + diffusion * noise[:, k]
             else:
                 with scope_of(base_velocity):
                     x = x + h * base_field(observations, x, time)
         trajectory.append(x)
-    ode_x = inputs.ode_x0
-    if ode_x.shape[1] > 0:
-        with torch.no_grad():
-            ode_x = ode_rollout(velocity, inputs.ode_observations, ode_x, steps, schedule)
-    return torch.stack(trajectory, dim=1), torch.stack(velocities, dim=1), ode_x
+    return torch.stack(trajectory, dim=1), torch.stack(velocities, dim=1)
 
 
 def ode_rollout(

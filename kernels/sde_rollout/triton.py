@@ -197,7 +197,7 @@ def rollout_kept(
     Without `operands` that of the kernels is empty.
     """
     config = rollout_config(velocity, inputs, precision, train, dependent=False)
-    runs, rows = len(inputs.x0), rollout_rows(inputs, train, with_base).count
+    runs, rows = len(inputs.x0), rollout_rows(inputs, train, with_base).total
     return empty_kept(config, runs, rows, velocity.kernels[0], operands=operands)
 
 
@@ -208,13 +208,13 @@ class RolloutRows(NamedTuple):
         sweep: Where those of the base field at t_k + h begin, of all steps.
         base: The same of those at t_k, of two steps, or of step K - 1 alone.
         ode: The same of the ODE's, of two steps.
-        count: All rows.
+        total: All rows.
     """
 
     sweep: int
     base: int
     ode: int
-    count: int
+    total: int
 
 
 def rollout_rows(inputs: RolloutInputs, train: bool, with_base: bool) -> RolloutRows:
@@ -292,7 +292,7 @@ def sde_rollout(
     config = rollout_config(velocity, inputs, precision, train, dependent)
     kept = rollout_kept(velocity, inputs, precision, train, with_base, operands=len(operands) == 0)
     tape, starts = Tape(*kept[:4]), rollout_rows(inputs, train, with_base)
-    rows = starts.count
+    rows = starts.total
     check_size(config, rows)
     check_size(config, (steps + 1) * batch)
     trajectory = x0.new_empty(runs, steps + 1, batch, dim)

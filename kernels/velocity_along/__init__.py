@@ -14,6 +14,7 @@ from trqam_fast.kernels.fields import (
     check_velocity,
     tensors_of,
 )
+from trqam_fast.kernels.mlp.weights import MLPWeights
 from trqam_fast.kernels.noise_schedule import NoiseSchedule, check_schedule, has_own_times
 from trqam_fast.kernels.velocity_along import ops, reference
 
@@ -67,6 +68,8 @@ def velocity_along(
     )
     if chosen == "reference":
         return reference.velocity_along(velocity, observations, points, schedule)
+    # A compiled backend has taken packed weights, and they no Context.
+    assert isinstance(velocity, MLPWeights) and isinstance(observations, Tensor)
     return ops.velocity_along(velocity, observations, points, chosen, precision)
 
 

@@ -19,7 +19,8 @@ def velocity_along(
 ) -> Tensor:
     """Return v(s, X_k, t_k), `[S, K, B, D]`; see the package's `velocity_along`."""
     field = as_function(velocity, "velocity_along", "velocity")
-    if isinstance(velocity, MLPWeights) and has_own_times(schedule):
+    packed = isinstance(velocity, MLPWeights)
+    if packed and isinstance(observations, Tensor) and has_own_times(schedule):
         return field(*stack_inputs(observations, points)).view(points.shape)
     steps = points.shape[1]
     times = [k / steps for k in range(steps)] if schedule is None else schedule.times
