@@ -246,7 +246,7 @@ def choose_backend(
     if precision not in PRECISIONS:
         raise ValueError(f"{op}: precision is {precision!r}; choose one of {', '.join(PRECISIONS)}")
 
-    call = {
+    call: dict[str, Any] = {
         "dtype": dtype,
         "precision": precision,
         "networks": networks,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class NoiseSchedule:
     step_sizes: tuple[float, ...]
     g_squared: tuple[float, ...]
     decay_times: tuple[float, ...] | None = None
+    _tables: ClassVar[dict[Any, Any]]  # each schedule's own, but no field: equality is of the steps
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_tables", {})
@@ -97,9 +98,9 @@ class NoiseSchedule:
         """Return step k alone."""
         found = self._tables.get(k)
         if found is None:
-            values = (self.times, self.step_sizes, self.g_squared, self.decay_times)
-            alone = (None if value is None else (value[k],) for value in values)
-            found = self._tables[k] = NoiseSchedule(*alone)
+            values = ((self.times[k],), (self.step_sizes[k],), (self.g_squared[k],))
+            decay = None if self.decay_times is None else (self.decay_times[k],)
+            found = self._tables[k] = NoiseSchedule(*values, decay)
         return found
 
     def table(self, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -138,12 +139,14 @@ class AffinePath:
     alpha: Callable[[Tensor], Tensor]
     beta: Callable[[Tensor], Tensor]
     is_linear: bool = field(init=False, repr=False, compare=False)
+    _schedules: dict[int, NoiseSchedule] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         t = torch.linspace(0.0, 1.0, 9, dtype=torch.float64)
         apart = torch.stack([self.alpha(t) - t, self.beta(t) - (1.0 - t)])
         object.__setattr__(self, "is_linear", bool(apart.abs().max() < 1e-12))
-        object.__setattr__(self, "_schedules", {})
 
     @classmethod
     def linear(cls) -> AffinePath:
@@ -160,7 +163,8 @@ class AffinePath:
         with torch.enable_grad():
             t = t.detach().requires_grad_()
             values = (self.alpha(t) + 0.0 * t, self.beta(t) + 0.0 * t)
-            return tuple(torch.autograd.grad(value.sum(), t)[0] for value in values)
+            up, down = (torch.autograd.grad(value.sum(), t)[0] for value in values)
+            return up, down
 
     def noise_schedule(self, steps: int) -> NoiseSchedule:
         """Return K steps of the memoryless SDE of this path, h = 1/K and t_k = k h; made once.

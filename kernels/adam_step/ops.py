@@ -94,8 +94,10 @@ def _adam_step(params, gradient, exp_avg, exp_avg_sq, step, targets, norm, backe
     else:
         step += 1
         norms, count = _norms(gradient), step
+    runs, size = params.shape
     fields = AdamStep(
-        *params.shape,
+        runs,
+        size,
         params.stride(0),
         0 if targets is None else targets.shape[1],
         0 if targets is None else targets.stride(0),

@@ -74,12 +74,11 @@ def adjoint_matching(
     check_action_mask(op, action_mask, velocity)
     velocity, base_velocity, adjoint = masked(action_mask, velocity, base_velocity, adjoint)
     chosen = choose_backend(op, backend, velocity.device, dtype=velocity.dtype)
-    constants = {"base_velocity": base_velocity, "adjoint": adjoint, "lam": lam}
     if chosen == "reference":
-        detached = (tensor.detach() for tensor in constants.values())
+        detached = (base_velocity.detach(), adjoint.detach(), lam.detach())
         loss, kl = reference.adjoint_matching(velocity, *detached, schedule, horizon)
-        return refusing(op, loss, **constants), kl
-    return ops.adjoint_matching(velocity, *constants.values(), schedule, horizon, chosen)
+        return refusing(op, loss, base_velocity=base_velocity, adjoint=adjoint, lam=lam), kl
+    return ops.adjoint_matching(velocity, base_velocity, adjoint, lam, schedule, horizon, chosen)
 
 
 __all__ = ["adjoint_matching"]

@@ -19,14 +19,14 @@ def dual_update(
     """Do the step; see the package's `dual_update`."""
     if isinstance(budget, Tensor):
         budget = budget.to(lam.dtype)
-    before = None if active is None else (lam.clone(), kl_ema.clone())
+    before = () if active is None else (lam.clone(), kl_ema.clone())
     kl_ema.lerp_(path_kl.clamp(max=settings.clip * budget), settings.ema)
     if settings.log:
         lam.mul_((settings.eta * (kl_ema / budget - 1.0)).exp())
     else:
         lam.add_(kl_ema - budget, alpha=settings.eta)
     lam.clamp_(settings.lowest, settings.highest)
-    if before is not None:
+    if active is not None:
         for tensor, old in zip((lam, kl_ema), before, strict=True):
             tensor.copy_(torch.where(active, tensor, old))
     return lam.clone(), kl_ema.clone()

@@ -12,8 +12,10 @@ def _gather(starts, pool, actions, outcomes, next_rows, horizon):
     from trqam_fast.kernels.gather_sequences import triton
 
     into = _gather_fake(starts, pool, actions, outcomes, next_rows, horizon)
-    tensors = (tensor.contiguous() for tensor in (starts, pool, actions, outcomes, next_rows))
-    triton.gather_sequences(*tensors, into)
+    starts, pool, actions, outcomes, next_rows = (
+        tensor.contiguous() for tensor in (starts, pool, actions, outcomes, next_rows)
+    )
+    triton.gather_sequences(starts, pool, actions, outcomes, next_rows, into)
     return into
 
 

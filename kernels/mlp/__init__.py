@@ -123,7 +123,8 @@ def both_with_operands(
     check_same("mlp", weights=weights.kernels[0], others=others.kernels[0])
     if weights.tensor_shapes != others.tensor_shapes:
         raise ValueError("mlp: weights and others differ in their shapes; prepare them one by one")
-    return tuple(_prepared([weights, others], first, backend, precision))
+    weights, others = _prepared([weights, others], first, backend, precision)
+    return weights, others
 
 
 def _prepared(

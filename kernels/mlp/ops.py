@@ -250,7 +250,7 @@ class _MLP(torch.autograd.Function):
         inputs, points, *saved = ctx.saved_tensors
         tape, tensors = saved[: ctx.kept], saved[ctx.kept :]
         want_inputs, want_weights = any(ctx.needs_input_grad[1:3]), any(ctx.needs_input_grad[4:])
-        d_inputs, gradients = pull_back(
+        of_networks, gradients = pull_back(
             ctx.how,
             MLPWeights.from_tensors(tensors),
             inputs,
@@ -260,11 +260,12 @@ class _MLP(torch.autograd.Function):
             want_inputs=want_inputs,
             want_weights=want_weights,
         )
-        d_inputs = d_inputs.unflatten(0, (inputs.shape[0], -1)).sum(1) if want_inputs else None
-        d_x = None
-        if want_inputs and points is not None:
-            d_inputs, d_x = d_inputs.split([inputs.shape[-1], points.shape[-1]], dim=-1)
-        return None, d_inputs, d_x, None, *(gradients or [None] * len(tensors))
+        d_inputs = d_x = None
+        if want_inputs:
+            d_inputs = of_networks.unflatten(0, (inputs.shape[0], -1)).sum(1)
+            if points is not None:
+                d_inputs, d_x = d_inputs.split([inputs.shape[-1], points.shape[-1]], dim=-1)
+        return None, d_inputs, d_x, None, *(gradients if want_weights else [None] * len(tensors))
 
 
 def mlp(

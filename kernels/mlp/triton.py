@@ -185,7 +185,7 @@ class Pull(NamedTuple):
         tape_start: The first one that counts.
         grads: Gradients.
         start: First row of the gradients.
-        count: Rows that are pulled back.
+        pulled: Rows that are pulled back.
         rows: Rows of the gradients.
         normed: Where y of the layers goes, with LayerNorm and `train`.
     """
@@ -195,7 +195,7 @@ class Pull(NamedTuple):
     tape_start: int
     grads: Gradients
     start: int
-    count: int
+    pulled: int
     rows: int
     normed: Tensor
 
@@ -218,9 +218,9 @@ def pull_norm(
     uniform = cotangent if isinstance(cotangent, float) else 0.0
     given = cotangent if isinstance(cotangent, Tensor) else pull.grads.normed
     norm_rows, columns = norm_blocks(config)
-    pull_norm_kernel[(triton.cdiv(pull.count, norm_rows), groups)](
+    pull_norm_kernel[(triton.cdiv(pull.pulled, norm_rows), groups)](
         weights, pull.tape, pull.tape_rows, groups * pull.tape_rows, pull.tape_start, pull.grads,
-        pull.start, pull.count, pull.rows, pull.normed, index, given, uniform,
+        pull.start, pull.pulled, pull.rows, pull.normed, index, given, uniform,
         cotangent is not None, isinstance(cotangent, float), norm_rows, columns, config,
         **tile_options(precision, config, num_warps=NORM_WARPS, maxnreg=128),
     )  # fmt: skip
@@ -230,12 +230,12 @@ def pull_hidden_layers(
     weights: WeightPointers, pull: Pull, groups: int, config: KernelConfig, precision: str
 ) -> None:
     """Launch the pullback from the last hidden layer's dz to the first one's."""
-    tiles = triton.cdiv(pull.count, config.block_m)
+    tiles = triton.cdiv(pull.pulled, config.block_m)
     registers = MAX_REGISTERS[precision] if config.norm else 255
     for index in range(config.depth - 2, -1, -1):
         pull_hidden_kernel[(tiles, config.width // config.block_n, groups)](
             weights, pull.tape, pull.tape_rows, groups * pull.tape_rows, pull.tape_start,
-            pull.grads, pull.start, pull.count, pull.rows, index, config,
+            pull.grads, pull.start, pull.pulled, pull.rows, index, config,
             **tile_options(precision, config, maxnreg=registers),
         )  # fmt: skip
         pull_norm(weights, pull, groups, index, config, precision)
@@ -292,6 +292,7 @@ def backward_pass(
                 net, grads, d_inputs, rows, block_in, config, **options
             )
     if want_weights:
+        assert isinstance(cotangent, Tensor)
         if config.norm:
             tape, tape_rows = tape._replace(out=normed), rows
         weight_gradients(config, inputs, tape, tape_rows, grads, cotangent, gradients, precision)

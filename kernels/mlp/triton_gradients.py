@@ -277,19 +277,21 @@ def weight_gradients(
     wanted = parts_of(MLPWeights.from_tensors(gradients))
     shapes = packed_shapes(config)
     in_place = all(map(laid_out, wanted, shapes))
-    into = wanted
+    kernels, vectors = wanted
     if not in_place:
-        runs = len(wanted[0][0])
-        into = [split(cotangent.new_empty(runs, packed_size(each)), each) for each in shapes]
+        runs = len(kernels[0])
+        kernels, vectors = (
+            split(cotangent.new_empty(runs, packed_size(each)), each) for each in shapes
+        )
     dtype, steps, batch = operand_dtype(config), inputs.steps, inputs.observations.shape[1]
     runs = len(inputs.observations)
     operands = cotangent.new_empty(runs, rows, config.columns, dtype=dtype)
     given = cotangent.new_empty(groups, rows, config.block_out, dtype=dtype)
-    pointers, row_tiles = first_parts(*into, config), triton.cdiv(rows, config.block_m)
+    pointers, row_tiles = first_parts(kernels, vectors, config), triton.cdiv(rows, config.block_m)
     across = config.width // config.block_o
-    vectors = 1 + grads.sums.shape[0] * config.depth * across
+    sums = 1 + grads.sums.shape[0] * config.depth * across
     with torch.cuda.device_of(cotangent):
-        gradient_operands_kernel[(row_tiles + vectors, groups)](
+        gradient_operands_kernel[(row_tiles + sums, groups)](
             inputs.observations, x, x_stride, grads, row_tiles, grads.sums.shape[2], cotangent,
             operands, given, pointers, batch, rows, steps, inputs.shift, config,
             num_warps=OPERAND_WARPS, **dependent_options(config),
@@ -300,5 +302,5 @@ def weight_gradients(
             maxnreg=GRADIENT_REGISTERS, **dependent_options(config),
         )  # fmt: skip
     if not in_place:
-        for tensor, part in zip([*wanted[0], *wanted[1]], [*into[0], *into[1]], strict=True):
+        for tensor, part in zip([*wanted[0], *wanted[1]], [*kernels, *vectors], strict=True):
             tensor.copy_(part[tuple(map(slice, tensor.shape))])

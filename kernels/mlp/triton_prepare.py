@@ -174,8 +174,8 @@ def operands_config(
     Their inputs are in one part, or in two of which the first has `first` columns.
     """
     inputs = weights.kernels[0].mT  # as wide, on their device
-    parts = (inputs, None) if first is None else (inputs[..., :first], inputs[..., first:])
-    return config_for(weights, *parts, precision, train=True, dependent=dependent)
+    one, x = (inputs, None) if first is None else (inputs[..., :first], inputs[..., first:])
+    return config_for(weights, one, x, precision, train=True, dependent=dependent)
 
 
 def empty_mlp_operands(config: KernelConfig, kernel: Tensor, stacks: int = 1) -> list[Tensor]:

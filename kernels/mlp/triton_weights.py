@@ -48,7 +48,7 @@ class WeightPointers(NamedTuple):
 def packed_shapes(config: KernelConfig) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
     """Return the shapes of one run's packed kernels and vectors, in the order of the weights."""
     members, width = config.ensemble, config.width
-    hidden = [(members, width, width)] * (config.depth - 1)
+    hidden: list[tuple[int, ...]] = [(members, width, width)] * (config.depth - 1)
     kernels = [(members, config.inputs, width), *hidden, (members, width, config.out)]
     layers = [(members, width)] * config.depth
     norms = layers if config.norm else []
@@ -71,7 +71,7 @@ def laid_out(tensors: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> bo
     return True
 
 
-def parts_of(weights: MLPWeights) -> tuple[list[Tensor], list[Tensor]]:
+def parts_of(weights: MLPWeights) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """Return kernels and vectors with the axis of members, without gradients."""
     single = len(weights.lead) == 1
     tensors = [t.detach().unsqueeze(1) if single else t.detach() for t in weights.tensors]

@@ -82,7 +82,10 @@ class MLPWeights:
         norms = (len(tensors) - 2 * layers) // 2
         sizes = (layers, layers, norms, norms)
         starts = (0, layers, 2 * layers, 2 * layers + norms)
-        return cls(*(tuple(tensors[a : a + n]) for a, n in zip(starts, sizes, strict=True)))
+        kernels, biases, scales, shifts = (
+            tuple(tensors[a : a + n]) for a, n in zip(starts, sizes, strict=True)
+        )
+        return cls(kernels, biases, scales, shifts)
 
     @classmethod
     def from_linears(
@@ -160,7 +163,10 @@ class MLPWeights:
     def map(self, function: Callable[[Tensor], Tensor]) -> MLPWeights:
         """Return weights with `function` applied to every tensor, without memory and operands."""
         groups = (self.kernels, self.biases, self.norm_scales, self.norm_biases)
-        return MLPWeights(*(tuple(function(tensor) for tensor in group) for group in groups))
+        kernels, biases, scales, shifts = (
+            tuple(function(tensor) for tensor in group) for group in groups
+        )
+        return MLPWeights(kernels, biases, scales, shifts)
 
     def empty_gradients(self) -> list[Tensor]:
         """Return uninitialised memory for gradients of `tensors`, packed like the trainer's."""

@@ -63,9 +63,8 @@ def _philox_fake(seeds, offset, stream, normals, uniforms, integers, high, dtype
     return tuple(empty_draws(seeds, Counts(normals, uniforms, integers), dtype))
 
 
-def _next_fake(seeds, offset, ended, *numbers):
-    *draws, _ = numbers
-    return _philox_fake(seeds, offset, *draws, "triton")
+def _next_fake(seeds, offset, ended, stream, normals, uniforms, integers, high, dtype, calls):
+    return tuple(empty_draws(seeds, Counts(normals, uniforms, integers), dtype))
 
 
 register(

@@ -14,8 +14,8 @@ from trqam_fast.kernels.registration import register
 def _forward(prediction, target, valid, with_gradient):
     from trqam_fast.kernels.squared_error import triton
 
-    tensors = (tensor.contiguous() for tensor in (prediction, target, valid))
-    return triton.squared_error(*tensors, with_gradient)
+    prediction, target, valid = (t.contiguous() for t in (prediction, target, valid))
+    return triton.squared_error(prediction, target, valid, with_gradient)
 
 
 def _forward_fake(prediction, target, valid, with_gradient):

@@ -17,9 +17,12 @@ def _forward(
 ):
     from trqam_fast.kernels.td_loss import triton
 
+    values, next_values, rewards, masks, valid = (
+        tensor.contiguous() for tensor in (values, next_values, rewards, masks, valid)
+    )
+    policy_values = None if policy_values is None else policy_values.contiguous()
     given = TDInputs(values, next_values, rewards, masks, valid, policy_values)
-    dense = (None if tensor is None else tensor.contiguous() for tensor in given)
-    return triton.td_loss(TDInputs(*dense), discount, rho, with_gradient)
+    return triton.td_loss(given, discount, rho, with_gradient)
 
 
 def _forward_fake(

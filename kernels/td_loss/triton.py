@@ -111,8 +111,9 @@ def td_loss(
     """
     values, with_policy = inputs.values, inputs.policy_values is not None
     runs, members, batch = values.shape
-    given = inputs if with_policy else inputs._replace(policy_values=values)
-    counts = (members, given.next_values.shape[1], given.policy_values.shape[1])
+    policy_values = values if inputs.policy_values is None else inputs.policy_values
+    given = inputs._replace(policy_values=policy_values)
+    counts = (members, inputs.next_values.shape[1], policy_values.shape[1])
     if max(counts) * batch >= 2**31:
         raise ValueError(
             f"td_loss: an ensemble has {max(counts)} x {batch} values in a run; the Triton kernel "
