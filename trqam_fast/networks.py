@@ -116,11 +116,13 @@ class ParameterBlock:
     def _adopt_gradient(self, gradient: Tensor) -> None:
         """Offer `gradient` to the networks' backward passes, tensor by tensor."""
         self._slots = self.unflatten(gradient)
+        self._memories: list[GradientMemory] = []
         start = 0
         for name, shape in self.shapes.items():
             end = start + len(shape.tensor_shapes)
             if name in self.networks:
                 memory = GradientMemory(self._slots[start:end])
+                self._memories.append(memory)
                 self.networks[name] = replace(self.networks[name], memory=memory)
             start = end
 
@@ -137,11 +139,14 @@ class ParameterBlock:
     def initialise(self, generators: list[torch.Generator]) -> None:
         """Xavier-uniform kernels, zero biases, unit norm scales; one CPU generator per run."""
         for run, generator in enumerate(generators):
-            for name, network in self.networks.items():
+            for name, shape in self.shapes.items():
+                if isinstance(shape, ScalarShape):
+                    continue
+                network = self.networks[name]
                 for layer, kernel in enumerate(network.kernels, 1):
                     fan_in, fan_out = kernel.shape[-2:]
                     if layer == len(network.kernels):
-                        fan_out //= self.shapes[name].heads
+                        fan_out //= shape.heads
                     bound = math.sqrt(6.0 / (fan_in + fan_out))
                     values = torch.rand(kernel.shape[1:], generator=generator, dtype=torch.float64)
                     kernel[run].copy_((2.0 * values - 1.0) * bound)
@@ -152,13 +157,14 @@ class ParameterBlock:
 
     @torch.no_grad()
     def flatten_gradients(self, gradients: tuple[Tensor | None, ...]) -> Tensor:
-        """Return gradients of `leaves` (None is zero) as one tensor like `flat`.
+        """Return gradients of `leaves` (None is zero) as one tensor like `flat`, if trainable.
 
         It is valid until the next call. Gradients that a backward pass has put where they belong
         are not copied.
         """
-        for network in self.networks.values():
-            network.memory.release()
+        assert self.gradient is not None
+        for memory in self._memories:
+            memory.release()
         if any(map(in_place, gradients, self._slots)):
             for gradient, slot in zip(gradients, self._slots, strict=True):
                 if gradient is None:

@@ -6,6 +6,7 @@ import importlib.util
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -36,7 +37,8 @@ def deviation(
     element; infinite if the op returned something that is not finite, or on a GPU something else
     when called again.
     """
-    case, options = CASES[op], {"backend": backend}
+    case = CASES[op]
+    options: dict[str, Any] = {"backend": backend}
     if OPS[case.op].networks:
         options["precision"] = precision
     exact = torch.float64 if case.rounds else torch.float32

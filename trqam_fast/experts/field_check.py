@@ -117,8 +117,8 @@ def check_field(
     errors = dict.fromkeys(CONVENTIONS, 0.0)
     size = apart = 0.0
     with torch.no_grad(), scope_of(field):
-        for step in range(times):
-            t = torch.tensor((step + 0.5) / times, dtype=torch.float64)
+        for point in range(times):
+            t = torch.tensor((point + 0.5) / times, dtype=torch.float64)
             noise = normal()
             x = between(noise, t)
             up, down = (float(slope) for slope in path.slopes(t))

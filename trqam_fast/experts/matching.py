@@ -97,14 +97,14 @@ def match_trqam(
         schedule = path.noise_schedule(noise.shape[1] + 1)
     with torch.no_grad():
         rollout = sde_rollout(field, base, context, x0, noise, schedule=schedule)
-    path, end = rollout.trajectory, rollout.trajectory[:, -1]
+    trajectory, end = rollout.trajectory, rollout.trajectory[:, -1]
     terminal = terminal_adjoint(critic, end, low=low, high=high, action_mask=action_mask)
-    adjoint = lean_adjoint(base, context, path, terminal, schedule=schedule)
+    adjoint = lean_adjoint(base, context, trajectory, terminal, schedule=schedule)
     shares = adjoint_matching_steps(
         field,
         base,
         context,
-        path[:, :-1],
+        trajectory[:, :-1],
         adjoint,
         lam,
         horizon=horizon,
