@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from trqam_fast.kernels import Draws, philox
+from trqam_fast.kernels import Backend, Draws, philox
 
 
 class Randomness:
@@ -27,7 +27,7 @@ class Randomness:
         self,
         keys: Sequence[int],
         device: torch.device | str = "cpu",
-        backend: str = "auto",
+        backend: Backend = "auto",
     ) -> None:
         self.keys = torch.tensor(list(keys), dtype=torch.int64, device=device)
         self.calls = torch.zeros(1, dtype=torch.int64, device=device)

@@ -27,6 +27,7 @@ from trqam_fast.agents.dual import DualController
 from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import (
     AdamNorm,
+    Backend,
     Draws,
     MLPWeights,
     adam_norm,
@@ -196,15 +197,15 @@ class Agent:
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-        backend: str = "auto",
+        backend: Backend = "auto",
         precision: str = "ieee",
     ) -> None:
         self.config = config
         self.backend = backend
-        self.options = {"backend": backend, "precision": precision}
+        self.options: dict[str, Any] = {"backend": backend, "precision": precision}
         self.branches = Branches()
         # What is not worth C++ code is PyTorch's there.
-        self.small_ops = "auto" if backend == "cpp" else backend
+        self.small_ops: Backend = "auto" if backend == "cpp" else backend
         self.obs_dim, self.act_dim = obs_dim, act_dim
         self.dim = act_dim * config.chunk_length
         self.runs, self.dtype, self.device = len(seeds), dtype, torch.device(device)

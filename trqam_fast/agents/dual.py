@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trqam_fast.kernels import dual_update
+from trqam_fast.kernels import Backend, dual_update
 from trqam_fast.kernels.checks import check_counts
 from trqam_fast.kernels.dual_update.settings import check_budget, make_settings
 
@@ -67,7 +67,7 @@ class DualController:
         rule: Literal["additive", "log"] = "additive",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-        backend: str = "auto",
+        backend: Backend = "auto",
     ) -> None:
         op = "DualController"
         check_counts(op, runs=runs)

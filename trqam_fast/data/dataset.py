@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trqam_fast.data.batch import Batch
 from trqam_fast.errors import UsageError
-from trqam_fast.kernels import gather_sequences
+from trqam_fast.kernels import Backend, gather_sequences
 from trqam_fast.randomness import Randomness
 
 if TYPE_CHECKING:
@@ -115,7 +115,9 @@ class Transitions:
         """Return the transitions that end a trajectory, in order, int64."""
         raise NotImplementedError
 
-    def gather(self, starts: Tensor, horizon: int, discount: float, backend: str = "auto") -> Batch:
+    def gather(
+        self, starts: Tensor, horizon: int, discount: float, backend: Backend = "auto"
+    ) -> Batch:
         """Read H-step sequences; they may cross the end of a trajectory.
 
         Args:
@@ -298,7 +300,9 @@ class Dataset(Transitions):
             self._lookups[key] = Lookup(*map(torch.cat, zip(*parts, strict=True)))
         return self._lookups[key]
 
-    def gather(self, starts: Tensor, horizon: int, discount: float, backend: str = "auto") -> Batch:
+    def gather(
+        self, starts: Tensor, horizon: int, discount: float, backend: Backend = "auto"
+    ) -> Batch:
         """Read sequences without a word to the host; see `Transitions.gather`."""
         found = gather_sequences(
             starts, self.pool, self.actions, *self.lookup(horizon, discount), horizon,

@@ -13,7 +13,7 @@ from trqam_fast.data.batch import Batch
 from trqam_fast.data.dataset import FIELDS, ROWS_AT_A_TIME, Dataset, Transitions, outcomes
 from trqam_fast.data.flat import FlatSet
 from trqam_fast.errors import RunError
-from trqam_fast.kernels.dispatch import EXTENSION
+from trqam_fast.kernels.dispatch import EXTENSION, Backend
 
 RESIDENT = 640 * 2**20
 """Bytes of a flat set's records that may stay in memory."""
@@ -134,7 +134,9 @@ class FlatDataset(Transitions):
                 missing, at = missing[done:], at + done
         return True
 
-    def gather(self, starts: Tensor, horizon: int, discount: float, backend: str = "auto") -> Batch:
+    def gather(
+        self, starts: Tensor, horizon: int, discount: float, backend: Backend = "auto"
+    ) -> Batch:
         """Read sequences from the file; see `Transitions.gather`."""
         # numpy, as its calls cost less than torch's and there are many small ones.
         index = starts.cpu().numpy().ravel()

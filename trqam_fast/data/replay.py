@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trqam_fast.data.batch import Batch
 from trqam_fast.data.dataset import FIELDS, Transitions, follow
+from trqam_fast.kernels import Backend
 from trqam_fast.randomness import Randomness
 
 
@@ -82,7 +83,9 @@ class ReplayBuffer:
         starts = torch.cat([offline, count + self.lead + online], dim=1)
         return self.gather(starts, horizon, discount, randomness.backend)
 
-    def gather(self, starts: Tensor, horizon: int, discount: float, backend: str = "auto") -> Batch:
+    def gather(
+        self, starts: Tensor, horizon: int, discount: float, backend: Backend = "auto"
+    ) -> Batch:
         """Return the sequences from `starts` `[S, B]` in [0, N + n - H]."""
         count = self.offline.start_count(horizon)
         offline = self.offline.gather(starts.clamp(max=count - 1), horizon, discount, backend)

@@ -18,6 +18,7 @@ from trqam_fast.data.tasks import find_task
 from trqam_fast.errors import UsageError
 from trqam_fast.evaluation.episodes import Request
 from trqam_fast.evaluation.policy import ROWS, choose_chunks
+from trqam_fast.kernels import Backend
 from trqam_fast.simulator.environment import begin, interface_of, make_env
 from trqam_fast.sweep.memory import run_bytes
 from trqam_fast.sweep.plan import Job
@@ -120,7 +121,7 @@ def probe_agent(
     obs_dim: int,
     act_dim: int,
     runs: int,
-    backend: str,
+    backend: Backend,
     precision: str,
 ) -> tuple[float, float]:
     """Return the seconds of an update of all runs, and of a policy call's row; measured once."""

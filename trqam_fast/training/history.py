@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from trqam_fast.errors import UsageError
-from trqam_fast.kernels import record_metrics
+from trqam_fast.kernels import Backend, record_metrics
 
 
 class History:
@@ -30,7 +30,7 @@ class History:
         self._count = 0
 
     @torch.no_grad()
-    def record(self, metrics: dict[str, Tensor], backend: str = "auto") -> None:
+    def record(self, metrics: dict[str, Tensor], backend: Backend = "auto") -> None:
         """Store the metrics of one update, each `[S]`, in the next row of the buffer.
 
         Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from trqam_fast.kernels import Backend
 from trqam_fast.randomness import Randomness
 
 STREAMS = {"pretrain": 1, "offline": 2, "online": 3, "acting": 4, "environment": 5}
@@ -17,7 +18,7 @@ def stream_seed(seed: int, stream: str) -> int:
 
 
 def make_randomness(
-    seeds: tuple[int, ...], stream: str, device: torch.device | str, backend: str = "auto"
+    seeds: tuple[int, ...], stream: str, device: torch.device | str, backend: Backend = "auto"
 ) -> Randomness:
     """Return the random numbers of a stream; those of a seed depend on nothing else.
 
