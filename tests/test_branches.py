@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.launches import ALLOCATES, FREE, Clock, Place, Span, spans, storage
 from tests.factories import SMALL, make, make_batch
 from tests.helpers import INTERPRETED
-from trqam_fast.agents import QAMAgent, TRQAMConfig, algorithm
+from trqam_fast.agents import ALGORITHMS, QAMAgent, TRQAMConfig, algorithm
 from trqam_fast.agents.branches import MAIN, Branches
 from trqam_fast.data.batch import Batch
 from trqam_fast.errors import UsageError
@@ -29,11 +29,9 @@ from trqam_fast.randomness import Randomness
 from trqam_fast.training.history import History
 from trqam_fast.training.updater import Updater
 
-CASES = {
-    "bc": ("bc", {}), "fql": ("fql", {}), "dsrl": ("dsrl", {}), "sqam": ("sqam", {}),
-    "qam": ("qam", {}), "qam, base frozen": ("qam", {"freeze_base": True}),
-    "qam-e": ("qam-e", {"edit_scale": 0.1, "best_of_n": 2}),
-    "trqam": ("trqam", {}),
+CASES = {name: (name, {}) for name in ALGORITHMS} | {
+    "qam-e": ("qam-e", {"best_of_n": 2}),
+    "qam, base frozen": ("qam", {"freeze_base": True}),
     "trqam, everything": (
         "trqam",
         {"best_of_n": 2, "value_penalty": 0.3, "critic_warmup": 1, "budget_ramp": 3,
@@ -228,8 +226,8 @@ def test_memory_is_shared_by_operations_that_wait(case, backend):
     operations, lost = record(*updating(case, backend))
     steps = [o.place[0] for o in operations if str(o.func) == "trqam_fast.adam_step.default"]
     if backend == "cpp":
-        late = case[0] in ("qam", "qam-e", "trqam", "sqam")
-        assert steps == ([MAIN, "critic"] * 2 if late else [MAIN])
+        late = algorithm(case[0]).late
+        assert steps == ([MAIN] if late is None else [MAIN, late] * 2)
     assert len(operations) > 5
     assert races(operations) == []
     assert lost == []
