@@ -6,12 +6,15 @@ launchers run as they are and every kernel is compiled exactly as a launch would
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
 import io
+import itertools
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +26,13 @@ from triton.backends.driver import DriverBase
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from trqam_fast.kernels import PRECISIONS, dispatch
+from trqam_fast.kernels import dispatch
 from trqam_fast.kernels.dispatch import OPS
 from trqam_fast.op_cases import CASES, Inputs, Sizes, draw_inputs, evaluate
 
 ARCHITECTURES = (80, 90, 100)
+DOCUMENTED = ("ieee", "tf32", "fp16")
+"""Precisions in the table of docs/kernels.md."""
 SHARED_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """Shared memory that one program may have, in bytes (CUDA programming guide)."""
 
@@ -220,27 +225,42 @@ def compile_all(architecture: int, precision: str, sizes: Sizes) -> list[Compile
     return found
 
 
-def main() -> None:
-    """Print the table of docs/kernels.md: the worst variant of each kernel."""
+def cells(architecture: int, precision: str, layer_norm: bool) -> dict[str, str]:
+    """Return what the compilers report of the worst variant of each kernel at paper scale."""
+    worst: dict[str, Compiled] = {}
+    sizes = dataclasses.replace(PAPER, layer_norm=layer_norm)
+    for kernel in compile_all(architecture, precision, sizes):
+        before = worst.get(kernel.name, kernel)
+        worst[kernel.name] = max(before, kernel, key=lambda k: (k.spills, k.registers))
+    return {
+        name: f"{k.registers}, {k.shared / 1024:.0f} KiB, {k.spills}"
+        + (f", {k.matrix}" if k.matrix else "")
+        for name, k in worst.items()
+    }
+
+
+def table(precisions: Sequence[str] = DOCUMENTED) -> list[str]:
+    """Return the lines of the table of docs/kernels.md.
+
+    Kernels that are the same whatever the precision, with LayerNorm and without, come last.
+    """
+    settings = list(itertools.product(precisions, ("off", "on")))
+    rows: dict[tuple[str, str, str], str] = {}
+    for precision, norm in settings:
+        columns = [cells(each, precision, norm == "on") for each in ARCHITECTURES]
+        for name in columns[0]:
+            rows[name, precision, norm] = " | ".join(column[name] for column in columns)
+    times = collections.Counter((name, row) for (name, *_), row in rows.items())
     heads = " | ".join(f"sm_{architecture}" for architecture in ARCHITECTURES)
-    print(f"| kernel | precision | LayerNorm | {heads} |")
-    print("|---" * (3 + len(ARCHITECTURES)) + "|")
-    for precision in PRECISIONS:
-        for layer_norm in (False, True):
-            cells: dict[str, list[str]] = {}
-            for architecture in ARCHITECTURES:
-                worst: dict[str, Compiled] = {}
-                sizes = dataclasses.replace(PAPER, layer_norm=layer_norm)
-                for kernel in compile_all(architecture, precision, sizes):
-                    before = worst.get(kernel.name, kernel)
-                    worst[kernel.name] = max(before, kernel, key=lambda k: (k.spills, k.registers))
-                for name, k in worst.items():
-                    cell = f"{k.registers}, {k.shared / 1024:.0f} KiB, {k.spills}"
-                    cells.setdefault(name, []).append(f"{cell}, {k.matrix}" if k.matrix else cell)
-            for name, row in cells.items():
-                setting = f"`{name}` | {precision} | {'on' if layer_norm else 'off'}"
-                print(f"| {setting} | {' | '.join(row)} |")
+    lines = [f"| kernel | precision | LayerNorm | {heads} |"]
+    lines += ["|---" * (3 + len(ARCHITECTURES)) + "|"]
+    for (name, precision, norm), row in rows.items():
+        if times[name, row] < len(settings):
+            lines.append(f"| `{name}` | {precision} | {norm} | {row} |")
+    lines += [f"| `{name}` | any | any | {row} |"
+              for (name, row), n in times.items() if n == len(settings)]  # fmt: skip
+    return lines
 
 
 if __name__ == "__main__":
-    main()
+    print(*table(sys.argv[1:] or DOCUMENTED), sep="\n")

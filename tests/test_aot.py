@@ -24,6 +24,7 @@ from tests.aot import (
     compiling,
     inputs_of,
     pretending,
+    table,
 )
 from trqam_fast.kernels import adam_step
 from trqam_fast.op_cases import CASES, Sizes, draw_inputs, evaluate
@@ -53,6 +54,7 @@ OTHERS = {
     "gather_sequences_kernel", "philox_kernel", "squared_error_kernel", "td_loss_kernel",
 }  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs/kernels.md").read_text(encoding="utf-8")
 MATRIX = {80: "mma.sync", 89: "mma.sync", 90: "wgmma", 100: "tcgen05.mma"}
 
 
@@ -96,6 +98,18 @@ def check_each(found, architecture, precision, registers, full):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_paper_scale(architecture, precision, layer_norm):
     check(architecture, precision, layer_norm=layer_norm)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    f"by Triton {triton.__version__} " not in PAGE,
+    reason="the table of docs/kernels.md is by another Triton",
+)
+def test_the_table_is_up_to_date():
+    """`python -m tests.aot` prints it."""
+    expected, lines = table(), PAGE.splitlines()
+    begin = lines.index(expected[0])
+    assert lines[begin : begin + len(expected) + 1] == [*expected, ""]
 
 
 @pytest.mark.slow
