@@ -25,8 +25,8 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent
 CUDA_ARCHITECTURES = ("80", "90", "100")
 WITHOUT = (
-    "trqam_fast: installing without the compiled extension, because {}. Everything runs, but on "
-    "the CPU an update of TRQAM takes 1.5 (width 512) to 2.3 (width 128) times as long."
+    "trqam_fast: installing without the compiled extension, because {}. Everything runs, but "
+    "slower on the CPU (README.md, Benchmarks)."
 )
 
 

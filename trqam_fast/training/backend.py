@@ -98,8 +98,8 @@ def settle_backend(config: TrainConfig, act_dim: int) -> TrainConfig:
     device, backend, precision = torch.device(config.device), config.backend, config.precision
     if backend == "auto" and device.type == "cpu" and load_extension()[0] is None:
         print(
-            "note: there is no compiled extension here, so the reference computes: an update of "
-            "TRQAM takes 1.5 to 2.3 times as long (README.md, Benchmarks)",
+            "note: there is no compiled extension here, so the reference computes, which is slower "
+            "(README.md, Benchmarks)",
             file=sys.stderr,
         )
     if takes_plan(config):
