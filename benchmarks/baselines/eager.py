@@ -1,8 +1,7 @@
 """TRQAM's and QAM's update in plain PyTorch written for speed: opponents of our kernels.
 
 No op of `trqam_fast.kernels` runs in an update here. The agents share with ours the parameter
-block, the batches and the dual update, so that one can replace the other. Longer than 400 lines, as
-its variants differ by a method or two of the same update.
+block, the batches and the dual update, so that one can replace the other.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from benchmarks.baselines.layers import (
     pull_back,
     split,
 )
-from trqam_fast.agents import Noise, QAMAgent, Terms, TRQAMAgent
+from trqam_fast.agents import Noise, Terms, TRQAMAgent
 from trqam_fast.agents.base import MAX_GRAD_NORM, Losses, Metrics, repeat_rows
 from trqam_fast.agents.branches import MAIN
 from trqam_fast.agents.qam import adjoint_metrics
@@ -327,10 +326,6 @@ class EagerUpdate:
 
 class EagerAgent(EagerUpdate, TRQAMAgent):
     """TRQAM in eager PyTorch."""
-
-
-class EagerQAMAgent(EagerUpdate, QAMAgent):
-    """QAM in eager PyTorch."""
 
 
 class CompiledAgent(EagerAgent):
