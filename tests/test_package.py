@@ -197,11 +197,23 @@ def test_the_commit_of_a_checkout(tmp_path, monkeypatch):
     assert commit_of(tmp_path) is None and "commit" not in versions.versions()
 
 
-def test_torch_is_not_needed_to_build():
+def pyproject():
     tomllib = pytest.importorskip("tomllib", reason="tomllib needs Python 3.11")
-    with open(ROOT / "pyproject.toml", "rb") as file:
-        project = tomllib.load(file)
-    assert not any(name.startswith("torch") for name in project["build-system"]["requires"])
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_torch_is_not_needed_to_build():
+    requires = pyproject()["build-system"]["requires"]
+    assert not any(name.startswith("torch") for name in requires)
+
+
+def test_wheels_are_tested_by_all_tests_of_kernels():
+    """By their files: a marker would have pytest import all, which needs more than a wheel has."""
+    command = pyproject()["tool"]["cibuildwheel"]["test-command"].split()
+    listed = {word for word in command if word.startswith("tests/")}
+    assert all((ROOT / name).exists() for name in listed)
+    kernels = {f"tests/test_{path.stem}.py" for path in (ROOT / "kernels").iterdir()}
+    assert {name for name in kernels if (ROOT / name).exists()} <= listed
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is compiled")
