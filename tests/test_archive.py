@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from tests.test_data import raw_arrays
+from tests.datasets import raw_arrays
 from trqam_fast.damage import Damaged, Unreadable
 from trqam_fast.data import __main__ as command
 from trqam_fast.data.load import load_arrays

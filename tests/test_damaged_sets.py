@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.test_data import MAZE, raw_arrays
+from tests.datasets import MAZE, raw_arrays
 from trqam_fast.damage import Damaged, Unreadable
 from trqam_fast.data import __main__ as command
 from trqam_fast.data import flat as flat_module

@@ -8,6 +8,7 @@ import ogbench
 import pytest
 import torch
 
+from tests.datasets import MAZE, TASK, raw_arrays
 from tests.helpers import DEVICE, NEEDS_TRITON, poisoned_memory
 from trqam_fast.data import dataset as dataset_module
 from trqam_fast.data import flat_dataset as flat_dataset_module
@@ -30,22 +31,6 @@ from trqam_fast.randomness import Randomness
 from trqam_fast.simulator.environment import task_env
 
 DATA = Path(__file__).parent / "data"
-TASK = "pointmaze-medium-navigate-singletask-task1-v0"
-MAZE = parse_dataset("pointmaze-medium-navigate-v0")
-
-
-def raw_arrays(trajectories=6, rows=11, seed=0):
-    """A raw pointmaze file: random places, some of them at the goals."""
-    rng = np.random.default_rng(seed)
-    count = trajectories * rows
-    places = rng.uniform(-1, 22, size=(count, 2)).astype(np.float32)
-    return {
-        "observations": places,
-        "actions": rng.uniform(-1, 1, size=(count, 2)).astype(np.float32),
-        "terminals": np.arange(count) % rows == rows - 1,
-        "qpos": np.where(rng.random((count, 1)) < 0.3, 20.0, places).astype(np.float32),
-        "qvel": np.zeros((count, 2), np.float32),
-    }
 
 
 @pytest.fixture

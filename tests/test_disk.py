@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.test_data import MAZE, raw_arrays
+from tests.datasets import MAZE, raw_arrays
 from trqam_fast.data import flat_dataset as flat_dataset_module
 from trqam_fast.data.dataset import Dataset
 from trqam_fast.data.flat import FlatSet

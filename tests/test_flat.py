@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import large_data
-from tests.test_data import MAZE, TASK, raw_arrays
+from tests.datasets import MAZE, TASK, raw_arrays
 from trqam_fast.data import __main__ as command
 from trqam_fast.data import flatten
 from trqam_fast.data.flat import FlatSet, problems_of_flat

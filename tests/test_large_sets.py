@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.test_data import MAZE, TASK, raw_arrays
+from tests.datasets import MAZE, TASK, raw_arrays
 from trqam_fast.data import __main__ as command
 from trqam_fast.data.load import load_task
 from trqam_fast.data.names import LARGE_SETS, LargeSet

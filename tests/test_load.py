@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.test_data import MAZE, TASK, raw_arrays
+from tests.datasets import MAZE, TASK, raw_arrays
 from trqam_fast import doctor
 from trqam_fast.data import __main__ as command
 from trqam_fast.data.dataset import Dataset
