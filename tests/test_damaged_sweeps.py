@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_sweep import BASE, TASK, plan
-from tests.test_sweep_jobs import run
+from tests.datasets import TASK
+from tests.sweeps import BASE, plan, run
 from trqam_fast.damage import Damaged, Unreadable
 from trqam_fast.errors import UsageError
 from trqam_fast.status.__main__ import main as status

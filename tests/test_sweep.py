@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.datasets import TASK
+from tests.sweeps import BASE, plan
 from trqam_fast.damage import Unreadable
 from trqam_fast.errors import UsageError
 from trqam_fast.sweep import memory
@@ -15,13 +17,7 @@ from trqam_fast.sweep.plan import make_plan, read_plan, seeds_folder, write_plan
 from trqam_fast.sweep.spec import parse_spec, read_spec
 from trqam_fast.training.presets import make_config
 
-TASK = "pointmaze-medium-navigate-singletask-task1-v0"
 CUBE = "cube-double-play-singletask-task2-v0"
-BASE = {"tasks": [TASK], "algos": ["bc", "qam", "trqam"], "seeds": [0, 1, 2]}
-
-
-def plan(tmp_path, **changes):
-    return make_plan(parse_spec(BASE | changes), tmp_path)
 
 
 @pytest.mark.parametrize(

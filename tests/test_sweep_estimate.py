@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.test_sweep import TASK, plan
+from tests.datasets import TASK
+from tests.sweeps import plan
 from trqam_fast.evaluation.policy import ROWS
 from trqam_fast.sweep import estimate
 from trqam_fast.sweep.plan import Job

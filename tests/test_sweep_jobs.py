@@ -8,22 +8,17 @@ import time
 import pytest
 import torch
 
-from tests.test_sweep import BASE, TASK
-from trqam_fast.cli import run_command
+from tests.datasets import TASK
+from tests.sweeps import BASE, run
 from trqam_fast.errors import Stopped, UsageError
 from trqam_fast.runs import checkpoint
 from trqam_fast.status.outcome import read_outcomes
-from trqam_fast.sweep import __main__ as command
 from trqam_fast.sweep import estimate
 from trqam_fast.sweep.execute import execute
 from trqam_fast.sweep.finished import finished
 from trqam_fast.sweep.plan import make_plan, write_plan
 from trqam_fast.sweep.spec import parse_spec
 from trqam_fast.sweep.state import StateFile, read_state, state_path
-
-
-def run(*argv):
-    return run_command(lambda: command.main([str(word) for word in argv]))
 
 
 @pytest.fixture
