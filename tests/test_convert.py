@@ -1,5 +1,4 @@
 import os
-import pickle
 import zipfile
 from pathlib import Path
 
@@ -7,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.pickles import REAL, plain, write
 from trqam_fast import convert, flax_pickle
 from trqam_fast.agents import BCAgent, TRQAMAgent, TRQAMConfig
 from trqam_fast.cli import run_command
@@ -16,22 +16,7 @@ from trqam_fast.runs import checkpoint
 from trqam_fast.training import start
 
 DATA = Path(__file__).parent / "data"
-REAL = DATA / "reference_checkpoint.pkl"
 EXPECTED = DATA / "reference_checkpoint_expected.npz"
-
-
-def plain(tree):
-    """The tree with numpy arrays in place of stand-ins."""
-    if isinstance(tree, flax_pickle.Array):
-        return tree.value
-    if isinstance(tree, dict):
-        return {name: plain(value) for name, value in tree.items()}
-    return tree
-
-
-def write(path, tree, protocol=4):
-    path.write_bytes(pickle.dumps(tree, protocol))
-    return path
 
 
 @pytest.fixture

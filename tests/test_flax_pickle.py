@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.test_convert import REAL, plain, write
+from tests.pickles import REAL, plain, write
 from trqam_fast import convert, flax_pickle
 from trqam_fast.errors import UsageError
 
