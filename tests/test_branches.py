@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.launches import ALLOCATES, FREE, Clock, Place, Span, spans, storage
 from tests.factories import SMALL, make, make_batch
 from tests.helpers import INTERPRETED
+from tests.races import Careless, races
 from trqam_fast.agents import ALGORITHMS, QAMAgent, TRQAMConfig, algorithm
 from trqam_fast.agents.branches import MAIN, Branches
 from trqam_fast.data.batch import Batch
@@ -109,17 +110,6 @@ class Record(TorchDispatchMode):
         return [name for key, name in self.crossing.items() if self.made[key][1].expired()]
 
 
-class Careless(Clock):
-    """Branches without one of their waits."""
-
-    def __init__(self, name, other):
-        super().__init__()
-        self.forgotten = (name, other)
-
-    def _on(self, name, after):
-        return super()._on(name, tuple(o for o in after if (name, o) != self.forgotten))
-
-
 def updating(case, backend="reference"):
     """An agent after one update, and the batch and noise of the next."""
     name, settings = case
@@ -157,30 +147,6 @@ def record(agent, batch, noise, clock=None, *, keep=False, update=None):
         if clock.left or clock.deferred:
             update()
     return recorded.operations, lost
-
-
-def ordered(first, second):
-    """Whether the second waits for the first."""
-    (branch, done), (_, seen) = first.place, second.place
-    return seen.get(branch, 0) > done.get(branch, 0)
-
-
-def races(operations):
-    """Pairs in the order recorded, of operations or launches, that share memory without waiting."""
-    found = []
-    for index, second in enumerate(operations):
-        for first in operations[:index]:
-            if ordered(first, second):
-                continue
-            pairs = (
-                (first.writes, second.reads | second.writes), (first.reads, second.writes),
-            )  # fmt: skip
-            if any(
-                a[0] == b[0] and a[1] < b[2] and b[1] < a[2]
-                for mine, others in pairs for a in mine for b in others
-            ):  # fmt: skip
-                found.append((first, second))
-    return found
 
 
 def orders(operations, count):

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from benchmarks.launches import ALLOCATES, FREE, IMPLEMENTATIONS, copies, launches_of, recording
 from tests.helpers import draw
-from tests.test_branches import Careless, races
+from tests.races import Careless, races
 from trqam_fast.agents import TRQAMAgent, TRQAMConfig
 from trqam_fast.agents.branches import MAIN
 from trqam_fast.data.dataset import FIELDS, Dataset
