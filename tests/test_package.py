@@ -164,6 +164,17 @@ def test_imports_of_the_parts_have_no_circle():
     assert all("train" not in above[part] for part in ("training", "runs", "report", "status"))
 
 
+def test_tests_import_no_other_test():
+    """What they share lies in modules beside them."""
+    found = {
+        (path.name, name)
+        for path in (ROOT / "tests").rglob("*.py")
+        for name in imports_of(path)
+        if name.startswith("tests.test_")
+    }
+    assert found == set()
+
+
 def test_one_version_everywhere():
     version = trqam_fast.__version__
     assert importlib.metadata.version("trqam_fast") == version
