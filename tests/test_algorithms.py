@@ -410,6 +410,11 @@ class Unasked(BCAgent):
         return {MAIN: noise["z"].mean((1, 2))}, Terms({}, {})
 
 
+class Actionless(QAMAgent):
+    def draws(self):
+        return {name: shape for name, shape in super().draws().items() if name != "next_action"}
+
+
 class Returnless(BCAgent):
     def draws(self):
         super().draws()
@@ -620,6 +625,7 @@ class Late(QAMAgent):
         ("Counted", "its draw 'z' is 16; give shapes without the run axis by name, such as "),
         ("Returnless", "what its draws returned is of type NoneType; give shapes "),
         ("Unasked", "it reads the noise 'z', which it does not draw; add it to what its draws re"),
+        ("Actionless", "its critics learn from next actions, of which it draws no noise; add "),
         ("Undrawn", "its draws are z, while cloning_loss reads bc_x0; add "),
         ("Scalar", "its metric 'lr' is a tensor []; give a tensor [1], one number for each run"),
         ("Number", "its metric 'lr' is of type float; give a tensor [1], one number for each run"),

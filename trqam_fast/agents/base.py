@@ -6,7 +6,7 @@ Longer than 400 lines, as it is what a reader of one algorithm's file has to kno
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from trqam_fast.kernels import (
     Backend,
     Draws,
     MLPWeights,
+    Precision,
     adam_norm,
     adam_step,
     flow_matching_inputs,
@@ -62,6 +63,13 @@ Noise = dict[str, Tensor]
 
 Shapes = dict[str, MLPShape | ScalarShape]
 """Architecture of the online networks by name."""
+
+
+class Options(TypedDict):
+    """How ops that pass through networks compute; what they all take."""
+
+    backend: Backend
+    precision: Precision
 
 
 class Terms(NamedTuple):
@@ -167,8 +175,8 @@ class Agent:
     controller: ClassVar[type[DualController] | None] = None
     """What keeps the path KL to the configuration's ``kl_budget``; None without a budget."""
 
-    acting_field: ClassVar[str] = "actor_slow"
-    """Network whose flow acts."""
+    acting_field: str = "actor_slow"
+    """Network whose flow acts; an object may have another than its class."""
 
     targets: ClassVar[tuple[str, ...]] = ()
     """Networks that have a Polyak target, in the order in which those are stored."""
@@ -198,11 +206,11 @@ class Agent:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         backend: Backend = "auto",
-        precision: str = "ieee",
+        precision: Precision = "ieee",
     ) -> None:
         self.config = config
         self.backend = backend
-        self.options: dict[str, Any] = {"backend": backend, "precision": precision}
+        self.options: Options = {"backend": backend, "precision": precision}
         self.branches = Branches()
         # What is not worth C++ code is PyTorch's there.
         self.small_ops: Backend = "auto" if backend == "cpp" else backend
@@ -292,17 +300,18 @@ class Agent:
     def optimise(self, gradient: Tensor) -> Tensor:
         """Take the optimiser's step, that of `late` later if it can; return norms, `[S]`."""
         state = (self.online.flat, gradient, self.exp_avg, self.exp_avg_sq)
-        targets = self.target.flat if self.targets else None
+        targets = self.target.flat
         norm = None
         if self.late is not None and self.branches.joined:
             norm = adam_norm(gradient, self.steps, backend=self.backend)
-        if norm is None:
-            return self.step(*state, targets)
+        if self.late is None or norm is None:
+            return self.step(*state, targets=targets if self.targets else None)
         begin, followed = self.online.spans[self.late][0], self.target.spans[self.late][0]
-        found = self.step(*(t[:, :begin] for t in state), targets[:, :followed], norm)
+        first, last = [t[:, :begin] for t in state], [t[:, begin:] for t in state]
+        found = self.step(*first, targets=targets[:, :followed], norm=norm)
         self.branches.keep(gradient, norm)
-        last = (*(t[:, begin:] for t in state), targets[:, followed:], norm)
-        self.branches.defer(self.late, lambda: self.step(*last))
+        rest = targets[:, followed:]
+        self.branches.defer(self.late, lambda: self.step(*last, targets=rest, norm=norm))
         return found
 
     def step(
@@ -311,6 +320,7 @@ class Agent:
         gradient: Tensor,
         exp_avg: Tensor,
         exp_avg_sq: Tensor,
+        *,
         targets: Tensor | None,
         norm: AdamNorm | None = None,
     ) -> Tensor:

@@ -33,8 +33,8 @@ class Branches:
         joined: Whether updates follow each other, so that one may leave something for later.
         left: What the last update left on a branch: the event at its end.
         deferred: What it left that has not been begun yet.
-        streams: Streams of all branches but the main one, by name, made when first needed.
-        begun: Branches of the update that is running and their streams; empty between updates.
+        streams: Streams by branch, made when first needed; the main one's is that of the caller.
+        begun: Branches of the update that is running, in order; empty between updates.
         start: The event that all of them wait for.
         kept: What lives until the end.
     """
@@ -42,7 +42,7 @@ class Branches:
     def __init__(self, device: torch.device | None = None) -> None:
         self.device = device
         self.streams: dict[str, torch.cuda.Stream] = {}
-        self.begun: dict[str, torch.cuda.Stream | None] = {}
+        self.begun: dict[str, None] = {}
         self.start: torch.cuda.Event | None = None
         self.kept: list[Any] = []
         self.joined = False
@@ -52,16 +52,18 @@ class Branches:
     @contextmanager
     def side_by_side(self) -> Iterator[None]:
         """Let what is inside be an update, which begins on the current stream and ends there."""
-        main = None if self.device is None else torch.cuda.current_stream(self.device)
-        self.begun = {MAIN: main}
-        self.start = None if main is None else main.record_event()
+        self.begun, self.start = {MAIN: None}, None
+        if self.device is not None:
+            self.streams[MAIN] = torch.cuda.current_stream(self.device)
+            self.start = self.streams[MAIN].record_event()
         try:
             yield
         finally:
             begun, self.begun = self.begun, {}
-            for name, stream in begun.items():
-                if name != MAIN and main is not None:
-                    main.wait_stream(stream)
+            if self.device is not None:
+                for name in begun:
+                    if name != MAIN:
+                        self.streams[MAIN].wait_stream(self.streams[name])
             self.finish()
 
     @contextmanager
@@ -141,15 +143,15 @@ class Branches:
         return self._on(name, after)
 
     def _on(self, name: str, after: tuple[str, ...]) -> AbstractContextManager[None]:
-        if self.device is None:
+        if self.start is None:  # without a GPU
             self.begun[name] = None
             return nullcontext()
+        stream = self.stream(name)
         if name not in self.begun:
-            self.begun[name] = self.stream(name)
-            self.begun[name].wait_event(self.start)
-        stream = self.begun[name]
+            self.begun[name] = None
+            stream.wait_event(self.start)
         for other in after:
-            stream.wait_stream(self.begun[other])
+            stream.wait_stream(self.streams[other])
         return torch.cuda.stream(stream)
 
     def stream(self, name: str) -> torch.cuda.Stream:

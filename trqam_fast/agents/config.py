@@ -61,7 +61,7 @@ class Group:
                 self.require(name, fits, f"use a number of {LARGEST:.2g} or less, as float32 holds")
         for kind in type(self).__mro__:
             if "check" in vars(kind):
-                kind.check(self)
+                vars(kind)["check"](self)
 
     def check(self) -> None:
         """Raise `UsageError` if a value is impossible."""
@@ -111,12 +111,12 @@ class Group:
             self.require(name, fits, f"use one or more widths from 1 to {WIDEST}")
 
 
-def groups_of(config: type[Group]) -> dict[type[Group], list[str]]:
+def groups_of(config: type[Group]) -> dict[type, list[str]]:
     """Return the classes that a configuration is made of, each with the values that it adds.
 
     Its own values come first, then those of its groups in the order in which it names them.
     """
-    groups: dict[type[Group], list[str]] = {}
+    groups: dict[type, list[str]] = {}
     seen: set[str] = set()
     for kind in config.__mro__:
         names = [n for n in inspect.get_annotations(kind) if n not in seen]
@@ -137,7 +137,8 @@ def lost_names(config: type[Group]) -> dict[str, type]:
     They are the names in a class that is no dataclass itself, whatever it inherits, and those with
     which a class sets a value that it inherits, without a type: neither would be read.
     """
-    values, lost = names_of(config), {}
+    values = names_of(config)
+    lost: dict[str, type] = {}
     for kind in config.__mro__:
         typed = {n: t for n, t in inspect.get_annotations(kind).items() if "ClassVar" not in str(t)}
         kept = typed if "__dataclass_fields__" in vars(kind) else ()

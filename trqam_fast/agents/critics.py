@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from trqam_fast.agents.checks import mistake
 from trqam_fast.agents.config import Group
 from trqam_fast.data.batch import Batch
 from trqam_fast.kernels import td_loss
@@ -47,7 +48,16 @@ class TDCritic:
 
     @torch.no_grad()
     def next_values(self, agent: Agent, batch: Batch, next_actions: Tensor | None) -> Tensor:
-        """Return what the critics' targets are made of, Q'_e(s', a'), `[S, E, B]`."""
+        """Return what the critics' targets are made of, Q'_e(s', a'), `[S, E, B]`.
+
+        Raises:
+            UsageError: there are no next actions.
+        """
+        if next_actions is None:
+            raise mistake(
+                type(agent), "its critics learn from next actions, of which it draws no noise",
+                'add "next_action" to what its draws returns',
+            )  # fmt: skip
         critic = agent.target.networks["critic"]
         return agent.critic_values(critic, batch.next_observations, next_actions)
 

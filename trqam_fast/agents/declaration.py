@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import re
 from collections.abc import Mapping
@@ -36,7 +35,6 @@ class Declaration(NamedTuple):
     budget: bool = False
 
 
-@functools.cache
 def declare(kind: type[Agent]) -> Declaration:
     """Return what an algorithm's class declares."""
     return Declaration(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -101,9 +101,9 @@ class QAMAgent(Agent):
     """
 
     label, colour = "QAM", "#d55e00"
-    Config = QAMConfig
-    metrics = ("critic_loss", "bc_loss", "adjoint_loss", "path_kl", *critics.METRICS,
-               *ADJOINT_METRICS, "value_gap")  # fmt: skip
+    Config: ClassVar[type[CloningConfig]] = QAMConfig
+    metrics: ClassVar[tuple[str, ...]] = ("critic_loss", "bc_loss", "adjoint_loss", "path_kl",
+               *critics.METRICS, *ADJOINT_METRICS, "value_gap")  # fmt: skip
     published = {
         "inv_temp": ByDomain(
             {domain: Setting(value, QAM_AUTHORS) for domain, value in INV_TEMPS.items()},
@@ -114,7 +114,7 @@ class QAMAgent(Agent):
     targets = ("actor_slow", "critic")
     late = "critic"
     cloned = ("actor_fast", "actor_slow")
-    first_updates = ("critic_warmup",)
+    first_updates: ClassVar[tuple[str, ...]] = ("critic_warmup",)
     recorded = Recorded(
         outputs={"xs": "points", "adjs": "adjoint", "next_actions": "next_actions"},
         infos={
@@ -232,19 +232,17 @@ class QAMAgent(Agent):
     @contextmanager
     def prepared_critics(self) -> Iterator[None]:
         """Within it critics and their targets have operands, which one launch makes of all."""
-        networks = (self.online.networks, self.target.networks)
-        plain = [each["critic"] for each in networks]
+        online, target = self.online.networks, self.target.networks
+        plain = online["critic"], target["critic"]
         with self.branches.on("operands"):
             self.branches.catch_up()
             prepared = both_with_operands(*plain, self.obs_dim, **self.options)
         self.branches.keep(prepared)
-        for each, critic in zip(networks, prepared, strict=True):
-            each["critic"] = critic
+        online["critic"], target["critic"] = prepared
         try:
             yield
         finally:
-            for each, critic in zip(networks, plain, strict=True):
-                each["critic"] = critic
+            online["critic"], target["critic"] = plain
 
     def sample(self, batch: Batch, noise: Noise) -> tuple[Path, Tensor | None]:
         """Roll out the SDE and, in the same call, the ODE of the next actions a' `[S, B, D]`.
@@ -285,7 +283,7 @@ class QAMAgent(Agent):
         """
         if policy_noise is None:
             return None
-        if not self.flow_acts:
+        if ode_x is None:
             return self.act(observations, policy_noise)
         rows = repeat_rows(observations, policy_noise.shape[2])
         rest = policy_noise.flatten(1, 2)[..., self.dim :]
@@ -319,6 +317,7 @@ class QAMAgent(Agent):
             end: X_K, which others penalise.
             policy_values: Q' of `terminal_adjoint` at X_K, `[S, E, B]`.
         """
+        assert q is not None, "data_values returned none: return Q_e(s, a), or replace critic_loss"
         next_values = self.critic.next_values(self, batch, next_actions)
         return critics.temporal_difference(self, q, next_values, batch, policy_values)
 

@@ -114,7 +114,9 @@ class SQAMAgent(TRQAMAgent):
             torch.arange(1, steps + 1, dtype=like.dtype, device=like.device).view(-1, 1, 1) / steps
         )
 
-    def sample(self, batch: Batch, noise: Noise) -> tuple[Bridge, Tensor | None]:
+    def sample(  # type: ignore[override]  # a class's hooks agree on its states
+        self, batch: Batch, noise: Noise
+    ) -> tuple[Bridge, Tensor | None]:
         """Integrate the ODEs of a^ and of the next actions in one call; draw the bridge."""
         self.branches.begin_deferred()
         s, x0, policy_noise = batch.observations, noise["policy_x0"], self.policy_noise(noise)
@@ -123,19 +125,19 @@ class SQAMAgent(TRQAMAgent):
             rows = torch.cat([s, repeat_rows(batch.next_observations, policy_noise.shape[2])], 1)
             starts = torch.cat([x0, policy_noise[..., : self.dim].flatten(1, 2)], dim=1)
         x = self.flow(field, rows, starts)
-        end, ode_x = x[:, : s.shape[1]], x[:, s.shape[1] :]
+        end, ode_x = x[:, : s.shape[1]], x[:, s.shape[1] :] if self.flow_acts else None
 
         tau = self.taus(x)
         points = tau * end.unsqueeze(1)
         points[:, :-1].addcmul_(1.0 - tau[:-1], noise["bridge_eps"])
         lead = points.shape[:-1]
-        inputs = [s.unsqueeze(1).expand(*lead, -1), points, tau.expand(*lead, 1)]
-        inputs = torch.cat(inputs, dim=-1).flatten(1, 2)
+        parts = [s.unsqueeze(1).expand(*lead, -1), points, tau.expand(*lead, 1)]
+        inputs = torch.cat(parts, dim=-1).flatten(1, 2)
         velocity = mlp(field, inputs, **self.options).view_as(points)
         bridge = Bridge(points, inputs, velocity)
         return bridge, self.next_actions(batch.next_observations, policy_noise, ode_x)
 
-    def adjoint(
+    def adjoint(  # type: ignore[override]  # a class's hooks agree on its states
         self, observations: Tensor, path: Bridge, terminal: Tensor
     ) -> tuple[Tensor, Metrics]:
         """b_j = tau_j a, `[S, J, B, D]`, with a = -G, G the critics' gradient at the action."""
@@ -144,7 +146,9 @@ class SQAMAgent(TRQAMAgent):
             sizes = adjoint_sizes(adjoint.flatten(1, 2), backend=self.small_ops)
             return adjoint, adjoint_metrics(sizes)
 
-    def base_velocity(self, observations: Tensor, path: Bridge) -> Tensor:
+    def base_velocity(  # type: ignore[override]  # a class's hooks agree on its states
+        self, observations: Tensor, path: Bridge
+    ) -> Tensor:
         """Return v_base at the states of the bridge, `[S, J, B, D]`, without gradients."""
         with torch.no_grad():
             return mlp(self.base, path.inputs, **self.options).view_as(path.points)

@@ -42,17 +42,18 @@ def try_out(
     check_actions(agent, drawn[0].observations[:, :2].contiguous())
     notes = compare_updates(type(agent), make, drawn, draw())
     field = acting_field(agent)
-    before = None if field is None else agent.online.span(field).clone()
+    before = {} if field is None else {field: agent.online.span(field).clone()}
     notes += [
         f"an update of {name} changes self.{lost}, which state() does not return, so a resumed run "
         "begins with what __init__ gives it; return it there if updates or actions read it"
         for lost in unsaved(agent, update)
     ]
-    if before is not None and torch.equal(agent.online.span(field), before):
-        notes.append(
-            f"the first updates of {name} leave {field}, by which it acts, as it is; add a loss "
-            "that it is in, or name what acts in acting_field"
-        )
+    notes += [
+        f"the first updates of {name} leave {field}, by which it acts, as it is; add a loss that "
+        "it is in, or name what acts in acting_field"
+        for field, weights in before.items()
+        if torch.equal(agent.online.span(field), weights)
+    ]
     check_restored(agent, make())
     return notes
 

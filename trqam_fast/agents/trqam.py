@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class TRQAMAgent(QAMAgent):
     """
 
     label, colour = "TRQAM", "#0072b2"
-    Config = TRQAMConfig
+    Config: ClassVar[type[CloningConfig]] = TRQAMConfig
     metrics = ("critic_loss", "bc_loss", "adjoint_loss", "path_kl", "lam", "kl_ema",
                *critics.METRICS, *ADJOINT_METRICS, "value_gap", "value_loss", "v_mean")  # fmt: skip
     published = {
