@@ -264,9 +264,10 @@ def looked_at(found: Path | Source, env_id: str | None) -> tuple[list[str], list
     Raises:
         Unreadable: the system refuses.
     """
-    own = found if isinstance(found, Source) else own_source(str(found))
-    if own is not None:
-        return look_at(own, env_id)
+    if isinstance(found, Path):
+        found = own_source(str(found)) or found
+    if isinstance(found, Source):
+        return look_at(found, env_id)
     if found.suffix == ".flat":
         return problems_of_flat(found), []
     return problems_of(found, layout_of(parse_dataset(found.stem))), []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -86,11 +86,13 @@ def outcomes(
     Takes three columns `[n + H - 1]` and returns the outcomes of the n first starts.
     """
     count = len(rewards) - horizon + 1
-    columns = (
-        [column[step : step + count] for step in range(horizon)]
-        for column in (rewards, masks, terminals)
+    steps = [slice(step, step + count) for step in range(horizon)]
+    return follow(
+        [rewards[rows] for rows in steps],
+        [masks[rows] for rows in steps],
+        [terminals[rows] for rows in steps],
+        discount,
     )
-    return follow(*columns, discount)
 
 
 class Transitions:
@@ -231,7 +233,7 @@ class Dataset(Transitions):
 
     @classmethod
     def from_arrays(
-        cls, arrays: dict[str, np.ndarray | Tensor], device: torch.device | str = "cpu"
+        cls, arrays: Mapping[str, np.ndarray | Tensor], device: torch.device | str = "cpu"
     ) -> Dataset:
         """Build a dataset from arrays named like `FIELDS`, one row for each transition."""
         tensors = {

@@ -15,7 +15,7 @@ import re
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -228,7 +228,7 @@ def problem_of(path: Path) -> str | None:
     return None
 
 
-def in_thread(items: Iterator[Any], patience: float) -> Iterator[Any]:
+def in_thread(items: Generator[Any, None, None], patience: float) -> Generator[Any, None, None]:
     """Yield what a generator yields in a thread of its own.
 
     The thread is left to itself where it stays behind: a host may send a byte now and then of what
@@ -333,7 +333,7 @@ class Transfer:
         if size not in (None, file.tell()):
             raise Broken(f"{file.tell()} of {size} bytes came")
 
-    def ask(self, headers: dict[str, str]) -> Iterator[Any]:
+    def ask(self, headers: dict[str, str]) -> Generator[Any, None, None]:
         """Yield the answer to a request, then the blocks of its body as they come."""
         with requests.get(
             self.url, headers=headers, stream=True, timeout=self.patience.timeout

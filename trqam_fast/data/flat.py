@@ -35,6 +35,8 @@ from trqam_fast.files import open_file, read_text
 from trqam_fast.simulator.environment import task_env
 from trqam_fast.text import printable
 
+Number = type[np.float32] | type[np.uint8]
+
 FORMAT = 2
 """Of the folder; a change of what is in it raises the number. Format 1 had no checksums of its
 sources and of the manifest."""
@@ -105,7 +107,7 @@ class FlatSet:
         name = parse_dataset(self.manifest["dataset"])
         layout = layout_of(name)
         with contextlib.closing(task_env(name.single_task(None))) as env:
-            expected = layout.obs_dim, layout.act_dim, env.unwrapped.cur_task_id
+            expected = layout.obs_dim, layout.act_dim, env.get_wrapper_attr("cur_task_id")
         found = self.obs_dim, self.act_dim, self.manifest["default_task"]
         if found != expected:
             raise Damaged(
@@ -206,10 +208,10 @@ def sparse_rewards(rewards: np.ndarray) -> np.ndarray:
     return -(rewards != 0).astype(np.float32)
 
 
-def expected_arrays(manifest: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], type]]:
+def expected_arrays(manifest: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], Number]]:
     """Return shape and dtype of every array of a flat set."""
     count, obs_dim = manifest["transitions"], manifest["obs_dim"]
-    arrays: dict[str, tuple[tuple[int, ...], type]] = {
+    arrays: dict[str, tuple[tuple[int, ...], Number]] = {
         "records": ((count + 1, obs_dim + manifest["act_dim"]), np.float32),
         "finals": ((manifest["trajectories"], obs_dim), np.float32),
         "terminals": ((count,), np.uint8),
@@ -243,8 +245,8 @@ def check_manifest(manifest: dict[str, Any]) -> None:
     }
     if all(fits.values()):
         arrays = {
-            name: {"shape": list(shape), "dtype": str(np.dtype(dtype))}
-            for name, (shape, dtype) in expected_arrays(manifest).items()
+            array: {"shape": list(shape), "dtype": str(np.dtype(dtype))}
+            for array, (shape, dtype) in expected_arrays(manifest).items()
         }
         found = {name: dict(entry) for name, entry in manifest["arrays"].items()}
         sums = [entry.pop("sha256") for entry in found.values()]

@@ -13,7 +13,8 @@ from trqam_fast.data.batch import Batch
 from trqam_fast.data.dataset import FIELDS, ROWS_AT_A_TIME, Dataset, Transitions, outcomes
 from trqam_fast.data.flat import FlatSet
 from trqam_fast.errors import RunError
-from trqam_fast.kernels.dispatch import EXTENSION, Backend
+from trqam_fast.kernels import Backend
+from trqam_fast.kernels.dispatch import EXTENSION
 
 RESIDENT = 640 * 2**20
 """Bytes of a flat set's records that may stay in memory."""
@@ -87,7 +88,8 @@ class FlatDataset(Transitions):
             for start in range(0, len(table), ROWS_AT_A_TIME):
                 stop = min(start + ROWS_AT_A_TIME, len(table))
                 columns = self.flat.read_task(self.task, start, stop + horizon - 1, self.sparse)
-                found = outcomes(*map(torch.from_numpy, columns), *key)
+                rewards, masks, terminals = map(torch.from_numpy, columns)
+                found = outcomes(rewards, masks, terminals, horizon, discount)
                 table[start:stop, 0] = found.rewards
                 table[start:stop, 1] = found.masks + 2 * found.ended + 4 * found.steps
             self._tables[key] = table

@@ -21,7 +21,7 @@ from trqam_fast.data.npz import Layout, checksum, layout_of, read_raw, read_term
 from trqam_fast.errors import RunError
 from trqam_fast.files import locked
 from trqam_fast.packages import version_of
-from trqam_fast.simulator.environment import relabel, task_env
+from trqam_fast.simulator.environment import env_sizes, relabel, task_env
 
 PACKAGES = ("trqam_fast", "numpy", "ogbench", "mujoco", "gymnasium")
 
@@ -31,13 +31,14 @@ class Writer:
 
     def __init__(self, folder: Path, manifest: dict[str, Any], stack: contextlib.ExitStack) -> None:
         self.folder, self.manifest = folder, manifest
-        self.files, self.hashes = {}, {}
-        for name, (shape, dtype) in expected_arrays(manifest).items():
-            self.files[name] = stack.enter_context(open(folder / f"{name}.npy", "w+b"))
+        arrays = expected_arrays(manifest)
+        self.files = {n: stack.enter_context(open(folder / f"{n}.npy", "w+b")) for n in arrays}
+        self.hashes = {name: hashlib.sha256() for name in arrays}
+        for name, (shape, dtype) in arrays.items():
             header = {"shape": shape, "fortran_order": False, "descr": np.dtype(dtype).str}
             np.lib.format.write_array_header_1_0(self.files[name], header)
             self.files[name].seek(0)
-            self.hashes[name] = hashlib.sha256(self.files[name].read())
+            self.hashes[name].update(self.files[name].read())
 
     def write(self, **arrays: np.ndarray) -> None:
         """Append rows to the arrays named."""
@@ -61,10 +62,10 @@ class Writer:
             file.flush()
             os.fsync(file.fileno())
         self.manifest["checksum"] = checksum_of(self.manifest)
-        with open(self.folder / MANIFEST, "w") as file:
-            file.write(json.dumps(self.manifest, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with open(self.folder / MANIFEST, "w") as manifest:
+            manifest.write(json.dumps(self.manifest, indent=1) + "\n")
+            manifest.flush()
+            os.fsync(manifest.fileno())
 
 
 @contextlib.contextmanager
@@ -134,7 +135,7 @@ def convert(sources: list[Path], name: DatasetName, target: Path, progress: bool
         UsageError: a file is truncated, foreign or has wrong terminals.
         RunError: the disk is full.
     """
-    layout = layout_of(name)
+    layout, (obs_dim, act_dim) = layout_of(name), env_sizes(name.env_id)
     counts = [count_rows(path, layout) for path in sources]
     envs = {task: task_env(env_id) for task, env_id in name.single_tasks().items()}
     default = task_env(name.single_task(None))
@@ -142,12 +143,12 @@ def convert(sources: list[Path], name: DatasetName, target: Path, progress: bool
         "format": FORMAT,
         "dataset": name.dataset_name,
         "env": name.env_id,
-        "obs_dim": layout.obs_dim,
-        "act_dim": layout.act_dim,
+        "obs_dim": obs_dim,
+        "act_dim": act_dim,
         "transitions": sum(transitions for transitions, _ in counts),
         "trajectories": sum(trajectories for _, trajectories in counts),
         "tasks": list(envs),
-        "default_task": default.unwrapped.cur_task_id,
+        "default_task": default.get_wrapper_attr("cur_task_id"),
         "sources": [
             {
                 "file": path.name,
@@ -164,8 +165,8 @@ def convert(sources: list[Path], name: DatasetName, target: Path, progress: bool
             writer = Writer(folder, manifest, stack)
             for path in tqdm(sources, desc="convert", unit="file", disable=not progress):
                 final = append(writer, read_raw(path, layout), name, envs)
-            padding = np.zeros((1, layout.obs_dim + layout.act_dim), np.float32)
-            padding[0, : layout.obs_dim] = final
+            padding = np.zeros((1, obs_dim + act_dim), np.float32)
+            padding[0, :obs_dim] = final
             writer.write(records=padding)
             writer.finish()
     finally:

@@ -25,6 +25,7 @@ from trqam_fast.simulator.environment import Interface, interface_of, make_env, 
 from trqam_fast.text import printable
 
 OFFICIAL_DIR = Path("~/.ogbench/data")
+Form = Literal["archive", "flat"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Found:
 
     name: DatasetName
     path: Path
-    form: Literal["archive", "flat"]
+    form: Form
     problem: str | None
 
 
@@ -68,7 +69,7 @@ def present(folder: Path) -> tuple[list[Found], list[str]]:
                 continue
             with contextlib.suppress(UsageError):
                 name = parse_dataset(path.stem)
-                form = "archive" if path.suffix == ".npz" else "flat"
+                form: Form = "archive" if path.suffix == ".npz" else "flat"
                 found.append(Found(name, path, form, problem_of(path)))
     return found, problems
 
@@ -237,8 +238,8 @@ def load_task(
     else:
         archive = recipe.path(generated_dir)
     path = stored_form(archive)
-    if path is None and recipe is not None:
-        path = recipe.ensure(generated_dir, progress=progress)
+    if path is None:
+        path = archive if recipe is None else recipe.ensure(generated_dir, progress=progress)
     if path.suffix == ".flat":
         return open_flat(path, task.env_id, sparse=sparse, device=device), path
     arrays = load_arrays(path, task.env_id)

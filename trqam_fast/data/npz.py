@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 
@@ -98,7 +98,7 @@ def headers_of(file: BinaryIO) -> Headers:
     return found
 
 
-def read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
+def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     """Return shape and dtype of an open npy file, which is left where the numbers begin."""
     version = np.lib.format.read_magic(file)
     try:

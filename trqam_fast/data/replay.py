@@ -100,8 +100,9 @@ class ReplayBuffer:
         run = torch.arange(self.runs, device=starts.device).unsqueeze(-1)
         index = starts.unsqueeze(-1) + torch.arange(horizon, device=starts.device)
         data, each = self.online, run.unsqueeze(-1)
-        columns = (data[name][each, index].unbind(-1) for name in ("rewards", "masks", "terminals"))
-        found = follow(*columns, discount)
+        names = ("rewards", "masks", "terminals")
+        rewards, masks, terminals = (data[name][each, index].unbind(-1) for name in names)
+        found = follow(rewards, masks, terminals, discount)
         return Batch(
             data["observations"][run, starts],
             data["actions"][each, index],

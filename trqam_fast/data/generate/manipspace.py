@@ -109,7 +109,7 @@ class ManipspaceExpert(Expert):
                         rows[name].append(info[source])
                 if oracle.done:
                     # As in OGBench's generator, the next action is still chosen from `info`.
-                    start = self.env.unwrapped.set_new_target(p_stack=p_stack)
+                    start = self.env.get_wrapper_attr("set_new_target")(p_stack=p_stack)
                     oracle = self.oracles[start[1]["privileged/target_task"]]
                     oracle.reset(*start)
         return rows if self.family != "scene" or is_healthy(np.array(rows["qpos"])) else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 
 from trqam_fast.data.generate.expert import EPISODE_STEPS, Expert
@@ -35,7 +37,7 @@ class MazeExpert(Expert):
         super().__init__(env_id, seed)
         self.noise, self.corners = noise, corners
         self.radius = ARRIVAL_RADIUS_WITH_CORNERS if corners else ARRIVAL_RADIUS
-        self.maze = self.env.unwrapped
+        self.maze = cast(Any, self.env.unwrapped)  # with OGBench's own methods
         self.cells = [tuple(int(i) for i in cell) for cell in np.argwhere(self.maze.maze_map == 0)]
         self.subgoals: dict[tuple, np.ndarray] = {}
 

@@ -7,7 +7,6 @@ import difflib
 import math
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,6 +127,7 @@ class Recipe:
 
     def expert(self) -> Expert:
         """Return what rolls out this recipe's trajectories."""
+        assert self.noise is not None  # as `__post_init__` replaces it
         if self.dataset_name in MAZES:
             env_id = self.dataset_name.replace("-navigate", "")
             return MazeExpert(env_id, self.noise, self.seed, self.corners)
@@ -182,7 +182,7 @@ class Recipe:
         total = self.episodes + self.val_episodes
         made = total - sum(shard.episodes for shard in missing)
         bar = tqdm(desc="generate", unit="episode", total=total, initial=made, disable=not progress)
-        steps: Iterator[int] = make_shards(missing, self.expert, workers)
+        steps = make_shards(missing, self.expert, workers)
         with bar, contextlib.closing(steps):
             for episodes in steps:
                 bar.update(episodes)

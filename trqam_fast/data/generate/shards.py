@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,8 +55,9 @@ class Shard:
                     f"({type(error).__name__}: {error}); {KEPT}"
                 ) from error
             yield
+        arrays: dict[str, Any] = {k: np.concatenate([part[k] for part in made]) for k in made[0]}
         with written_whole(self.path) as file:
-            np.savez(file, **{k: np.concatenate([part[k] for part in made]) for k in made[0]})
+            np.savez(file, **arrays)
 
     def is_made(self) -> bool:
         """Return whether its file is there and whole; a damaged one is told of on stderr.

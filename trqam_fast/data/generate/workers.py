@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
@@ -21,7 +21,7 @@ from trqam_fast.errors import RunError
 
 def make_shards(
     shards: Sequence[Shard], make_expert: Callable[[], Expert], workers: int
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Make shards, yielding the number of trajectories that have been made since.
 
     Closing the iterator, an error, or the end of this process ends the workers.
@@ -46,7 +46,7 @@ def make_shards(
 
 def in_processes(
     shards: Sequence[Shard], make_expert: Callable[[], Expert], workers: int
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Make shards in worker processes, each of which gets a new shard when it has made one."""
     context = multiprocessing.get_context("spawn")  # A fork after torch's threads can hang.
     theirs, ours = context.Pipe(duplex=False)

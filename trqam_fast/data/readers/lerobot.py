@@ -98,8 +98,9 @@ def transitions(
             raise UsageError(f"{place}: {name} holds other values than true and false; mend them")
     over, notes = task_ends(columns, ends, place)
     if over is not None:
-        arrays["masks"] = ~over
-    arrays["rewards"] = columns["next.reward"] if "next.reward" in columns else over - 1.0
+        arrays |= {"masks": ~over, "rewards": over - 1.0}
+    if "next.reward" in columns:
+        arrays["rewards"] = columns["next.reward"]
     return arrays, notes
 
 
