@@ -358,7 +358,7 @@ def main(argv: list[str] | None = None) -> int:
     expected = None if args.check is None else load_expected(args.check)
     source = FlaxCheckpoint(args.pickle)
     agent = build_agent(source)
-    if expected is not None:
+    if args.check is not None and expected is not None:
         check_sizes(agent, expected, args.check)
     checkpoint.save(args.out, to_state(agent, source))
     state = checkpoint.load(args.out)

@@ -20,7 +20,7 @@ import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -98,7 +98,7 @@ class Array:
         self.value = array_of(data, dtype, shape, "F" if fortran is True else "C")
 
 
-def array_of(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+def array_of(data: Any, dtype: Any, shape: Any, order: Literal["C", "F"]) -> np.ndarray:
     """Return `data` seen as an array; nothing is copied, whatever shape the file claims."""
     if not isinstance(dtype, DType) or not isinstance(data, (bytes, bytearray)):
         raise Refused("it holds an array of objects; only numbers are read")
@@ -150,6 +150,13 @@ def make_dict(items: Any = None) -> dict[Any, Any]:
     return items
 
 
+ARRAYS: dict[str, Callable[..., Any]] = {
+    "multiarray._reconstruct": reconstruct,
+    "multiarray.scalar": scalar,
+    "numeric._frombuffer": from_buffer,
+}
+"""What numpy pickles arrays with, in a package that has two names."""
+
 ALLOWED: dict[str, Callable[..., Any] | None] = {
     "numpy.ndarray": None,
     "numpy.dtype": make_dtype,
@@ -159,11 +166,7 @@ ALLOWED: dict[str, Callable[..., Any] | None] = {
     **{
         f"{package}.{name}": function
         for package in ("numpy.core", "numpy._core")
-        for name, function in {
-            "multiarray._reconstruct": reconstruct,
-            "multiarray.scalar": scalar,
-            "numeric._frombuffer": from_buffer,
-        }.items()
+        for name, function in ARRAYS.items()
     },
 }
 
@@ -252,11 +255,11 @@ class Machine:
         else:
             raise Refused(f"it uses the pickle operation {name}")
 
-    def grow(self, target: Any, kind: type, items: list[Any]) -> None:
+    def grow(self, target: Any, kind: type[list] | type[dict], items: list[Any]) -> None:
         """Add items to a container of `kind` and put it back; keys are numbers or strings."""
         if type(target) is not kind:
             raise Refused(f"it adds items to a {shown(target)}")
-        if kind is list:
+        if isinstance(target, list):
             target.extend(items)
         else:
             for key, value in zip(items[::2], items[1::2], strict=True):

@@ -46,6 +46,6 @@ def place_in_module(error: Exception) -> str | None:
     frames = traceback.walk_tb(error.__traceback__)
     places = [(frame.f_code.co_filename, line) for frame, line in frames]
     if isinstance(error, SyntaxError):  # of a file that could not be run, and so has no frame
-        places.append((error.filename or "", error.lineno))
+        places.append((error.filename or "", error.lineno or 0))
     own = [f"{file}:{line}" for file, line in places if is_users(Path(file))]
     return own[-1] if own else None

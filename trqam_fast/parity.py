@@ -128,8 +128,7 @@ def compare_scalars(
         if name in info:
             deviations.add(name, value, info[name])
     # The authors log the sum of the tensors' norms, and their extremes include the targets' zeros.
-    parts = agent.online.unflatten(gradient)
-    parts = named_tensors(agent.online, parts, {}).values()
+    parts = named_tensors(agent.online, agent.online.unflatten(gradient), {}).values()
     deviations.add("grad/norm", sum(part.norm() for part in parts), info["grad/norm"])
     deviations.add("grad/max", gradient.max().clamp(min=0.0), info["grad/max"])
     deviations.add("grad/min", gradient.min().clamp(max=0.0), info["grad/min"])
@@ -201,12 +200,12 @@ def replay_recording(
         for name, part in parts.items():
             if name in gradients:
                 deviations.add(f"grad/{name}", part[0], gradients[name])
-    ours = agent_tensors(agent)
-    for name, tensor in ours.items():
+    tensors = agent_tensors(agent)
+    for name, tensor in tensors.items():
         deviations.add(f"final/{name}", tensor[0], recording.require(f"final/{name}"))
     # What a first stage has no use for stays as it was.
     for name, final in recording.group("final/").items():
-        if name not in ours:
+        if name not in tensors:
             deviations.add(f"final/{name}", recording.require(f"init/{name}"), final)
     for info in recording.meta["infos"]:
         for name in ("lam", "kl_ema"):

@@ -103,6 +103,7 @@ def write_onnx(acting: Acting, path: Path) -> None:
             dynamo=True,
             verbose=False,
         )
+    assert model is not None  # as it is asked for by `dynamo`
     with written_whole(path) as file:
         file.write(model.model_proto.SerializeToString())
 

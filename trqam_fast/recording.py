@@ -37,8 +37,8 @@ THEIR_DEFAULTS = {"inv_temp": 0.3, "edit_scale": 0.0}
 """Those of the authors that differ from ours, for recordings without them."""
 
 
-class CriticStage:
-    """QAM's first stage as its authors have it, ``bc_only``: it trains the critics too. A mixin."""
+class QAMCriticStage(QAMAgent):
+    """QAM's first stage as its authors have it, ``bc_only``: it trains the critics too."""
 
     def draws(self) -> dict[str, tuple[int, ...]]:
         """Return x_0 of the cloning loss, and the noise of the next actions."""
@@ -47,20 +47,18 @@ class CriticStage:
 
     def loss(self, batch: Batch, noise: Noise) -> tuple[Losses, Terms]:
         """Return the sum of the losses of critics and cloned field."""
-        next_actions = self.act(batch.next_observations, self.policy_noise(noise))
+        policy_noise, critic = self.policy_noise(noise), self.online.networks["critic"]
+        assert policy_noise is not None  # as `draws` has it
+        next_actions = self.act(batch.next_observations, policy_noise)
         next_values = self.critic.next_values(self, batch, next_actions)
-        q = self.data_values(batch)
+        q = self.critic_values(critic, batch.observations, self.policy_actions(batch))
         critic_loss, metrics = critics.temporal_difference(self, q, next_values, batch)
         cloning_loss = self.cloning_loss(batch, noise)
         metrics |= {"bc_loss": cloning_loss.detach()}
         return {MAIN: critic_loss + cloning_loss}, Terms(metrics, {"next_actions": next_actions})
 
 
-class QAMCriticStage(CriticStage, QAMAgent):
-    """That of QAM."""
-
-
-class QAMECriticStage(CriticStage, QAMEAgent):
+class QAMECriticStage(QAMCriticStage, QAMEAgent):
     """That of QAM-E, whose edit policy acts and rests."""
 
 
