@@ -374,6 +374,14 @@ def test_braces_below_a_flag_are_text():
     assert field_help(Own)["share"] == f"Of the {{0, 1}} labels, 5 %; see {names}."
 
 
+def test_what_is_no_text_below_a_flag_explains_nothing():
+    class Own:
+        share: float = 0.5
+        ...
+
+    assert field_help(Own) == {}
+
+
 def test_single_updates_of_the_start_are_logged(flags, tmp_path, monkeypatch):
     monkeypatch.setattr("trqam_fast.training.logger.FIRST_UPDATES", 12)
     monkeypatch.setattr("trqam_fast.training.logger.EVERY", 4)

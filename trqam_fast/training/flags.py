@@ -40,8 +40,8 @@ def read_choices(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
     options: dict[str, Any] = {"default": argparse.SUPPRESS}
     for name in ("env_name", "algo", "preset", "dataset"):
         names = ("env_name", "env_id") if name == "env_name" else (name,)
-        spelled = [spelling for n in names for spelling in (flag_of(n), f"--{n}")]
-        parser.add_argument(*dict.fromkeys(spelled), dest=name, **options)
+        spelled = dict.fromkeys(spelling for n in names for spelling in (flag_of(n), f"--{n}"))
+        parser.add_argument(*spelled, dest=name, **options)
     for name in ("pretrained", "run_dir", "config"):
         spelled = dict.fromkeys((flag_of(name), f"--{name}"))
         parser.add_argument(*spelled, dest=name, type=Path, **options)
@@ -100,7 +100,7 @@ def parse_config(argv: list[str], base: TrainConfig | None = None) -> TrainConfi
     values = vars(base) | vars(base.agent)
     parts = {name: group(**select(group, values)) for name, group in groups.items()}
     flags = dataclasses.make_dataclass("Flags", list(groups.items()))
-    paragraphs = (*TrainConfig.__doc__.split("\n\n"), CONFIG_FILE)
+    paragraphs = (*group_help(TrainConfig).split("\n\n"), CONFIG_FILE)
     text = "\n\n".join(map(one_line, paragraphs))
     parsed = tyro.cli(flags, args=words, default=flags(**parts), prog=PROG, description=text)
     values = {k: v for name in groups for k, v in vars(getattr(parsed, name)).items()}
@@ -145,7 +145,8 @@ def parser_groups(*configs: type[Group]) -> dict[str, type]:
     groups: dict[str, type] = {}
     for config in configs:
         hints = get_type_hints(config)
-        found = {field.name: field for field in dataclasses.fields(config) if field.name != "agent"}
+        fields_of = dataclasses.fields(config)  # type: ignore[arg-type]  # `Group` itself has none
+        found = {field.name: field for field in fields_of if field.name != "agent"}
         for kind, names in groups_of(config).items():
             fields = parser_fields(kind, [found[name] for name in names if name in found], hints)
             name = kind.__name__.removesuffix("Config") or "Own"
@@ -191,11 +192,14 @@ def field_help(kind: type) -> dict[str, str]:
         source = textwrap.dedent(inspect.getsource(kind))
     except (OSError, TypeError):  # a class that was not written in a file
         return {}
-    body = ast.parse(source).body[0].body
+    definition = ast.parse(source).body[0]
+    assert isinstance(definition, ast.ClassDef)
+    body = definition.body
     names = ", ".join(ALGORITHMS)
     return {
         field.target.id: one_line(below.value.value).replace("{algorithms}", names)
         for field, below in zip(body, body[1:], strict=False)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
         if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+        if isinstance(below.value.value, str)
     }
