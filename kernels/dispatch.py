@@ -11,14 +11,14 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import torch
 
 Backend = Literal["auto", "reference", "cpp", "triton", "triton_pdl"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
-DEPENDENT = "triton_pdl"
+DEPENDENT: Final = "triton_pdl"
 """The Triton kernels with programmatic dependent launch: each begins while the one before ends."""
 
 TRITON = ("triton", DEPENDENT)

@@ -36,6 +36,7 @@ from trqam_fast.files import (
     write_text,
     written_whole,
 )
+from trqam_fast.kernels import Backend
 from trqam_fast.model_card import model_card
 from trqam_fast.runs import checkpoint as checkpoints
 from trqam_fast.runs.folder import MODEL
@@ -169,7 +170,7 @@ def write_export(
 def load_export(
     folder: str | os.PathLike,
     device: str = "cpu",
-    backend: str = "auto",
+    backend: Backend = "auto",
     kind: type[Agent] | None = None,
 ) -> LoadedRun:
     """Make the agent of an export; nothing in it is executed.

@@ -16,6 +16,7 @@ from trqam_fast.evaluation.episodes import Request
 from trqam_fast.evaluation.policy import choose_chunks
 from trqam_fast.export import load_export
 from trqam_fast.files import expanded
+from trqam_fast.kernels import Backend
 from trqam_fast.program import write_program
 from trqam_fast.runs.folder import MODEL, RunFolder
 from trqam_fast.simulator.bounds import float32_bounds, unscaled
@@ -63,7 +64,7 @@ class Policy:
         seed: int = 0,
         train_seed: int | None = None,
         device: str = "cpu",
-        backend: str = "auto",
+        backend: Backend = "auto",
         kind: type[Agent] | None = None,
     ) -> Policy:
         """Load the policy of a run; its environment need not be installed.

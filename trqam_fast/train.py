@@ -239,14 +239,14 @@ def load_data(
 
 
 def load_start(
-    config: TrainConfig, dataset: Transitions, logger: Logger, ledger: Ledger
+    path: Path, config: TrainConfig, dataset: Transitions, logger: Logger, ledger: Ledger
 ) -> dict[str, Any]:
-    """Read what --pretrained names, and take over which seeds diverged there.
+    """Read what --pretrained names, `path`, and take over which seeds diverged there.
 
     Raises:
         UsageError: there is none, it is damaged, or has other networks than the flags.
     """
-    path = start.check_exists(config.pretrained)
+    path = start.check_exists(path)
     if path.is_dir():
         state = state_to_start_from(path, algorithm(config.algo))
     else:
@@ -341,11 +341,11 @@ def run_in(folder: RunFolder, config: TrainConfig, stop: StopRequest) -> Result:
         algorithm(config.algo).stored_shapes(config.agent, dataset.obs_dim, dataset.act_dim)
         pretrained = None
         if config.pretrained is not None and not begun:
-            pretrained = load_start(config, dataset, logger, ledger)
+            pretrained = load_start(config.pretrained, config, dataset, logger, ledger)
     asked, config = config, start.settle_budget(config, dataset.act_dim)
     if config is not asked:
         logger.say(
-            f"--kl-budget is {config.agent.kl_budget:g}, --kl-budget-per-dim times the "
+            f"--kl-budget is {config.to_dict()['kl_budget']:g}, --kl-budget-per-dim times the "
             f"{dataset.act_dim} numbers of an action"
         )
     plan = folder.path / "update_plan.json"

@@ -10,7 +10,7 @@ import torch
 
 from trqam_fast.agents import Agent, algorithm
 from trqam_fast.errors import RunError, UsageError
-from trqam_fast.kernels import BackendError
+from trqam_fast.kernels import Backend, BackendError, Precision
 from trqam_fast.kernels.dispatch import (
     DEPENDENT,
     TRITON,
@@ -21,9 +21,9 @@ from trqam_fast.kernels.dispatch import (
 )
 from trqam_fast.networks import MLPShape
 from trqam_fast.self_test import triton_problems
-from trqam_fast.training.config import TrainConfig
+from trqam_fast.training.config import Plan, TrainConfig
 
-PLANS = {"tiles": "triton", "tiles-pdl": DEPENDENT, "layers": "reference"}
+PLANS: dict[Plan, Backend] = {"tiles": "triton", "tiles-pdl": DEPENDENT, "layers": "reference"}
 """Backends of the plans of an update on a GPU, those without need of a self-test last."""
 
 OF_KERNELS = ("fp16", "bf16")
@@ -126,7 +126,8 @@ def working_plans(config: TrainConfig, act_dim: int) -> Iterator[TrainConfig]:
     names = list(PLANS) if config.plan == "auto" else [config.plan]
     if config.plan == "auto" and not has_dependent_launches(torch.device(config.device)):
         names = [name for name in names if PLANS[name] != DEPENDENT]
-    found, problem = False, "no plan has it"
+    found = False
+    problem: str | None = "no plan has it"
     for name in names:
         backend = PLANS[name]
         if backend == "reference":
@@ -155,7 +156,7 @@ def allow_tf32(settled: TrainConfig) -> None:
         torch.set_float32_matmul_precision("high")
 
 
-def running_backend(config: TrainConfig) -> str:
+def running_backend(config: TrainConfig) -> Backend:
     """Return what computes the networks' passes of a settled configuration."""
     if config.backend != "auto":
         return config.backend
@@ -163,7 +164,9 @@ def running_backend(config: TrainConfig) -> str:
     return "cpp" if problem is None else "reference"
 
 
-def find_problem(config: TrainConfig, act_dim: int, backend: str, precision: str) -> str | None:
+def find_problem(
+    config: TrainConfig, act_dim: int, backend: Backend, precision: Precision
+) -> str | None:
     """Return why the Triton kernels of a backend must not train the run, or None."""
     device = torch.device(config.device)
     for shape in algorithm(config.algo).network_shapes(config.agent, 1, act_dim).values():

@@ -17,7 +17,7 @@ from trqam_fast.data.readers import parse_source
 from trqam_fast.devices import check_device
 from trqam_fast.errors import UsageError
 from trqam_fast.files import expanded
-from trqam_fast.kernels import Backend
+from trqam_fast.kernels import Backend, Precision
 from trqam_fast.kinds import is_a, kind_in_words
 
 OFFICIAL_ALONE = "it is for OGBench's data, not for --dataset"
@@ -27,6 +27,9 @@ MOST_THREADS = 1024
 DEFAULT_ENV = "pointmaze-medium-navigate-singletask-task1-v0"
 MAX_EPISODES = 1_000_000
 """Most episodes of an evaluation, whose outcomes are all kept."""
+
+Plan = Literal["auto", "tiles", "tiles-pdl", "layers"]
+PrecisionOrAuto = Literal["auto", Precision]
 
 
 @dataclass(frozen=True)
@@ -75,12 +78,12 @@ class MachineConfig(Group):
     """Torch device, e.g. cpu or cuda."""
     backend: Backend = "auto"
     """Implementation of the ops; auto takes the fastest one that works."""
-    plan: Literal["auto", "tiles", "tiles-pdl", "layers"] = "auto"
+    plan: Plan = "auto"
     """On a GPU, how an update is computed: tiles (Triton kernels), tiles-pdl (the same, each
     launched while the one before it ends; compute capability 9.0 or higher) or layers (PyTorch's
     products). auto measures them for this run's sizes at its start and takes the fastest; a resumed
     run keeps its own."""
-    precision: Literal["auto", "ieee", "tf32", "fp16", "bf16"] = "auto"
+    precision: PrecisionOrAuto = "auto"
     """Operands of matrix products: ieee (float32), tf32 (on a GPU), fp16 (Triton kernels) or bf16
     (compiled passes); auto is tf32 on a GPU, as in the authors' JAX code there, and ieee
     elsewhere."""

@@ -52,7 +52,7 @@ class History:
         row = [metrics[name] for name in self.names]
         wide = any(metric.dtype == torch.float64 for metric in row)
         row = [metric.to(torch.float64 if wide else torch.float32) for metric in row]
-        if self._buffer is None:
+        if self._buffer is None or self._position is None:
             self._buffer = row[0].new_empty(self.interval, len(row[0]), len(row))
             self._position = torch.zeros(1, dtype=torch.int64, device=row[0].device)
         record_metrics(row, self._buffer, self._position, backend=backend)
@@ -63,7 +63,7 @@ class History:
 
     def collect(self) -> Tensor:
         """Read back what was recorded since the last call, append it to `values`, return it."""
-        if self._buffer is None:
+        if self._buffer is None or self._position is None:
             return self.values[:0]
         # A copy also of float64 on a CPU: the buffer's rows are written again.
         new = self._buffer[: self._count].to("cpu", torch.float64, copy=True)

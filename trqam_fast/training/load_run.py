@@ -52,7 +52,7 @@ def load_run(
     path: Path | str,
     checkpoint: Path | str | None = None,
     device: str = "cpu",
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LoadedRun:
     """Rebuild the agent of a run folder.
 
@@ -163,14 +163,14 @@ def warn(text: str) -> None:
     say(text, "stderr")
 
 
-def check_here(device: str, backend: str) -> None:
+def check_here(device: str, backend: Backend) -> None:
     """Raise `UsageError` unless there are such a device and backend."""
     check_kind("device", device, str)
     check_device(device)
     check_kind("backend", backend, Backend)
 
 
-def config_here(values: dict[str, Any], device: str, backend: str) -> TrainConfig:
+def config_here(values: dict[str, Any], device: str, backend: Backend) -> TrainConfig:
     """Return the configuration that a run stored, to act on another device.
 
     Its precision is the run's where the device and backend have it, else ``auto``.

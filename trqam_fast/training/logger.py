@@ -17,7 +17,7 @@ from trqam_fast.streams import say
 from trqam_fast.text import duration
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.history import History
-from trqam_fast.training.trackers import Trackers
+from trqam_fast.training.trackers import Kind, Trackers
 
 FIRST_UPDATES, EVERY = 1000, 25
 """Of the first updates of offline fine-tuning, one in so many has a row of its own."""
@@ -70,7 +70,7 @@ class Logger:
             return
         means = history.values.mean(0)
         history.clear()
-        rows = []
+        rows: list[dict[str, Any]] = []
         for run, seed in enumerate(self.config.seeds):
             if run in failures:
                 continue
@@ -81,9 +81,9 @@ class Logger:
             )
         self._write(self.folder.metrics, rows)
         for name in shown_metrics(self.config.algo, stage):
-            values = [float(row[name]) for row in rows if name in row]
-            if values:
-                self._shown.append(f"{name} {np.mean(values):.3g}")
+            shown = [float(row[name]) for row in rows if name in row]
+            if shown:
+                self._shown.append(f"{name} {np.mean(shown):.3g}")
         self._track("metrics", rows)
 
     def first_updates(
@@ -158,9 +158,10 @@ class Logger:
         if self.trackers is not None:
             self.trackers.close()
 
-    def _track(self, kind: str, rows: list[dict[str, Any]]) -> None:
-        for row in rows if self.trackers is not None else []:
-            self.trackers.log(kind, row)
+    def _track(self, kind: Kind, rows: list[dict[str, Any]]) -> None:
+        if self.trackers is not None:
+            for row in rows:
+                self.trackers.log(kind, row)
 
     def _write(self, log: CsvLog, rows: list[dict[str, Any]]) -> bool:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import time
@@ -186,10 +187,11 @@ class Trainer:
                 history.restore(state["history"], agent.runs, state.get("metrics"))
             step = state["step"]
             del state["agent"]  # it is as large as the agent itself
+        driver: Updater | OnlineDriver
         if online:
             driver = self.driver = make_online_driver(
                 config, agent, self.dataset, randomness, history,
-                lambda *episode: self.logger.episode(*episode, self.ledger.failures),
+                functools.partial(self.logger.episode, failures=self.ledger.failures),
             )  # fmt: skip
             if state is not None:
                 with reading(path, *start.MISFIT):

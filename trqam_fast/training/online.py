@@ -97,14 +97,13 @@ class OnlineDriver:
             return
         start = time.perf_counter()
         agent, count = self.agent, self.agent.candidates
-        options = {"dtype": agent.dtype, "device": agent.device}
         self.randomness.seek(self.buffer.added)
         drawn = self.randomness.draw(normals=count * agent.noise_dim, dtype=agent.dtype)
         noise = drawn.normals.view(agent.runs, 1, count, agent.noise_dim)
-        observations = np.stack(self.observations)
-        actions = act(
-            agent, torch.as_tensor(observations, **options).unsqueeze(1), noise.to(agent.device)
+        observations = torch.as_tensor(
+            np.stack(self.observations), dtype=agent.dtype, device=agent.device
         )
+        actions = act(agent, observations.unsqueeze(1), noise.to(agent.device))
         chunks = actions[:, 0].cpu().view(agent.runs, -1, agent.act_dim).clamp(-1.0, 1.0)
         for run in runs:
             # A run that diverged goes on with zeros, unreported, so that the others can.

@@ -11,11 +11,12 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import math
 import os
 import statistics
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -39,7 +40,7 @@ from trqam_fast.training.backend import (
     takes_plan,
     working_plans,
 )
-from trqam_fast.training.config import TrainConfig
+from trqam_fast.training.config import Plan, PrecisionOrAuto, TrainConfig
 from trqam_fast.training.estimate import work_of
 from trqam_fast.training.history import History
 from trqam_fast.training.seeding import make_randomness
@@ -72,8 +73,8 @@ class Choice(NamedTuple):
         times_ms: Milliseconds of an update by plan, of those that were measured.
     """
 
-    plan: str
-    precision: str
+    plan: Plan
+    precision: PrecisionOrAuto
     how: str
     times_ms: dict[str, float]
 
@@ -121,17 +122,18 @@ def settle_plan(
         settled = settle_backend(config, dataset.act_dim)
         return settled, Choice(settled.plan, settled.precision, "asked", {})
     plans = {settled.plan: settled for settled in working_plans(config, dataset.act_dim)}
-    how, times = "alone", {}
+    how = "alone"
+    times: dict[str, float] = {}
     if len(plans) > 1:
         how, times = measured_times(plans, dataset, timer or measure)
-    name = min(times, key=times.__getitem__) if times else next(iter(plans))
+    name = min(plans, key=lambda plan: times.get(plan, math.inf))
     settled = plans[name]
     allow_tf32(settled)
     return settled, Choice(name, settled.precision, how, times)
 
 
 def measured_times(
-    plans: dict[str, TrainConfig], dataset: Transitions, timer: Timer
+    plans: Mapping[Plan, TrainConfig], dataset: Transitions, timer: Timer
 ) -> tuple[str, dict[str, float]]:
     """Return ``measured`` or ``remembered``, and the milliseconds of an update by plan.
 
@@ -143,11 +145,13 @@ def measured_times(
     cache, key = read_cache(), case_of(plans, dataset)
     if cache is not None and set(cache.get(key, {})) == set(plans):
         return "remembered", cache[key]
-    times, reason = {}, ""
+    expected: tuple[type[Exception], ...] = (RunError, *launch_errors())
+    times: dict[str, float] = {}
+    reason = ""
     for name, settled in plans.items():
         try:
             times[name] = round(timer(settled, dataset), 4)
-        except (RunError, *launch_errors()) as error:
+        except expected as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             say(f"warning: plan {name} is left out: {reason}", "stderr")
     if not times:
@@ -183,7 +187,7 @@ def measure(settled: TrainConfig, dataset: Transitions) -> float:
     return 1e3 * statistics.median(seconds)
 
 
-def case_of(plans: dict[str, TrainConfig], dataset: Transitions) -> str:
+def case_of(plans: Mapping[Plan, TrainConfig], dataset: Transitions) -> str:
     """Return what the times depend on: GPU, versions, sources, algorithm, sizes."""
     config = next(iter(plans.values()))
     known = versions()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trqam_fast.agents import Agent
 from trqam_fast.agents.base import Shapes
-from trqam_fast.agents.config import CloningConfig
+from trqam_fast.agents.config import CloningConfig, TrustRegionConfig
 from trqam_fast.damage import reading
 from trqam_fast.errors import UsageError
 from trqam_fast.kernels.mlp.weights import packed_size
@@ -215,10 +215,13 @@ def settle_budget(config: TrainConfig, act_dim: int) -> TrainConfig:
         config: What was asked for.
         act_dim: Numbers of an action; path KLs are those of an action step.
     """
-    if getattr(config.agent, "kl_budget_per_dim", None) is None:
+    agent = config.agent
+    if not isinstance(agent, TrustRegionConfig) or agent.kl_budget_per_dim is None:
         return config
-    agent = dataclasses.replace(config.agent, kl_budget=config.agent.budget_of(act_dim))
-    return dataclasses.replace(config, agent=agent)
+    settled = dataclasses.replace(  # type: ignore[call-arg]  # which sees one base's fields alone
+        agent, kl_budget=agent.budget_of(act_dim)
+    )
+    return dataclasses.replace(config, agent=settled)
 
 
 def check_continuation(state: dict[str, Any], ends: dict[str, int], data: str) -> None:
@@ -273,7 +276,8 @@ def changes(folder: RunFolder, config: TrainConfig, step: int) -> list[str]:
         config: What the run goes on with, which its folder does not hold yet.
         step: From which step it does.
     """
-    path, problems = folder.path / "versions.json", []
+    path = folder.path / "versions.json"
+    problems: list[str] = []
     known = read_sound(path, problems)
     if not known or problems:
         return []

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from trqam_fast.agents import algorithm
+from trqam_fast.kernels import Backend
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.ledger import Ledger
 
 
-def summarise(config: TrainConfig, backend: str, ledger: Ledger) -> dict[str, Any]:
+def summarise(config: TrainConfig, backend: Backend, ledger: Ledger) -> dict[str, Any]:
     """Return success by stage and seed, seconds, rates, failures, as plain values.
 
     Args:
@@ -22,7 +23,7 @@ def summarise(config: TrainConfig, backend: str, ledger: Ledger) -> dict[str, An
     """
     seconds = ledger.seconds
     rates = {name: count / seconds[name] for name, count in ledger.updates.items() if count}
-    result = {
+    result: dict[str, Any] = {
         "env_name": config.env_name,
         "algo": config.algo,
         "backend": backend,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import netrc
 import os
@@ -27,6 +28,9 @@ MEAN = "mean"
 """Last part of the tag of what is over all seeds."""
 INIT_TIMEOUT_S = 30
 FINISH_TIMEOUT_S = 60
+
+Kind = Literal["metrics", "eval"]
+"""The log that a row is of."""
 
 
 class Tracker(Protocol):
@@ -164,15 +168,17 @@ class Trackers:
         self.folder = folder / "trackers"
         self.trackers: dict[str, Tracker] = {}
         self.logged: set[str] = set()
-        self.rows: dict[str, tuple[str, int, dict[str, list[float]]]] = {}
-        self.journal: Path | None = self.folder / "logged.csv"
+        self.rows: dict[Kind, tuple[str, int, dict[str, list[float]]]] = {}
+        journal = self.folder / "logged.csv"
+        self.journal: Path | None = journal
         check_packages(tensorboard, wandb)
         if tensorboard:
             path = self.folder / "tensorboard"
             self._start("tensorboard", lambda: TensorBoardTracker(path, config))
         if wandb:
             self._start("wandb", lambda: self._start_wandb(config))
-        if self.trackers and not self._guard("the journal of trackers", self._read_journal):
+        read = functools.partial(self._read_journal, journal)
+        if self.trackers and not self._guard("the journal of trackers", read):
             self.journal = None
 
     def _start_wandb(self, config: dict[str, Any]) -> WandbTracker:
@@ -199,12 +205,12 @@ class Trackers:
             self.trackers.pop(name.removeprefix("--"), None)
             return None
 
-    def _read_journal(self) -> bool:
-        if self.journal.exists():
-            self.logged = set(read_text(self.journal).splitlines())
+    def _read_journal(self, journal: Path) -> bool:
+        if journal.exists():
+            self.logged = set(read_text(journal).splitlines())
         return True
 
-    def log(self, kind: Literal["metrics", "eval"], row: dict[str, Any]) -> None:
+    def log(self, kind: Kind, row: dict[str, Any]) -> None:
         """Copy one row of the CSV log `kind`; cells that are empty or no numbers are left out."""
         if not self.trackers:
             return
@@ -224,7 +230,7 @@ class Trackers:
         identity = ",".join([kind, *(str(row[key]) for key in KEYS)])
         self._log({f"{name}/{seed}": number for name, number in values.items()}, step, identity)
 
-    def _log_mean(self, kind: str) -> None:
+    def _log_mean(self, kind: Kind) -> None:
         """Log the means over the seeds of the rows that came together, if there are several."""
         stage, step, values = self.rows.pop(kind)
         means = {f"{name}/{MEAN}": fmean(found) for name, found in values.items() if found[1:]}
@@ -236,7 +242,7 @@ class Trackers:
             line = f"{name},{identity}"
             if line in self.logged:
                 continue
-            self._guard(f"--{name}", lambda tracker=tracker: tracker.log(values, step))
+            self._guard(f"--{name}", functools.partial(tracker.log, values, step))
             if name in self.trackers:
                 self._remember(line)
 

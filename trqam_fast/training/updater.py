@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 
@@ -130,7 +130,7 @@ class Updater:
     def draw(self) -> tuple[Batch, Noise]:
         """Draw what an update needs, by one call for a data set; its batch may lie ready."""
         if self.batch is None and self.draws_alike:
-            return self.draw_together(self.source)
+            return self.draw_together(cast(Transitions, self.source))
         batch = self.sample() if self.batch is None else self.batch
         return batch, self.agent.draw_noise(self.randomness)
 
@@ -167,6 +167,7 @@ class Updater:
 
     def warm_up(self) -> None:
         """Do one update on another stream, as capture requires of what precedes it."""
+        assert self.stream is not None  # as graphs are of a GPU alone
         current = torch.cuda.current_stream(self.agent.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream), self.agent.branches.one_after_another():
