@@ -91,6 +91,11 @@ class EvaluateArgs:
         check_device(self.device)
 
 
+def episodes_of(loaded: LoadedRun, args: EvaluateArgs) -> int:
+    """Return the episodes of each seed."""
+    return args.episodes or loaded.config.eval_episodes
+
+
 def describe(results: list[EpisodeResult]) -> dict[str, Any]:
     """Means over episodes, and the interval of success."""
     success, total, length = np.mean([tuple(result) for result in results], axis=0)
@@ -190,7 +195,7 @@ def write_videos(loaded: LoadedRun, args: EvaluateArgs, table: Table, folder: Pa
     Raises:
         RunError: a filmed episode is not the one that was evaluated.
     """
-    task, count = find_task(loaded.config.env_name), min(args.video, args.episodes)
+    task, count = find_task(loaded.config.env_name), min(args.video, episodes_of(loaded, args))
     options = loaded.config.env_options | render_options(task)
     renderer = find_renderer(task.env_id, options)
     if renderer is None:
@@ -226,16 +231,16 @@ def play(
         UsageError: all have.
     """
     table: Table = {}
-    failures = loaded.failures
+    failures, episodes = loaded.failures, episodes_of(loaded, args)
     evaluator = Evaluator(
-        loaded.config.env_name, min(args.envs, args.episodes), args.workers,
+        loaded.config.env_name, min(args.envs, episodes), args.workers,
         env_options=loaded.config.env_options,
     )  # fmt: skip
     with contextlib.closing(evaluator):
         for run, seed in enumerate(loaded.config.seeds):
             if run not in failures:
                 try:
-                    table[seed] = evaluator.evaluate(loaded.agent, run, args.episodes, args.seed)
+                    table[seed] = evaluator.evaluate(loaded.agent, run, episodes, args.seed)
                     say(seed, table[seed])
                 except NotFinite as error:
                     failures[run] = str(error)
@@ -280,9 +285,9 @@ def evaluate(run: Path | str, **flags: Any) -> Evaluation:
     for name in flags:
         if name not in known:
             raise UsageError(f"evaluate has no flag {name}{nearest(name, known)}")
-    args = EvaluateArgs(run, **{name: plain(value) for name, value in flags.items()})
+    given = {"run": run} | flags
+    args = EvaluateArgs(**{name: plain(value) for name, value in given.items()})
     loaded = load_run(args.run, args.checkpoint, args.device, args.backend)
-    args = dataclasses.replace(args, episodes=args.episodes or loaded.config.eval_episodes)
     table = play(loaded, args)
     summary = summarise(loaded, args, table)
     return Evaluation(summary["pooled"]["success"], summary, table)
@@ -294,9 +299,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.video > 0:
         check_encoder()
     loaded = load_run(args.run, args.checkpoint, args.device, args.backend)
-    episodes = args.episodes or loaded.config.eval_episodes
-    args = dataclasses.replace(args, episodes=episodes)
-    name = f"step_{loaded.step:09d}-seed_{args.seed}-episodes_{episodes}"
+    name = f"step_{loaded.step:09d}-seed_{args.seed}-episodes_{episodes_of(loaded, args)}"
     folder = args.out or args.run / "evaluation" / name
     if args.out is not None:
         check_out(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from trqam_fast.simulator.environment import (
     make_env,
     restored_global_state,
 )
+
+if TYPE_CHECKING:
+    from trqam_fast.evaluation.video import VideoWriter
 
 
 class EpisodeResult(NamedTuple):
@@ -46,12 +49,17 @@ class Request(NamedTuple):
     noise: np.ndarray
 
 
+Order = Start | np.ndarray
+"""What a slot has to do: begin an episode, or play a chunk."""
+Reply = Request | EpisodeResult
+
+
 class Slot:
     """One environment, reused from episode to episode, and the episode it is playing."""
 
     def __init__(self, env_id: str, options: dict[str, Any]) -> None:
         self.env = make_env(env_id, **options)
-        self.video = None
+        self.video: VideoWriter | None = None
 
     def start(self, order: Start) -> Request:
         """Begin an episode whose random numbers follow from (seed, episode) alone."""
@@ -67,7 +75,7 @@ class Slot:
         """Draw the noise of the next chunk."""
         return Request(observation, self.rng.standard_normal(self.noise_shape))
 
-    def play(self, chunk: np.ndarray) -> Request | EpisodeResult:
+    def play(self, chunk: np.ndarray) -> Reply:
         """Execute a chunk `[H, A]` open loop, or as much of it as the episode lasts."""
         np.random.set_state(self.global_state)
         for action in np.clip(chunk, -1.0, 1.0):
@@ -75,7 +83,7 @@ class Slot:
             self.total += float(reward)
             self.length += 1
             if self.video is not None:
-                self.video.add(self.env.render())
+                self.video.add(self.frame())
             if terminated or truncated:
                 self.open_video(None)
                 return EpisodeResult(float(info["success"]), self.total, self.length)
@@ -91,9 +99,15 @@ class Slot:
             from trqam_fast.evaluation.video import VideoWriter
 
             draw_simply(self.env)
-            first = self.env.render()
-            self.video = VideoWriter(path, first.shape[1::-1], self.env.metadata.get("render_fps"))
+            first = self.frame()
+            height, width = first.shape[:2]
+            rate = self.env.metadata.get("render_fps")
+            self.video = VideoWriter(path, (width, height), rate)
             self.video.add(first)
+
+    def frame(self) -> np.ndarray:
+        """Return what the environment shows, `[height, width, 3]`."""
+        return np.asarray(self.env.render())
 
 
 class Troupe:
@@ -103,9 +117,7 @@ class Troupe:
         self.env_id, self.options = env_id, options
         self.slots: dict[int, Slot] = {}
 
-    def play(
-        self, orders: Sequence[tuple[int, Start | np.ndarray]]
-    ) -> list[Request | EpisodeResult]:
+    def play(self, orders: Sequence[tuple[int, Order]]) -> list[Reply]:
         """Carry out one order for each of several slots; numpy's global generator is kept.
 
         Args:
@@ -114,14 +126,16 @@ class Troupe:
         Returns:
             One reply for each order.
         """
-        replies = []
+        replies: list[Reply] = []
         with restored_global_state():
             for number, order in orders:
                 if number not in self.slots:
                     self.slots[number] = Slot(self.env_id, self.options)
                 slot = self.slots[number]
-                starting = isinstance(order, Start)
-                replies.append(slot.start(order) if starting else slot.play(order))
+                if isinstance(order, Start):
+                    replies.append(slot.start(order))
+                else:
+                    replies.append(slot.play(order))
         return replies
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from trqam_fast.data.tasks import find_task
 from trqam_fast.errors import RunError
-from trqam_fast.evaluation.episodes import EpisodeResult, Request, Start
+from trqam_fast.evaluation.episodes import EpisodeResult, Order, Request, Start
 from trqam_fast.evaluation.pool import Here, Worker
 from trqam_fast.streams import say
 
@@ -34,7 +34,7 @@ class _Group:
 
     def __init__(self, player: Here | Worker, slots: list[int]) -> None:
         self.player, self.slots = player, slots
-        self.orders: dict[int, Start | np.ndarray] = {}
+        self.orders: dict[int, Order] = {}
         self.playing: dict[int, Start] = {}
         self.sent: list[int] = []
 
@@ -141,6 +141,7 @@ class Evaluator:
                     for player in self._ready(in_flight):
                         replies = player.receive()
                         if replies is None:
+                            assert isinstance(player, Worker)  # as processes alone die
                             in_flight[player].clear()
                             own = [group for group in groups if group.player is player]
                             answered += self._restart(player, own, deaths)
@@ -201,10 +202,11 @@ class Evaluator:
     def _ready(in_flight: dict[Here | Worker, deque[_Group]]) -> list[Here | Worker]:
         """Wait for players that have replied or died."""
         busy = [player for player, groups in in_flight.items() if groups]
-        if isinstance(busy[0], Here):
+        workers = [player for player in busy if isinstance(player, Worker)]
+        if not workers:
             return busy
-        by_connection = {player.connection: player for player in busy}
-        return [by_connection[connection] for connection in wait(list(by_connection))]
+        answering = wait([worker.connection for worker in workers])
+        return [worker for worker in workers if worker.connection in answering]
 
     def _restart(self, worker: Worker, groups: list[_Group], deaths: Counter[int]) -> list[_Group]:
         """Give a dead worker's episodes, all of them lost, to a new process.
@@ -212,6 +214,7 @@ class Evaluator:
         Raises:
             RunError: one of them has been repeated three times.
         """
+        assert worker.process is not None  # as it had orders
         for group in groups:
             for slot, order in group.playing.items():
                 deaths[order.episode] += 1

@@ -32,13 +32,11 @@ def choose_chunks(agent: Agent, run: int, requests: Sequence[Request]) -> list[n
         rows = np.minimum(np.arange(ROWS), len(block) - 1)
         observations = np.stack([request.observation for request in block])[rows]
         noise = np.stack([request.noise for request in block])[rows]
-        options = {"dtype": agent.dtype, "device": agent.device}
-        actions = act(
-            agent,
-            torch.as_tensor(observations, **options).unsqueeze(0),
-            torch.as_tensor(noise, **options).unsqueeze(0),
-            run,
+        seen, drawn = (
+            torch.as_tensor(array, dtype=agent.dtype, device=agent.device).unsqueeze(0)
+            for array in (observations, noise)
         )
+        actions = act(agent, seen, drawn, run)
         numbers = actions[0, : len(block)].cpu().numpy()
         chunks.extend(numbers.reshape(len(block), -1, agent.act_dim))
     return chunks

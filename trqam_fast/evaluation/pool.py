@@ -18,7 +18,7 @@ from typing import Any
 
 from trqam_fast.cli import in_words
 from trqam_fast.errors import RunError
-from trqam_fast.evaluation.episodes import Troupe
+from trqam_fast.evaluation.episodes import Order, Reply, Troupe
 
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
@@ -30,13 +30,13 @@ class Here:
 
     def __init__(self, env_id: str, options: dict[str, Any]) -> None:
         self.troupe = Troupe(env_id, options)
-        self.sent: deque = deque()
+        self.sent: deque[list[tuple[int, Order]]] = deque()
 
-    def send(self, orders: list) -> None:
+    def send(self, orders: list[tuple[int, Order]]) -> None:
         """Take orders for several slots."""
         self.sent.append(orders)
 
-    def receive(self) -> list:
+    def receive(self) -> list[Reply]:
         """Carry out the oldest orders and return their replies."""
         return self.troupe.play(self.sent.popleft())
 
@@ -72,7 +72,7 @@ class Worker:
             )
         self._post(self.task)
 
-    def send(self, orders: list) -> None:
+    def send(self, orders: list[tuple[int, Order]]) -> None:
         """Send orders for several slots; replies come in the order of sending."""
         if self.process is None:
             self.start()
@@ -83,7 +83,7 @@ class Worker:
         with contextlib.suppress(OSError):
             self.connection.send(message)
 
-    def receive(self) -> list | None:
+    def receive(self) -> list[Reply] | None:
         """Return the replies to the oldest orders, or None if the process has died.
 
         Raises:
@@ -113,6 +113,7 @@ def serve(connection: Connection) -> None:
         with contextlib.closing(troupe):
             while True:
                 orders = connection.recv()
+                replies: list[Reply] | str
                 try:
                     replies = troupe.play(orders)
                 except Exception as error:  # it would only fail again

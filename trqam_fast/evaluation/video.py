@@ -95,7 +95,7 @@ def probe(env_id: str, options: dict[str, Any]) -> int:
     env = make_env(env_id, **options)
     env.reset(seed=0)
     draw_simply(env)
-    return 0 if np.std(env.render()) > 0 else 1
+    return 0 if np.std(np.asarray(env.render())) > 0 else 1
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 SHOWN = 8
@@ -28,7 +30,7 @@ def float32_bounds(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.nd
     )
 
 
-def bounds_in_words(low: np.ndarray, high: np.ndarray) -> str:
+def bounds_in_words(low: np.ndarray | Sequence[float], high: np.ndarray | Sequence[float]) -> str:
     """Return bounds `[A]` as a message shows them."""
     if len(set(low)) == 1 and len(set(high)) == 1:
         return f"[{low[0]:g}, {high[0]:g}]"

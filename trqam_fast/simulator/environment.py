@@ -134,25 +134,35 @@ def interface_of(env_id: str, *, trying: bool = False, **options: Any) -> Interf
     Raises:
         UsageError: it cannot be made, or fails when it is tried.
     """
+    from gymnasium.spaces import Box
+
     from trqam_fast.simulator.own import Standard, parts_of, steps_of, try_out
 
     with contextlib.closing(make_env(env_id, **options)) as env:
-        if trying and not is_ogbench(env):
+        if trying and isinstance(env, Standard) and not is_ogbench(env):
             try_out(env)
         inner = env.env if isinstance(env, Standard) else env
         space = inner.action_space
+        assert isinstance(space, Box)  # which `make_env` sees to
         low, high = (bound.astype(np.float64).ravel() for bound in (space.low, space.high))
         return Interface(
-            env.observation_space.shape[0], low, high, steps_of(env), simulation(env) is not None,
+            widths(env)[0], low, high, steps_of(env), simulation(env) is not None,
             parts_of(inner.observation_space), space.shape,
         )  # fmt: skip
+
+
+def widths(env: gymnasium.Env) -> tuple[int, int]:
+    """Widths of an observation and an action of an environment of `make_env`."""
+    observations, actions = env.observation_space.shape, env.action_space.shape
+    assert observations is not None and actions is not None  # as both are boxes
+    return observations[0], actions[0]
 
 
 @functools.cache
 def env_sizes(env_id: str) -> tuple[int, int]:
     """Widths of an observation and an action of an environment of OGBench, which is made once."""
     with contextlib.closing(make_env(env_id)) as env:
-        return env.observation_space.shape[0], env.action_space.shape[0]
+        return widths(env)
 
 
 def begin(env: gymnasium.Env, rng: np.random.Generator) -> np.ndarray:

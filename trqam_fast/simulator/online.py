@@ -15,6 +15,7 @@ from trqam_fast.simulator.environment import (
     physics,
     restored_global_state,
     simulation,
+    widths,
 )
 
 
@@ -29,7 +30,7 @@ class Step(NamedTuple):
             episode ended with this step; else None.
     """
 
-    transition: dict[str, np.ndarray]
+    transition: dict[str, np.ndarray | np.float32]
     episode: dict[str, float] | None
 
 
@@ -63,7 +64,7 @@ class OnlineEnvironment:
         if self.sparse:
             reward = 0.0 if reward == 0 else -1.0
         ended = terminated or truncated
-        transition = {
+        transition: dict[str, np.ndarray | np.float32] = {
             "observations": self.observation,
             "actions": action,
             "rewards": np.float32(reward),
@@ -93,7 +94,7 @@ class OnlineEnvironment:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the episode's index, its actions so far, and what they led to."""
-        width = self.env.action_space.shape[0]
+        _, width = widths(self.env)
         actions = np.asarray(self.actions, dtype=np.float32).reshape(-1, width)
         return {
             "episode": self.episode,

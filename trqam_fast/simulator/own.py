@@ -170,12 +170,12 @@ class Standard(gymnasium.Wrapper):
         """Return an observation as `[O]`."""
         for space, part in leaves(self.env.observation_space, observation):
             check_kept(space, part, self.name)
-        flat = spaces.flatten(self.env.observation_space, observation)
-        expected = self.observation_space.shape
-        if flat.shape != expected:
+        flat = np.asarray(spaces.flatten(self.env.observation_space, observation))
+        if flat.shape != self.observation_space.shape:
             raise RunError(
                 f"{self.name} gave an observation of {flat.size} numbers, but its "
-                f"observation_space has {expected[0]}; return what the space says"
+                f"observation_space has {spaces.flatdim(self.observation_space)}; return what the "
+                "space says"
             )
         if not np.isfinite(flat).all():
             index = int(np.argmin(np.isfinite(flat)))
@@ -229,7 +229,7 @@ def try_out(env: Standard) -> None:
     """
     calls = {
         RESET: lambda: begin(env, np.random.default_rng(0)),
-        STEP: lambda: env.step(np.zeros(env.action_space.shape, np.float32)),
+        STEP: lambda: env.step(np.zeros(env.low.shape, np.float32)),
     }
     with restored_global_state():
         for expected, call in calls.items():
@@ -258,7 +258,7 @@ def parts_of(space: gymnasium.Space) -> Parts:
 def steps_of(env: gymnasium.Env) -> float:
     """Return the steps after which an episode of an environment is truncated, inf if never."""
     steps = math.inf
-    while env is not env.unwrapped:
+    while isinstance(env, gymnasium.Wrapper):
         if isinstance(env, gymnasium.wrappers.TimeLimit):
             steps = min(steps, env._max_episode_steps)
         env = env.env
