@@ -270,7 +270,8 @@ def collect_loose(folders: list[Path], root: Path, notes: list[str]) -> list[Res
             notes.append(f"{run.name}: config.json does not say what ran, so it is left out")
     results = []
     for run in runs:
-        status, reason = "done", ""
+        status: Status = "done"
+        reason = ""
         if not run.summary:
             status, reason = "unfinished", "it was interrupted: it has no summary.json"
             if is_held(run.path):

@@ -259,7 +259,7 @@ class Comparison:
         )  # fmt: skip
 
 
-def averages_of(scores: Scores, episodes: int) -> list[Estimate]:
+def averages_of(scores: Scores, episodes: int) -> tuple[Estimate, Estimate]:
     """Return mean and interquartile mean, at least with Wilson's intervals of their episodes.
 
     Args:
@@ -267,11 +267,8 @@ def averages_of(scores: Scores, episodes: int) -> list[Estimate]:
         episodes: Behind each score, 0 if unknown.
     """
     runs = int(counts(scores).sum())
-    found = estimates([mean, iqm], scores)
-    return [
-        at_least(one, episodes * number)
-        for one, number in zip(found, (runs, runs - 2 * (runs // 4)), strict=True)
-    ]
+    average, middle = estimates([mean, iqm], scores)
+    return at_least(average, episodes * runs), at_least(middle, episodes * (runs - 2 * (runs // 4)))
 
 
 def improvement_of(x: Scores, y: Scores) -> Estimate:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
@@ -69,7 +72,7 @@ def new_figure(
 
 def add_legend(figure: Figure, axes: list[Axes]) -> None:
     """Put the labels of all panels below them, each once."""
-    found = {}
+    found: dict[str, Artist] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
@@ -323,7 +326,7 @@ def budget_lines(tracks: list[Any]) -> set[tuple[int, int, float]]:
 def draw_all(comparison: Comparison) -> dict[str, Picture]:
     """Return every picture by name."""
     with plt.rc_context(STYLE):
-        figures = {
+        figures: dict[str, Callable[[], Picture | None]] = {
             "intervals": lambda: draw_intervals(comparison),
             "profiles": lambda: draw_profiles(comparison),
         }
@@ -331,8 +334,8 @@ def draw_all(comparison: Comparison) -> dict[str, Picture]:
             figures["improvement"] = lambda: draw_pairs(comparison)
         for task in comparison.tasks:
             name = file_name(task)
-            figures[f"curves_{name}"] = lambda task=task: draw_curves(comparison, task)
-            figures[f"path_kl_{name}"] = lambda task=task: draw_path_kl(comparison, task)
+            figures[f"curves_{name}"] = functools.partial(draw_curves, comparison, task)
+            figures[f"path_kl_{name}"] = functools.partial(draw_path_kl, comparison, task)
         drawn = {name: draw() for name, draw in figures.items()}
     return {name: picture for name, picture in drawn.items() if picture is not None}
 

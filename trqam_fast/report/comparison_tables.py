@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trqam_fast.report.aggregate import Estimate, counts, task_means
-from trqam_fast.report.collect import FAILED, Result
+from trqam_fast.report.collect import FAILED, Result, Status
 from trqam_fast.report.comparison import (
     ALL,
     COMMON,
@@ -38,7 +38,7 @@ from trqam_fast.report.table import (
 from trqam_fast.text import count_of, printable
 from trqam_fast.training.presets import flag_of, value_in_words
 
-WORDS = {
+WORDS: dict[Status, str] = {
     "diverged": "diverged", "failed": "failed", "stopped": "stopped, to be continued",
     "running": "still running", "stale": "stale", "queued": "queued",
     "unfinished": "not finished", "missing": "missing",
@@ -85,7 +85,7 @@ def zeroed_below(lines: list[Part], zeroed: list[Part], failed: bool) -> list[li
 
 def scores(c: Comparison) -> Table:
     """One row for each method, task and seed, whatever became of it; for a CSV file."""
-    columns = {
+    columns: dict[str, list[Any]] = {
         "method": [r.method for r in c.results],
         "algo": [r.algo for r in c.results],
         "task": [r.task for r in c.results],
@@ -104,7 +104,7 @@ def scores(c: Comparison) -> Table:
 
 def summaries(c: Comparison, published: Published) -> Table:
     """The aggregates, measured and published, from 0 to 1; for a CSV file."""
-    names = ("kind", "method", "group", "tasks", "tasks_expected", "runs", "runs_expected",
+    labels = ("kind", "method", "group", "tasks", "tasks_expected", "runs", "runs_expected",
              "failed", "seeds_per_task", "updates", "data")  # fmt: skip
     numbers = ("mean", "iqm", "mean_failed_as_0", "iqm_failed_as_0")
     rows: list[list[Any]] = []
@@ -128,7 +128,7 @@ def summaries(c: Comparison, published: Published) -> Table:
                     "published", rate.mean / 100, *[None] * 11, deviation,
                 ]
             )  # fmt: skip
-    names = (*names, *(f"{name}{end}" for name in numbers for end in ENDS), "std_over_seeds")
+    names = (*labels, *(f"{name}{end}" for name in numbers for end in ENDS), "std_over_seeds")
     fields = zip(*rows, strict=True)
     return Table([hidden(name, list(one)) for name, one in zip(names, fields, strict=True)])
 
@@ -295,6 +295,7 @@ def domains(c: Comparison) -> Table:
             runs = short_of(s.runs, s.runs_expected, "run")
             count = [runs._replace(text=f"{runs.text},")]
             count += [short_of(s.tasks, s.tasks_expected, "task")]
+            lines: list[list[Part | str]]
             lines = [["IQM", *line] for line in aggregate(s.iqm, s.iqm_zeroed, s).lines]
             lines += [["mean", *line] for line in aggregate(s.mean, s.mean_zeroed, s).lines]
             cells.append(cell(*lines, count))
@@ -415,6 +416,8 @@ def measured_cell(
 
 def latex_table(c: Comparison, published: Published) -> str:
     """Return methods x domains, published and measured, as a LaTeX table with booktabs."""
+    table = beside_published(c, published)
+    assert table is not None  # as it is of all domains
     lines = [
         r"% needs \usepackage{booktabs} and \usepackage{graphicx}",
         *(f"% {line}" for line in published.source),
@@ -428,7 +431,7 @@ def latex_table(c: Comparison, published: Published) -> str:
         rf"the mean over the {len(published.domains)} published domains.}}",
         r"\label{tab:success}",
         r"\resizebox{\textwidth}{!}{%",
-        *beside_published(c, published).latex(),
+        *table.latex(),
     ]
     lines[-1] += "}"
     return "\n".join([*lines, r"\end{table*}", ""])
@@ -485,7 +488,7 @@ def settings(c: Comparison, differing: bool) -> Table | None:
 
 def problems(results: list[Result]) -> Table | None:
     """Every run that is not done, and why, the worst first; None if there is none."""
-    groups: dict[tuple[str, str, str, str], list[str]] = {}
+    groups: dict[tuple[Status, str, str, str], list[str]] = {}
     for result in results:
         if result.status != "done":
             method = result.method or "pretraining"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trqam_fast.agents import ALGORITHMS
-from trqam_fast.agents.config import groups_of, names_of
+from trqam_fast.agents.config import Group, groups_of, names_of
 from trqam_fast.evaluation.statistics import success_interval
 from trqam_fast.report.comparison import short_task
 from trqam_fast.report.table import (
@@ -89,8 +89,8 @@ def headline(found: list[Run]) -> str:
     """Success at the last evaluation of each run, the best first."""
     results = []
     for run in found:
-        known = [(stage, run.success_after(stage)) for stage in run.stages]
-        known = [(stage, result) for stage, result in known if result is not None]
+        evaluated = [(stage, run.success_after(stage)) for stage in run.stages]
+        known = [(stage, result) for stage, result in evaluated if result is not None]
         if known:
             stage, ((value, low, high), by_seed) = known[-1]
             text = f"{title_of(run, found)} {100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
@@ -111,7 +111,7 @@ def settings(found: list[Run], differing: bool = False) -> Table | None:
         found: The runs.
         differing: Whether only those that are not the same for all runs that use them.
     """
-    kinds = [TrainConfig, *(kind.Config for kind in ALGORITHMS.values())]
+    kinds: list[type[Group]] = [TrainConfig, *(kind.Config for kind in ALGORITHMS.values())]
     groups = {
         name: str(group.__doc__).partition("\n")[0].rstrip(".")
         for kind in reversed(kinds)

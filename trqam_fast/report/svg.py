@@ -87,7 +87,7 @@ def hover_points(picture: Picture, height: float) -> list[str]:
 def alone(svg: str) -> str:
     """Return a picture as a file of its own."""
     head, _, rest = svg.partition(">")
-    width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', head).groups()
+    [(width, height)] = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', head)
     size = f'width="{width}pt" height="{height}pt"'
     head = head.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" {size} ')
     return f"{head}>\n{ALONE}{rest}\n"

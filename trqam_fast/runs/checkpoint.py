@@ -23,17 +23,19 @@ NAME = re.compile(r"step_(\d{1,20})\.pt")
 TIMED = ("data", *STAGES, "evaluate")
 """What a run's seconds are counted for."""
 
-WEIGHTS = {"stage": str, "step": int, "agent": dict, "shapes": dict}
+Types = dict[str, type | tuple[type, ...]]
+
+WEIGHTS: Types = {"stage": str, "step": int, "agent": dict, "shapes": dict}
 """What a checkpoint holds that a run can start from, and its types."""
 
-PROGRESS = {
+PROGRESS: Types = {
     "ends": dict, "data": str, "sequences": dict, "drawn": int, "history": Tensor,
     "success": dict, "evaluated": int, "seconds": dict, "updates": dict, "failures": dict,
     "online": (dict, type(None)),
 }  # fmt: skip
 """What it holds besides if a run can be continued from it, and its types."""
 
-INNER = {
+INNER: dict[str, tuple[type, type]] = {
     "agent": (str, Tensor), "shapes": (str, list), "ends": (str, int), "success": (str, list),
     "seconds": (str, float), "updates": (str, int), "failures": (int, str),
 }  # fmt: skip

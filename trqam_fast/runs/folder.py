@@ -69,8 +69,9 @@ class RunFolder:
         """
         parent = RUNS_DIR / folder_name(env_name) / folder_name(algo)
         moment = time.strftime("%Y%m%d-%H%M%S")
-        for count in itertools.count(1):
-            folder = cls(parent / (moment if count == 1 else f"{moment}-{count:02}"), metrics)
+        names = (moment if n == 1 else f"{moment}-{n:02}" for n in itertools.count(1))
+        while True:
+            folder = cls(parent / next(names), metrics)
             with contextlib.suppress(FileExistsError):
                 folder._make(exist_ok=False)
                 return folder

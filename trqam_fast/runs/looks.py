@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
 # Two of no algorithm of this package, then Okabe and Ito's, which colour-blind readers can tell
 # apart, with grey for their black. Algorithms declare theirs; others take what is free.
@@ -21,7 +24,7 @@ COLOURS = (
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 2, 1, 2)))
 INK, FAINT, GRID, SHADE, PAPER = "#333333", "#666666", "#e4e4e4", "#f3f5f8", "#ffffff"
 """Of what is no data: text and lines, lesser ones, the grid, stripes, the background."""
-STYLE = {
+STYLE: dict[RcKeyType, Any] = {
     "font.family": "sans-serif",
     "font.size": 10,
     "text.color": INK,

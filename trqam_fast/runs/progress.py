@@ -157,10 +157,10 @@ def read_progress(folder: Path, planned: Mapping[str, Any] | None = None) -> Pro
             break
     speeds, begin = {}, 0
     for stage, end in ends.items():
-        row = last_of.get(stage)
-        seconds = math.nan if row is None else row.values.get("seconds", math.nan)
-        if row is not None and 0 < seconds < math.inf and row.step > begin:
-            speeds[stage] = (row.step - begin) / seconds
+        timed = last_of.get(stage)
+        seconds = math.nan if timed is None else timed.values.get("seconds", math.nan)
+        if timed is not None and 0 < seconds < math.inf and timed.step > begin:
+            speeds[stage] = (timed.step - begin) / seconds
         begin = end
     group = newest_group(newest_rows(folder / "metrics.csv", KEYS, problems))
     evaluation = newest_group(

@@ -344,10 +344,12 @@ def parse_row(
     only: frozenset[str] | None = None,
 ) -> Row | None:
     """Return a row, or None if it is damaged; of its values `only` those columns, if given."""
-    if None in cells or None in cells.values() or not all(cells.get(key) for key in keys):
+    if None in cells.values() or not all(cells.get(key) for key in keys):
         return None
-    values = {}
+    values: dict[str, float] = {}
     for name, cell in cells.items():
+        if name is None:  # of the cells that are more than the columns
+            return None
         if name in KEYS or cell == "" or (only is not None and name not in only):
             continue
         try:
