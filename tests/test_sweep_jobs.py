@@ -127,7 +127,7 @@ def test_a_crash_is_a_failure_with_its_reason(tmp_path, small, monkeypatch):
     def crash(config):
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("trqam_fast.train.run", crash)
+    monkeypatch.setattr("trqam_fast.sweep.execute.run", crash)
     job = make_plan(parse_spec(small), tmp_path)[0]
     state = execute(tmp_path, job)
     assert state.state == "failed"
@@ -187,7 +187,7 @@ def test_one_job_from_the_command(tmp_path, small, capsys, monkeypatch):
     def stop(config):
         raise Stopped("stopped by SIGUSR1 after step 5")
 
-    monkeypatch.setattr("trqam_fast.train.run", stop)
+    monkeypatch.setattr("trqam_fast.sweep.execute.run", stop)
     assert run("--out", tmp_path, "--job", jobs[1].name) == 75
     assert read_state(tmp_path, jobs[1]).reason == "stopped by SIGUSR1 after step 5"
 

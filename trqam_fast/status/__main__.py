@@ -81,7 +81,7 @@ def watch(folder: Path, interval: float) -> int:
 
 def terminal() -> tuple[int, int] | tuple[None, None]:
     """Return the columns and rows of the terminal, None if the output is no terminal."""
-    return tuple(shutil.get_terminal_size()) if sys.stdout.isatty() else (None, None)
+    return shutil.get_terminal_size() if sys.stdout.isatty() else (None, None)
 
 
 def status(lines: list[Line]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,7 +176,7 @@ def estimate(lines: list[Line]) -> None:
             line.left = seconds * statistics.median(overheads.get(line.algo, [1.0]))
 
 
-def sweep_left(lines: list[Line]) -> float | None:
+def sweep_left(lines: Sequence[Line]) -> float | None:
     """Return the estimated seconds until all jobs have ended, None without an estimate.
 
     What is left of all, shared by as many as run now, and at least that of a job and of its

@@ -121,7 +121,8 @@ def table_of(numbered: Sequence[tuple[int, Line]], folders: bool, width: int | N
                 columns.remove(name)
         shrink(widths, columns, width)
     shown = [gap.join(pad(name, widths[name], name) for name in columns).rstrip()]
-    below, seen = [], {}
+    below: list[str] = []
+    seen: dict[tuple[str, str], set[str]] = {}
     cut_rows = [{name: cut(row[name], widths[name], name) for name in columns} for row in rows]
     for row, cells in zip(rows, cut_rows, strict=True):
         for name in columns:

@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     spec = read_spec(args.spec)
     jobs = make_plan(spec, args.out)
     if args.dry_run:
-        describe(jobs, spec, args)
+        describe(jobs, spec, args.out, args)
         say_notes(jobs, spec)
         return 0
     say_notes(jobs, spec)
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         with written_whole(copy) as file:
             file.write(args.spec.read_bytes())
     if script is None:
-        return run_all(jobs, spec, args)
+        return run_all(jobs, spec, args.out, args)
     path = args.out / "sweep.slurm"
     write_text(path, script)
     print(f"submit with: bash {path}")
@@ -142,9 +142,9 @@ def run_one(out: Path, name: str) -> int:
     return REQUEUE if state.state == "stopped" else FAILURE
 
 
-def run_all(jobs: list[Job], spec: Spec, args: SweepArgs) -> int:
+def run_all(jobs: list[Job], spec: Spec, out: Path, args: SweepArgs) -> int:
     """Run a sweep on Ray; return the exit status."""
-    out, resources = args.out, spec.resources
+    resources = spec.resources
     done = sum(finished(out, job) for job in jobs)
     say(f"{len(jobs)} jobs, {done} of them finished; watch them with")
     say(f"    python -m trqam_fast.status {out} --watch")
@@ -181,12 +181,12 @@ def slots(resources: Resources, args: SweepArgs, jobs: int) -> int:
     return max(1, int(min(jobs, cpus / resources.cpus, memory / resources.memory_gb)))
 
 
-def describe(jobs: list[Job], spec: Spec, args: SweepArgs) -> None:
+def describe(jobs: list[Job], spec: Spec, out: Path, args: SweepArgs) -> None:
     """Print the plan, and what it takes."""
     on_cpu = spec.resources.gpus == 0
     seconds: dict[str, float] = {}
     for job in jobs:
-        over = finished(args.out, job)
+        over = finished(out, job)
         if on_cpu:
             seconds[job.name] = 0.0 if over else job_seconds(job)
         cost = duration(seconds[job.name]) if on_cpu and not over else ""

@@ -193,7 +193,7 @@ def run_jobs(
             settle(out, job)
         else:
             references[job.name] = run_job.options(name=job.name).remote(
-                job, references.get(job.after)
+                job, references.get(job.after or "")
             )
     named = {references[job.name]: job for job in jobs if job.name in references}
     waiting, states = list(named), {}

@@ -23,7 +23,7 @@ from trqam_fast.simulator.environment import begin, interface_of, make_env
 from trqam_fast.sweep.memory import run_bytes
 from trqam_fast.sweep.plan import Job
 from trqam_fast.training.backend import settle_backend
-from trqam_fast.training.config import TrainConfig
+from trqam_fast.training.config import PrecisionOrAuto, TrainConfig
 from trqam_fast.training.estimate import (
     seconds_per_call,
     seconds_per_update,
@@ -69,10 +69,10 @@ def probe_environment(
         options: Its further arguments, as pairs.
     """
     env = make_env(env_id, **dict(options))
-    steps = interface_of(env_id, **dict(options)).steps
+    interface = interface_of(env_id, **dict(options))
     try:
         observation = begin(env, np.random.default_rng(0))
-        action = np.zeros(env.action_space.shape, dtype=np.float32)
+        action = np.zeros(interface.act_dim, dtype=np.float32)
 
         def step() -> None:
             _, _, terminated, truncated, _ = env.step(action)
@@ -83,7 +83,7 @@ def probe_environment(
         return (
             len(observation),
             len(action),
-            UNLIMITED if steps == math.inf else int(steps),
+            UNLIMITED if interface.steps == math.inf else int(interface.steps),
             seconds,
         )
     finally:
@@ -122,7 +122,7 @@ def probe_agent(
     act_dim: int,
     runs: int,
     backend: Backend,
-    precision: str,
+    precision: PrecisionOrAuto,
 ) -> tuple[float, float]:
     """Return the seconds of an update of all runs, and of a policy call's row; measured once."""
     sizes = (obs_dim, act_dim, runs, torch.get_num_threads())
@@ -186,7 +186,7 @@ def makespan(jobs: list[Job], seconds: dict[str, float], slots: int) -> float:
     while left:
         place = heapq.heappop(free)
         ready = {
-            job.name: max(place, ends.get(job.after, 0.0))
+            job.name: max(place, ends.get(job.after or "", 0.0))
             for job in left
             if job.after is None or job.after in ends
         }

@@ -9,7 +9,6 @@ import sys
 import traceback
 from pathlib import Path
 
-from trqam_fast import train
 from trqam_fast.errors import RunError, Stopped, UsageError
 from trqam_fast.files import locked
 from trqam_fast.kernels import BackendError
@@ -17,7 +16,8 @@ from trqam_fast.runs.read import read_sound
 from trqam_fast.streams import say
 from trqam_fast.sweep.finished import finished, over
 from trqam_fast.sweep.plan import Job
-from trqam_fast.sweep.state import JobState, StateFile, read_state, state_path
+from trqam_fast.sweep.state import JobState, State, StateFile, read_state, state_path
+from trqam_fast.train import run
 from trqam_fast.training.config import TrainConfig
 
 NO_PRETRAINING = "its pretraining has not ended"
@@ -70,7 +70,7 @@ def note(out: Path, job: Job, line: str) -> None:
         print(line, file=file)
 
 
-def train_to_log(out: Path, job: Job) -> tuple[str, str]:
+def train_to_log(out: Path, job: Job) -> tuple[State, str]:
     """Run the trainer; return the state that the job is in then, and why."""
     log = job.log(out)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def train_to_log(out: Path, job: Job) -> tuple[str, str]:
     ):
         say(f"python -m trqam_fast.sweep --out {shlex.quote(str(out))} --job {job.name}")
         try:
-            train.run(dataclasses.replace(config_of(out, job), resume="auto"))
+            run(dataclasses.replace(config_of(out, job), resume="auto"))
         except Stopped as stop:
             say(str(stop))
             return "stopped", str(stop)

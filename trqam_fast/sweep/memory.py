@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trqam_fast.agents import algorithm
 from trqam_fast.data.names import PUBLISHED
@@ -155,7 +155,7 @@ def widths_of(config: TrainConfig) -> tuple[int, int]:
 
 
 @functools.cache
-def own_widths(env_id: str, options: tuple[tuple[str, object], ...]) -> tuple[int, int]:
+def own_widths(env_id: str, options: tuple[tuple[str, Any], ...]) -> tuple[int, int]:
     """Return the widths of an environment, which may take its time to make."""
     interface = interface_of(env_id, **dict(options))
     return interface.obs_dim, interface.act_dim

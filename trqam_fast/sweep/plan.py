@@ -193,7 +193,7 @@ def config_of(env_name: str, algo: str, flags: dict[str, Any]) -> TrainConfig:
     """
     known = {*run_flags(), *names_of(algorithm(algo).Config)}
     flags = {name: value for name, value in flags.items() if name in known}
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in flags.items()}
+    values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in flags.items()}
     for name in (name for name in values if name.endswith("_dir") or name == "pretrained"):
         values[name] = Path(os.path.abspath(os.path.expanduser(values[name])))
     preset = values.pop("preset", None)

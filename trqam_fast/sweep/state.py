@@ -22,6 +22,8 @@ from trqam_fast.sweep.plan import Job
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
 
+State = Literal["running", "done", "failed", "stopped"]
+
 
 @dataclass(frozen=True)
 class JobState:
@@ -37,7 +39,7 @@ class JobState:
         beat: Unix seconds of the last sign of life.
     """
 
-    state: Literal["running", "done", "failed", "stopped"]
+    state: State
     reason: str
     host: str
     pid: int
@@ -92,7 +94,7 @@ class StateFile:
             "attempt": attempts, "started": time.time(), "ended": None,
         }  # fmt: skip
 
-    def end(self, state: str, reason: str = "") -> JobState:
+    def end(self, state: State, reason: str = "") -> JobState:
         """Write that the job has ended, and return that."""
         self.write(state=state, reason=reason, ended=time.time())
         return JobState(**self.values, beat=time.time())
