@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from trqam_fast.agents import ALGORITHMS
+from trqam_fast.agents.config import Group
 from trqam_fast.convert import ConvertArgs
 from trqam_fast.data.__main__ import Command
 from trqam_fast.doctor import DoctorArgs
@@ -50,7 +51,8 @@ def train_flags() -> type:
     """Return a class of the trainer's flags, those of every algorithm among them, each once."""
     groups: dict[str, list[tuple]] = {}
     seen: set[str] = set()
-    for config in (TrainConfig, *(kind.Config for kind in ALGORITHMS.values())):
+    configs: list[type[Group]] = [TrainConfig, *(kind.Config for kind in ALGORITHMS.values())]
+    for config in configs:
         for title, group in parser_groups(config).items():
             new = [field for field in dataclasses.fields(group) if field.name not in seen]
             groups.setdefault(title, []).extend((field.name, field.type, field) for field in new)
@@ -76,8 +78,9 @@ def main(argv: list[str] | None = None) -> int:
     """Print the script."""
     args = tyro.cli(CompletionArgs, args=argv, prog="python -m trqam_fast.completion")
     kinds = [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in commands().items()]
+    any_command: Any = functools.reduce(operator.or_, kinds)
     tyro.cli(
-        functools.reduce(operator.or_, kinds),
+        any_command,
         args=["--tyro-print-completion", args.shell],
         prog="trqam",
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),

@@ -48,7 +48,8 @@ class DoctorArgs:
 
 def check_ops(device: str) -> list[str]:
     """Self-test every op and backend on `device`; return the problems."""
-    problems, missing = [], {}
+    problems: list[str] = []
+    missing: dict[tuple[str, str], list[str]] = {}
     for name, case in CASES.items():
         has = OPS[case.op]
         for backend in ("reference", "cpp", *filter(has.runs_by, TRITON)):
