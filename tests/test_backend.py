@@ -151,7 +151,7 @@ def test_a_gpu_that_the_self_test_broke_ends_the_run(gpu, monkeypatch):
     ],
 )
 def test_cloning_clips_also_for_what_fine_tunes_without(flags, clips):
-    config = parse_config([*flags, "--preset", "smoke"])
+    config = backend.settle_backend(parse_config([*flags, "--preset", "smoke"]), 2)
     agents = (backend.make_agent(config, algo, 3, 2) for algo in ("bc", config.algo))
     assert tuple(agent.config.clip_grad for agent in agents) == clips
 

@@ -18,12 +18,12 @@ from trqam_fast.data.tasks import find_task
 from trqam_fast.errors import UsageError
 from trqam_fast.evaluation.episodes import Request
 from trqam_fast.evaluation.policy import ROWS, choose_chunks
-from trqam_fast.kernels import Backend
+from trqam_fast.kernels import Backend, Precision
 from trqam_fast.simulator.environment import begin, interface_of, make_env
 from trqam_fast.sweep.memory import run_bytes
 from trqam_fast.sweep.plan import Job
 from trqam_fast.training.backend import settle_backend
-from trqam_fast.training.config import PrecisionOrAuto, TrainConfig
+from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.estimate import (
     seconds_per_call,
     seconds_per_update,
@@ -122,7 +122,7 @@ def probe_agent(
     act_dim: int,
     runs: int,
     backend: Backend,
-    precision: PrecisionOrAuto,
+    precision: Precision,
 ) -> tuple[float, float]:
     """Return the seconds of an update of all runs, and of a policy call's row; measured once."""
     sizes = (obs_dim, act_dim, runs, torch.get_num_threads())
@@ -154,6 +154,7 @@ def job_seconds(job: Job) -> float:
     torch.set_num_threads(config.threads or threads)
     try:
         settled = settle_backend(config, act_dim)
+        assert settled.precision != "auto"
         update, act = probe_agent(
             job.algo, config.agent, obs_dim, act_dim, len(job.seeds), settled.backend,
             settled.precision,

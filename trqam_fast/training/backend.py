@@ -35,6 +35,7 @@ def make_agent(config: TrainConfig, algo: str, obs_dim: int, act_dim: int) -> Ag
 
     Behaviour cloning clips its gradient, whatever the default of the algorithm that it is for.
     """
+    assert config.precision != "auto"  # as it is settled
     kind, settings = algorithm(algo), config.agent
     if not kind.fine_tunes and settings.clip_grad == type(settings).clip_grad:
         settings = dataclasses.replace(settings, clip_grad=kind.Config.clip_grad)
