@@ -124,7 +124,7 @@ def compare_scalars(
     for recorded, ours in agent.recorded.infos.items():
         if recorded in info and ours in metrics:
             deviations.add(recorded, metrics[ours], info[recorded])
-    for name, value in derived_scalars(agent, metrics).items():
+    for name, value in agent.recorded_scalars(metrics).items():
         if name in info:
             deviations.add(name, value, info[name])
     # The authors log the sum of the tensors' norms, and their extremes include the targets' zeros.
@@ -132,38 +132,6 @@ def compare_scalars(
     deviations.add("grad/norm", sum(part.norm() for part in parts), info["grad/norm"])
     deviations.add("grad/max", gradient.max().clamp(min=0.0), info["grad/max"])
     deviations.add("grad/min", gradient.min().clamp(max=0.0), info["grad/min"])
-
-
-def derived_scalars(agent: Agent, metrics: dict[str, Tensor]) -> dict[str, Tensor | float]:
-    """Return what the authors log and we have in other terms, under their names."""
-    derived: dict[str, Tensor | float] = {}
-    config = agent.config
-    if agent.controller is not None and "path_kl" in metrics:
-        effective = config.lam_scale * metrics["lam"]
-        limit = config.kl_clip_coef * config.kl_budget
-        derived = {
-            "dual/lambda": effective,
-            "dual/sigma_scale": effective.clamp(min=1e-8).rsqrt(),
-            "dual/kl_budget": config.kl_budget,
-            "dual/kl_estimate_clipped": metrics["path_kl"].clamp(max=limit),
-            "dual/kl_clipped": (metrics["path_kl"] > limit).double(),
-        }
-        if "value_gap" in metrics:
-            total = metrics["critic_loss"] + config.value_penalty * metrics["value_gap"]
-            derived["critic/critic_loss_total"] = total
-    if "edit_alpha" in metrics:
-        alpha, entropy = metrics["edit_alpha"], metrics["edit_entropy"]
-        excess = entropy - config.edit_target_entropy * agent.dim
-        derived["actor/edit_entropy_loss"] = -alpha * entropy
-        derived["actor/edit_alpha_loss"] = alpha * excess
-    if "latent_alpha" in metrics:
-        excess = metrics["latent_entropy"] - config.target_entropy * agent.dim
-        alpha_loss = metrics["latent_alpha"] * excess
-        policy_loss = metrics["actor_loss"] + alpha_loss
-        derived["actor/alpha_loss"] = alpha_loss
-        derived["actor/total_loss"] = metrics["bc_loss"] + policy_loss
-        derived["critic/total_loss"] = metrics["critic_loss"] + metrics["distill_loss"]
-    return derived
 
 
 def replay(args: ParityArgs, agent_class: type[Agent] | None = None) -> dict[str, float]:

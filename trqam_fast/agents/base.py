@@ -346,6 +346,14 @@ class Agent:
     def after_step(self, metrics: Metrics) -> None:
         """Do what follows the optimiser's step, such as a dual update."""
 
+    def recorded_scalars(self, metrics: Metrics) -> dict[str, Tensor | float]:
+        """Return what the authors log and we have in other terms, under their names.
+
+        Args:
+            metrics: Those of one run, `[]` each.
+        """
+        return {}
+
     def begin_stage(self, stage: str) -> None:
         """Take what the configuration has for a stage, e.g. another budget online."""
 

@@ -13,6 +13,7 @@ from trqam_fast.agents import critics
 from trqam_fast.agents.base import (
     Agent,
     Losses,
+    Metrics,
     Networks,
     Noise,
     Recorded,
@@ -179,3 +180,13 @@ class DSRLAgent(Agent):
             "actor": policy_loss,
         }  # fmt: skip
         return losses, Terms(critic_metrics | metrics, outputs)
+
+    def recorded_scalars(self, metrics: Metrics) -> dict[str, Tensor | float]:
+        """Return the authors' loss of the entropy's coefficient, and their sums."""
+        excess = metrics["latent_entropy"] - self.config.target_entropy * self.dim
+        alpha_loss = metrics["latent_alpha"] * excess
+        return {
+            "actor/alpha_loss": alpha_loss,
+            "actor/total_loss": metrics["bc_loss"] + metrics["actor_loss"] + alpha_loss,
+            "critic/total_loss": metrics["critic_loss"] + metrics["distill_loss"],
+        }

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trqam_fast.agents.base import Losses, Networks, Noise, Shapes, Terms
+from trqam_fast.agents.base import Losses, Metrics, Networks, Noise, Shapes, Terms
 from trqam_fast.agents.config import ByDomain, Setting
 from trqam_fast.agents.gaussian import held_entropy, tanh_gaussian
 from trqam_fast.agents.qam import QAM_AUTHORS, QAMAgent, QAMConfig
@@ -163,3 +163,13 @@ class QAMEAgent(QAMAgent):
             edit_log_probs=log_prob.detach(),
         )  # fmt: skip
         return self.warmed_up(q_loss + entropy.policy_loss + entropy.alpha_loss)
+
+    def recorded_scalars(self, metrics: Metrics) -> dict[str, Tensor | float]:
+        """Return the authors' losses of the edit policy's entropy and its coefficient."""
+        if "edit_alpha" not in metrics:
+            return {}
+        alpha, entropy = metrics["edit_alpha"], metrics["edit_entropy"]
+        return {
+            "actor/edit_entropy_loss": -alpha * entropy,
+            "actor/edit_alpha_loss": alpha * (entropy - self.config.edit_target_entropy * self.dim),
+        }

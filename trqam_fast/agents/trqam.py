@@ -157,6 +157,22 @@ class TRQAMAgent(QAMAgent):
             active=None if warmup == 0 else self.steps > warmup,
         )  # fmt: skip
 
+    def recorded_scalars(self, metrics: Metrics) -> dict[str, Tensor | float]:
+        """Return what the authors log of lambda, the budget and a penalised critic."""
+        effective = self.config.lam_scale * metrics["lam"]
+        limit = self.config.kl_clip_coef * self.config.kl_budget
+        found = {
+            "dual/lambda": effective,
+            "dual/sigma_scale": effective.clamp(min=1e-8).rsqrt(),
+            "dual/kl_budget": self.config.kl_budget,
+            "dual/kl_estimate_clipped": metrics["path_kl"].clamp(max=limit),
+            "dual/kl_clipped": (metrics["path_kl"] > limit).double(),
+        }
+        if "value_gap" in metrics:
+            penalty = self.config.value_penalty * metrics["value_gap"]
+            found["critic/critic_loss_total"] = metrics["critic_loss"] + penalty
+        return found
+
     def begin_stage(self, stage: str) -> None:
         """Take the budget of the online stage, if it has one of its own."""
         online = self.config.kl_budget_online
