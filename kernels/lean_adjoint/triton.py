@@ -149,7 +149,8 @@ def lean_adjoint(
         for i in range(steps + 1):
             k, first, last = steps - 1 - i, i == 0, i == steps
             start = i % 2 * batch
-            pull = Pull(tape, tape_rows, k * batch, grads, start, batch, rows, grads.normed)
+            # Its last place, of y, is not written without `train`.
+            pull = Pull(tape, tape_rows, k * batch, grads, start, batch, rows, grads.dy)
             sweep_step_kernel[(tiles, 1 if last else config.width // config.block_n, runs)](
                 weights, tape, pull.tape_rows, runs * pull.tape_rows, pull.tape_start, grads, start,
                 batch - start, rows, terminal_adjoint, adjoints, batch, steps, k, first, last,

@@ -216,7 +216,7 @@ def pull_norm(
     if not config.norm:
         return
     uniform = cotangent if isinstance(cotangent, float) else 0.0
-    given = cotangent if isinstance(cotangent, Tensor) else pull.grads.normed
+    given = cotangent if isinstance(cotangent, Tensor) else pull.grads.dy
     norm_rows, columns = norm_blocks(config)
     pull_norm_kernel[(triton.cdiv(pull.pulled, norm_rows), groups)](
         weights, pull.tape, pull.tape_rows, groups * pull.tape_rows, pull.tape_start, pull.grads,

@@ -54,7 +54,7 @@ def finish_pull(dy, z, scale, grads, row, mask, sums, tile, index, C: tl.constex
     features = tile * C.block_n + tl.arange(0, C.block_n)
     at = row[None, :] * C.width + features[:, None]
     if C.norm:
-        tl.store(grads.normed + at, to_operand(dy, C), mask=mask[None, :])
+        tl.store(grads.dy + at, to_operand(dy, C), mask=mask[None, :])
     else:
         dz = dy * gelu_slope(z)
         into = slot(grads.pre, grads.stride, index, C)
@@ -218,7 +218,7 @@ def pull_norm_kernel(
                 tl.store(grads.row_scale + row, power, mask=mask)
             dy = to_operand(given, C).to(tl.float32) * w
         else:
-            dy = tl.load(grads.normed + at, mask=inside, other=0.0).to(tl.float32)
+            dy = tl.load(grads.dy + at, mask=inside, other=0.0).to(tl.float32)
             power = row_scales(grads.row_scale, row, mask, C)
         z = tl.load(tape.pre + index * tape.stride + z_at, mask=inside, other=0.0).to(tl.float32)
         normal = (gelu(z) - mean[:, None]) * rstd[:, None]

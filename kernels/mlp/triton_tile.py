@@ -44,14 +44,15 @@ class Tape(NamedTuple):
 class Gradients(NamedTuple):
     """Pulled-back gradients: of pre-activations, `[layers, G, rows, width]`, and column sums.
 
-    Without `train`, `pre` has two layers that take turns. `normed` is scratch `[G, rows, width]`;
-    `sums` is `[kinds, depth, tiles, G, width]`: with `train` of dz, with LayerNorm of dscale and
-    dshift too; `row_scale` is `[G, rows]`, the powers of two over which float16 gradients are
-    stored (`triton_operands`).
+    Without `train`, `pre` has two layers that take turns. `dy` is what is pulled back to a layer's
+    normalised output, before LayerNorm is, `[G, rows, width]`; `sums` is
+    `[kinds, depth, tiles, G, width]`: with `train` of dz, with LayerNorm of dscale and dshift too;
+    `row_scale` is `[G, rows]`, the powers of two over which float16 gradients are stored
+    (`triton_operands`).
     """
 
     pre: Any
-    normed: Any
+    dy: Any
     sums: Any
     row_scale: Any
     stride: Any
@@ -164,7 +165,7 @@ def gradients_of(grads, group, groups, rows, tile, C: tl.constexpr):
     wide = tl.cast(group, tl.int64)
     return Gradients(
         grads.pre + wide * rows * C.width,
-        grads.normed + wide * rows * C.width,
+        grads.dy + wide * rows * C.width,
         grads.sums + (tl.cast(tile, tl.int64) * groups + wide) * C.width,
         grads.row_scale + wide * rows,
         tl.cast(grads.stride, tl.int64),
