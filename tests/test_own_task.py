@@ -176,7 +176,7 @@ def test_registered_environments_and_dicts():
     assert math.isinf(interface_of(REACH).steps)
     found = interface_of("tests.own_tasks:Keyed")
     assert (found.parts, found.act_shape) == ((("place",), ("aim", "goal")), (1, 1))
-    line, note = describe(make_config(env_id="tests.own_tasks:Keyed", dataset="a.npz"), found)
+    line, _, note = describe(make_config(env_id="tests.own_tasks:Keyed", dataset="a.npz"), found)
     assert "3 numbers an observation (place, aim/goal), 1 an action" in line
     assert note.startswith("note: the environment shows no step limit; an episode that does not")
     with make_env("tests.own_tasks:Registered-v0") as env:
@@ -184,6 +184,23 @@ def test_registered_environments_and_dicts():
         # The order of a dict's keys is that of their names.
         inner = env.unwrapped
         assert observation.tolist() == np.float32([inner.goal, inner.point]).tolist()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "options", "rule"),
+    [
+        ("Pendulum-v1", {}, "an episode that terminates"),
+        ("Pendulum-v1", {"success_return": -200.0}, "a return of -200 or more"),
+        ("tests.own_tasks:Graded", {"max_episode_steps": 9}, "its info's is_success"),
+        ("tests.own_tasks:rescaled", {}, "its info's success"),
+    ],
+)
+def test_the_start_says_what_counts_as_success(env_id, options, rule):
+    """And where an episode that terminates does, how to have it otherwise."""
+    config = make_config(env_id=env_id, dataset="a.npz", **options)
+    line, *notes = describe(config, interface_of(env_id, trying=True, **options))
+    assert line.endswith(f"; success: {rule}")
+    assert any("pass --success-return" in note for note in notes) == ("terminates" in rule)
 
 
 @pytest.mark.parametrize(

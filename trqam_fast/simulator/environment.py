@@ -107,6 +107,7 @@ class Interface(NamedTuple):
         mujoco: Whether MuJoCo's whole state can be read, so that a resumed run can compare it.
         parts: Parts of an observation, in order.
         act_shape: Shape of the environment's own actions, of A numbers; None stands for `[A]`.
+        success_key: What its info calls success, None if it was not seen to have one.
     """
 
     obs_dim: int
@@ -116,6 +117,7 @@ class Interface(NamedTuple):
     mujoco: bool
     parts: Parts = ((),)
     act_shape: tuple[int, ...] | None = None
+    success_key: str | None = None
 
     @property
     def act_dim(self) -> int:
@@ -139,15 +141,16 @@ def interface_of(env_id: str, *, trying: bool = False, **options: Any) -> Interf
     from trqam_fast.simulator.own import Standard, parts_of, steps_of, try_out
 
     with contextlib.closing(make_env(env_id, **options)) as env:
+        success_key = "success" if is_ogbench(env) else None
         if trying and isinstance(env, Standard) and not is_ogbench(env):
-            try_out(env)
+            success_key = try_out(env)
         inner = env.env if isinstance(env, Standard) else env
         space = inner.action_space
         assert isinstance(space, Box)  # which `make_env` sees to
         low, high = (bound.astype(np.float64).ravel() for bound in (space.low, space.high))
         return Interface(
             widths(env)[0], low, high, steps_of(env), simulation(env) is not None,
-            parts_of(inner.observation_space), space.shape,
+            parts_of(inner.observation_space), space.shape, success_key,
         )  # fmt: skip
 
 

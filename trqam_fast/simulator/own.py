@@ -100,6 +100,7 @@ class Standard(gymnasium.Wrapper):
     Attributes:
         low: Lower bounds of the environment's own actions, float64 `[A]`.
         high: Upper bounds, likewise.
+        success_key: What the newest step's own info calls success, None if it has none.
 
     Raises:
         UsageError: its spaces are others.
@@ -110,6 +111,7 @@ class Standard(gymnasium.Wrapper):
     def __init__(self, env: gymnasium.Env, name: str, success_return: float | None) -> None:
         super().__init__(env)
         self.name, self.success_return, self.total = name, success_return, 0.0
+        self.success_key: str | None = None
         space = env.action_space
         if not isinstance(space, spaces.Box):
             raise UsageError(f"{name} has actions in {space}; only numbers in a Box can be learned")
@@ -148,6 +150,7 @@ class Standard(gymnasium.Wrapper):
                 f"{self.name} gave the reward {printable(given)}; return a finite number"
             )
         self.total += reward
+        self.success_key = next((key for key in SUCCESS_KEYS if info.get(key) is not None), None)
         info = {**info, "success": self.succeeded(info, terminated)}
         return self.flat(observation), reward, terminated, truncated, info
 
@@ -155,16 +158,16 @@ class Standard(gymnasium.Wrapper):
         """Return 1 for success so far, else 0."""
         if self.success_return is not None:
             return float(self.total >= self.success_return)
-        for key in SUCCESS_KEYS:
-            if info.get(key) is not None:
-                success = number_of(info[key])
-                if success not in (0, 1):
-                    raise RunError(
-                        f"{self.name} gave the info {key} {printable(info[key])}; return True or "
-                        "False, or 1 or 0"
-                    )
-                return success
-        return float(terminated)
+        key = self.success_key
+        if key is None:
+            return float(terminated)
+        success = number_of(info[key])
+        if success not in (0, 1):
+            raise RunError(
+                f"{self.name} gave the info {key} {printable(info[key])}; return True or False, or "
+                "1 or 0"
+            )
+        return success
 
     def flat(self, observation: Any) -> np.ndarray:
         """Return an observation as `[O]`."""
@@ -221,8 +224,11 @@ def check_kept(space: gymnasium.Space, observation: Any, name: str) -> None:
         )
 
 
-def try_out(env: Standard) -> None:
+def try_out(env: Standard) -> str | None:
     """Begin an episode and take a step, the middle action, as training will.
+
+    Returns:
+        What the step's info calls success, None if it has none.
 
     Raises:
         UsageError: either fails; the sentence says what is expected.
@@ -243,6 +249,7 @@ def try_out(env: Standard) -> None:
                     f"({type(error).__name__}: {reason_of(error)}); expected {expected} of "
                     "gymnasium; call it in Python to see where"
                 ) from error
+    return env.success_key
 
 
 def parts_of(space: gymnasium.Space) -> Parts:

@@ -65,7 +65,8 @@ def describe(config: TrainConfig, interface: Interface) -> list[str]:
     limit = (
         f"at most {interface.steps:.0f} steps" if math.isfinite(interface.steps) else "any length"
     )
-    success = "its info's success, or else an episode that terminates"
+    fallback = config.success_return is None and interface.success_key is None
+    success = "an episode that terminates" if fallback else f"its info's {interface.success_key}"
     if config.success_return is not None:
         success = f"a return of {config.success_return:g} or more"
     names = names_of(interface.parts)
@@ -75,6 +76,12 @@ def describe(config: TrainConfig, interface: Interface) -> list[str]:
         f"{interface.act_dim} an action in {bounds_in_words(interface.low, interface.high)}, "
         f"scaled to [-1, 1]; episodes of {limit}; success: {success}"
     ]
+    if fallback:
+        lines.append(
+            "note: the info of its first step has no success or is_success, so an episode that "
+            "terminates counts as one; where terminating is a failure, or never happens, pass "
+            "--success-return, the return from which an episode counts"
+        )
     if math.isinf(interface.steps):
         lines.append(
             "note: the environment shows no step limit; an episode that does not end is played for "
