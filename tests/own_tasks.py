@@ -127,6 +127,22 @@ class Keyed(gymnasium.Env):
         return {"place": draw(size=1), "aim": {"goal": draw(size=2)}}
 
 
+class Seeing(Reach):
+    """The same with a picture."""
+
+    observation_space = spaces.Dict(
+        place=Reach.observation_space, camera=spaces.Box(0, 255, (8, 8), np.uint8)
+    )
+
+    def observe(self):
+        return {"place": super().observe(), "camera": np.zeros((8, 8), np.uint8)}
+
+
+def blindfold():
+    """Return the same without its picture."""
+    return gymnasium.wrappers.FilterObservation(Seeing(), ["place"])
+
+
 class Whole(Reach):
     """Actions are whole numbers."""
 

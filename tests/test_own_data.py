@@ -142,6 +142,10 @@ WRONG = {
         {"next_observations": np.zeros((5, 2))},
         "next_observations has shape [5, 2], expected [5, 3]",
     ),
+    "pictures": (
+        {"observations": np.zeros((5, 8, 8, 3), np.uint8)},
+        "observations has shape [5, 8, 8, 3], expected [N, O]; pictures are not read, so save feat",
+    ),
     "text": ({"rewards": np.array(list("abcde"))}, "rewards has dtype <U1, expected numbers"),
     "nan": ({"rewards": np.r_[0, 1, np.nan, 0, 0]}, "rewards has nan at [2], expected finite"),
     "large": ({"rewards": np.full(5, 1e300)}, "rewards has inf at [0], expected finite"),

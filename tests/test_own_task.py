@@ -17,6 +17,7 @@ from trqam_fast import evaluate, train
 from trqam_fast.agents import BCAgent
 from trqam_fast.agents.config import CloningConfig
 from trqam_fast.cli import run_command
+from trqam_fast.data.readers import look_at, parse_source
 from trqam_fast.data.tasks import find_task
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.evaluation import Evaluator
@@ -353,6 +354,10 @@ def test_data_must_be_named_and_exclude_what_is_ogbenchs(dataset, tmp_path, caps
     assert "name the environment that the data are of" in refused(
         "--env-id", "Pendulum-v1", "--dataset", str(dataset)
     )
+    assert "Seeing has 66 with its pictures, which are not read; wrap it" in refused(
+        "--env-id", "tests.own_tasks:Seeing", "--dataset", str(dataset)
+    )
+    assert look_at(parse_source(str(dataset)), "tests.own_tasks:blindfold")[0] == []
 
 
 def test_the_data_of_a_resumed_run_may_move_but_not_change(flags, dataset, tmp_path, capsys):

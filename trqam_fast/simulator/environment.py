@@ -108,6 +108,7 @@ class Interface(NamedTuple):
         parts: Parts of an observation, in order.
         act_shape: Shape of the environment's own actions, of A numbers; None stands for `[A]`.
         success_key: What its info calls success, None if it was not seen to have one.
+        pictures: Whether there are any in its observations.
     """
 
     obs_dim: int
@@ -118,6 +119,7 @@ class Interface(NamedTuple):
     parts: Parts = ((),)
     act_shape: tuple[int, ...] | None = None
     success_key: str | None = None
+    pictures: bool = False
 
     @property
     def act_dim(self) -> int:
@@ -138,7 +140,7 @@ def interface_of(env_id: str, *, trying: bool = False, **options: Any) -> Interf
     """
     from gymnasium.spaces import Box
 
-    from trqam_fast.simulator.own import Standard, parts_of, steps_of, try_out
+    from trqam_fast.simulator.own import Standard, has_pictures, parts_of, steps_of, try_out
 
     with contextlib.closing(make_env(env_id, **options)) as env:
         success_key = "success" if is_ogbench(env) else None
@@ -151,6 +153,7 @@ def interface_of(env_id: str, *, trying: bool = False, **options: Any) -> Interf
         return Interface(
             widths(env)[0], low, high, steps_of(env), simulation(env) is not None,
             parts_of(inner.observation_space), space.shape, success_key,
+            has_pictures(inner.observation_space),
         )  # fmt: skip
 
 

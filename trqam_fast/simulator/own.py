@@ -262,6 +262,18 @@ def parts_of(space: gymnasium.Space) -> Parts:
     return tuple((name, *path) for name, part in space.items() for path in parts_of(part))
 
 
+def has_pictures(space: gymnasium.Space) -> bool:
+    """Return whether observations hold pictures: three dimensions, or bytes in two."""
+    match space:
+        case spaces.Dict():
+            return any(map(has_pictures, space.values()))
+        case spaces.Tuple():
+            return any(map(has_pictures, space))
+        case spaces.Box():
+            return len(space.shape) >= (2 if space.dtype == np.uint8 else 3)
+    return False
+
+
 def steps_of(env: gymnasium.Env) -> float:
     """Return the steps after which an episode of an environment is truncated, inf if never."""
     steps = math.inf

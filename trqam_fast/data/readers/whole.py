@@ -148,6 +148,8 @@ def check_shapes(arrays: Arrays, place: str) -> None:
             remedy = "every transition is one row of each array"
             if dimensions == 2 and array.ndim == 1:
                 remedy = f"reshape it to [{array.shape[0]}, 1] if it is one number each"
+            if array.ndim > 2 and name.endswith("observations"):
+                remedy = "pictures are not read, so save features, one row of numbers each"
             if array.shape[:1] == (0,):
                 remedy = "it holds no transition, so record some"
             raise UsageError(
@@ -254,9 +256,14 @@ def fit(
     for name, width in (("observations", interface.obs_dim), ("actions", interface.act_dim)):
         found = arrays[name].shape[1]
         if found != width:
+            remedy = "; name the environment that the data are of"
+            if interface.pictures and name == "observations":
+                remedy = (
+                    " with its pictures, which are not read; wrap it so that it gives the features "
+                    "that the data have, and no picture"
+                )
             raise UsageError(
-                f"{place}: {name} has {found} numbers a row, but {env_name} has {width}; name the "
-                "environment that the data are of"
+                f"{place}: {name} has {found} numbers a row, but {env_name} has {width}{remedy}"
             )
     actions = arrays["actions"]
     if (interface.low != -1).any() or (interface.high != 1).any():
