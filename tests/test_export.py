@@ -173,7 +173,7 @@ def test_the_card_of_an_own_task_and_algorithm(monkeypatch, tmp_path):
         env_name="tests.own_tasks:Reach", dataset="reach.npz",
     )  # fmt: skip
     (folder / "evaluation/x").mkdir(parents=True)
-    rows = {"4": {"success": 1, "episodes": 1}}
+    rows = {"4": {"success": 1, "episodes": 1, "return": -1253.25}}
     write_json(
         folder / "evaluation/x/summary.json", {"stage": "offline", "step": STEP, "by_seed": rows}
     )
@@ -181,6 +181,7 @@ def test_the_card_of_an_own_task_and_algorithm(monkeypatch, tmp_path):
     assert "| `--algo` | examples.annealed_qam:AnnealedQAM | chosen for this run |" in card
     assert "A flow policy for `tests.own_tasks:Reach`, trained by QAM annealed" in card
     assert "It holds the policy of seed 4." in card and "1 episode of 1 seed" in card
+    assert "| 20.7 to 100.0 | -1253.25 |" in card
     assert '"ogbench"' not in card and "[-1, 1]" not in card
     assert "own bounds\n[-10, 30] x [20, 90]. The policy decides on every step" in card
     values = run_snippet(tmp_path / "out", monkeypatch, tmp_path)
@@ -211,7 +212,7 @@ def test_the_card_of_a_trained_run(flags, tmp_path, capsys):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| the trainer, at this update | seed 0 | 1 |" in card
     assert "| `evaluate`, here | mean of 2 seeds | 16 | 75.0 |" in card
-    assert "| `evaluate`, here | seed 1 | 8 | 50.0 | 21.5 to 78.5 |" in card
+    assert "| `evaluate`, here | seed 1 | 8 | 50.0 | 21.5 to 78.5 | - |" in card
     assert not any(name in card for name in ("before", "odd", "vast"))
     assert "Seed 1 failed (critic_loss is not finite)" in card
     (result,) = yaml.safe_load(card.split("---\n")[1])["model-index"][0]["results"]

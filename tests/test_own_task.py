@@ -254,16 +254,24 @@ def test_trains_evaluates_and_reports(flags, tmp_path, capsys):
     assert config["env_name"] == REACH and config["preset"] == "default"
     found = [row for row in rows(folder / "eval.csv") if row["seed"] == "0"]
     assert {row["stage"] for row in found} == {"pretrain", "offline", "online"}
+    last = [row for row in found if row["stage"] == "online"][-1]
+    assert f"%, return {last['return']} over 2 episodes" in printed
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["final_return_by_seed"][0] == float(last["return"])
+    assert summary["online_return"] == summary["final_return"]
+    table = printed.partition(f"{REACH}, return over 2 episodes")[2]
+    assert f"{summary['final_return']:.6g}" in table
     assert len(rows(folder / "episodes.csv")) >= 2
     again = [str(folder), "--episodes", "2", "--workers", "1"]
     assert run_command(lambda: evaluate.main(again)) == 0
     with open(next(folder.glob("evaluation/*/episodes.csv")), newline="") as file:
         played = [row for row in csv.DictReader(file) if row["seed"] == "0"]
-    last = [row for row in found if row["stage"] == "online"][-1]
     # A worker plays the very episodes of the trainer's own evaluation.
     mean = np.mean([float(row["return"]) for row in played])
     assert np.isclose(mean, float(last["return"]), rtol=1e-6)
     assert run_command(lambda: report.main([str(folder), "--out", str(tmp_path)])) == 0
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "Return: sum of an episode" in page and f"return {summary['final_return']:.6g}" in page
     assert run_command(lambda: status.main([str(tmp_path)])) == 0
 
 

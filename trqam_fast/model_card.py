@@ -13,8 +13,9 @@ from trqam_fast.damage import reading
 from trqam_fast.data.tasks import single_task
 from trqam_fast.errors import RunError, UsageError
 from trqam_fast.evaluation.statistics import wilson_interval
+from trqam_fast.runs.progress import mean
 from trqam_fast.runs.read import Row, Run, success_of
-from trqam_fast.runs.values import LARGEST_COUNT, load_json
+from trqam_fast.runs.values import LARGEST_COUNT, load_json, number
 from trqam_fast.runs.versions import MACHINE
 from trqam_fast.simulator.bounds import bounds_in_words
 from trqam_fast.text import count_of
@@ -162,6 +163,7 @@ def read_summary(path: Path, stage: str, step: int) -> list[Row]:
             measured = {name: float(row[name]) for name in MEASURED}
             if not all(0 <= value < LARGEST_COUNT for value in measured.values()):
                 raise ValueError(f"seed {seed} has {measured}")
+            measured["return"] = number(row.get("return"))
             rows.append(Row(stage, step, str(seed), measured))
         return rows
 
@@ -216,12 +218,19 @@ def success_table(found: dict[str, list[Row]]) -> str:
             count = int(row.values.get("episodes", 0))
             rate = row.values["success"]
             interval = wilson_interval(round(rate * count), count) if count else (0.0, 1.0)
-            lines.append([who, f"seed {row.seed}", str(count), *percents(rate, *interval)])
+            cells = [*percents(rate, *interval), return_of([row])]
+            lines.append([who, f"seed {row.seed}", str(count), *cells])
         if len(rows) > 1:
-            mean = success_of(rows)
-            lines.append([who, f"mean of {len(rows)} seeds", str(episodes(rows)), *percents(*mean)])
-    titles = ["evaluated by", "", "episodes", "success %", "95 % interval"]
+            cells = [*percents(*success_of(rows)), return_of(rows)]
+            lines.append([who, f"mean of {len(rows)} seeds", str(episodes(rows)), *cells])
+    titles = ["evaluated by", "", "episodes", "success %", "95 % interval", "return"]
     return table(titles, lines) if lines else ""
+
+
+def return_of(rows: list[Row]) -> str:
+    """Return the mean return over seeds as a cell, a dash where none is known."""
+    value = mean(row.values.get("return", math.nan) for row in rows)
+    return "-" if value is None else f"{value:.6g}"
 
 
 def percents(value: float, low: float, high: float) -> list[str]:

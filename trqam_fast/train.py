@@ -371,7 +371,8 @@ def run_in(folder: RunFolder, config: TrainConfig, stop: StopRequest) -> Result:
 
 def finish(config: TrainConfig, folder: RunFolder, logger: Logger, ledger: Ledger) -> Result:
     """Write the summary and the curves, print the table."""
-    summary = summarise(config, running_backend(config), ledger)
+    evaluations = read_run(folder.path, only=frozenset()).evaluations
+    summary = summarise(config, running_backend(config), ledger, evaluations)
     write_json(folder.path / "summary.json", summary)
     try:
         write_overview(folder.path, folder.path / "curves.png")

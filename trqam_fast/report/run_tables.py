@@ -138,8 +138,7 @@ def settings(found: list[Run], differing: bool = False) -> Table | None:
 
 def is_used(name: str, run: Run) -> bool:
     """Return whether an entry of a run's configuration is a setting that says something of it."""
-    own_data = run.config.get("dataset") is not None
-    return name not in NO_SETTINGS and not (own_data and name in OGBENCH_DATA)
+    return name not in NO_SETTINGS and not (run.own_data and name in OGBENCH_DATA)
 
 
 def evaluations(found: list[Run]) -> Table | None:
@@ -201,7 +200,7 @@ def state(run: Run) -> Part | str:
 
 
 def success(run: Run, stage: str) -> Cell:
-    """Success after a stage with its interval, and the seeds it lacks."""
+    """Success after a stage with its interval, an own task's return, and the seeds it lacks."""
     found = run.success_after(stage)
     if found is None:
         return cell(DASH)
@@ -210,6 +209,9 @@ def success(run: Run, stage: str) -> Cell:
     if 1 < len(by_seed) <= SEEDS_SHOWN:
         each = " ".join(f"{100 * rate:.1f}" for rate in by_seed)
         lines.append(small(f"seeds: {each}"))
+    returns = [point.value for point in run.curve("return") if point.stage == stage]
+    if run.own_data and returns:
+        lines.append(small(f"return {returns[-1]:.6g}"))
     if len(by_seed) < len(run.seeds):
         lines.append(bad(f"{len(by_seed)} of {len(run.seeds)} seeds"))
     return cell(*lines)

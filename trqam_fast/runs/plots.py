@@ -50,8 +50,8 @@ class Panel:
     """One quantity.
 
     Attributes:
-        column: Column of metrics.csv or timing.csv, "success" of eval.csv, "episodes" for the
-            success of online episodes.
+        column: Column of metrics.csv or timing.csv, "success" or "return" of eval.csv, "episodes"
+            for the success of online episodes.
         title: Heading.
         label: Label of the axis, with the unit.
         band: Columns of the lower and upper end of the shading, if not the seeds' extremes.
@@ -75,6 +75,7 @@ class Panel:
 
 PANELS = (
     Panel("success", "Success", "episodes solved"),
+    Panel("return", "Return", "sum of an episode's rewards"),
     Panel("episodes", "Online episodes, by twenties", "episodes solved"),
     Panel("path_kl", "Path KL and its budget", "nats per action step", log=LOG_RATIO),
     Panel("lam", "Dual variable λ", "λ", log=LOG_RATIO),
@@ -109,6 +110,8 @@ def points_of(run: Run, panel: Panel) -> list[Point]:
         return run.success()
     if panel.column == "episodes":
         return run.episode_success()
+    if panel.column == "return" and not run.own_data:
+        return []  # it tells OGBench's steps until success
     if panel.column == "lam" and not run.algorithm.budget:
         return []  # logged by earlier versions, and never moves
     points = run.curve(panel.column)

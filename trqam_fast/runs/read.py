@@ -23,6 +23,9 @@ from trqam_fast.text import printable
 EPISODES_TOGETHER = 20
 """Online episodes whose success makes one point."""
 
+EVALUATED = ("success", "return")
+"""Columns of eval.csv that are drawn; all others are those of metrics.csv and timing.csv."""
+
 
 class Interval(NamedTuple):
     """A value between its limits."""
@@ -137,9 +140,9 @@ class Run:
         return found
 
     def seed_curves(self, column: str) -> dict[str, list[tuple[int, float]]]:
-        """Steps and values of a column by seed; of "success" those of the evaluations."""
+        """Steps and values of a column by seed."""
         found: dict[str, list[tuple[int, float]]] = {}
-        for row in self.evaluations if column == "success" else self.metrics:
+        for row in self.evaluations if column in EVALUATED else self.metrics:
             value = row.success if column == "success" else row.values.get(column, math.nan)
             if math.isfinite(value):
                 found.setdefault(row.seed, []).append((row.step, value))
@@ -148,7 +151,7 @@ class Run:
     def curve(self, column: str) -> list[Point]:
         """Mean of a column over the seeds at every step, with their smallest and largest."""
         groups: dict[tuple[str, int], list[float]] = {}
-        for row in (*self.metrics, *self.timing):
+        for row in self.evaluations if column in EVALUATED else (*self.metrics, *self.timing):
             if math.isfinite(row.values.get(column, math.nan)):
                 groups.setdefault((row.stage, row.step), []).append(row.values[column])
         return [
@@ -193,6 +196,11 @@ class Run:
         """Episodes of a seed at the last evaluation of a stage, 0 if it does not say."""
         rows = [row for row in self.evaluations if row.stage == stage]
         return (rows[-1].episodes or 0) if rows else 0
+
+    @property
+    def own_data(self) -> bool:
+        """Whether its data are not OGBench's, as those of an environment of one's own."""
+        return self.config.get("dataset") is not None
 
     @property
     def algorithm(self) -> Declaration:

@@ -144,8 +144,8 @@ class Logger:
         self._write(self.folder.eval, [row])
         self._track("eval", [row])
         self.say(
-            f"step {step}, seed {seed}: success {100 * success:.1f} % over {len(results)} "
-            f"episodes, mean length {length:.0f}"
+            f"step {step}, seed {seed}: success {100 * success:.1f} %, return {total:.6g} over "
+            f"{len(results)} episodes, mean length {length:.0f}"
         )
         return float(success)
 

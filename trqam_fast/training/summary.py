@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from trqam_fast.agents import algorithm
 from trqam_fast.kernels import Backend
+from trqam_fast.runs.read import Row
 from trqam_fast.training.config import TrainConfig
 from trqam_fast.training.ledger import Ledger
 
 
-def summarise(config: TrainConfig, backend: Backend, ledger: Ledger) -> dict[str, Any]:
-    """Return success by stage and seed, seconds, rates, failures, as plain values.
+def summarise(
+    config: TrainConfig, backend: Backend, ledger: Ledger, evaluations: Iterable[Row]
+) -> dict[str, Any]:
+    """Return success and return by stage and seed, seconds, rates, failures, as plain values.
 
     Args:
         config: The run's configuration.
         backend: What computed the networks' passes.
         ledger: The account of the run.
+        evaluations: Rows of eval.csv, which has the returns.
     """
     seconds = ledger.seconds
     rates = {name: count / seconds[name] for name, count in ledger.updates.items() if count}
@@ -30,14 +35,20 @@ def summarise(config: TrainConfig, backend: Backend, ledger: Ledger) -> dict[str
         "precision": config.precision,
         "seeds": list(config.seeds),
     }
-    final: list[float] = []
+    final: dict[str, list[float]] = {"success": [], "return": []}
+    newest = {(row.stage, row.seed): row.values.get("return", math.nan) for row in evaluations}
     for stage, name in (("pretrain", "pretrained"), ("offline", "offline"), ("online", "online")):
-        values = ledger.success.get(stage, [])
-        final = values or final
-        result[f"{name}_success"] = mean_of_finite(values)
-        result[f"{name}_success_by_seed"] = [finite_or_none(value) for value in values]
-    result["final_success"] = mean_of_finite(final)
-    result["final_success_by_seed"] = [finite_or_none(value) for value in final]
+        successes = ledger.success.get(stage, [])
+        # A seed that diverged since its last row was not evaluated at the end of the stage.
+        returns = [
+            newest.get((stage, str(seed)), math.nan) if math.isfinite(success) else math.nan
+            for seed, success in zip(config.seeds, successes, strict=False)
+        ]
+        for measure, values in (("success", successes), ("return", returns)):
+            final[measure] = values or final[measure]
+            result |= of_seeds(f"{name}_{measure}", values)
+    for measure, values in final.items():
+        result |= of_seeds(f"final_{measure}", values)
     result |= {
         "episodes": config.eval_episodes,
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
@@ -46,6 +57,12 @@ def summarise(config: TrainConfig, backend: Backend, ledger: Ledger) -> dict[str
         "failures": {str(config.seeds[run]): why for run, why in ledger.failures.items()},
     }
     return result
+
+
+def of_seeds(name: str, values: list[float]) -> dict[str, Any]:
+    """Return a measure's mean over the seeds, and its value of each."""
+    by_seed = [finite_or_none(value) for value in values]
+    return {name: mean_of_finite(values), f"{name}_by_seed": by_seed}
 
 
 def finite_or_none(value: float) -> float | None:
@@ -60,7 +77,10 @@ def mean_of_finite(values: list[float]) -> float | None:
 
 
 def format_table(config: TrainConfig, summary: dict[str, Any]) -> str:
-    """Return the closing table: success after each stage, time and rate by stage."""
+    """Return the closing table: success after each stage, time and rate by stage.
+
+    With data of one's own there is the return, too; of OGBench's tasks it tells the steps alone.
+    """
     label = algorithm(config.algo).label
     offline = label if config.online_steps == 0 else f"{label} offline"
     columns = {"pretrained": "pretrained", "offline": offline, "online": f"{label} online"}
@@ -70,14 +90,21 @@ def format_table(config: TrainConfig, summary: dict[str, Any]) -> str:
     def percent(value: float | None) -> str:
         return "-" if value is None else f"{100 * value:.1f} %"
 
+    def plain(value: float | None) -> str:
+        return "-" if value is None else f"{value:.6g}"
+
     def row(first: Any, cells: list[str]) -> str:
         return "  ".join([f"{first:>6}", *(f"{cell:>{width}}" for cell in cells)])
 
-    lines = ["", f"{config.env_name}, success over {summary['episodes']} episodes", ""]
-    lines.append(row("seed", list(columns.values())))
-    for run, seed in enumerate(config.seeds):
-        lines.append(row(seed, [percent(summary[f"{n}_success_by_seed"][run]) for n in columns]))
-    lines.append(row("mean", [percent(summary[f"{name}_success"]) for name in columns]))
+    lines = []
+    measures = {"success": percent} | ({} if config.dataset is None else {"return": plain})
+    for measure, text in measures.items():
+        lines += ["", f"{config.env_name}, {measure} over {summary['episodes']} episodes", ""]
+        lines.append(row("seed", list(columns.values())))
+        for run, seed in enumerate(config.seeds):
+            by_seed = [summary[f"{name}_{measure}_by_seed"][run] for name in columns]
+            lines.append(row(seed, list(map(text, by_seed))))
+        lines.append(row("mean", [text(summary[f"{name}_{measure}"]) for name in columns]))
     lines += ["", f"{'stage':>10}  {'seconds':>8}  {'updates/s':>9}"]
     for stage, seconds in summary["seconds"].items():
         if seconds == 0:
