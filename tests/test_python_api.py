@@ -1,5 +1,6 @@
 """The Python API: training, evaluating and acting without the command line."""
 
+import json
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from trqam_fast.errors import UsageError
 from trqam_fast.evaluation.episodes import Request
 from trqam_fast.evaluation.policy import choose_chunks
 from trqam_fast.export import load_export, write_export
-from trqam_fast.training.flags import parse_config, read_toml
+from trqam_fast.training.flags import parse_config, read_file
 
 REACH = "tests.own_tasks:Reach"
 SMALL = {
@@ -108,7 +109,7 @@ def test_a_task_has_one_name(cloning, tmp_path):
     file = tmp_path / "run.toml"
     file.write_text(f"env_id = '{REACH}'\nenv_name = 'Pendulum-v1'")
     with pytest.raises(UsageError, match=f"{file}: {sentence}"):
-        read_toml(file)
+        read_file(file)
 
 
 @pytest.mark.parametrize(
@@ -363,7 +364,7 @@ def test_a_file_holds_the_flags_of_one_run(flags, tmp_path, capsys):
     assert parse_config(["--config", str(path)]).bc_steps == 3
     path.write_text("bc-steps = 3\nbc_steps = 4\n")
     with pytest.raises(UsageError, match="has a flag twice, with dashes and with underscores"):
-        read_toml(path)
+        read_file(path)
     for wrong, sentence in (
         ("learning_rate = 1", "has 'learning_rate', which means nothing; nearest: "),
         ("lr = 'high'", "lr is 'high'; give a number"),
@@ -372,10 +373,30 @@ def test_a_file_holds_the_flags_of_one_run(flags, tmp_path, capsys):
     ):
         path.write_text(wrong)
         with pytest.raises(UsageError) as error:
-            read_toml(path)
+            read_file(path)
         assert sentence in str(error.value)
     assert run(["--config", str(tmp_path / "none.toml")], tmp_path / "other") == 2
     assert "none.toml cannot be read" in capsys.readouterr().err
+
+
+def test_a_config_json_holds_the_flags_of_another_run(result, tmp_path):
+    """But for its folder and for what it started from."""
+    file = result.run_dir / "config.json"
+    config = parse_config(["--config", str(file), "--lr", "0.5"])
+    values = json.loads(file.read_text())
+    assert config.agent.lr == 0.5 and config.run_dir is None
+    again = values | {"run_dir": None, "lr": 0.5}
+    assert json.loads(json.dumps(config.to_dict())) == again
+    export = write_export(result.run_dir, tmp_path / "export") / "config.json"
+    assert parse_config(["--config", str(export)]).agent.horizon_length == 3
+    copy = tmp_path / "config.json"
+    copy.write_text(json.dumps(values | {"pretrained": "bc", "bc_steps": 0}))
+    assert not {"pretrained", "bc_steps", "run_dir"} & {*read_file(copy)}
+    assert parse_config(["--config", str(copy), "--pretrained", "other"]).bc_steps == 0
+    for wrong in ("lr = 1", "[1]", '{"settings": 1}'):
+        copy.write_text(wrong)
+        with pytest.raises(UsageError, match="is not the config.json of a run or an export"):
+            read_file(copy)
 
 
 def test_the_controller_is_reusable():

@@ -16,10 +16,11 @@ import tyro
 
 from trqam_fast.agents import ALGORITHMS, algorithm
 from trqam_fast.agents.config import Group, groups_of, names_of, select
+from trqam_fast.damage import reading
 from trqam_fast.data.names import nearest
 from trqam_fast.errors import UsageError
 from trqam_fast.kinds import is_a, kind_in_words
-from trqam_fast.runs.values import load_toml
+from trqam_fast.runs.values import load_json, load_toml
 from trqam_fast.training.config import PATHS, FolderConfig, TrainConfig, flag_hints, run_flags
 from trqam_fast.training.presets import (
     by_one_name,
@@ -30,8 +31,10 @@ from trqam_fast.training.presets import (
 )
 
 PROG = "python -m trqam_fast.train"
-CONFIG_FILE = """--config FILE.toml takes flags from a file, by name; those of the command line
-override them."""
+CONFIG_FILE = """--config FILE.toml takes flags from a file, by name, --config RUN/config.json those
+of a run; those of the command line override them."""
+OF_ONE_RUN = ("run_dir", "resume", "overwrite")
+"""Flags that are not taken over from another run's configuration."""
 
 
 def read_choices(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -51,16 +54,19 @@ def read_choices(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
     known, words = parser.parse_known_args(argv)
     chosen = vars(known)
     file = chosen.pop("config", None)
-    return (chosen if file is None else read_toml(file) | chosen), words
+    return (chosen if file is None else read_file(file) | chosen), words
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_file(path: Path) -> dict[str, Any]:
     """Return the flags of a file, by name with underscores; `env_id` is `env_name`.
+
+    Args:
+        path: A TOML file, or the config.json of a run or an export.
 
     Raises:
         UsageError: there is no such file, or something in it is wrong: the sentence names it.
     """
-    found = load_toml(path)
+    found = settings_of(path) if path.suffix == ".json" else load_toml(path)
     values = {name.replace("-", "_"): value for name, value in found.items()}
     if len(values) < len(found):
         raise UsageError(f"{path} has a flag twice, with dashes and with underscores; drop one")
@@ -78,6 +84,21 @@ def read_toml(path: Path) -> dict[str, Any]:
         if not is_a(value, hints[name]):
             raise UsageError(f"{path}: {name} is {value!r}; give {kind_in_words(hints[name])}")
     return {n: Path(v) if n in PATHS else v for n, v in values.items()}
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """Return the flags in a config.json that another run can share, so not where it started from.
+
+    Raises:
+        UsageError: it is none of a run or an export.
+    """
+    with reading(path, "is not the config.json of a run or an export", "name another file"):
+        values = load_json(path)
+        values = dict(values.get("settings", values))  # an export has them by themselves
+    started = values.pop("pretrained", path) is not None  # an export leaves out a path
+    if started and values.get("bc_steps") == 0:  # as its start implied
+        del values["bc_steps"]
+    return {name: value for name, value in values.items() if name not in OF_ONE_RUN}
 
 
 def parse_config(argv: list[str], base: TrainConfig | None = None) -> TrainConfig:
