@@ -366,7 +366,7 @@ def test_a_file_holds_the_flags_of_one_run(flags, tmp_path, capsys):
     with pytest.raises(UsageError, match="has a flag twice, with dashes and with underscores"):
         read_file(path)
     for wrong, sentence in (
-        ("learning_rate = 1", "has 'learning_rate', which means nothing; nearest: "),
+        ("learning_rate = 1", "has 'learning_rate', which means nothing; nearest: lr"),
         ("lr = 'high'", "lr is 'high'; give a number"),
         ("lr = ", "is not TOML"),
         ("algo = 3", "algo is 3; give text"),

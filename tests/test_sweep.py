@@ -35,7 +35,7 @@ CUBE = "cube-double-play-singletask-task2-v0"
         ({"seeds": [0, -1]}, "seeds has -1"),
         ({"seeds_per_job": 0}, "seeds_per_job is 0"),
         ({"retries": True}, "retries is True"),
-        ({"flags": {"learning_rate": 1.0}}, "[flags] has 'learning_rate'"),
+        ({"flags": {"learning_rate": 1.0}}, "means nothing there; nearest: lr"),
         ({"flags": {"seeds": [1]}}, "[flags] has 'seeds'"),
         ({"flags": {"lr": "fast"}}, "[flags] lr is 'fast'; give a number"),
         ({"flags": {"batch_size": 1.5}}, "batch_size is 1.5; give a whole number"),

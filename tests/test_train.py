@@ -242,6 +242,10 @@ def test_no_whole_checkpoint(flags, tmp_path, capsys):
         (["--log-interval", f"{2**63}"], f"--log-interval is {2**63}; use a number below 2^63"),
         (["--eval-episodes", "1000001"], "--eval-episodes is 1000001; use 1 to 1000000"),
         (["--env-name", "antmaze-large-navigate-singletask-v0"], "cannot be generated"),
+        (["--learning-rate", "1"], "there is no flag --learning-rate; nearest: --lr\n"),
+        (["--total-timesteps=9"], "--total-timesteps; nearest: --offline-steps, --online-steps\n"),
+        (["--xyz"], "no flag --xyz; 'python -m trqam_fast.train --help' names them all\n"),
+        (["run.toml"], "run.toml follows no flag; write --config run.toml"),
     ],
 )
 def test_bad_flags(bad, message, flags, tmp_path, capsys, monkeypatch):

@@ -174,10 +174,30 @@ def known_tasks() -> list[str]:
     return names
 
 
+SYNONYMS = {
+    "lr": ("learning_rate", "step_size"), "discount": ("gamma",), "device": ("gpu",),
+    "tau": ("polyak", "target_update_rate"), "env_name": ("env", "environment", "task"),
+    "run_dir": ("out", "out_dir", "output", "output_dir", "logdir", "log_dir", "save_dir"),
+    "bc_steps": ("pretrain_steps",), "eval_interval": ("eval_freq",),
+    "offline_steps": ("total_timesteps", "num_steps", "train_steps", "max_steps"),
+    "online_steps": ("total_timesteps",), "utd_ratio": ("utd", "replay_ratio"),
+    "actor_hidden_dims": ("hidden_dims", "hidden_sizes", "net_arch"),
+    "value_hidden_dims": ("hidden_dims", "hidden_sizes", "net_arch", "critic_hidden_dims"),
+    "num_qs": ("num_critics", "n_critics"), "horizon_length": ("chunk_size", "action_horizon"),
+}  # fmt: skip
+"""What others call the trainer's flags."""
+
+
 def nearest(name: str, names: list[str]) -> str:
     """Return the names most like `name`, as the end of a message; empty if there are none."""
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.3)
-    return f"; nearest: {', '.join(near)}" if near else ""
+
+    def plain(flag: str) -> str:
+        return flag.removeprefix("--").replace("-", "_")
+
+    spelled = {plain(own): own for own in names}
+    near = [own for own, others in SYNONYMS.items() if plain(name) in others and own in spelled]
+    near = near or difflib.get_close_matches(plain(name), spelled)
+    return f"; nearest: {', '.join(spelled[own] for own in near)}" if near else ""
 
 
 def parse_task(env_name: str) -> TaskName:

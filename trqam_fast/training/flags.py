@@ -105,9 +105,13 @@ def parse_config(argv: list[str], base: TrainConfig | None = None) -> TrainConfi
     """Parse flags on top of `base`, or of the preset and the task that they name or imply.
 
     Raises:
-        UsageError: unknown preset, task, algorithm or flag, or impossible values.
+        UsageError: unknown preset, task, algorithm or flag, a file without one, or impossible
+            values.
     """
     chosen, words = read_choices(argv)
+    for before, word in zip(["", *words], words, strict=False):
+        if word.endswith((".toml", ".json")) and not before.startswith("--"):
+            raise UsageError(f"{word} follows no flag; write --config {word}")
     algo = chosen.get("algo", TrainConfig.algo if base is None else base.algo)
     unused = unused_flags(algo, chosen)
     chosen = {name: value for name, value in chosen.items() if name not in unused}

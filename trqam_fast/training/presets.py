@@ -161,8 +161,9 @@ def unused_flags(algo: str, names: Iterable[str]) -> list[str]:
     others = setting_names()
     for name in unused:
         if name not in others:
-            flags = [flag_of(other) for other in known | others]
-            raise UsageError(f"there is no flag {flag_of(name)}{nearest(flag_of(name), flags)}")
+            hint = nearest(flag_of(name), [flag_of(other) for other in known | others])
+            hint = hint or "; 'python -m trqam_fast.train --help' names them all"
+            raise UsageError(f"there is no flag {flag_of(name)}{hint}")
     return unused
 
 
