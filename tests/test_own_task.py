@@ -378,6 +378,9 @@ def test_the_data_of_a_resumed_run_may_move_but_not_change(flags, dataset, tmp_p
     capsys.readouterr()
     assert run([], folder, "--resume", "--offline-steps", "16") == 2
     assert "the run was trained on" in capsys.readouterr().err
+    moved.unlink()
+    assert run([], folder, "--resume", "--offline-steps", "16") == 2
+    assert "check the path, or name with --dataset where the data" in capsys.readouterr().err
 
 
 def test_a_task_of_ogbench_with_data_of_ones_own(tmp_path):

@@ -161,15 +161,19 @@ def test_auto_starts_then_continues(flags, whole, tmp_path, capsys, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("flag", "steps", "stage"),
-    [("--offline-steps", "70", "offline"), ("--online-steps", "50", "online")],
-)
-def test_what_is_done_cannot_be_planned_anew(flag, steps, stage, whole, tmp_path, capsys):
+    ("flag", "steps", "stage", "fits"),
+    [
+        ("--bc-steps", "200", "pretrain", "300"), ("--offline-steps", "70", "offline", "60"),
+        ("--online-steps", "50", "online", "60 or more"),
+    ],
+)  # fmt: skip
+def test_what_is_done_cannot_be_planned_anew(flag, steps, stage, fits, whole, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
     assert run([], folder, "--resume", flag, steps) == 2
-    assert f"the flags end stage {stage} at step" in capsys.readouterr().err
-    assert run([], folder, "--resume") == 0
+    said = capsys.readouterr().err
+    assert f"the flags end stage {stage} at step" in said and f"; pass {flag} {fits}\n" in said
+    assert run([], folder, "--resume", flag, fits.split()[0]) == 0
     assert compare_runs(whole, folder) == []
 
 

@@ -245,6 +245,7 @@ def test_no_whole_checkpoint(flags, tmp_path, capsys):
         (["--learning-rate", "1"], "there is no flag --learning-rate; nearest: --lr\n"),
         (["--total-timesteps=9"], "--total-timesteps; nearest: --offline-steps, --online-steps\n"),
         (["--xyz"], "no flag --xyz; 'python -m trqam_fast.train --help' names them all\n"),
+        (["--resume", "RUN"], "--resume is 'RUN'; give no or yes or auto, and a run's folder as "),
         (["run.toml"], "run.toml follows no flag; write --config run.toml"),
     ],
 )

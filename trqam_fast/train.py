@@ -27,10 +27,10 @@ import torch
 
 from trqam_fast.agents import algorithm, declare
 from trqam_fast.callable_module import make_callable
-from trqam_fast.damage import reading, reason_of
+from trqam_fast.damage import Unreadable, reading, reason_of
 from trqam_fast.data.dataset import Transitions
 from trqam_fast.data.load import load_task
-from trqam_fast.errors import FAILURE, INTERRUPTED, Stopped, UsageError
+from trqam_fast.errors import FAILURE, INTERRUPTED, USAGE, Stopped, UsageError
 from trqam_fast.export import state_to_start_from
 from trqam_fast.files import expanded, write_json
 from trqam_fast.kinds import plain
@@ -220,18 +220,23 @@ def load_data(
     if recipe is not None and not recipe.is_stored(config.generated_dir):
         logger.say(f"generating {recipe.transitions} transitions")
     with ledger.timed("data"):
-        dataset, path = load_task(
-            config.env_name,
-            dataset=config.dataset,
-            interface=interface,
-            dataset_dir=config.dataset_dir,
-            recipe=recipe,
-            generated_dir=config.generated_dir,
-            sparse=config.sparse,
-            device=config.device,
-            progress=sys.stderr.isatty(),
-            say=logger.say,
-        )
+        try:
+            dataset, path = load_task(
+                config.env_name,
+                dataset=config.dataset,
+                interface=interface,
+                dataset_dir=config.dataset_dir,
+                recipe=recipe,
+                generated_dir=config.generated_dir,
+                sparse=config.sparse,
+                device=config.device,
+                progress=sys.stderr.isatty(),
+                say=logger.say,
+            )
+        except Unreadable as error:
+            if error.status != USAGE or config.resume != "yes" or config.dataset is None:
+                raise
+            raise UsageError(f"{error}, or name with --dataset where the data are now") from None
     for note in dataset.check_length(config.agent.horizon_length):
         logger.say(f"note: {note}")
     logger.say(f"data: {len(dataset)} transitions from {path}")

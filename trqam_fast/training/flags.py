@@ -48,11 +48,16 @@ def read_choices(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
     for name in ("pretrained", "run_dir", "config"):
         spelled = dict.fromkeys((flag_of(name), f"--{name}"))
         parser.add_argument(*spelled, dest=name, type=Path, **options)
-    choices = get_args(get_type_hints(FolderConfig)["resume"])
-    parser.add_argument("--resume", nargs="?", const="yes", choices=choices, **options)
+    parser.add_argument("--resume", nargs="?", const="yes", **options)
     parser.add_argument("--overwrite", action=argparse.BooleanOptionalAction, **options)
     known, words = parser.parse_known_args(argv)
     chosen = vars(known)
+    resume, choices = chosen.get("resume", "no"), get_args(get_type_hints(FolderConfig)["resume"])
+    if resume not in choices:
+        raise UsageError(
+            f"--resume is {resume!r}; give {' or '.join(choices)}, and a run's folder as "
+            f"--resume --run-dir {resume}"
+        )
     file = chosen.pop("config", None)
     return (chosen if file is None else read_file(file) | chosen), words
 

@@ -237,19 +237,23 @@ def check_continuation(state: dict[str, Any], ends: dict[str, int], data: str) -
         raise UsageError(
             "the checkpoint holds weights but no progress; start from it with --pretrained"
         )
+    begins = 0
     for stage, end in ends.items():
         planned = state["ends"][stage]
         if end < step if stage == current else end != planned:
+            flag = f"--{'bc' if stage == 'pretrain' else stage}-steps"
+            fits = f"{step - begins} or more" if stage == current else planned - begins
             raise UsageError(
                 f"the flags end stage {stage} at step {end}, but the run planned {planned} and is "
-                f"at step {step} in stage {current}; leave what is done as it is"
+                f"at step {step} in stage {current}; pass {flag} {fits}"
             )
         if stage == current:
             break
+        begins = end
     if data != state["data"]:
         raise UsageError(
-            f"the run was trained on {state['data']}, but the flags name {data}; name the folder "
-            "of its data with --dataset-dir or --generated-dir"
+            f"the run was trained on {state['data']}, but the flags name {data}; name "
+            "its data with --dataset, or their folder with --dataset-dir or --generated-dir"
         )
 
 
