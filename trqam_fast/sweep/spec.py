@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
-from trqam_fast.agents import ALGORITHMS, algorithm
+from trqam_fast.agents import algorithm
 from trqam_fast.agents.config import Group
 from trqam_fast.data.names import known_tasks, nearest
 from trqam_fast.data.tasks import find_task
@@ -153,12 +153,7 @@ def parse_spec(values: dict[str, Any]) -> Spec:
     several = table("[variants]", values.get("variants", {}))
     own = table("[algo]", values.get("algo", {}))
     for name in [*values["algos"], *own, *grids, *several]:
-        try:
-            algorithm(str(name))
-        except UsageError:
-            raise UsageError(
-                f"{name!r} is no algorithm; use {', '.join(ALGORITHMS)} or PACKAGE.MODULE:CLASS"
-            ) from None
+        algorithm(str(name))  # refuses what is none
     resources = check_resources(table("[resources]", values.get("resources", {})))
     for name, least in (("seeds_per_job", 1), ("retries", 0)):
         if name in values and (not is_a(values[name], int) or values[name] < least):
