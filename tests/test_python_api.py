@@ -1,4 +1,7 @@
-"""The Python API: training, evaluating and acting without the command line."""
+"""The Python API: training, evaluating and acting without the command line.
+
+Longer than 400 lines, as most of it starts or reads the same small run (`flags`, `result`).
+"""
 
 import json
 import re
@@ -11,6 +14,7 @@ import pytest
 import torch
 
 import trqam_fast as tf
+from examples.annealed_qam import AnnealedQAM
 from tests import own_tasks
 from tests.runs import run
 from trqam_fast.errors import UsageError
@@ -115,7 +119,7 @@ def test_a_task_has_one_name(cloning, tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "remedy"),
     [
-        ("seeds", 3, "a list of a whole number"), ("seeds", (0.5,), "a list of a whole number"),
+        ("seeds", 3, "a list of whole numbers, as"), ("seeds", (0.5,), "a list of whole numbers"),
         ("lr", "0.1", "a number"), ("algo", 3, "text"), ("env_name", 3, "text"),
         ("preset", 3, "text"), ("clip_grad", "no", "true or false"), ("bc_steps", 1.5, "a whole"),
         ("backend", "nope", "'auto' or"), ("resume", "maybe", "'no' or"), ("run_dir", 3, "a path"),
@@ -335,6 +339,13 @@ def test_wrong_arguments_are_told_before_a_file_is_read(result, tmp_path):
     with pytest.raises(UsageError, match="evaluate has no flag epsodes; nearest: episodes"):
         tf.evaluate(str(nowhere), epsodes=3)
     assert type(tf.make_config(batch_size=np.int64(3), lr=np.float32(0.5)).agent.lr) is float
+    for seeds in (np.arange(3), range(3), [0, np.int64(1), 2]):
+        assert tf.make_config(seeds=seeds).seeds == (0, 1, 2)
+    config = tf.make_config(env_id=own_tasks.Reach, algo=AnnealedQAM, dataset="reach.npz")
+    assert (config.env_name, config.algo) == (REACH, "examples.annealed_qam:AnnealedQAM")
+    assert tf.make_config(own_tasks.make_reach).env_name == "tests.own_tasks:make_reach"
+    with pytest.raises(UsageError, match="--eval-workers is 2; use 0 with __main__:Mine, which"):
+        tf.make_config("__main__:Mine", eval_workers=2)
     program = tmp_path / "policy.pt2"
     program.write_bytes(b"")
     with pytest.raises(UsageError, match=f"{program} is no checkpoint in a run folder; name"):

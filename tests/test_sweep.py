@@ -43,7 +43,7 @@ CUBE = "cube-double-play-singletask-task2-v0"
         ({"flags": {"generated": 1}}, "generated is 1; give true or false"),
         ({"flags": {"pretrained": 3}}, "pretrained is 3; give a path in quotes"),
         ({"flags": {"backend": "cuda"}}, "backend is 'cuda'; give 'auto' or 'reference' or"),
-        ({"flags": {"actor_hidden_dims": ["a"]}}, "give a list of a whole number"),
+        ({"flags": {"actor_hidden_dims": ["a"]}}, "give a list of whole numbers"),
         ({"flags": {"generated_noise": "much"}}, "generated_noise is 'much'; give a number"),
         ({"flags": {"device": "cuda"}}, "[flags] has 'device'"),
         ({"flags": 3}, "[flags] is 3; write a table"),

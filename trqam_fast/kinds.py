@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import UnionType
+from types import FunctionType, UnionType
 from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
@@ -11,13 +11,26 @@ import numpy as np
 from trqam_fast.errors import UsageError
 from trqam_fast.text import printable
 
+SEVERAL = {int: "whole numbers, as [0, 1]", str: 'texts, as ["a", "b"]'}
+"""What lists hold, in words."""
+
 
 def plain(value: Any) -> Any:
-    """Return a value with Python's numbers in the place of NumPy's, which JSON does not take."""
+    """Return a value as a file would give it.
+
+    Numbers and lists take the place of NumPy's, a list that of a range, ``MODULE:NAME`` that of a
+    class or function.
+    """
+    if isinstance(value, type | FunctionType):
+        return f"{value.__module__}:{value.__qualname__}"
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, range):
+        return list(value)
     if isinstance(value, list | tuple):
         items = map(plain, value)
         return list(items) if isinstance(value, list) else tuple(items)
-    return value.item() if isinstance(value, np.generic) else value
+    return value
 
 
 def is_a(value: Any, kind: Any) -> bool:
@@ -44,7 +57,8 @@ def kind_in_words(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, get_args(kind)))
     if get_origin(kind) is tuple:
-        return f"a list of {kind_in_words(get_args(kind)[0])}"
+        element = get_args(kind)[0]
+        return f"a list of {SEVERAL.get(element, kind_in_words(element))}"
     if isinstance(kind, UnionType):
         return kind_in_words(get_args(kind)[0])
     return {

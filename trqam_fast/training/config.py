@@ -277,6 +277,11 @@ class TrainConfig(TaskConfig, MachineConfig, DataConfig, StageConfig, LogConfig,
         if self.dataset is not None:
             self.require("generated", not self.generated, OFFICIAL_ALONE)
             self.require("sparse", not self.sparse, OFFICIAL_ALONE)
+        alone = self.env_name.startswith("__main__:")
+        self.require(
+            "eval_workers", not alone or self.eval_workers == 0,
+            f"use 0 with {self.env_name}, which other processes lack, or move it to a module",
+        )  # fmt: skip
         _ = self.recipe  # refuses data that cannot be generated
         if not kind.fine_tunes and self.bc_steps == 0:
             raise UsageError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from trqam_fast.agents import algorithm
@@ -75,18 +75,19 @@ def default_preset(env_name: str) -> str:
 
 
 def make_config(
-    env_name: str | None = None,
-    algo: str = "trqam",
+    env_name: str | Callable[..., Any] | None = None,
+    algo: str | type = "trqam",
     preset: str | None = None,
     *,
-    env_id: str | None = None,
+    env_id: str | Callable[..., Any] | None = None,
     **flags: Any,
 ) -> TrainConfig:
     """Return a configuration: flags by name on top of a preset and the settings of the task.
 
     Args:
-        env_name: Task; see `find_task`. None is that of the trainer without flags.
-        algo: Algorithm.
+        env_name: Task; see `find_task`. None is that of the trainer without flags. A class or
+            function stands for its ``MODULE:NAME``.
+        algo: Algorithm, by name or as a class.
         preset: One of `PRESETS`; None takes the one that the task implies.
         env_id: Another name of `env_name`.
         flags: Values of any other flags, the algorithm's among them; those that only other
@@ -95,24 +96,25 @@ def make_config(
     Raises:
         UsageError: no such preset, task, algorithm or flag, or an impossible value.
     """
-    env_name = by_one_name({"env_name": env_name, "env_id": env_id})["env_name"]
-    env_name = DEFAULT_ENV if env_name is None else env_name
+    named = by_one_name({"env_name": env_name, "env_id": env_id})["env_name"]
+    task: str = plain(DEFAULT_ENV if named is None else named)
+    method: str = plain(algo)
     flags = {name: plain(value) for name, value in flags.items()}
-    check_kinds({"env_name": env_name, "algo": algo, "preset": preset} | flags)
-    preset = default_preset(env_name) if preset is None else preset
-    kind = algorithm(algo)
-    warn_of_unused(algo, flags)
-    settings = preset_settings(preset, env_name, algo)
+    check_kinds({"env_name": task, "algo": method, "preset": preset} | flags)
+    preset = default_preset(task) if preset is None else preset
+    kind = algorithm(method)
+    warn_of_unused(method, flags)
+    settings = preset_settings(preset, task, method)
     values = PRESETS[preset] | {name: value for name, (value, _) in settings.items()}
     if flags.get("pretrained") is not None:
         values["bc_steps"] = 0
-    if flags.get("dataset") is not None or find_task(env_name).dataset_name is None:
+    if flags.get("dataset") is not None or find_task(task).dataset_name is None:
         values["generated"] = False
     if not kind.fine_tunes:
         values["online_steps"] = 0
     values |= flags
     own = {name: value for name, value in values.items() if name in run_flags()}
-    own |= {"env_name": env_name, "algo": algo, "preset": preset}
+    own |= {"env_name": task, "algo": method, "preset": preset}
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     return TrainConfig(**own, agent=kind.Config(**select(kind.Config, values)))
 
