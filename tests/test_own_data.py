@@ -1,4 +1,7 @@
-"""Data of one's own: every format, what completes it, and one sentence for a wrong file."""
+"""Data of one's own: every format, what completes it, and one sentence for a wrong file.
+
+Longer than 400 lines, as every format gives the same arrays and is refused alike.
+"""
 
 import json
 from pathlib import Path
@@ -396,4 +399,28 @@ def test_robomimic(tmp_path):
         read(parse_source(f"{path}#force"))
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(UsageError, match="truncated, damaged or no hdf5 file"):
+        read(parse_source(str(path)))
+
+
+def test_d4rl(tmp_path):
+    """Its arrays lie at the root, and are read as those of an npz are."""
+    h5py = pytest.importorskip("h5py")
+    path, values = tmp_path / "hopper.hdf5", arrays() | {"timeouts": np.array([0, 0, 1, 0, 1])}
+    del values["masks"], values["next_observations"]
+    values["terminals"] = np.zeros(5, bool)
+    with h5py.File(path, "w") as file:
+        file.update(values)
+        file["infos/qpos"] = np.zeros((5, 2))
+    np.savez(tmp_path / "hopper.npz", **values)
+    found, (unused, *notes) = read(parse_source(str(path)))
+    again, same = read(parse_source(str(tmp_path / "hopper.npz")))
+    assert unused == f"{path} has arrays that are not used: infos"
+    assert [note.replace(".hdf5", ".npz") for note in notes] == same
+    assert all(np.array_equal(found[name], again[name]) for name in FIELDS)
+    with pytest.raises(UsageError, match="has no parts to choose; drop #x"):
+        read(parse_source(f"{path}#x"))
+    with h5py.File(path, "a") as file:
+        del file["actions"]
+        file["actions/arm"] = values["actions"]
+    with pytest.raises(UsageError, match="actions has dtype object, expected numbers"):
         read(parse_source(str(path)))

@@ -106,7 +106,7 @@ class DataConfig(Group):
     """The transitions that are trained on."""
 
     dataset: str | None = None
-    """Data of your own: an npz or robomimic file, a LeRobotDataset's folder, or minari:NAME
+    """Data of your own: an npz, robomimic or D4RL file, a LeRobotDataset's folder, or minari:NAME
     (docs/data.md), instead of OGBench's."""
     dataset_dir: Path = OFFICIAL_DIR
     """Folder of the official OGBench files."""

@@ -133,6 +133,12 @@ def look_at(source: Source, env_id: str | None = None) -> tuple[list[str], list[
         return [str(error)], []
 
 
+def refuse_keys(keys: tuple[str, ...], place: str) -> None:
+    """Raise `UsageError` if parts are chosen of observations that have none."""
+    if keys:
+        raise UsageError(f"{place} has no parts to choose; drop #{','.join(keys)}")
+
+
 def installed(module: str, extra: str, place: str) -> ModuleType:
     """Import what a format needs.
 

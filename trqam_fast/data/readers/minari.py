@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from trqam_fast.data.readers import Arrays, installed
+from trqam_fast.data.readers import Arrays, installed, refuse_keys
 from trqam_fast.errors import UsageError
 
 
@@ -62,7 +62,6 @@ def rows_of(values: Any, space: Any, keys: tuple[str, ...], place: str) -> np.nd
                 f"minari:{place} has no observations {missing[0]!r}; it has {', '.join(values)}"
             )
         return np.concatenate([rows_of(values[n], space[n], (), place) for n in names], axis=-1)
-    if keys:
-        raise UsageError(f"minari:{place} has no parts to choose; drop #{','.join(keys)}")
+    refuse_keys(keys, f"minari:{place}")
     array = np.asarray(values)
     return array.reshape(len(array), -1)

@@ -1,4 +1,4 @@
-"""robomimic's hdf5 files, low-dimensional observations: groups ``data/demo_N``."""
+"""hdf5 files: robomimic's groups ``data/demo_N``, low-dimensional, or D4RL's arrays at the root."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from trqam_fast.damage import reading
-from trqam_fast.data.readers import Arrays, installed
+from trqam_fast.data.readers import Arrays, installed, refuse_keys
+from trqam_fast.data.readers.whole import SHAPES, check_arrays
 from trqam_fast.errors import UsageError
 from trqam_fast.files import expanded, open_file
 
 
 def read(place: str, keys: tuple[str, ...] = ()) -> tuple[Arrays, list[str]]:
-    """Return the transitions of all demonstrations; see `readers.read`.
+    """Return the transitions of all demonstrations, or the arrays of D4RL; see `readers.read`.
 
     Observations are joined in the order of `keys`, by default all that are vectors, by name.
     `dones` is 1 where the task ended, so `masks` is its opposite.
@@ -23,15 +24,28 @@ def read(place: str, keys: tuple[str, ...] = ()) -> tuple[Arrays, list[str]]:
     path = expanded(Path(place))
     with reading(path, "is truncated, damaged or no hdf5 file", "copy it again"):
         with open_file(path) as binary, h5py.File(binary, "r") as file:
+            if "observations" in file:
+                return flat(file, place, keys)
             demos = file["data"] if "data" in file else {}
             names = sorted(demos, key=lambda name: (len(name), name))
             if not names:
-                raise UsageError(f"{place} has no group data/demo_0, expected one for each episode")
+                raise UsageError(
+                    f"{place} has no group data/demo_0, expected one for each episode, nor "
+                    "observations at its root, as D4RL has; save one of the two, or an npz"
+                )
             parts = [demonstration(demos[n], f"{place}: data/{n}", keys) for n in names]
             used = keys or vector_names(demos[names[0]]["obs"])
     shared = [name for name in parts[0] if all(name in part for part in parts)]
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in shared}
     return arrays, [f"observations of {place}: {', '.join(used)}"]
+
+
+def flat(file: Any, place: str, keys: tuple[str, ...]) -> tuple[Arrays, list[str]]:
+    """Return the arrays at the root of an open file, which are those of the plain npz."""
+    refuse_keys(keys, place)
+    groups = np.dtype(object)  # which hold no numbers
+    notes = check_arrays({n: getattr(item, "dtype", groups) for n, item in file.items()}, place)
+    return {name: np.asarray(file[name]) for name in SHAPES if name in file}, notes
 
 
 def vector_names(group: Any) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -95,6 +95,24 @@ def complete(arrays: Arrays, place: str) -> tuple[Arrays, list[str]]:
     else:
         notes += breaks(found, place)
     return found, notes
+
+
+def check_arrays(dtypes: Mapping[str, np.dtype], place: str) -> list[str]:
+    """Check the arrays of a file before they are read; return what is said of those nobody uses.
+
+    Args:
+        dtypes: By name.
+        place: The file, for messages.
+
+    Raises:
+        UsageError: one is missing, or holds no numbers.
+    """
+    check_present(dtypes, place)
+    for name in SHAPES:
+        if name in dtypes:
+            check_numbers(dtypes[name], name, place)
+    unused = [printable(name) for name in dtypes if name not in SHAPES]
+    return [f"{place} has arrays that are not used: {', '.join(unused)}"] if unused else []
 
 
 def check_present(names: Collection[str], place: str) -> None:
