@@ -133,7 +133,11 @@ def test_timeouts_end_trajectories_but_not_the_task(masks, tmp_path):
 
 
 WRONG = {
-    "missing": ({"rewards": None}, "has no array 'rewards', expected [N]; it has observations"),
+    "missing": (
+        {"rewards": None},
+        "has no array 'rewards', expected [N]; it has observations, actions, terminals, masks, "
+        "next_observations; save terminals - 1 as rewards if every trajectory succeeded",
+    ),
     "names": (
         {"actions": None, "rewards": None, "action": np.zeros((5, 1)), "reward": np.zeros(5)},
         "has no array 'actions', expected [N, A]; it has observations, terminals, masks, "

@@ -33,7 +33,7 @@ def import_own(flag: str, value: str) -> ModuleType:
         return importlib.import_module(name)
     except Exception as error:
         place = place_in_module(error)
-        remedy = "name a module that Python can import from here" if place is None else "mend it"
+        remedy = "mend it" if place else "start in its folder, set PYTHONPATH or name another one"
         raise UsageError(
             f"{flag} is {value!r}, but importing {name} fails"
             f"{'' if place is None else f' at {place}'} ({type(error).__name__}: "

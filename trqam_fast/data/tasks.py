@@ -63,4 +63,6 @@ def find_task(name: str) -> Task:
             return task
     *first, last = KINDS
     hint = nearest(name, list(dict.fromkeys([*known_tasks(), *registered()])))
-    raise UsageError(f"--env-name {name!r} is not an {', '.join(first)} or {last}{hint}")
+    raise UsageError(
+        f"--env-name, or --env-id, is {name!r}; name an {', '.join(first)} or {last}{hint}"
+    )

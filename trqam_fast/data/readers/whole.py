@@ -123,6 +123,8 @@ def check_present(names: Collection[str], place: str) -> None:
     first = missing[0]
     found = ", ".join(map(printable, names)) or "none"
     meant = [f"{own} as {name}" for name in missing for own in SYNONYMS[name] if own in names]
+    if missing == ["rewards"] and not meant:
+        meant = ["terminals - 1 as rewards if every trajectory succeeded"]
     remedy = f"; save {', '.join(meant)}" if meant else ""
     raise UsageError(
         f"{place} has no array {first!r}, expected {SHAPES[first]}; it has {found}{remedy}"
