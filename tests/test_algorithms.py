@@ -758,7 +758,7 @@ def test_a_mistake_below_an_algorithm_of_ones_own_is_not_called_this_packages(ca
         ("os:system", "no subclass of trqam_fast.agents.Agent"),
         ("no.such:Thing", "importing no.such fails (ModuleNotFoundError: No module named 'no')"),
         ("examples.annealed_qam:Nothing", "examples.annealed_qam has no Nothing; name a class"),
-        (":", "importing  fails (ValueError: Empty module name); name a module"),
+        (":", "importing  fails (ValueError: Empty module name); start in its folder, set"),
     ],
 )
 def test_what_is_no_algorithm(name, message):

@@ -33,7 +33,8 @@ def import_own(flag: str, value: str) -> ModuleType:
         return importlib.import_module(name)
     except Exception as error:
         place = place_in_module(error)
-        remedy = "mend it" if place else "start in its folder, set PYTHONPATH or name another one"
+        elsewhere = "start in its folder, set PYTHONPATH or name another module"
+        remedy = elsewhere if place is None else "mend it"
         raise UsageError(
             f"{flag} is {value!r}, but importing {name} fails"
             f"{'' if place is None else f' at {place}'} ({type(error).__name__}: "
