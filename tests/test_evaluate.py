@@ -17,6 +17,7 @@ from trqam_fast.cli import run_command
 from trqam_fast.evaluation import Evaluator
 from trqam_fast.evaluation.statistics import success_interval, widened, wilson_interval
 from trqam_fast.evaluation.video import RENDER_OPTIONS, VideoWriter, find_renderer
+from trqam_fast.export import write_export
 from trqam_fast.kernels import BackendError
 from trqam_fast.training.load_run import load_run
 from trqam_fast.training.loop import EVALUATION_SEED
@@ -111,6 +112,22 @@ def test_another_checkpoint_and_the_default_folder(trained, monkeypatch):
     seen.clear()
     assert run(folder, "--checkpoint", path, "--episodes", 1, "--seed", 0) == 0
     assert not seen[0] & before[0]  # another seed, other episodes
+
+
+def test_an_export_is_evaluated_as_its_run_is(trained, tmp_path, capsys):
+    """Into a folder that is named, as its own is published."""
+    pytest.importorskip("safetensors")
+    folder, export = trained[0], write_export(trained[0], tmp_path / "export")
+    before = sorted(export.iterdir())
+    for more in ([], ["--out", export], ["--out", export / "evaluation"]):
+        assert run(export, *more) == 2
+        assert "name another folder with --out" in capsys.readouterr().err
+    for number, source in enumerate((folder, export)):
+        assert run(source, "--episodes", EPISODES, "--out", tmp_path / str(number)) == 0
+    ours, theirs = (json.loads((tmp_path / n / "summary.json").read_text()) for n in "01")
+    assert ours | {"checkpoint": "model.safetensors"} == theirs
+    assert len({(tmp_path / n / "episodes.csv").read_text() for n in "01"}) == 1
+    assert load_run(export).step == 20 and sorted(export.iterdir()) == before
 
 
 def test_load_run(trained, tmp_path):

@@ -20,11 +20,13 @@ from trqam_fast.agents import ALGORITHMS, algorithm, declare
 from trqam_fast.cli import run_command
 from trqam_fast.damage import Unreadable
 from trqam_fast.errors import UsageError
+from trqam_fast.evaluate import evaluate
 from trqam_fast.export import load_export, weights, write_export
 from trqam_fast.files import write_json
 from trqam_fast.policy import Policy
 from trqam_fast.runs import checkpoint
 from trqam_fast.runs.folder import RunFolder
+from trqam_fast.runs.read import read_run
 from trqam_fast.runs.versions import cpu_model
 from trqam_fast.training.backend import settle_backend
 from trqam_fast.training.load_run import load_run, make_agent
@@ -44,7 +46,7 @@ def make_run(path, algo, seeds=(3, 5), low=(-1.0, -1.0), high=(1.0, 1.0), failur
     folder.create(config.to_dict(), declare(algorithm(algo))._asdict())
     write_json(path / "task.json", {"obs_dim": 2, "low": low, "high": high})
     stage = "pretrain" if algo == "bc" else "offline"
-    agent = make_agent(settle_backend(config, 2), stage, 2, 2)
+    agent = make_agent(settle_backend(config, len(low)), stage, 2, len(low))
     generator = torch.Generator().manual_seed(1)
     for tensor in weights(agent).values():
         tensor.add_(0.2 * torch.randn(tensor.shape, generator=generator))
@@ -240,8 +242,11 @@ def test_refusals(exported, tmp_path, monkeypatch):
         write_export(tmp_path, tmp_path / "out")
     with pytest.raises(UsageError, match="no config of an export"):
         load_export(run_folder)
-    with pytest.raises(UsageError, match="is an export, which has no checkpoints; name its run"):
-        load_run(exported)
+    for refused in (write_export, read_run):
+        with pytest.raises(UsageError, match="out is an export, which has no logs; name its run"):
+            refused(exported, *[tmp_path / "out"][: refused is write_export])
+    with pytest.raises(UsageError, match="is an export, which has no checkpoints; drop --check"):
+        load_run(exported, run_folder / "checkpoints" / "step_000000007.pt")
     with pytest.raises(UsageError, match="is a file, which --checkpoint takes beside its run"):
         load_run(exported / "config.json")
     assert not (tmp_path / "out").exists()
@@ -327,7 +332,7 @@ def test_own_algorithms_are_given_as_classes(exported, tmp_path):
 
     folder = shutil.copytree(exported, tmp_path / "copy")
     change_config(folder, algo="examples.annealed_qam:AnnealedQAM")
-    with pytest.raises(UsageError, match="pass it as kind=, or train with it as --algo"):
+    with pytest.raises(UsageError, match="pass it as kind=, or name it with --algo"):
         load_export(folder)
     with pytest.raises(UsageError, match="does not hold the weights"):  # TRQAM's has lambda too
         load_export(folder, kind=AnnealedQAM)
@@ -337,3 +342,23 @@ def test_own_algorithms_are_given_as_classes(exported, tmp_path):
     without_checksum(folder)
     policy = Policy.load(folder, kind=AnnealedQAM)
     assert policy(np.zeros(policy.sizes.obs_dim)).shape == (len(policy.sizes.low),)
+
+
+def test_evaluating_imports_what_is_named_alone(tmp_path):
+    """Whoever evaluates names the class and the environment of an export, no file does."""
+    algo, env_name = "examples.annealed_qam:AnnealedQAM", "tests.own_tasks:Reach"
+    make_run(
+        tmp_path / "run", algo, low=(-10,), high=(30,), env_name=env_name,
+        dataset="reach.npz", max_episode_steps=2,
+    )  # fmt: skip
+    out = write_export(tmp_path / "run", tmp_path / "out")
+    with pytest.raises(UsageError, match=f"is of {algo}, a class that is not .*with --algo"):
+        evaluate(out)
+    with pytest.raises(UsageError, match=f"is of {env_name}, an environment that is not"):
+        evaluate(out, algo=algo)
+    with pytest.raises(UsageError, match=f"--env-name is a:b, but {out} is of {env_name}; drop it"):
+        evaluate(out, algo=algo, env_name="a:b")
+    found = evaluate(out, algo=algo, env_name=env_name, episodes=1)
+    assert found.summary == evaluate(tmp_path / "run", episodes=1).summary | {
+        "checkpoint": "model.safetensors"
+    }

@@ -22,6 +22,7 @@ import numpy as np
 import tyro
 
 from trqam_fast import streams
+from trqam_fast.agents import algorithm
 from trqam_fast.callable_module import make_callable
 from trqam_fast.damage import reading
 from trqam_fast.data.names import nearest
@@ -34,10 +35,11 @@ from trqam_fast.evaluation.video import RENDERERS, check_encoder, find_renderer,
 from trqam_fast.files import expanded, make_folder, open_log, write_json, write_text
 from trqam_fast.kernels import Backend
 from trqam_fast.kinds import check_kind, plain
-from trqam_fast.runs.folder import check_out
+from trqam_fast.runs.folder import MODEL, check_out
 from trqam_fast.training.config import MAX_EPISODES
 from trqam_fast.training.load_run import LoadedRun, load_run
 from trqam_fast.training.loop import EVALUATION_SEED
+from trqam_fast.training.presets import flag_of
 
 COLUMNS = ("seed", "episode", "success", "return", "length")
 Table = dict[int, list[EpisodeResult]]
@@ -45,7 +47,7 @@ Table = dict[int, list[EpisodeResult]]
 
 @dataclass(frozen=True)
 class EvaluateArgs:
-    """Play episodes with the policies of a run and report success, return and length.
+    """Play episodes with the policies of a run, or of an export; report success, return, length.
 
     The default seed and number of episodes are those of the run's own evaluations. Intervals are
     95 %: Wilson's for the episodes of a seed and for all together, a bootstrap over seeds for
@@ -53,11 +55,16 @@ class EvaluateArgs:
     """
 
     run: tyro.conf.Positional[Path]
-    """Run folder."""
+    """Run folder, or an export."""
     checkpoint: Path | None = None
     """Checkpoint; the run's newest by default."""
+    algo: str | None = None
+    """Of an export its algorithm, where that is a class of your own, MODULE:CLASS. What a file
+    names is not imported unless you name it too."""
+    env_name: str | None = None
+    """Of an export its environment, where that is MODULE:FACTORY, likewise."""
     episodes: int | None = None
-    """Episodes for each seed of the run; by default its --eval-episodes."""
+    """Episodes for each seed of the run; by default its --eval-episodes, of an export 50."""
     workers: int = 0
     """Processes that step the environments; 0 steps them in this one. Outcomes do not depend on
     it."""
@@ -73,7 +80,7 @@ class EvaluateArgs:
     """Episodes of each seed to write as mp4 files, the first ones."""
     out: Path | None = None
     """Folder for the results; evaluation/step_<step>-seed_<seed>-episodes_<episodes> in the run
-    folder by default."""
+    folder by default. An export's go elsewhere."""
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(EvaluateArgs).items():
@@ -94,6 +101,45 @@ class EvaluateArgs:
 def episodes_of(loaded: LoadedRun, args: EvaluateArgs) -> int:
     """Return the episodes of each seed."""
     return args.episodes or loaded.config.eval_episodes
+
+
+def load(args: EvaluateArgs) -> LoadedRun:
+    """Return the run or export to evaluate.
+
+    Raises:
+        UsageError: there is none, it is another one than named, or it names what would be imported.
+    """
+    kind = None if args.algo is None else algorithm(args.algo)
+    loaded = load_run(args.run, args.checkpoint, args.device, args.backend, kind)
+    for name in ("algo", "env_name"):
+        asked, found = getattr(args, name), getattr(loaded.config, name)
+        if asked not in (None, found):
+            raise UsageError(f"{flag_of(name)} is {asked}, but {args.run} is of {found}; drop it")
+    env_name = loaded.config.env_name
+    if args.env_name is None and ":" in env_name and (args.run / MODEL).exists():
+        raise UsageError(
+            f"{args.run} is of {env_name}, an environment that is not of this package; name it "
+            "with --env-name"
+        )
+    return loaded
+
+
+def results_folder(loaded: LoadedRun, args: EvaluateArgs) -> Path:
+    """Return the folder for the results.
+
+    Raises:
+        UsageError: it holds something else, or is of an export, which is published as it is.
+    """
+    name = f"step_{loaded.step:09d}-seed_{args.seed}-episodes_{episodes_of(loaded, args)}"
+    out = args.out or args.run / "evaluation" / name
+    if (args.run / MODEL).exists() and args.run.resolve() in out.resolve().parents:
+        raise UsageError(
+            f"{args.run} is an export, which nothing is written to; name another folder with --out"
+        )
+    if args.out is not None:
+        check_out(out)
+        check_episodes(out)
+    return out
 
 
 def describe(results: list[EpisodeResult]) -> dict[str, Any]:
@@ -272,7 +318,7 @@ def evaluate(run: Path | str, **flags: Any) -> Evaluation:
     """Play episodes with the policies of a run, as the command does, without writing anything.
 
     Args:
-        run: Run folder.
+        run: Run folder, or an export.
         flags: The command's flags by name but for `video` and `out`, e.g. ``episodes=100``.
 
     Raises:
@@ -287,7 +333,7 @@ def evaluate(run: Path | str, **flags: Any) -> Evaluation:
             raise UsageError(f"evaluate has no flag {name}{nearest(name, known)}")
     given = {"run": run} | flags
     args = EvaluateArgs(**{name: plain(value) for name, value in given.items()})
-    loaded = load_run(args.run, args.checkpoint, args.device, args.backend)
+    loaded = load(args)
     table = play(loaded, args)
     summary = summarise(loaded, args, table)
     return Evaluation(summary["pooled"]["success"], summary, table)
@@ -298,12 +344,8 @@ def main(argv: list[str] | None = None) -> int:
     args = tyro.cli(EvaluateArgs, args=argv, prog="python -m trqam_fast.evaluate")
     if args.video > 0:
         check_encoder()
-    loaded = load_run(args.run, args.checkpoint, args.device, args.backend)
-    name = f"step_{loaded.step:09d}-seed_{args.seed}-episodes_{episodes_of(loaded, args)}"
-    folder = args.out or args.run / "evaluation" / name
-    if args.out is not None:
-        check_out(folder)
-        check_episodes(folder)
+    loaded = load(args)
+    folder = results_folder(loaded, args)
     make_folder(folder)
 
     def say(seed: int, results: list[EpisodeResult]) -> None:

@@ -14,11 +14,10 @@ from trqam_fast.damage import reason_of
 from trqam_fast.errors import UsageError
 from trqam_fast.evaluation.episodes import Request
 from trqam_fast.evaluation.policy import choose_chunks
-from trqam_fast.export import load_export
 from trqam_fast.files import expanded
 from trqam_fast.kernels import Backend
 from trqam_fast.program import write_program
-from trqam_fast.runs.folder import MODEL, RunFolder
+from trqam_fast.runs.folder import RunFolder
 from trqam_fast.simulator.bounds import float32_bounds, unscaled
 from trqam_fast.simulator.environment import Parts, names_of
 from trqam_fast.training.interface import Sizes
@@ -92,10 +91,7 @@ class Policy:
                     f"{checkpoint} is no checkpoint in a run folder; name a run folder, a "
                     "checkpoint in one or an export's folder; torch.export.load takes a .pt2 file"
                 )
-        if (folder / MODEL).exists():
-            loaded = load_export(folder, device, backend, kind)
-        else:
-            loaded = load_run(folder, checkpoint, device, backend)
+        loaded = load_run(folder, checkpoint, device, backend, kind)
         seeds = loaded.config.seeds
         train_seed = seeds[0] if train_seed is None else train_seed
         if train_seed not in seeds:

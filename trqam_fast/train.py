@@ -31,7 +31,6 @@ from trqam_fast.damage import Unreadable, reading, reason_of
 from trqam_fast.data.dataset import Transitions
 from trqam_fast.data.load import load_task
 from trqam_fast.errors import FAILURE, INTERRUPTED, USAGE, Stopped, UsageError
-from trqam_fast.export import state_to_start_from
 from trqam_fast.files import expanded, write_json
 from trqam_fast.kinds import plain
 from trqam_fast.memory import keep_freed_memory
@@ -47,6 +46,7 @@ from trqam_fast.training.config import DEFAULT_ENV, TrainConfig
 from trqam_fast.training.flags import parse_config, read_choices
 from trqam_fast.training.interface import describe, own_interface, write_sizes
 from trqam_fast.training.ledger import Ledger
+from trqam_fast.training.load_run import state_to_start_from
 from trqam_fast.training.logger import Logger
 from trqam_fast.training.loop import Trainer
 from trqam_fast.training.plan import kept_choice, settle_plan, write_choice

@@ -15,7 +15,7 @@ from trqam_fast.damage import is_damage, reason_of
 from trqam_fast.errors import UsageError
 from trqam_fast.evaluation.statistics import success_interval, wilson_interval
 from trqam_fast.files import open_log
-from trqam_fast.runs.folder import KEYS, STAGES
+from trqam_fast.runs.folder import KEYS, MODEL, STAGES
 from trqam_fast.runs.values import LARGEST_COUNT, count, load_json, sound
 from trqam_fast.runs.versions import as_table
 from trqam_fast.text import printable
@@ -237,10 +237,12 @@ def read_run(path: Path, name: str | None = None, only: frozenset[str] | None = 
             evaluations are left out.
 
     Raises:
-        UsageError: there is no such folder, or nothing of a run in it.
+        UsageError: there is no such folder, or nothing of a run in it, or it is an export.
     """
     if not path.is_dir():
         raise UsageError(f"{path} is no folder; name the folder of a run, e.g. runs/<env>/<algo>/*")
+    if (path / MODEL).exists():
+        raise UsageError(f"{path} is an export, which has no logs; name its run")
     if not any((path / file).exists() for file in FILES):
         raise UsageError(f"{path} holds no run (none of {', '.join(FILES)}); name a run folder")
     run = Run(path, encodable(name or path.resolve().name))

@@ -1,28 +1,43 @@
-"""A run read back from its folder, to act with."""
+"""A run read back from its folder, or from its export, to act with."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from trqam_fast.agents import Agent
+from trqam_fast.agents import ALGORITHMS, Agent
 from trqam_fast.damage import Damaged, reading, reason_of
 from trqam_fast.devices import check_device
 from trqam_fast.errors import UsageError
-from trqam_fast.files import expanded
+from trqam_fast.files import expanded, open_file, sha256_of
 from trqam_fast.kernels import Backend, BackendError
 from trqam_fast.kernels.dispatch import check_backend
 from trqam_fast.kinds import check_kind
 from trqam_fast.runs import checkpoint as checkpoints
 from trqam_fast.runs.folder import MODEL, RunFolder
+from trqam_fast.runs.values import load_json
 from trqam_fast.streams import say
 from trqam_fast.training import backend
 from trqam_fast.training.backend import check_asked, settle_backend
 from trqam_fast.training.config import TrainConfig
-from trqam_fast.training.interface import Sizes, read_sizes
+from trqam_fast.training.interface import Sizes, read_sizes, sizes_of
+
+FORMAT = 1
+"""Of an export's config."""
+
+CONFIG = "config.json"
+
+LAYERS = ("kernels", "biases", "norm_scales", "norm_biases")
+"""Parts of a network that hold a tensor for each layer."""
+
+LEFT_OUT = {"online", "target", "exp_avg", "exp_avg_sq"}
+"""State of an agent that is exported layer by layer, or belongs to its optimiser."""
 
 
 class LoadedRun(NamedTuple):
@@ -53,24 +68,30 @@ def load_run(
     checkpoint: Path | str | None = None,
     device: str = "cpu",
     backend: Backend = "auto",
+    kind: type[Agent] | None = None,
 ) -> LoadedRun:
-    """Rebuild the agent of a run folder.
+    """Rebuild the agent of a run folder, or of an export.
 
     Args:
-        path: The run folder.
+        path: The run folder, or what `write_export` wrote.
         checkpoint: One of its checkpoints; the newest whole one by default, with a warning on
             stderr for each damaged one after it.
         device: Torch device to act on, whatever the run was trained on.
         backend: Implementation of the ops.
+        kind: As of `load_export`.
 
     Raises:
         UsageError: no such device or backend, no run, no checkpoint, one that does not fit the
-            other, or weights that are not finite.
+            other, or weights that are not finite; of an export as of `load_export`.
         Unreadable: the system refuses.
         BackendError: the backend cannot run on the device.
     """
     check_here(device, backend)
     path = expanded(Path(path))
+    if (path / MODEL).exists():
+        if checkpoint is not None:
+            raise UsageError(f"{path} is an export, which has no checkpoints; drop --checkpoint")
+        return load_export(path, device, backend, kind)
     checkpoint = None if checkpoint is None else expanded(Path(checkpoint))
     folder = RunFolder(path)
     if not folder.exists:
@@ -81,7 +102,10 @@ def load_run(
         "use the version that made the run",
     ):  # fmt: skip
         if "settings" in values:
-            raise UsageError(f"{path} is an export, {what_helps(path)}")
+            raise UsageError(
+                f"{path} is an export, but {MODEL} is missing; copy it there, or export the run "
+                "again"
+            )
         config = config_here(values, device, backend)
     found, state = read_checkpoint(folder, checkpoint)
     check_asked(config)
@@ -100,18 +124,70 @@ def load_run(
     return LoadedRun(config, agent, state["stage"], state["step"], found, sizes, failures)
 
 
+def load_export(
+    folder: str | os.PathLike,
+    device: str = "cpu",
+    backend: Backend = "auto",
+    kind: type[Agent] | None = None,
+) -> LoadedRun:
+    """Make the agent of an export; nothing in it is executed.
+
+    Args:
+        folder: What `write_export` wrote.
+        device: Torch device to act on.
+        backend: Implementation of the ops.
+        kind: Class of an algorithm that is not of this package: a name in a file imports nothing.
+
+    Raises:
+        UsageError: no such device or backend, or it is no export, damaged, of another version, or
+            of a class that is not given.
+        BackendError: the backend cannot run on the device.
+    """
+    check_here(device, backend)
+    safetensors, folder = load_safetensors(), expanded(Path(folder))
+    with reading(folder / CONFIG, "is no config of an export", "export the run again"):
+        values = load_json(folder / CONFIG)
+        if values["format"] != FORMAT:
+            raise ValueError(f"format {values['format']!r} is of another version")
+        settings, stage = dict(values["settings"]), str(values["stage"])
+        diverged = {str(seed): str(why) for seed, why in values.get("failures", {}).items()}
+        step, act_dim = int(values["step"]), int(values["act_dim"])
+        # An export of a version without bounds is of OGBench's tasks.
+        sizes = sizes_of({"low": (-1.0,) * act_dim, "high": (1.0,) * act_dim} | values)
+        if len(sizes.low) != act_dim:
+            raise ValueError("its bounds are not those of an action")
+        check_class(str(settings["algo"]), kind)
+        config = config_here(settings, device, backend)
+    check_asked(config)
+    config = settle_backend(config, act_dim)
+    agent = make_agent(config, stage, sizes.obs_dim, act_dim)
+    path = folder / MODEL
+    with reading(path, "does not hold the weights", "export the run again"):
+        open_file(path).close()  # safetensors would wait for a pipe's writer
+        try:
+            saved = safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise ValueError(str(error)) from None
+        own = weights(agent)
+        if set(saved) != set(own):
+            odd = sorted(set(saved) ^ set(own))
+            raise ValueError(f"{odd[0]} is {'missing' if odd[0] in own else 'unknown'}")
+        for name, tensor in own.items():
+            if saved[name].shape != tensor.shape or saved[name].dtype != tensor.dtype:
+                raise ValueError(f"{name} is {saved[name].dtype} {list(saved[name].shape)}")
+            tensor.copy_(saved[name])
+        found = sha256_of(path)
+        if values.get("sha256", found) != found:  # exports of earlier versions have none
+            raise ValueError(f"its checksum is not the one in {CONFIG}")
+    failures = {at: diverged[str(s)] for at, s in enumerate(config.seeds) if str(s) in diverged}
+    return LoadedRun(config, agent, stage, step, path, sizes, failures)
+
+
 def what_it_is(path: Path) -> str:
     """Return what is said of a path that is no run's folder."""
     if path.is_file():
         return "is a file, which --checkpoint takes beside its run"
     return "holds no config.json" if path.exists() else "does not exist"
-
-
-def what_helps(export: Path) -> str:
-    """Return what is said of an export where a run is due."""
-    if (export / MODEL).exists():
-        return "which has no checkpoints; name its run, or act with it by trqam_fast.Policy.load"
-    return f"but {MODEL} is missing; copy it there, or export the run again"
 
 
 def make_agent(config: TrainConfig, stage: str, obs_dim: int, act_dim: int) -> Agent:
@@ -190,3 +266,68 @@ def config_here(values: dict[str, Any], device: str, backend: Backend) -> TrainC
     except BackendError:  # What trained has it, what acts here has not; or cannot run at all.
         return replace(config, precision="auto")
     return config
+
+
+def weights(agent: Agent) -> dict[str, Tensor]:
+    """Return the tensors that an agent acts and is evaluated with, by name.
+
+    A network has ``NETWORK.kernels.0`` `[S, in, out]` and so on, critics `[S, E, in, out]`, their
+    targets ``target_NETWORK.kernels.0``; trained numbers are `[S, 1]`, other state such as lambda
+    is `[S]`. They are views of the agent's memory.
+    """
+    found = {}
+    for prefix, block in (("", agent.online), ("target_", agent.target)):
+        for network, parts in block.networks.items():
+            for part in LAYERS:
+                for layer, tensor in enumerate(getattr(parts, part)):
+                    found[f"{prefix}{network}.{part}.{layer}"] = tensor
+        found |= {f"{prefix}{name}": number for name, number in block.scalars.items()}
+    found |= {name: tensor for name, tensor in agent.state().items() if name not in LEFT_OUT}
+    return {name: tensor.detach() for name, tensor in found.items()}
+
+
+def state_to_start_from(folder: Path, kind: type[Agent]) -> dict[str, Any]:
+    """Return an export as a checkpoint to start from, whose optimiser begins anew.
+
+    Args:
+        folder: What `write_export` wrote.
+        kind: Algorithm of the run that starts, which may be one's own.
+
+    Raises:
+        UsageError: as `load_export` raises.
+    """
+    loaded = load_export(folder, backend="reference", kind=kind)
+    return {
+        "stage": loaded.stage,
+        "step": loaded.step,
+        "agent": loaded.agent.state_dict(),
+        "shapes": checkpoints.plain_shapes(loaded.agent.online.shapes),
+        "sequences": loaded.config.sequences,
+        "failures": loaded.failures,
+    }
+
+
+def check_class(algo: str, kind: type[Agent] | None) -> None:
+    """Raise `UsageError` unless an algorithm is of this package, or `kind` is its class."""
+    if algo not in ALGORITHMS and (
+        kind is None or algo != f"{kind.__module__}:{kind.__qualname__}"
+    ):
+        raise UsageError(
+            f"the export is of {algo}, a class that is not of this package; pass it as kind=, or "
+            "name it with --algo"
+        )
+
+
+def load_safetensors() -> ModuleType:
+    """Return the package for tensors.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        import safetensors.torch
+    except ImportError:
+        raise UsageError(
+            "exports need safetensors, which is not installed; run pip install 'trqam_fast[export]'"
+        ) from None
+    return safetensors
