@@ -135,6 +135,8 @@ def test_published_settings_name_their_source(tmp_path):
     assert rows["`--preset`"] == ("paper", "default")  # of this task
     assert rows["`--rho`"] == ("0.5", "authors' README")
     assert rows["`--discount`"][1] == "authors' README"
+    private = export.published_settings(make_config(pretrained="a.pt", pretrained_seed=3))
+    assert not {"pretrained", "pretrained_seed"} & set(private)
 
 
 def export_rows(config):

@@ -401,8 +401,9 @@ def test_a_config_json_holds_the_flags_of_another_run(result, tmp_path):
     export = write_export(result.run_dir, tmp_path / "export") / "config.json"
     assert parse_config(["--config", str(export)]).agent.horizon_length == 3
     copy = tmp_path / "config.json"
-    copy.write_text(json.dumps(values | {"pretrained": "bc", "bc_steps": 0}))
-    assert not {"pretrained", "bc_steps", "run_dir"} & {*read_file(copy)}
+    started = {"pretrained": "bc", "pretrained_seed": 3, "bc_steps": 0}
+    copy.write_text(json.dumps(values | started))
+    assert not {*started, "run_dir"} & {*read_file(copy)}
     assert parse_config(["--config", str(copy), "--pretrained", "other"]).bc_steps == 0
     for wrong in ("lr = 1", "[1]", '{"settings": 1}'):
         copy.write_text(wrong)

@@ -22,12 +22,14 @@ from trqam_fast.cli import run_command
 from trqam_fast.data.dataset import Dataset
 from trqam_fast.data.generate.recipe import Recipe
 from trqam_fast.data.replay import ReplayBuffer
+from trqam_fast.errors import UsageError
 from trqam_fast.export import write_export
 from trqam_fast.runs import checkpoint
 from trqam_fast.runs.read import read_run
 from trqam_fast.status.lines import read_lines
 from trqam_fast.training.flags import parse_config
 from trqam_fast.training.online import OnlineDriver
+from trqam_fast.training.pretrained import differences_in_words, of_one_seed, read_start
 from trqam_fast.training.start import field_of
 from trqam_fast.training.updater import Updater
 
@@ -323,11 +325,68 @@ def test_weights_that_a_run_starts_from(stage, exported, flags, whole, tmp_path,
     assert [row.split(",")[0] for row in rows[1:]] == ["0", "0", "10", "10"]
 
 
+def short(flags, source, *more):
+    """Flags of a run of ten updates of fine-tuning alone."""
+    return [
+        *flags, "--pretrained", str(source), "--bc-steps", "0", "--offline-steps", "10",
+        "--online-steps", "0", *more,
+    ]  # fmt: skip
+
+
+def test_one_seed_of_several_may_go_on(flags, whole, tmp_path, monkeypatch, capsys):
+    """For all seeds of the new run; what its weights mean otherwise there is told."""
+    source, seen = whole / "checkpoints/step_000000360.pt", []
+    monkeypatch.setattr(train.Trainer, "train", lambda _, s: seen.append(s.agent.state_dict()))
+    again = short(flags, source, "--discount", "0.9", "--flow-steps", "5", "--seeds", "7", "8")
+    chosen, folder = [*again, "--pretrained-seed", "5"], tmp_path / "run"
+    assert run(chosen, folder) == 0
+    said = capsys.readouterr().out
+    assert f"starting from {source}, stage offline, seed 5\n" in said
+    assert "note: its run had --discount 0.99 (here 0.9), --flow-steps 10 (here 5)\n" in said
+    saved = checkpoint.load(source)["agent"]
+    for name, tensor in saved.items():
+        assert torch.equal(seen[0][name], tensor[1].expand_as(tensor)), name
+    assert run([*again, "--pretrained-seed", "3", "--resume"], folder) == 2
+    assert "with --pretrained-seed 3 (the run has 5)" in capsys.readouterr().err
+    assert run(again, tmp_path / "both") == 0
+    assert "stage offline; its seeds go on as others: 3 as 7, 5 as 8\n" in capsys.readouterr().out
+    assert torch.equal(seen[1]["online"], saved["online"])
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_the_seeds_of_what_a_run_starts_from(exported, flags, whole, tmp_path):
+    source = whole / "checkpoints/step_000000360.pt"
+    config = parse_config(short(flags, source, "--pretrained-seed", "3"))
+    if exported:
+        source = write_export(whole, tmp_path / "export", checkpoint=source)
+    state, settings = read_start(source, config)
+    assert settings["seeds"] in ([3, 5], (3, 5)) and len(state["agent"]["online"]) == 1
+    other = dataclasses.replace(config, pretrained_seed=4)
+    with pytest.raises(UsageError, match="--pretrained-seed is 4, but .* has the seeds 3, 5; name"):
+        read_start(source, other)
+    with pytest.raises(UsageError, match="is 4; it chooses from --pretrained; give that too"):
+        dataclasses.replace(other, pretrained=None)
+    with pytest.raises(UsageError, match="is 3, which diverged in .* .it was lost.; name another"):
+        of_one_seed({"agent": {"online": torch.zeros(2, 1)}, "failures": {0: "it was lost"}},
+                    settings, 3, source)  # fmt: skip
+    if not exported:
+        alone = shutil.copy(source, tmp_path / source.name)
+        with pytest.raises(UsageError, match="lies in no run folder, which would tell its seeds"):
+            read_start(alone, config)
+        settings = {"env_name": "pointmaze-medium-navigate-singletask-task2-v0", "discount": 0.5}
+        assert differences_in_words(settings, config, cloned_alone=True) == ""
+        assert differences_in_words(settings, config, cloned_alone=False) == (
+            "--env-name pointmaze-medium-navigate-singletask-task2-v0 (here "
+            "pointmaze-medium-navigate-singletask-task1-v0), --discount 0.5 (here 0.99)"
+        )
+        settings = {"env_name": "antmaze-large-navigate-singletask-task2-v0"}
+        assert "--env-name" in differences_in_words(settings, config, cloned_alone=True)
+
+
 def test_a_run_and_what_it_started_from_may_move_together(flags, whole, tmp_path, capsys):
     first, second = tmp_path / "first", tmp_path / "second"
     shutil.copytree(whole, first / "start")
-    short = [*flags, "--bc-steps", "0", "--offline-steps", "10", "--online-steps", "0"]
-    assert run([*short, "--pretrained", str(first / "start")], first / "run") == 0
+    assert run(short(flags, first / "start"), first / "run") == 0
     first.rename(second)
     more = ["--resume", "--offline-steps", "20", "--pretrained"]
     assert run([], second / "run", *more, str(second / "start")) == 0
@@ -337,16 +396,18 @@ def test_a_run_and_what_it_started_from_may_move_together(flags, whole, tmp_path
 
 
 def test_a_checkpoint_that_contradicts_the_flags(flags, whole, tmp_path, capsys):
+    kept = f"--pretrained {whole}/checkpoints/step_000000300.pt, which ends pretraining"
     for more, message in (
         (["--action-chunking"], "was made with --action-chunking False"),
         (["--actor-hidden-dims", "16", "8"], "has shape [16, 16], but the flags ask for [16, 8]"),
         (["--seeds", "1", "2", "3"], "holds 2 runs, but --seeds names 3"),
         (["--horizon-length", "4"], "was made with --horizon-length 5, but the flags ask for 4"),
         (["--bc-steps", "9"], "is fine-tuned, and of that only the cloned field would be left"),
-        (["--critic-warmup", "9"], "use --critic-warmup 0, or a checkpoint that ends pretraining"),
+        (["--algo", "qam-e"], f"use the algorithm of the checkpoint, or {kept}"),
+        (["--critic-warmup", "9"], f"use --critic-warmup 0, or {kept}"),
         (["--algo", "sqam", "--budget-ramp", "9"], "--budget-ramp is 9, which is for the first"),
         (["--init-lambda", "10"], "--init-lambda is 10.0, which is for the first updates"),
-        (["--lambda-start", "closed-form"], "use --lambda-start value, or a checkpoint that"),
+        (["--lambda-start", "closed-form"], f"use --lambda-start value, or {kept}"),
     ):
         more = ["--pretrained", str(whole), "--bc-steps", "0", *more]
         assert run([*flags, *more], tmp_path / "run") == 2

@@ -90,6 +90,8 @@ def test_a_mistake_in_the_file_is_named(changes, message):
             "bc_steps is 3, but pretrained is 'x.pt'",
         ),
         ({"grid": {"qam": {"pretrained": ["a.pt"]}}}, "pretrained of qam is 'a.pt', but"),
+        ({"algo": {"qam": {"pretrained_seed": 3}}}, "pretrained_seed of qam is 3, but pretraining"),
+        ({"flags": {"pretrained_seed": 3}}, "--pretrained-seed is 3; it chooses from --pretrained"),
         ({"algo": {"qam": {"offline_steps": 0}}}, "--offline-steps and --online-steps are 0"),
     ],
 )

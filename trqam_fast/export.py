@@ -70,7 +70,7 @@ def published_settings(config: TrainConfig) -> dict[str, Any]:
     groups = groups_of(TrainConfig)
     private = {n for kind in (MachineConfig, LogConfig, FolderConfig) for n in groups[kind]}
     private |= {name for name, value in vars(config).items() if isinstance(value, Path)}
-    private.add("dataset")  # a place on this machine too
+    private |= {"dataset", "pretrained_seed"}  # a place on this machine too, and of one
     return {name: value for name, value in config.to_dict().items() if name not in private}
 
 

@@ -46,7 +46,6 @@ from trqam_fast.training.config import DEFAULT_ENV, TrainConfig
 from trqam_fast.training.flags import parse_config, read_choices
 from trqam_fast.training.interface import describe, own_interface, write_sizes
 from trqam_fast.training.ledger import Ledger
-from trqam_fast.training.load_run import state_to_start_from
 from trqam_fast.training.logger import Logger
 from trqam_fast.training.loop import Trainer
 from trqam_fast.training.plan import kept_choice, settle_plan, write_choice
@@ -59,6 +58,7 @@ from trqam_fast.training.presets import (
     value_in_words,
     warn_of_unused,
 )
+from trqam_fast.training.pretrained import load_start
 from trqam_fast.training.stopping import StopRequest
 from trqam_fast.training.summary import format_table, summarise
 from trqam_fast.training.trackers import check_packages
@@ -241,37 +241,6 @@ def load_data(
         logger.say(f"note: {note}")
     logger.say(f"data: {len(dataset)} transitions from {path}")
     return dataset
-
-
-def load_start(
-    path: Path, config: TrainConfig, dataset: Transitions, logger: Logger, ledger: Ledger
-) -> dict[str, Any]:
-    """Read what --pretrained names, `path`, and take over which seeds diverged there.
-
-    Raises:
-        UsageError: there is none, it is damaged, or has other networks than the flags.
-    """
-    path = start.check_exists(path)
-    if path.is_dir():
-        state = state_to_start_from(path, algorithm(config.algo))
-    else:
-        state = checkpoint.load(path, start.PRETRAINED)
-    if config.bc_steps > 0 and state["stage"] != "pretrain" and algorithm(config.algo).fine_tunes:
-        raise UsageError(
-            f"--bc-steps is {config.bc_steps}, but {path} is fine-tuned, and of that only the "
-            "cloned field would be left; use --bc-steps 0, or the checkpoint that ends pretraining"
-        )
-    cloned_alone = config.bc_steps > 0 or state["stage"] == "pretrain"
-    kind = algorithm("bc" if cloned_alone else config.algo)
-    shapes = kind.stored_shapes(config.agent, dataset.obs_dim, dataset.act_dim)
-    start.check_start(state, path, shapes, config.sequences, len(config.seeds))
-    if state["stage"] != "pretrain":
-        start.check_first_updates(kind, config.agent, path)
-    ledger.failures = start.inherited_failures(state, path)
-    logger.say(f"starting from {path}, stage {state['stage']}")
-    for run, reason in ledger.failures.items():
-        logger.say(f"error: seed {config.seeds[run]}: {reason}", error=True)
-    return {name: state[name] for name in checkpoint.WEIGHTS}
 
 
 def run(config: TrainConfig) -> Result:

@@ -18,10 +18,11 @@ MOST_IN_A_NAME = 3
 
 # Settings that runs of one method may differ in.
 FREE = {
-    "env_name", "algo", "seeds", "run_dir", "preset", "pretrained", "device", "backend", "plan",
-    "graph", "streams", "threads", "dataset_dir", "generated_dir", "log_interval",
-    "eval_interval", "eval_episodes", "eval_envs", "eval_workers", "save_interval", "keep",
-    "tensorboard", "wandb", "wandb_project", "wandb_group", "wandb_name", "wandb_tags",
+    "env_name", "algo", "seeds", "run_dir", "preset", "pretrained", "pretrained_seed", "device",
+    "backend", "plan", "graph", "streams", "threads", "dataset_dir", "generated_dir",
+    "log_interval", "eval_interval", "eval_episodes", "eval_envs", "eval_workers",
+    "save_interval", "keep", "tensorboard", "wandb", "wandb_project", "wandb_group", "wandb_name",
+    "wandb_tags",
 }  # fmt: skip
 
 # Settings of a run that pretraining alone has no use for.

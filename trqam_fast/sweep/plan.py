@@ -33,7 +33,7 @@ CLONING = "bc"
 """The algorithm that pretrains."""
 
 # Flags that belong to pretraining alone, and those that it has no use for.
-PRETRAINING_ALONE = ("bc_steps", "pretrained")
+PRETRAINING_ALONE = ("bc_steps", "pretrained", "pretrained_seed")
 FINE_TUNING_ALONE = ("offline_steps", "online_steps")
 
 # What a fine-tuning run and its pretraining must have in common: data, fields, action sequences.

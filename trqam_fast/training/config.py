@@ -148,6 +148,9 @@ class StageConfig(Group):
     pretrained: Path | None = None
     """Checkpoint, run folder or export to start from. One that ends pretraining gives its cloned
     field to all fields; a fine-tuned one also gives critics, targets and lambda."""
+    pretrained_seed: int | None = None
+    """Seed of the one run in --pretrained that all seeds start from. By default as many start from
+    several, in order."""
     start_training: int = 5_000
     """Environment steps before the first online update."""
     utd_ratio: int = 1
@@ -160,6 +163,8 @@ class StageConfig(Group):
         """Raise `UsageError` if a value is impossible."""
         self.require_at_least(0, "bc_steps", "offline_steps", "online_steps", "start_training")
         self.require_at_least(1, "utd_ratio")
+        named = self.pretrained_seed is None or self.pretrained is not None
+        self.require("pretrained_seed", named, "it chooses from --pretrained; give that too")
         if max(self.stage_ends.values()) == 0:
             raise UsageError(
                 "--bc-steps, --offline-steps and --online-steps are 0, so there is nothing to do; "

@@ -33,7 +33,7 @@ from trqam_fast.training.presets import (
 PROG = "python -m trqam_fast.train"
 CONFIG_FILE = """--config FILE.toml takes flags from a file, by name, --config RUN/config.json those
 of a run; those of the command line override them."""
-OF_ONE_RUN = ("run_dir", "resume", "overwrite")
+OF_ONE_RUN = ("run_dir", "resume", "overwrite", "pretrained_seed")
 """Flags that are not taken over from another run's configuration."""
 
 

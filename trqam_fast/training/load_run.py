@@ -286,27 +286,6 @@ def weights(agent: Agent) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in found.items()}
 
 
-def state_to_start_from(folder: Path, kind: type[Agent]) -> dict[str, Any]:
-    """Return an export as a checkpoint to start from, whose optimiser begins anew.
-
-    Args:
-        folder: What `write_export` wrote.
-        kind: Algorithm of the run that starts, which may be one's own.
-
-    Raises:
-        UsageError: as `load_export` raises.
-    """
-    loaded = load_export(folder, backend="reference", kind=kind)
-    return {
-        "stage": loaded.stage,
-        "step": loaded.step,
-        "agent": loaded.agent.state_dict(),
-        "shapes": checkpoints.plain_shapes(loaded.agent.online.shapes),
-        "sequences": loaded.config.sequences,
-        "failures": loaded.failures,
-    }
-
-
 def check_class(algo: str, kind: type[Agent] | None) -> None:
     """Raise `UsageError` unless an algorithm is of this package, or `kind` is its class."""
     if algo not in ALGORITHMS and (

@@ -150,7 +150,10 @@ def check_start(
         )
     saved = state["agent"]["online"].shape[0]
     if saved not in (1, runs):
-        raise UsageError(f"{path} holds {saved} runs, but --seeds names {runs}; use as many")
+        raise UsageError(
+            f"{path} holds {saved} runs, but --seeds names {runs}; use as many, or name the seed "
+            "of one with --pretrained-seed"
+        )
     if not state["agent"]["online"].isfinite().all():
         raise UsageError(f"{path} holds weights that are not finite; name another checkpoint")
     if state["stage"] == "pretrain":
@@ -158,18 +161,30 @@ def check_start(
     elif len(shapes) > 1 and list(shapes) != list(state["shapes"]):
         raise UsageError(
             f"{path} holds the networks {', '.join(state['shapes'])}, but --algo needs "
-            f"{', '.join(shapes)}; use the algorithm of the checkpoint"
+            f"{', '.join(shapes)}; use the algorithm of the checkpoint, or "
+            f"{pretraining_of(state, path)}"
         )
     check_shapes(state["shapes"], plain_shapes(shapes), path)
 
 
-def check_first_updates(kind: type[Agent], config: CloningConfig, path: Path) -> None:
+def pretraining_of(state: dict[str, Any], path: Path) -> str:
+    """Return what is said of the checkpoint that ended a run's pretraining: its name if kept."""
+    kept = RunFolder(path.parent.parent).checkpoint(state.get("ends", {}).get("pretrain", 0))
+    if kept.parent == path.parent and kept.exists():
+        return f"--pretrained {kept}, which ends pretraining"
+    return "a checkpoint that ends pretraining"
+
+
+def check_first_updates(
+    kind: type[Agent], config: CloningConfig, state: dict[str, Any], path: Path
+) -> None:
     """Raise `UsageError` if settings of first updates go with fine-tuned weights, past them.
 
     Args:
         kind: The algorithm.
         config: Its hyperparameters.
-        path: The checkpoint, which fine-tuning went on to.
+        state: The checkpoint, which fine-tuning went on to.
+        path: Its file.
     """
     for name in kind.first_updates:
         value, default = getattr(config, name), getattr(kind.Config, name)
@@ -177,7 +192,7 @@ def check_first_updates(kind: type[Agent], config: CloningConfig, path: Path) ->
             flag = flag_of(name)
             raise UsageError(
                 f"{flag} is {value}, which is for the first updates of fine-tuning, but {path} is "
-                f"past them; use {flag} {default}, or a checkpoint that ends pretraining"
+                f"past them; use {flag} {default}, or {pretraining_of(state, path)}"
             )
 
 
