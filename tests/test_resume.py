@@ -18,6 +18,8 @@ import torch
 from tests.kill_run import compare_runs, differences, reached, start, wait_for_line
 from tests.runs import run
 from trqam_fast import train
+from trqam_fast.agents import BCAgent
+from trqam_fast.agents.fql import FQLAgent
 from trqam_fast.cli import run_command
 from trqam_fast.data.dataset import Dataset
 from trqam_fast.data.generate.recipe import Recipe
@@ -331,6 +333,22 @@ def short(flags, source, *more):
         *flags, "--pretrained", str(source), "--bc-steps", "0", "--offline-steps", "10",
         "--online-steps", "0", *more,
     ]  # fmt: skip
+
+
+def test_the_end_of_pretraining_is_evaluated_as_pretraining_does(
+    flags, whole, tmp_path, monkeypatch
+):
+    """By the cloned field, where the algorithm acts with something that has learned nothing yet."""
+    source, seen = whole / "checkpoints/step_000000300.pt", []
+
+    def looked_at(self, stage, agent, step):
+        seen.append((stage, step, type(agent), agent.online.span("actor_slow").clone()))
+        return [0.0, 0.0]
+
+    monkeypatch.setattr(train.Trainer, "evaluate", looked_at)
+    assert run(short(flags, source, "--algo", "fql", "--eval-interval", "0"), tmp_path / "run") == 0
+    assert [entry[:3] for entry in seen] == [("pretrain", 0, BCAgent), ("offline", 10, FQLAgent)]
+    assert torch.equal(seen[0][3], field_of(checkpoint.load(source)))
 
 
 def test_one_seed_of_several_may_go_on(flags, whole, tmp_path, monkeypatch, capsys):

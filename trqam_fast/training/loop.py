@@ -111,9 +111,14 @@ class Trainer:
             agent.load_pretrained(field)
         elif pretrained is not None:
             start.start_from(agent, pretrained)
+            first = agent
+            if pretrained["stage"] == "pretrain":  # which is evaluated as that stage itself does
+                first = self.make_agent("bc")
+                start.start_from(first, pretrained)
             del pretrained["agent"]  # it is as large as the agent itself
             with self.stop.at_once():
-                self.ledger.success["pretrain"] = self.evaluate("pretrain", agent, 0)
+                self.ledger.success["pretrain"] = self.evaluate("pretrain", first, 0)
+            del first
         if current != "online" and config.offline_steps > 0:
             self.fine_tune(agent, state)
             state = None
