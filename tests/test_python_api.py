@@ -17,11 +17,14 @@ import trqam_fast as tf
 from examples.annealed_qam import AnnealedQAM
 from tests import own_tasks
 from tests.runs import run
-from trqam_fast.errors import UsageError
+from trqam_fast.errors import Stopped, UsageError
 from trqam_fast.evaluation.episodes import Request
 from trqam_fast.evaluation.policy import choose_chunks
 from trqam_fast.export import load_export, write_export
+from trqam_fast.runs import checkpoint
+from trqam_fast.runs.folder import RunFolder
 from trqam_fast.training.flags import parse_config, read_file
+from trqam_fast.training.stopping import StopRequest
 
 REACH = "tests.own_tasks:Reach"
 SMALL = {
@@ -150,6 +153,38 @@ def test_the_same_call_goes_on_where_it_was(cloning, tmp_path):
         tf.train(**call, lr=0.5)
     with pytest.raises(UsageError, match="--lr is '0.5'; give a number"):
         tf.train(**call, lr="0.5")
+
+
+@pytest.mark.parametrize("last", [("pretrain", 8), ("offline", 12)])
+def test_who_looks_at_the_evaluations_may_stop_a_run(last, flags, tmp_path):
+    """Saved, as by a signal, so that it goes on; the end of the run is none that is stopped at."""
+    seen, folder = {}, tmp_path / "run"
+
+    def look(stage, step, success):
+        seen[stage, step] = success
+        return None if (stage, step) != last else False
+
+    with pytest.raises(Stopped, match=f"by on_evaluation after step {last[1]}; continue with --re"):
+        tf.train(**flags, seeds=[4, 7], run_dir=folder, on_evaluation=look)
+    assert checkpoint.newest(folder / "checkpoints") == RunFolder(folder).checkpoint(last[1])
+    last = ("offline", 16)
+    done = tf.train(resume="yes", run_dir=folder, on_evaluation=look)
+    assert list(seen) == [("pretrain", 8), ("offline", 12), ("offline", 16)]
+    final = done.summary["final_success_by_seed"]
+    assert seen["offline", 16] == dict(zip([4, 7], final, strict=True))
+
+
+def test_what_looks_at_the_evaluations_is_a_function(flags, cloning, tmp_path):
+    with pytest.raises(TypeError, match="on_evaluation is 3, expected a function of stage, step"):
+        tf.train(**flags, run_dir=tmp_path / "run", on_evaluation=3)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ZeroDivisionError):
+        tf.train(**cloning, run_dir=tmp_path / "run", on_evaluation=lambda *_: 1 // 0)
+    seen = []
+    request = StopRequest(lambda *found: seen.append(found))
+    request.evaluated("offline", 3, (4, 7), [float("nan"), 0.5])
+    request.evaluated("offline", 4, (4, 7), [float("nan")] * 2)
+    assert seen == [("offline", 3, {7: 0.5})] and not request
 
 
 def test_a_policy_acts_as_the_evaluation_does(result):

@@ -59,7 +59,7 @@ from trqam_fast.training.presets import (
     warn_of_unused,
 )
 from trqam_fast.training.pretrained import load_start
-from trqam_fast.training.stopping import StopRequest
+from trqam_fast.training.stopping import OnEvaluation, StopRequest
 from trqam_fast.training.summary import format_table, summarise
 from trqam_fast.training.trackers import check_packages
 
@@ -243,13 +243,14 @@ def load_data(
     return dataset
 
 
-def run(config: TrainConfig) -> Result:
+def run(config: TrainConfig, on_evaluation: OnEvaluation | None = None) -> Result:
     """Do one run: a new one, or with ``resume`` what is left of it.
 
     Its folder is held from before the data are loaded, so nobody else writes to it meanwhile.
 
     Args:
         config: What to do; without ``run_dir`` a new folder is made.
+        on_evaluation: See `train`.
 
     Raises:
         UsageError: something in the configuration cannot work here.
@@ -260,7 +261,7 @@ def run(config: TrainConfig) -> Result:
     check_asked(config)
     check_packages(config.tensorboard, config.wandb)
     columns = (*algorithm(config.algo).metrics, "grad_norm")
-    stop = StopRequest()
+    stop = StopRequest(on_evaluation)
     with torch_settings(config), stop.listening(), held_folder(config, columns) as folder:
         config = settled_resume(dataclasses.replace(config, run_dir=folder.path), folder)
         try:
@@ -358,11 +359,16 @@ def finish(config: TrainConfig, folder: RunFolder, logger: Logger, ledger: Ledge
     return Result(folder.path, summary)
 
 
-def train(config: TrainConfig | None = None, **flags: Any) -> Result:
+def train(
+    config: TrainConfig | None = None, *, on_evaluation: OnEvaluation | None = None, **flags: Any
+) -> Result:
     """Do one run, as the command does, and return what it came to.
 
     Args:
-        config: What to do; or else
+        config: What to do, or else flags.
+        on_evaluation: Called after each evaluation with its stage, its step and success by seed,
+            without those that diverged. Where it returns False the run stops as at a signal; after
+            the last evaluation it is at its end. What it raises is raised.
         flags: The command's flags by name, on top of the preset and the task that they name:
             ``train(env_id="Pendulum-v1", dataset="pendulum.npz", seeds=[0, 1])``. With ``resume``
             "yes" or "auto", on top of the configuration of the run that is continued.
@@ -381,7 +387,11 @@ def train(config: TrainConfig | None = None, **flags: Any) -> Result:
             f"config is a {type(config).__name__}, expected a TrainConfig; give flags by name, as "
             "in train(**flags)"
         )
-    return run(config)
+    if on_evaluation is not None and not callable(on_evaluation):
+        raise TypeError(
+            f"on_evaluation is {on_evaluation!r}, expected a function of stage, step and success"
+        )
+    return run(config, on_evaluation)
 
 
 def config_from(flags: dict[str, Any]) -> TrainConfig:

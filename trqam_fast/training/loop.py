@@ -111,20 +111,22 @@ class Trainer:
             agent.load_pretrained(field)
         elif pretrained is not None:
             start.start_from(agent, pretrained)
-            first = agent
-            if pretrained["stage"] == "pretrain":  # which is evaluated as that stage itself does
-                first = self.make_agent("bc")
-                start.start_from(first, pretrained)
-            del pretrained["agent"]  # it is as large as the agent itself
-            with self.stop.at_once():
-                self.ledger.success["pretrain"] = self.evaluate("pretrain", first, 0)
-            del first
+            self.evaluate_start(agent, pretrained)
         if current != "online" and config.offline_steps > 0:
             self.fine_tune(agent, state)
             state = None
         if config.online_steps > 0:
             agent.begin_stage("online")
             self.train(self.make_stage("online", agent, state))
+
+    def evaluate_start(self, agent: Agent, pretrained: dict[str, Any]) -> None:
+        """Evaluate what a run starts from: where pretraining ended, as that stage itself does."""
+        if pretrained["stage"] == "pretrain":
+            agent = self.make_agent("bc")
+            start.start_from(agent, pretrained)
+        del pretrained["agent"]  # it is as large as the agent itself
+        with self.stop.at_once():
+            self.ledger.success["pretrain"] = self.evaluate("pretrain", agent, 0)
 
     def pretrain(self, state: dict[str, Any] | None, pretrained: dict[str, Any] | None) -> Tensor:
         """Clone the policy, from a checkpoint on; return its packed weights, `[S, p]`.
@@ -183,14 +185,13 @@ class Trainer:
         steps = min(config.log_interval, ends[name] - begin)
         history = History(steps * updates_per_step)
         randomness = make_randomness(config.seeds, name, agent.device, agent.backend)
-        step = begin
+        step = begin if state is None else state["step"]
         if state is not None:
-            path = self.folder.checkpoint(state["step"])
+            path = self.folder.checkpoint(step)
             start.restore(agent, state, path)
             with reading(path, *start.MISFIT):
                 randomness.seek(state["drawn"])
                 history.restore(state["history"], agent.runs, state.get("metrics"))
-            step = state["step"]
             del state["agent"]  # it is as large as the agent itself
         driver: Updater | OnlineDriver
         if online:
@@ -229,6 +230,8 @@ class Trainer:
         if stage.name not in self.ledger.success or self.ledger.evaluated != stage.step:
             self.evaluate_or_stop(stage)
             self.save(stage)
+            if self.stop and stage.end < self.config.end:
+                raise self.stop.stopped(f"after step {stage.step}")
 
     def train_steps(self, stage: Stage, bar: tqdm) -> None:
         """Do the steps of a stage, its log rows, evaluations and checkpoints on the way."""
@@ -312,7 +315,7 @@ class Trainer:
 
         A run whose actions are not finite has diverged, whatever its metrics say.
         """
-        config, ledger, success = self.config, self.ledger, []
+        config, ledger, success = self.config, self.ledger, [math.nan] * len(self.config.seeds)
         with ledger.timed("evaluate"):
             if self.evaluator is None:
                 envs = min(config.eval_envs, config.eval_episodes)
@@ -320,7 +323,6 @@ class Trainer:
                     config.env_name, envs, config.eval_workers, env_options=config.env_options
                 )
             for run, seed in enumerate(config.seeds):
-                success.append(math.nan)
                 if run in ledger.failures:
                     continue
                 try:
@@ -331,6 +333,7 @@ class Trainer:
                     self.give_up(run, str(error), step)
                     continue
                 success[run] = self.logger.evaluation(stage, step, seed, results)
+        self.stop.evaluated(stage, step, config.seeds, success)
         ledger.evaluated = step
         return success
 

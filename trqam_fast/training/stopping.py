@@ -1,19 +1,22 @@
-"""Signals that ask a run to stop: Ctrl-C, and a scheduler's SIGTERM and SIGUSR1."""
+"""What asks a run to stop: Ctrl-C, a scheduler's SIGTERM and SIGUSR1, the caller's function."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from trqam_fast.cli import name_of, own_line
 from trqam_fast.errors import INTERRUPTED, REQUEUE, Stopped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+OnEvaluation = Callable[[str, int, dict[int, float]], object]
+"""Takes stage, step and success by seed; see `trqam_fast.train.train`."""
 
 
 class StopRequest:
@@ -21,13 +24,17 @@ class StopRequest:
 
     A second Ctrl-C raises `KeyboardInterrupt` wherever the program is.
 
+    Args:
+        on_evaluation: Called after each evaluation; what it returns may ask too.
+
     Attributes:
-        signal: Name of the signal that asked, empty if none did.
+        signal: Name of the signal that asked, or of that function; empty if none did.
         status: Exit status that it asks for.
         way_on: How to go on afterwards, in words.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_evaluation: OnEvaluation | None = None) -> None:
+        self.on_evaluation = on_evaluation
         self.signal = ""
         self.status = REQUEUE
         self.way_on = "the same command begins again"
@@ -61,6 +68,25 @@ class StopRequest:
             yield
         finally:
             self._at_once = False
+
+    def evaluated(
+        self, stage: str, step: int, seeds: Sequence[int], success: Sequence[float]
+    ) -> None:
+        """Tell the caller's function of an evaluation, which may ask to stop.
+
+        Args:
+            stage: The stage.
+            step: The step.
+            seeds: The seeds.
+            success: Of each; those that diverged, NaN, are left out.
+        """
+        rates = zip(seeds, success, strict=True)
+        live = {seed: rate for seed, rate in rates if math.isfinite(rate)}
+        if self.on_evaluation is None or not live:
+            return
+        answer = self.on_evaluation(stage, step, live)
+        if answer is not None and not answer:
+            self.signal = self.signal or "on_evaluation"
 
     def stopped(self, where: str = "") -> Stopped:
         """Return what to raise when everything is saved.
