@@ -254,10 +254,15 @@ def test_layers_of_modules(norm, backend):
         if index < len(layers) - 1:
             expected = F.gelu(expected, approximate="tanh")
             expected = norms[index](expected) if norm else expected
-    found = mlp(MLPWeights.from_linears(layers, norms), x, backend=backend)
-    assert_equal64([found], [expected])
     leaves = [p for each in (*layers, *norms) for p in each.parameters()]
-    assert_equal64(gradients([found], leaves), gradients([expected], leaves))
+    network = nn.Sequential(layers[0])
+    for index, layer in enumerate(layers[1:]):
+        network.extend([nn.GELU(approximate="tanh"), *norms[index : index + 1], layer])
+    wanted = gradients([expected], leaves)
+    for given in ((layers, norms), (network,)):
+        found = mlp(MLPWeights.from_linears(*given), x, backend=backend)
+        assert_equal64([found], [expected])
+        assert_equal64(gradients([found], leaves), wanted)
 
 
 def test_layers_that_are_no_network():
@@ -268,3 +273,21 @@ def test_layers_that_are_no_network():
         MLPWeights.from_linears(layers, [nn.LayerNorm(8)])
     with pytest.raises(ValueError, match=r"layers.kernels\[1\] has shape \[1, 7, 3\]; expected"):
         MLPWeights.from_linears([layers[0], nn.Linear(7, 3)])
+    with pytest.raises(ValueError, match=r"layers\[1\] is GELU; pass the linear layers alone, or"):
+        MLPWeights.from_linears([layers[0], nn.GELU("tanh"), layers[1]])
+    first, last = layers
+    gelu, norm, middle = nn.GELU("tanh"), nn.LayerNorm(8, 1e-6), nn.Linear(8, 8)
+    for network, says in (
+        ([first, nn.ReLU(), last], r"layers\[1\] is ReLU; the passes have Linear, GELU"),
+        ([first, nn.GELU(), last], r"layers\[1\] is GELU\(approximate='none'\); the passes"),
+        ([first, norm, gelu, last], r"layers\[1\] is LayerNorm; .* behind every activation"),
+        ([first, gelu, norm, middle, gelu, last], r"layers\[5\] is Linear; .* or none, LayerNorm"),
+        ([first, gelu, middle, gelu, norm, last], r"layers\[4\] is LayerNorm; "),
+        ([first, last], r"layers\[1\] is Linear; "),
+        ([first, gelu, nn.LayerNorm(8), last], r"layers\[2\] is LayerNorm.*eps=1e-05.*; use one"),
+        ([first, gelu], "layers has no Linear at its end; the passes have"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            MLPWeights.from_linears(nn.Sequential(*network))
+    with pytest.raises(ValueError, match="layers is an nn.Sequential; put norms into it"):
+        MLPWeights.from_linears(nn.Sequential(first, gelu, last), [norm])

@@ -89,34 +89,49 @@ class MLPWeights:
 
     @classmethod
     def from_linears(
-        cls, layers: Sequence[nn.Linear], norms: Sequence[nn.LayerNorm] = ()
+        cls, layers: nn.Sequential | Sequence[nn.Linear], norms: Sequence[nn.LayerNorm] = ()
     ) -> MLPWeights:
         """Return the weights of one network of PyTorch's layers, in their memory.
 
-        What passes of these weights find of gradients is the layers' own. Between the layers must
-        be GELU with the tanh approximation, which nothing here can see.
+        What passes of these weights find of gradients is the layers' own.
 
         Args:
-            layers: The linear layers in order, each with a bias.
-            norms: A LayerNorm behind the activation of every hidden layer, with eps 1e-6; or none.
+            layers: The network: Linear, GELU(approximate='tanh') and, behind every activation or
+                none, LayerNorm, with a Linear at the end. Or its linear layers alone, in order,
+                whose activations nothing here can see: they must be that GELU. Each has a bias.
+            norms: Of linear layers alone, a LayerNorm behind the activation of every hidden layer;
+                or none. The eps of every LayerNorm is 1e-6.
 
         Raises:
-            ValueError: a layer has no bias, or a LayerNorm no scale and shift or another eps.
+            ValueError: the network has another layer, a layer no bias, or a LayerNorm no scale and
+                shift or another eps.
         """
-        for index, layer in enumerate(layers):
+        if isinstance(layers, nn.Sequential):
+            if norms:
+                raise ValueError("MLPWeights: layers is an nn.Sequential; put norms into it")
+            linears, normed = parts_of(layers)
+        else:
+            linears = {f"layers[{index}]": layer for index, layer in enumerate(layers)}
+            normed = {f"norms[{index}]": norm for index, norm in enumerate(norms)}
+        for name, layer in linears.items():
+            if not isinstance(layer, nn.Linear):
+                raise ValueError(
+                    f"MLPWeights: {name} is {type(layer).__name__}; pass the linear layers alone, "
+                    "or the network as an nn.Sequential"
+                )
             if layer.bias is None:
-                raise ValueError(f"MLPWeights: layers[{index}] has no bias; give it one of zeros")
-        for index, norm in enumerate(norms):
+                raise ValueError(f"MLPWeights: {name} has no bias; give it one of zeros")
+        for name, norm in normed.items():
             if norm.weight is None or norm.bias is None or norm.eps != NORM_EPS:
                 raise ValueError(
-                    f"MLPWeights: norms[{index}] is {norm}; use one with eps {NORM_EPS:g}, a scale "
-                    "and a shift"
+                    f"MLPWeights: {name} is {norm}; use one with eps {NORM_EPS:g}, a scale and a "
+                    "shift"
                 )
         weights = cls(
-            tuple(layer.weight.T.unsqueeze(0) for layer in layers),
-            tuple(layer.bias.unsqueeze(0) for layer in layers),
-            tuple(norm.weight.unsqueeze(0) for norm in norms),
-            tuple(norm.bias.unsqueeze(0) for norm in norms),
+            tuple(layer.weight.T.unsqueeze(0) for layer in linears.values()),
+            tuple(layer.bias.unsqueeze(0) for layer in linears.values()),
+            tuple(norm.weight.unsqueeze(0) for norm in normed.values()),
+            tuple(norm.bias.unsqueeze(0) for norm in normed.values()),
         )
         weights.check("MLPWeights", "layers")
         return weights
@@ -219,6 +234,31 @@ class MLPWeights:
                     op, f"{name}.{group}[{layer}]", tensor, (*lead, self.kernels[layer].shape[-1])
                 )
         check_same(op, **{f"{name}[{i}]": tensor for i, tensor in enumerate(self.tensors)})
+
+
+def parts_of(network: nn.Sequential) -> tuple[dict[str, nn.Linear], dict[str, nn.LayerNorm]]:
+    """Return the linear layers and the LayerNorms of a network by name.
+
+    Raises:
+        ValueError: a layer is none that the passes have in its place.
+    """
+    normed = len(network) > 2 and isinstance(network[2], nn.LayerNorm)
+    kinds = (nn.Linear, nn.GELU, nn.LayerNorm) if normed else (nn.Linear, nn.GELU)
+    wanted = (
+        "the passes have Linear, GELU(approximate='tanh') and, behind every activation or none, "
+        "LayerNorm, with a Linear at the end"
+    )
+    for index, layer in enumerate(network):
+        right = isinstance(layer, kinds[index % len(kinds)])
+        if not right or (isinstance(layer, nn.GELU) and layer.approximate != "tanh"):
+            found = layer if isinstance(layer, nn.GELU) else type(layer).__name__
+            raise ValueError(f"MLPWeights: layers[{index}] is {found}; {wanted}")
+    if len(network) % len(kinds) != 1:
+        raise ValueError(f"MLPWeights: layers has no Linear at its end; {wanted}")
+    named = {f"layers[{index}]": layer for index, layer in enumerate(network)}
+    linears = {name: layer for name, layer in named.items() if isinstance(layer, nn.Linear)}
+    norms = {name: layer for name, layer in named.items() if isinstance(layer, nn.LayerNorm)}
+    return linears, norms
 
 
 # A tree of tensors to torch.export and the like.
