@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral
 
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor
 FLOATING = (torch.float32, torch.float64)
 
 
-def check_tensor(op: str, name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
-    """Raise unless `tensor` is floating point and has `shape` (None matches any size).
+def check_tensor(op: str, name: str, tensor: Tensor, shape: tuple[int | str | None, ...]) -> None:
+    """Raise unless `tensor` is floating point and has `shape` (an axis's name or None: any size).
 
     Raises:
         TypeError: `tensor` is not a float32 or float64 tensor.
@@ -22,16 +23,40 @@ def check_tensor(op: str, name: str, tensor: Tensor, shape: tuple[int | None, ..
     if tensor.dtype not in FLOATING:
         raise TypeError(f"{op}: {name} has dtype {tensor.dtype}; use float32 or float64")
     found = tuple(tensor.shape)
-    if found == shape:
+    if found == shape or fits(found, shape):
         return
-    if len(found) == len(shape):
-        for size, wanted in zip(found, shape, strict=True):
-            if wanted is not None and size != wanted:
-                break
-        else:
-            return
     expected = "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
-    raise ValueError(f"{op}: {name} has shape {list(tensor.shape)}; expected {expected}")
+    raise ValueError(
+        f"{op}: {name} has shape {list(found)}; expected {expected}{remedy(name, found, shape)}"
+    )
+
+
+def fits(found: tuple[int, ...], shape: tuple[int | str | None, ...]) -> bool:
+    """Whether `found` are the sizes of `shape`, where an axis's name and None are any size."""
+    if len(found) != len(shape):
+        return False
+    for size, wanted in zip(found, shape, strict=True):
+        if wanted is not None and size != wanted and not isinstance(wanted, str):
+            return False
+    return True
+
+
+def remedy(name: str, found: tuple[int, ...], shape: tuple[int | str | None, ...]) -> str:
+    """Return what to pass where a run's axis is missing, or a chunk `[H, A]` is not flat."""
+    one_run = shape[:1] in ((1,), ("S",))
+    if one_run and fits((1, *found), shape):
+        return f"; for one run pass {name}[None]"
+    if len(found) < 3:
+        return ""
+    flat = (*found[:-2], math.prod(found[-2:]))
+    hint = ""
+    if shape[-1] == "D":
+        hint = f", and the module as FlowField(module, action_shape={found[-2:]})"
+    if fits(flat, shape):
+        return f"; pass {name}.flatten(-2){hint}"
+    if one_run and fits((1, *flat), shape):
+        return f"; for one run pass {name}.flatten(-2)[None]{hint}"
+    return ""
 
 
 def check_same(op: str, **tensors: Tensor) -> None:

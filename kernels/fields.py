@@ -116,7 +116,7 @@ def check_observations(
         ValueError: a shape does not fit.
     """
     if not isinstance(observations, Context):
-        check_tensor(op, "observations", observations, (None, None, None))
+        check_tensor(op, "observations", observations, ("S", "B", "O"))
         return observations.shape[0], observations.shape[1]
     for field, velocity in fields.items():
         if isinstance(velocity, MLPWeights):

@@ -29,6 +29,7 @@ from trqam_fast.experts import (
 )
 from trqam_fast.kernels import (
     AffinePath,
+    Context,
     NoiseSchedule,
     adjoint_matching,
     adjoint_matching_steps,
@@ -155,7 +156,7 @@ def test_flow_field_refuses():
         FlowField(nn.Identity(), t_min=1.0)
     with pytest.raises(TypeError, match="path is a NoiseSchedule; pass an AffinePath"):
         FlowField(nn.Identity(), path=NoiseSchedule.flow(2))
-    with pytest.raises(ValueError, match="x has 2 runs"):
+    with pytest.raises(ValueError, match="x has 2 runs; .*pass .1, B, D., the actions"):
         FlowField(lambda c, x, t: x)(None, x, x[..., :1])
     x = x[:1]
     with pytest.raises(ValueError, match=r"x has 4 dimensions; action_shape is \(3, 2\)"):
@@ -569,6 +570,16 @@ def test_what_cannot_be_matched_is_named(match):
             {"lam": torch.ones(2).double()},
             ValueError,
             rf"{op}: lam has shape \[2\]; expected \[1\]",
+        ),
+        (
+            {"context": draw(4, 2)},
+            ValueError,
+            rf"{op}: context .*; for one run pass context\[None\]",
+        ),
+        (
+            {"context": Context(None), "x0": draw(4, 1, 3)},
+            ValueError,
+            rf"{op}: x0 has shape \[4, 1, 3\]; expected \[1, B, D\]; .* action_shape=\(1, 3\)\)$",
         ),
         ({"field": torch.no_grad()(learned)}, RuntimeError, f"{op}: field returned"),
         ({"critic": lambda x: -x.detach().sum(-1)}, RuntimeError, f"critic returned .* {unseen}"),

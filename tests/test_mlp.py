@@ -216,7 +216,7 @@ def test_limits_are_named():
 
 def test_bad_input():
     weights, x = make_mlp(5, 3, runs=2), draw(2, 4, 5)
-    with pytest.raises(ValueError, match=r"inputs has shape \[2, 4, 4\]; expected \[2, \?, 5\]"):
+    with pytest.raises(ValueError, match=r"inputs has shape \[2, 4, 4\]; expected \[2, N, 5\]"):
         mlp(weights, x[..., 1:])
     with pytest.raises(ValueError, match="float32"):
         mlp(weights, x.float())

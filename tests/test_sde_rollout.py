@@ -123,6 +123,30 @@ def test_callable_field_trains_its_own_parameters():
         sde_rollout(module, module, *data, backend="cpp")
 
 
+def test_a_wrong_number_of_axes_is_told_with_what_to_pass():
+    """The axes by name; a run's axis is missing, or a chunk's rows are not flat."""
+    module, right = Module(), {"observations": draw(1, 5, 3), "x0": draw(1, 5, 2)}
+    right["noise"] = draw(1, 3, 5, 2)
+    axes = {"observations": "[S, B, O]", "x0": "[1, 5, D]", "noise": "[1, K - 1, 5, 2]"}
+    for name, tensor in right.items():
+        chunk = tensor.unflatten(-1, (-1, 1))
+        for wrong, run, call in (
+            (tensor[0], "for one run ", "[None]"),
+            (chunk, "", ".flatten(-2)"),
+            (chunk[0], "for one run ", ".flatten(-2)[None]"),
+        ):
+            if name == "observations" and wrong.dim() == 3:  # what S and B are is theirs to say
+                continue
+            with pytest.raises(ValueError) as raised:
+                sde_rollout(module, module, **right | {name: wrong})
+            says = f"{name} has shape {list(wrong.shape)}; expected {axes[name]}; {run}pass "
+            if name == "x0" and "flatten" in call:
+                call += ", and the module as FlowField(module, action_shape=(2, 1))"
+            assert str(raised.value) == f"sde_rollout: {says}{name}{call}"
+            passed = eval(name + call.split(",")[0], {name: wrong})
+            sde_rollout(module, module, **right | {name: passed})
+
+
 def test_bad_input():
     (field, base), (s, x, eps) = make(**CASES[2])
     with pytest.raises(ValueError, match="x0 has shape"):

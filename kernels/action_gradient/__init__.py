@@ -57,7 +57,7 @@ def action_gradient(
             "pass an ensemble [S, E] of one output"
         )
     runs = critic.lead[0]
-    check_tensor(op, "observations", observations, (runs, None, None))
+    check_tensor(op, "observations", observations, (runs, "B", "O"))
     check_tensor(
         op, "x", x, (runs, observations.shape[1], critic.in_features - observations.shape[-1])
     )

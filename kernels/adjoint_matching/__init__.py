@@ -63,7 +63,7 @@ def adjoint_matching(
         RuntimeError: in the backward pass, if another input than `velocity` needs a gradient.
     """
     op = "adjoint_matching"
-    check_tensor(op, "velocity", velocity, (None, None, None, None))
+    check_tensor(op, "velocity", velocity, ("S", "K", "B", "D"))
     check_not_empty(op, "velocity", velocity)
     check_tensor(op, "base_velocity", base_velocity, tuple(velocity.shape))
     check_tensor(op, "adjoint", adjoint, tuple(velocity.shape))

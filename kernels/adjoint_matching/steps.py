@@ -95,7 +95,7 @@ def adjoint_matching_steps(
     op = "adjoint_matching_steps"
     fields = {"velocity": velocity, "base_velocity": base_velocity}
     runs, batch = check_observations(op, observations, points, "points", **fields)
-    check_tensor(op, "points", points, (runs, None, batch, None))
+    check_tensor(op, "points", points, (runs, "K", batch, "D"))
     check_not_empty(op, "points", points)
     check_tensor(op, "adjoint", adjoint, tuple(points.shape))
     check_tensor(op, "lam", lam, (runs,))

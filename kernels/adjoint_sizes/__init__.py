@@ -53,11 +53,11 @@ def adjoint_sizes(
         BackendError: the backend asked for cannot run.
     """
     op = "adjoint_sizes"
-    check_tensor(op, "terminal", terminal, (None, None, None))
+    check_tensor(op, "terminal", terminal, ("S", "B", "D"))
     check_not_empty(op, "terminal", terminal)
     runs, *rows = terminal.shape
     if adjoint is not None:
-        check_tensor(op, "adjoint", adjoint, (runs, None, *rows))
+        check_tensor(op, "adjoint", adjoint, (runs, "K", *rows))
         check_same(op, terminal=terminal, adjoint=adjoint)
         if adjoint.shape[1] == 0:
             raise ValueError(f"{op}: adjoint has no steps; pass None")

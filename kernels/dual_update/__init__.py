@@ -61,7 +61,7 @@ def dual_update(
         BackendError: the backend asked for cannot run.
     """
     op = "dual_update"
-    check_tensor(op, "lam", lam, (None,))
+    check_tensor(op, "lam", lam, ("S",))
     check_tensor(op, "kl_ema", kl_ema, tuple(lam.shape))
     check_tensor(op, "path_kl", path_kl, tuple(lam.shape))
     check_same(op, lam=lam, kl_ema=kl_ema, path_kl=path_kl)

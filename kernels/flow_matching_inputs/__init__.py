@@ -57,9 +57,9 @@ def flow_matching_inputs(
         BackendError: the backend asked for cannot run.
     """
     op = "flow_matching_inputs"
-    check_tensor(op, "observations", observations, (None, None, None))
+    check_tensor(op, "observations", observations, ("S", "B", "O"))
     runs, batch, _ = observations.shape
-    check_tensor(op, "actions", actions, (runs, batch, None))
+    check_tensor(op, "actions", actions, (runs, batch, "D"))
     check_tensor(op, "x0", x0, tuple(actions.shape))
     check_tensor(op, "times", times, (runs, batch, 1))
     check_same(op, observations=observations, actions=actions, x0=x0, times=times)

@@ -115,7 +115,7 @@ def check_states(
     runs, batch = check_observations(
         op, observations, trajectory, "trajectory", base_velocity=base_velocity
     )
-    check_tensor(op, "trajectory", trajectory, (runs, None, batch, None))
+    check_tensor(op, "trajectory", trajectory, (runs, "K + 1", batch, "D"))
     if trajectory.shape[1] < 2:
         raise ValueError(f"{op}: trajectory has {trajectory.shape[1]} points; K + 1 must be >= 2")
     check_same(op, **tensors_of(observations), trajectory=trajectory)

@@ -47,12 +47,12 @@ def mlp(
         if len(inputs) != 2:
             raise ValueError(f"{op}: inputs are {len(inputs)} parts; pass a tensor, or two")
         inputs, x = inputs
-        check_tensor(op, "inputs[0]", inputs, (runs, None, None))
+        check_tensor(op, "inputs[0]", inputs, (runs, "N", None))
         rest = weights.in_features - check_first(op, weights, inputs.shape[-1])
         check_tensor(op, "inputs[1]", x, (runs, inputs.shape[1], rest))
         check_same(op, inputs=inputs, x=x, weights=kernel)
     else:
-        check_tensor(op, "inputs", inputs, (runs, None, weights.in_features))
+        check_tensor(op, "inputs", inputs, (runs, "N", weights.in_features))
         check_same(op, inputs=inputs, weights=kernel)
     chosen = choose_backend(
         op, backend, inputs.device, dtype=inputs.dtype, precision=precision, networks=[weights]

@@ -57,7 +57,7 @@ def path_kl(
         BackendError: the backend asked for cannot run.
     """
     op = "path_kl"
-    check_tensor(op, "velocity", velocity, (None, None, None, None))
+    check_tensor(op, "velocity", velocity, ("S", "K", "B", "D"))
     check_not_empty(op, "velocity", velocity)
     check_tensor(op, "base_velocity", base_velocity, tuple(velocity.shape))
     check_same(op, velocity=velocity, base_velocity=base_velocity)

@@ -112,8 +112,8 @@ def sde_rollout(
     op = "sde_rollout"
     fields = {"velocity": velocity, "base_velocity": base_velocity}
     runs, batch = check_observations(op, observations, x0, "x0", **fields)
-    check_tensor(op, "x0", x0, (runs, batch, None))
-    check_tensor(op, "noise", noise, (runs, None, batch, x0.shape[-1]))
+    check_tensor(op, "x0", x0, (runs, batch, "D"))
+    check_tensor(op, "noise", noise, (runs, "K - 1", batch, x0.shape[-1]))
     check_same(op, **tensors_of(observations), x0=x0, noise=noise)
     schedule = sde_schedule(op, schedule, noise.shape[1] + 1, **fields)
     check_velocity(op, "velocity", velocity, observations, x0.shape[-1])
@@ -252,7 +252,7 @@ def ode_rollout(
     """
     op = "ode_rollout"
     runs, rows = check_observations(op, observations, x0, "x0", velocity=velocity)
-    check_tensor(op, "x0", x0, (runs, rows, None))
+    check_tensor(op, "x0", x0, (runs, rows, "D"))
     check_same(op, **tensors_of(observations), x0=x0)
     check_velocity(op, "velocity", velocity, observations, x0.shape[-1])
     check_counts(op, flow_steps=flow_steps)

@@ -36,7 +36,7 @@ def squared_error(
         RuntimeError: in the backward pass, if `target` or `valid` need a gradient.
     """
     op = "squared_error"
-    check_tensor(op, "prediction", prediction, (None, None, None, None))
+    check_tensor(op, "prediction", prediction, ("S", "E", "B", "D"))
     check_not_empty(op, "prediction", prediction)
     runs, _, batch, dim = prediction.shape
     check_tensor(op, "target", target, (runs, batch, dim))

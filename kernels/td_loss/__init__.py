@@ -72,7 +72,7 @@ def td_loss(
         RuntimeError: in the backward pass, if one of the constants needs a gradient.
     """
     op, inputs = "td_loss", TDInputs(values, next_values, rewards, masks, valid, policy_values)
-    check_tensor(op, "values", values, (None, None, None))
+    check_tensor(op, "values", values, ("S", "E", "B"))
     check_not_empty(op, "values", values)
     runs, _, batch = values.shape
     for name, tensor in inputs.constants.items():

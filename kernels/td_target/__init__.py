@@ -46,7 +46,7 @@ def td_target(
         BackendError: the backend asked for cannot run.
     """
     op = "td_target"
-    check_tensor(op, "values", values, (None, None, None))
+    check_tensor(op, "values", values, ("S", "E", "B"))
     check_not_empty(op, "values", values)
     runs, _, batch = values.shape
     check_tensor(op, "rewards", rewards, (runs, batch))

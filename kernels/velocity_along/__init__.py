@@ -53,7 +53,7 @@ def velocity_along(
     """
     op = "velocity_along"
     runs, batch = check_observations(op, observations, points, "points", velocity=velocity)
-    check_tensor(op, "points", points, (runs, None, batch, None))
+    check_tensor(op, "points", points, (runs, "K", batch, "D"))
     check_same(op, **tensors_of(observations), points=points)
     check_schedule(op, schedule, points.shape[1], "points")
     check_velocity(op, "velocity", velocity, observations, points.shape[-1])

@@ -92,7 +92,7 @@ def check_field(
     """
     op = "check_field"
     runs, batch = check_observations(op, observations, actions, "actions", field=field)
-    check_tensor(op, "actions", actions, (runs, batch, None))
+    check_tensor(op, "actions", actions, (runs, batch, "D"))
     check_velocity(op, "field", field, observations, actions.shape[-1])
     check_action_mask(op, action_mask, actions)
     if action_mask is not None and not action_mask.any():

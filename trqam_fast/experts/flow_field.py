@@ -84,7 +84,10 @@ class FlowField(nn.Module):
             ValueError: there are several runs, or the module returned another shape.
         """
         if x.shape[0] != 1:
-            raise ValueError(f"FlowField: x has {x.shape[0]} runs; a module has weights for one")
+            raise ValueError(
+                f"FlowField: x has {x.shape[0]} runs; a module has weights for one: pass "
+                "[1, B, D], the actions of a chunk in one row"
+            )
         shape = x.shape[2:] if self.action_shape is None else self.action_shape
         if torch.Size(shape).numel() != x.shape[2]:
             raise ValueError(

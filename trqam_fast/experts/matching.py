@@ -87,7 +87,7 @@ def match_trqam(
             with respect to x, or `critic` values without one with respect to the actions.
     """
     op = "match_trqam"
-    _check(op, field, base, x0, noise, lam)
+    _check(op, field, base, context, x0, noise, lam)
     path = curved_path(field)
     if (path is None) != (curved_path(base) is None):
         raise ValueError(
@@ -163,7 +163,7 @@ def match_sqam(
             with respect to the actions.
     """
     op = "match_sqam"
-    _check(op, field, base, x0, noise, lam)
+    _check(op, field, base, context, x0, noise, lam)
     for name, given in (("field", field), ("base", base)):
         if curved_path(given) is not None:
             raise ValueError(
@@ -192,7 +192,13 @@ def match_sqam(
 
 
 def _check(
-    op: str, field: Velocity, base: Velocity, x0: Tensor, noise: Tensor, lam: Tensor
+    op: str,
+    field: Velocity,
+    base: Velocity,
+    context: Tensor | Context,
+    x0: Tensor,
+    noise: Tensor,
+    lam: Tensor,
 ) -> None:
     """Raise under the caller's names, before anything is computed, unless these can be matched."""
     if base is field:
@@ -200,9 +206,14 @@ def _check(
             f"{op}: base is field itself, so that the path KL would stay 0; pass "
             "LowRank(model).base(field), or the field of a frozen copy"
         )
-    check_tensor(op, "x0", x0, (None, None, None))
-    check_tensor(op, "noise", noise, (None, None, None, None))
-    check_tensor(op, "lam", lam, (x0.shape[0],))
+    check_tensor(op, "lam", lam, ("S",))
+    rows: tuple[int | str, ...] = (lam.shape[0], "B")
+    if isinstance(context, Tensor):
+        check_tensor(op, "context", context, ("S", "B", "O"))
+        rows = tuple(context.shape[:2])
+    check_tensor(op, "x0", x0, (*rows, "D"))
+    check_tensor(op, "noise", noise, (rows[0], "steps", *x0.shape[1:]))
+    check_tensor(op, "lam", lam, rows[:1])
 
 
 def _descend(
