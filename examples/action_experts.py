@@ -8,7 +8,7 @@ LeRobot's own loss. Then:
 2. a copy that nothing has changed is shown to have a path KL of 0;
 3. TRQAM and SQAM raise a toy critic's value under a budget; update times and memory are printed.
 
-docs/your_own_policy.md explains every step, and has the versions that it was tried with.
+docs/your_own_policy.md explains every step; docs/results.md has the versions that were tried.
 """
 
 from __future__ import annotations
