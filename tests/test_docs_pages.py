@@ -49,6 +49,30 @@ def test_equations_that_docstrings_name_are_there():
     assert len(set(named)) > 8 and set(named) <= set(rows), set(named) - set(rows)
 
 
+def own_loop(folder, updates):
+    """Run examples/own_policy.py on the page's data; return what it printed."""
+    for _, code in BLOCK.findall((DOCS / "your_own_task.md").read_text())[:2]:
+        (folder / code.partition("\n")[0].removeprefix("# ")).write_text(code)
+    code = (ROOT / "examples" / "own_policy.py").read_text()
+    loop = code.replace("= 0, 1000, 3000, 500", f"= {updates}")
+    assert (folder / "reach.py").exists() and loop != code
+    (folder / "own_policy.py").write_text(loop)
+    execute([sys.executable, "collect.py"], folder)
+    return execute([sys.executable, "own_policy.py"], folder)
+
+
+def test_a_loop_of_ones_own_runs(tmp_path):
+    printed = own_loop(tmp_path, "0, 20, 2, 2")
+    found = r"cloned: \d+%\n2: \d+%, path KL 0\.\d\d, lambda 0.9\d\d\n$"
+    assert re.search(found, printed), printed
+
+
+@pytest.mark.slow
+def test_a_loop_of_ones_own_learns(tmp_path):
+    shares = re.findall(r": (\d+)%", own_loop(tmp_path, "0, 1000, 2500, 2500"))
+    assert int(shares[0]) < 50 and int(shares[-1]) > 90, shares
+
+
 @pytest.mark.slow
 def test_your_own_task(tmp_path):
     printed = ""

@@ -30,6 +30,7 @@ from trqam_fast.experts import (
 from trqam_fast.kernels import (
     AffinePath,
     Context,
+    MLPWeights,
     NoiseSchedule,
     adjoint_matching,
     adjoint_matching_steps,
@@ -497,6 +498,8 @@ def test_the_page_runs_as_written():
     (gradient,) = torch.autograd.grad(names["critic"](actions).sum(), actions)
     assert gradient.shape == actions.shape and gradient.abs().sum() > 0
     assert len(blocks) == 9 and float(names["match"].path_kl) > 0
+    members = [MLPWeights.from_linears(member) for member in names["critics"].members]
+    assert all(member.layer_norm and len(member.kernels) > 2 for member in members)
     low_rank, layer = names["copy"], "/expert/0"
     change = names["weights"]["expert.0.weight"] - names["model"].expert[0].weight
     torch.testing.assert_close(change, low_rank.up[layer] @ low_rank.down[layer])
