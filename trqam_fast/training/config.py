@@ -149,8 +149,8 @@ class StageConfig(Group):
     """Checkpoint, run folder or export to start from. One that ends pretraining gives its cloned
     field to all fields; a fine-tuned one also gives critics, targets and lambda."""
     pretrained_seed: int | None = None
-    """Seed of the one run in --pretrained that all seeds start from. By default as many start from
-    several, in order."""
+    """Seed of the one run in --pretrained that all seeds start from. By default --seeds must name
+    as many as --pretrained has, if it has several; they go on in order."""
     start_training: int = 5_000
     """Environment steps before the first online update."""
     utd_ratio: int = 1
