@@ -182,9 +182,21 @@ def test_what_looks_at_the_evaluations_is_a_function(flags, cloning, tmp_path):
         tf.train(**cloning, run_dir=tmp_path / "run", on_evaluation=lambda *_: 1 // 0)
     seen = []
     request = StopRequest(lambda *found: seen.append(found))
-    request.evaluated("offline", 3, (4, 7), [float("nan"), 0.5])
-    request.evaluated("offline", 4, (4, 7), [float("nan")] * 2)
+    request.evaluated("offline", 3, {4: float("nan"), 7: 0.5}, last=False)
+    request.evaluated("offline", 4, {4: float("nan")}, last=False)
     assert seen == [("offline", 3, {7: 0.5})] and not request
+
+
+@pytest.mark.parametrize(
+    "answer, last, stops",
+    [(False, False, True), (np.bool_(False), False, True), (False, True, False),
+     (0, False, False), ([], False, False), (None, False, False), (True, False, False)],
+)  # fmt: skip
+def test_false_alone_stops_and_only_before_the_end(answer, last, stops):
+    """The first Ctrl-C after it is the first one all the same."""
+    request = StopRequest(lambda *_: answer)
+    request.evaluated("offline", 3, {7: 0.5}, last=last)
+    assert bool(request) is stops and request.signal == ""
 
 
 def test_a_policy_acts_as_the_evaluation_does(result):
@@ -373,6 +385,10 @@ def test_wrong_arguments_are_told_before_a_file_is_read(result, tmp_path):
         tf.evaluate(str(nowhere), episodes=np.int64(3))
     with pytest.raises(UsageError, match="evaluate has no flag epsodes; nearest: episodes"):
         tf.evaluate(str(nowhere), epsodes=3)
+    with pytest.raises(
+        UsageError, match="evaluate has no flag xyz; 'python -m trqam_fast.evaluate"
+    ):
+        tf.evaluate(str(nowhere), xyz=3)
     assert type(tf.make_config(batch_size=np.int64(3), lr=np.float32(0.5)).agent.lr) is float
     for seeds in (np.arange(3), range(3), [0, np.int64(1), 2]):
         assert tf.make_config(seeds=seeds).seeds == (0, 1, 2)

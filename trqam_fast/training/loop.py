@@ -125,8 +125,7 @@ class Trainer:
             agent = self.make_agent("bc")
             start.start_from(agent, pretrained)
         del pretrained["agent"]  # it is as large as the agent itself
-        with self.stop.at_once():
-            self.ledger.success["pretrain"] = self.evaluate("pretrain", agent, 0)
+        self.evaluate("pretrain", agent, 0)
 
     def pretrain(self, state: dict[str, Any] | None, pretrained: dict[str, Any] | None) -> Tensor:
         """Clone the policy, from a checkpoint on; return its packed weights, `[S, p]`.
@@ -278,9 +277,7 @@ class Trainer:
     def evaluate_or_stop(self, stage: Stage) -> None:
         """Evaluate; a signal abandons the evaluation, which the continued run repeats."""
         try:
-            with self.stop.at_once():
-                success = self.evaluate(stage.name, stage.agent, stage.step)
-                self.ledger.success[stage.name] = success
+            self.evaluate(stage.name, stage.agent, stage.step)
         except Stopped:
             self.save(stage)
             raise self.stop.stopped(f"after step {stage.step}") from None
@@ -310,13 +307,13 @@ class Trainer:
             kept = "this run stops. Name other weights with --pretrained"
         self.logger.say(f"error: seed {self.config.seeds[run]}: {reason}; {kept}", error=True)
 
-    def evaluate(self, stage: str, agent: Agent, step: int) -> list[float]:
-        """Play the evaluation episodes with every live run; return success by run.
+    def evaluate(self, stage: str, agent: Agent, step: int) -> None:
+        """Play the evaluation episodes with every live run; keep success by run.
 
         A run whose actions are not finite has diverged, whatever its metrics say.
         """
         config, ledger, success = self.config, self.ledger, [math.nan] * len(self.config.seeds)
-        with ledger.timed("evaluate"):
+        with self.stop.at_once(), ledger.timed("evaluate"):
             if self.evaluator is None:
                 envs = min(config.eval_envs, config.eval_episodes)
                 self.evaluator = Evaluator(
@@ -333,9 +330,9 @@ class Trainer:
                     self.give_up(run, str(error), step)
                     continue
                 success[run] = self.logger.evaluation(stage, step, seed, results)
-        self.stop.evaluated(stage, step, config.seeds, success)
-        ledger.evaluated = step
-        return success
+        ledger.success[stage], ledger.evaluated = success, step
+        rates = dict(zip(config.seeds, success, strict=True))
+        self.stop.evaluated(stage, step, rates, last=step == config.end)
 
     def save(self, stage: Stage) -> None:
         """Write a checkpoint; a run that diverged keeps the weights of its last good one.

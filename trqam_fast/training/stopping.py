@@ -8,8 +8,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import FrameType
+
+import numpy as np
 
 from trqam_fast.cli import name_of, own_line
 from trqam_fast.errors import INTERRUPTED, REQUEUE, Stopped
@@ -28,7 +30,8 @@ class StopRequest:
         on_evaluation: Called after each evaluation; what it returns may ask too.
 
     Attributes:
-        signal: Name of the signal that asked, or of that function; empty if none did.
+        signal: Name of the signal that asked, empty if none did.
+        ended: Whether that function asked.
         status: Exit status that it asks for.
         way_on: How to go on afterwards, in words.
     """
@@ -36,12 +39,13 @@ class StopRequest:
     def __init__(self, on_evaluation: OnEvaluation | None = None) -> None:
         self.on_evaluation = on_evaluation
         self.signal = ""
+        self.ended = False
         self.status = REQUEUE
         self.way_on = "the same command begins again"
         self._at_once = False
 
     def __bool__(self) -> bool:
-        return bool(self.signal)
+        return self.ended or bool(self.signal)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -69,24 +73,20 @@ class StopRequest:
         finally:
             self._at_once = False
 
-    def evaluated(
-        self, stage: str, step: int, seeds: Sequence[int], success: Sequence[float]
-    ) -> None:
+    def evaluated(self, stage: str, step: int, success: dict[int, float], *, last: bool) -> None:
         """Tell the caller's function of an evaluation, which may ask to stop.
 
         Args:
             stage: The stage.
             step: The step.
-            seeds: The seeds.
-            success: Of each; those that diverged, NaN, are left out.
+            success: By seed; those that diverged, NaN, are left out.
+            last: Whether the run ends here anyhow.
         """
-        rates = zip(seeds, success, strict=True)
-        live = {seed: rate for seed, rate in rates if math.isfinite(rate)}
+        live = {seed: rate for seed, rate in success.items() if math.isfinite(rate)}
         if self.on_evaluation is None or not live:
             return
         answer = self.on_evaluation(stage, step, live)
-        if answer is not None and not answer:
-            self.signal = self.signal or "on_evaluation"
+        self.ended = isinstance(answer, bool | np.bool_) and not answer and not last
 
     def stopped(self, where: str = "") -> Stopped:
         """Return what to raise when everything is saved.
@@ -94,8 +94,9 @@ class StopRequest:
         Args:
             where: E.g. "after step 7".
         """
+        by = self.signal or "on_evaluation"
         return Stopped(
-            f"stopped by {' '.join(filter(None, (self.signal, where)))}; {self.way_on}", self.status
+            f"stopped by {' '.join(filter(None, (by, where)))}; {self.way_on}", self.status
         )
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
