@@ -329,7 +329,7 @@ def test_changed_weights_are_noticed(exported, tmp_path):
     load_export(folder)
 
 
-def test_own_algorithms_are_given_as_classes(exported, tmp_path):
+def test_own_algorithms_are_given_as_classes(exported, tmp_path, monkeypatch):
     from examples.annealed_qam import AnnealedQAM
 
     folder = shutil.copytree(exported, tmp_path / "copy")
@@ -338,6 +338,11 @@ def test_own_algorithms_are_given_as_classes(exported, tmp_path):
         load_export(folder)
     with pytest.raises(UsageError, match="does not hold the weights"):  # TRQAM's has lambda too
         load_export(folder, kind=AnnealedQAM)
+    monkeypatch.setattr("examples.annealed_qam.HandedOn", AnnealedQAM, raising=False)
+    change_config(folder, algo="examples.annealed_qam:HandedOn")  # as a package calls it
+    with pytest.raises(UsageError, match="does not hold the weights"):
+        load_export(folder, kind=AnnealedQAM)
+    change_config(folder, algo="examples.annealed_qam:AnnealedQAM")
     tensors = load_file(folder / "model.safetensors")
     save_file({n: t for n, t in tensors.items() if n not in ("lam", "kl_ema")},
               folder / "model.safetensors")  # fmt: skip

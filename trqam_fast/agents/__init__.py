@@ -56,7 +56,6 @@ ALGORITHMS: dict[str, type[Agent]] = {
     "sqam": SQAMAgent,
 }
 """The algorithms of this package by the name that ``--algo`` takes, in the order of tables."""
-DECLARATIONS = {name: declare(kind) for name, kind in ALGORITHMS.items()}
 
 
 def algorithm(name: str) -> type[Agent]:
@@ -99,7 +98,7 @@ def declaration(name: str, saved: Mapping[str, Any] | None = None) -> Declaratio
         saved: What its run folder holds of it, for an algorithm that is not of this package.
     """
     if name in ALGORITHMS:
-        return DECLARATIONS[name]
+        return declare(ALGORITHMS[name])
     return read_declaration(name, saved or {})
 
 

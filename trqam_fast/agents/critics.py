@@ -113,7 +113,7 @@ def critic_shape(config: Any, obs_dim: int, act_dim: int) -> MLPShape:
 
 def temporal_difference(
     agent: Agent,
-    q: Tensor,
+    q: Tensor | None,
     next_values: Tensor,
     batch: Batch,
     policy_values: Tensor | None = None,
@@ -128,7 +128,15 @@ def temporal_difference(
         next_values: What `next_values` returned of a `TDCritic`.
         batch: The batch.
         policy_values: Values of the policy's actions, `[S, E, B]`, for the metric ``value_gap``.
+
+    Raises:
+        UsageError: there is no q.
     """
+    if q is None:
+        raise mistake(
+            type(agent), "its data_values returned None, which its critic_loss needs",
+            "return Q_e(s, a), or define critic_loss",
+        )  # fmt: skip
     config, rewards = agent.config, batch.rewards
     if config.reward_scale != 1.0:
         rewards = config.reward_scale * rewards

@@ -317,7 +317,6 @@ class QAMAgent(Agent):
             end: X_K, which others penalise.
             policy_values: Q' of `terminal_adjoint` at X_K, `[S, E, B]`.
         """
-        assert q is not None, "data_values returned none: return Q_e(s, a), or replace critic_loss"
         next_values = self.critic.next_values(self, batch, next_actions)
         return critics.temporal_difference(self, q, next_values, batch, policy_values)
 

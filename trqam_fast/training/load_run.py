@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -288,9 +289,13 @@ def weights(agent: Agent) -> dict[str, Tensor]:
 
 def check_class(algo: str, kind: type[Agent] | None) -> None:
     """Raise `UsageError` unless an algorithm is of this package, or `kind` is its class."""
-    if algo not in ALGORITHMS and (
-        kind is None or algo != f"{kind.__module__}:{kind.__qualname__}"
-    ):
+    module, _, attribute = algo.partition(":")
+    # Either where it is defined, or what a package that hands it on calls it.
+    known = kind is not None and (
+        f"{kind.__module__}:{kind.__qualname__}" == algo
+        or getattr(sys.modules.get(module), attribute, None) is kind
+    )
+    if algo not in ALGORITHMS and not known:
         raise UsageError(
             f"the export is of {algo}, a class that is not of this package; pass it as kind=, or "
             "name it with --algo"
