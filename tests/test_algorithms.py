@@ -415,6 +415,11 @@ class Actionless(QAMAgent):
         return {name: shape for name, shape in super().draws().items() if name != "next_action"}
 
 
+class Valueless(QAMAgent):
+    def data_values(self, batch):
+        return None
+
+
 class Returnless(BCAgent):
     def draws(self):
         super().draws()
@@ -626,6 +631,7 @@ class Late(QAMAgent):
         ("Returnless", "what its draws returned is of type NoneType; give shapes "),
         ("Unasked", "it reads the noise 'z', which it does not draw; add it to what its draws re"),
         ("Actionless", "its critics learn from next actions, of which it draws no noise; add "),
+        ("Valueless", "its data_values returned None, which its critic_loss needs; return "),
         ("Undrawn", "its draws are z, while cloning_loss reads bc_x0; add "),
         ("Scalar", "its metric 'lr' is a tensor []; give a tensor [1], one number for each run"),
         ("Number", "its metric 'lr' is of type float; give a tensor [1], one number for each run"),

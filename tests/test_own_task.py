@@ -1,4 +1,7 @@
-"""Tasks of one's own: the registry, the wrapper, and the whole trainer on them."""
+"""Tasks of one's own: the registry, the wrapper, and the whole trainer on them.
+
+Longer than 400 lines, as every kind of environment goes through the same doors.
+"""
 
 import csv
 import json

@@ -1,4 +1,7 @@
-"""Runs that are killed, stopped by a scheduler, or out of disk space."""
+"""Runs that are killed, stopped by a scheduler, or out of disk space, and what a run starts from.
+
+Longer than 400 lines, as all of them look at the same whole run.
+"""
 
 import dataclasses
 import gc
@@ -389,7 +392,7 @@ def test_the_seeds_of_what_a_run_starts_from(exported, flags, whole, tmp_path):
                     settings, 3, source)  # fmt: skip
     if not exported:
         alone = shutil.copy(source, tmp_path / source.name)
-        with pytest.raises(UsageError, match="lies in no run folder, which would tell its seeds"):
+        with pytest.raises(UsageError, match="no sound config.json of its run beside it to tell"):
             read_start(alone, config)
         settings = {"env_name": "pointmaze-medium-navigate-singletask-task2-v0", "discount": 0.5}
         assert differences_in_words(settings, config, cloned_alone=True) == ""

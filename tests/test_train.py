@@ -247,6 +247,7 @@ def test_no_whole_checkpoint(flags, tmp_path, capsys):
         (["--xyz"], "no flag --xyz; 'python -m trqam_fast.train --help' names them all\n"),
         (["--resume", "RUN"], "--resume is 'RUN'; give no or yes or auto, and a run's folder as "),
         (["run.toml"], "run.toml follows no flag; write --config run.toml"),
+        (["--lr=1e-3", "run.toml"], "run.toml follows no flag; write --config run.toml"),
     ],
 )
 def test_bad_flags(bad, message, flags, tmp_path, capsys, monkeypatch):
@@ -255,6 +256,10 @@ def test_bad_flags(bad, message, flags, tmp_path, capsys, monkeypatch):
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_tags_may_be_called_as_files_are():
+    assert parse_config(["--wandb-tags", "a.json", "b.toml"]).wandb_tags == ("a.json", "b.toml")
 
 
 def test_paths_are_the_same_from_any_folder(tmp_path, monkeypatch):

@@ -43,6 +43,7 @@ from trqam_fast.training.presets import flag_of
 
 COLUMNS = ("seed", "episode", "success", "return", "length")
 Table = dict[int, list[EpisodeResult]]
+HELP = "'python -m trqam_fast.evaluate --help' names them all"
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,11 @@ def load(args: EvaluateArgs) -> LoadedRun:
         if asked not in (None, found):
             raise UsageError(f"{flag_of(name)} is {asked}, but {args.run} is of {found}; drop it")
     env_name = loaded.config.env_name
+    if args.workers > 0 and env_name.startswith("__main__:"):
+        raise UsageError(
+            f"--workers is {args.workers}; use 0 with {env_name}, which other processes lack, or "
+            "move it to a module"
+        )
     if args.env_name is None and ":" in env_name and (args.run / MODEL).exists():
         raise UsageError(
             f"{args.run} is of {env_name}, an environment that is not of this package; name it "
@@ -330,7 +336,7 @@ def evaluate(run: Path | str, **flags: Any) -> Evaluation:
     known = [field.name for field in dataclasses.fields(EvaluateArgs)]
     for name in flags:
         if name not in known:
-            raise UsageError(f"evaluate has no flag {name}{nearest(name, known)}")
+            raise UsageError(f"evaluate has no flag {name}{nearest(name, known, HELP)}")
     given = {"run": run} | flags
     args = EvaluateArgs(**{name: plain(value) for name, value in given.items()})
     loaded = load(args)

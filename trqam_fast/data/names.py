@@ -186,10 +186,11 @@ SYNONYMS = {
     "num_qs": ("num_critics", "n_critics"), "horizon_length": ("chunk_size", "action_horizon"),
 }  # fmt: skip
 """What others call the trainer's flags."""
+LISTED = "'python -m trqam_fast.data list' names all datasets"
 
 
-def nearest(name: str, names: list[str]) -> str:
-    """Return the names most like `name`, as the end of a message; empty if there are none."""
+def nearest(name: str, names: list[str], otherwise: str = "") -> str:
+    """Return the names most like `name`, or what is said where there are none, to end a message."""
 
     def plain(flag: str) -> str:
         return flag.removeprefix("--").replace("-", "_")
@@ -197,7 +198,8 @@ def nearest(name: str, names: list[str]) -> str:
     spelled = {plain(own): own for own in names}
     near = [own for own, others in SYNONYMS.items() if plain(name) in others and own in spelled]
     near = near or difflib.get_close_matches(plain(name), spelled)
-    return f"; nearest: {', '.join(spelled[own] for own in near)}" if near else ""
+    found = f"nearest: {', '.join(spelled[own] for own in near)}" if near else otherwise
+    return f"; {found}" if found else ""
 
 
 def parse_task(env_name: str) -> TaskName:
@@ -208,7 +210,7 @@ def parse_task(env_name: str) -> TaskName:
     """
     names = known_tasks()
     if env_name not in names:
-        hint = nearest(env_name, names)
+        hint = nearest(env_name, names, LISTED)
         raise UsageError(f"--env-name {env_name!r} is not an OGBench single task{hint}")
     head, _, tail = env_name.partition("-singletask")
     head, _, kind = head.rpartition("-")
@@ -231,8 +233,7 @@ def parse_dataset(name: str) -> DatasetName:
     plain = re.sub(r"-singletask(-task\d+)?", "", name)
     found = re.fullmatch(r"(.+)-([a-z]+)-(v\d+)(-\d+)?(-val)?", plain)
     if found is None or found[2] not in kinds_of(found[1]):
-        hint = nearest(name, [*PUBLISHED, *LARGE_SETS])
-        hint = hint or "; 'python -m trqam_fast.data list' names them all"
+        hint = nearest(name, [*PUBLISHED, *LARGE_SETS], LISTED)
         raise UsageError(f"{name!r} is not a dataset of OGBench{hint}")
     head, kind, version = found.group(1, 2, 3)
     return DatasetName(f"{head}-{kind}-{version}", f"{head}-{version}")

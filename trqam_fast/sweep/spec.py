@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 from trqam_fast.agents import algorithm
 from trqam_fast.agents.config import Group
-from trqam_fast.data.names import known_tasks, nearest
+from trqam_fast.data.names import LISTED, known_tasks, nearest
 from trqam_fast.data.tasks import find_task
 from trqam_fast.errors import UsageError
 from trqam_fast.kinds import is_a, kind_in_words
@@ -213,7 +213,9 @@ def expand_task(name: Any) -> list[str]:
     known = known_tasks()
     found = [task for n in range(1, 100) if (task := f"{head}task{n}{tail}") in known]
     if not found:
-        raise UsageError(f"{name!r} stands for no OGBench single task{nearest(name, known)}")
+        raise UsageError(
+            f"{name!r} stands for no OGBench single task{nearest(name, known, LISTED)}"
+        )
     return found
 
 
@@ -222,7 +224,8 @@ def check_names(where: str, values: dict[str, Any], known: list[str]) -> None:
     for name in values:
         if name not in known:
             raise UsageError(
-                f"{where} has {name!r}, which means nothing there{nearest(name, known)}"
+                f"{where} has {name!r}, which means nothing there"
+                + nearest(name, known, "docs/sweeps.md says what a file takes")
             )
 
 

@@ -23,6 +23,7 @@ from trqam_fast.kinds import is_a, kind_in_words
 from trqam_fast.runs.values import load_json, load_toml
 from trqam_fast.training.config import PATHS, FolderConfig, TrainConfig, flag_hints, run_flags
 from trqam_fast.training.presets import (
+    HELP,
     by_one_name,
     flag_of,
     make_config,
@@ -85,7 +86,9 @@ def read_file(path: Path) -> dict[str, Any]:
     hints = flag_hints(algo)
     for name, value in values.items():
         if name not in hints:
-            raise UsageError(f"{path} has {name!r}, which means nothing{nearest(name, [*hints])}")
+            raise UsageError(
+                f"{path} has {name!r}, which means nothing{nearest(name, [*hints], HELP)}"
+            )
         if not is_a(value, hints[name]):
             raise UsageError(f"{path}: {name} is {value!r}; give {kind_in_words(hints[name])}")
     return {n: Path(v) if n in PATHS else v for n, v in values.items()}
@@ -114,9 +117,13 @@ def parse_config(argv: list[str], base: TrainConfig | None = None) -> TrainConfi
             values.
     """
     chosen, words = read_choices(argv)
-    for before, word in zip(["", *words], words, strict=False):
-        if word.endswith((".toml", ".json")) and not before.startswith("--"):
+    flag, before = "", ""
+    for word in words:
+        flag = word if word.startswith("--") else flag
+        takes = before.startswith("--") and "=" not in before or flag == flag_of("wandb_tags")
+        if word.endswith((".toml", ".json")) and not takes and word != flag:
             raise UsageError(f"{word} follows no flag; write --config {word}")
+        before = word
     algo = chosen.get("algo", TrainConfig.algo if base is None else base.algo)
     unused = unused_flags(algo, chosen)
     chosen = {name: value for name, value in chosen.items() if name not in unused}

@@ -61,6 +61,9 @@ SMOKE: dict[str, Any] = DEFAULT | {
     "eval_envs": 5,
 }
 
+HELP = "'python -m trqam_fast.train --help' names them all"
+"""What is said where no flag is like the one that was given."""
+
 PRESETS = {"default": DEFAULT, "smoke": SMOKE, "paper": PAPER}
 
 
@@ -163,8 +166,7 @@ def unused_flags(algo: str, names: Iterable[str]) -> list[str]:
     others = setting_names()
     for name in unused:
         if name not in others:
-            hint = nearest(flag_of(name), [flag_of(other) for other in known | others])
-            hint = hint or "; 'python -m trqam_fast.train --help' names them all"
+            hint = nearest(flag_of(name), [flag_of(other) for other in known | others], HELP)
             raise UsageError(f"there is no flag {flag_of(name)}{hint}")
     return unused
 

@@ -109,8 +109,8 @@ def of_one_seed(
     asked, seeds = f"--pretrained-seed is {seed}", seeds_of(state, settings)
     if not seeds:
         raise UsageError(
-            f"{asked}, but {path} lies in no run folder, which would tell its seeds; drop the "
-            "flag, or name the file in its run's folder"
+            f"{asked}, but {path} has no sound config.json of its run beside it to tell its seeds; "
+            "drop the flag, or name the file in its run's folder"
         )
     if seed not in seeds:
         known = ", ".join(map(str, seeds))
