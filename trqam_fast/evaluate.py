@@ -35,7 +35,7 @@ from trqam_fast.evaluation.video import RENDERERS, check_encoder, find_renderer,
 from trqam_fast.files import expanded, make_folder, open_log, write_json, write_text
 from trqam_fast.kernels import Backend
 from trqam_fast.kinds import check_kind, plain
-from trqam_fast.runs.folder import MODEL, check_out
+from trqam_fast.runs.folder import check_out, is_export
 from trqam_fast.training.config import MAX_EPISODES
 from trqam_fast.training.load_run import LoadedRun, load_run
 from trqam_fast.training.loop import EVALUATION_SEED
@@ -122,7 +122,7 @@ def load(args: EvaluateArgs) -> LoadedRun:
             f"--workers is {args.workers}; use 0 with {env_name}, which other processes lack, or "
             "move it to a module"
         )
-    if args.env_name is None and ":" in env_name and (args.run / MODEL).exists():
+    if args.env_name is None and ":" in env_name and is_export(args.run):
         raise UsageError(
             f"{args.run} is of {env_name}, an environment that is not of this package; name it "
             "with --env-name"
@@ -138,7 +138,7 @@ def results_folder(loaded: LoadedRun, args: EvaluateArgs) -> Path:
     """
     name = f"step_{loaded.step:09d}-seed_{args.seed}-episodes_{episodes_of(loaded, args)}"
     out = args.out or args.run / "evaluation" / name
-    if (args.run / MODEL).exists() and args.run.resolve() in out.resolve().parents:
+    if is_export(args.run) and args.run.resolve() in out.resolve().parents:
         raise UsageError(
             f"{args.run} is an export, which nothing is written to; name another folder with --out"
         )

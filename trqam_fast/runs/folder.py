@@ -252,6 +252,11 @@ class RunFolder:
             return load_json(path)
 
 
+def is_export(path: Path) -> bool:
+    """Whether a folder is an export, which has weights and no checkpoints."""
+    return (path / MODEL).exists()
+
+
 def check_out(path: Path) -> None:
     """Raise `UsageError` if --out, of what is no run, names a run's folder or its checkpoints."""
     place = path.resolve()

@@ -15,7 +15,7 @@ from trqam_fast.damage import is_damage, reason_of
 from trqam_fast.errors import UsageError
 from trqam_fast.evaluation.statistics import success_interval, wilson_interval
 from trqam_fast.files import open_log
-from trqam_fast.runs.folder import KEYS, MODEL, STAGES
+from trqam_fast.runs.folder import KEYS, STAGES, is_export
 from trqam_fast.runs.values import LARGEST_COUNT, count, load_json, sound
 from trqam_fast.runs.versions import as_table
 from trqam_fast.text import printable
@@ -241,7 +241,7 @@ def read_run(path: Path, name: str | None = None, only: frozenset[str] | None = 
     """
     if not path.is_dir():
         raise UsageError(f"{path} is no folder; name the folder of a run, e.g. runs/<env>/<algo>/*")
-    if (path / MODEL).exists():
+    if is_export(path):
         raise UsageError(f"{path} is an export, which has no logs; name its run")
     if not any((path / file).exists() for file in FILES):
         raise UsageError(f"{path} holds no run (none of {', '.join(FILES)}); name a run folder")

@@ -21,7 +21,7 @@ from trqam_fast.kernels import Backend, BackendError
 from trqam_fast.kernels.dispatch import check_backend
 from trqam_fast.kinds import check_kind
 from trqam_fast.runs import checkpoint as checkpoints
-from trqam_fast.runs.folder import MODEL, RunFolder
+from trqam_fast.runs.folder import MODEL, RunFolder, is_export
 from trqam_fast.runs.values import load_json
 from trqam_fast.streams import say
 from trqam_fast.training import backend
@@ -89,7 +89,7 @@ def load_run(
     """
     check_here(device, backend)
     path = expanded(Path(path))
-    if (path / MODEL).exists():
+    if is_export(path):
         if checkpoint is not None:
             raise UsageError(f"{path} is an export, which has no checkpoints; drop --checkpoint")
         return load_export(path, device, backend, kind)

@@ -16,7 +16,7 @@ from trqam_fast.errors import UsageError
 from trqam_fast.kernels.mlp.weights import packed_size
 from trqam_fast.packages import version_of
 from trqam_fast.runs.checkpoint import PROGRESS, newest, plain_shapes
-from trqam_fast.runs.folder import MODEL, RunFolder
+from trqam_fast.runs.folder import RunFolder, is_export
 from trqam_fast.runs.read import read_sound
 from trqam_fast.runs.versions import go_on
 from trqam_fast.training.config import TrainConfig
@@ -90,7 +90,7 @@ def check_exists(path: Path) -> Path:
     Raises:
         UsageError: there is none.
     """
-    if path.is_dir() and not (path / MODEL).exists():
+    if path.is_dir() and not is_export(path):
         found = newest(path / "checkpoints")
         if found is None:
             raise UsageError(
