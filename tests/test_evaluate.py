@@ -130,6 +130,16 @@ def test_an_export_is_evaluated_as_its_run_is(trained, tmp_path, capsys):
     assert load_run(export).step == 20 and sorted(export.iterdir()) == before
 
 
+def test_workers_lack_an_environment_of_a_notebook(trained, tmp_path, capsys):
+    folder = shutil.copytree(trained[0], tmp_path / "copy")
+    own = {"env_name": "__main__:Mine", "dataset": "x.npz", "generated": False}
+    values = json.loads((folder / "config.json").read_text()) | own
+    (folder / "config.json").write_text(json.dumps(values))
+    (folder / "task.json").write_text('{"obs_dim": 2, "low": [-1, -1], "high": [1, 1]}')
+    assert run(folder, "--workers", 2) == 2
+    assert "--workers is 2; use 0 with __main__:Mine, which other" in capsys.readouterr().err
+
+
 def test_load_run(trained, tmp_path):
     folder, _ = trained
     loaded = load_run(folder)

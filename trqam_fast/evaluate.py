@@ -36,7 +36,7 @@ from trqam_fast.files import expanded, make_folder, open_log, write_json, write_
 from trqam_fast.kernels import Backend
 from trqam_fast.kinds import check_kind, plain
 from trqam_fast.runs.folder import check_out, is_export
-from trqam_fast.training.config import MAX_EPISODES
+from trqam_fast.training.config import MAX_EPISODES, check_shared
 from trqam_fast.training.load_run import LoadedRun, load_run
 from trqam_fast.training.loop import EVALUATION_SEED
 from trqam_fast.training.presets import flag_of
@@ -117,11 +117,8 @@ def load(args: EvaluateArgs) -> LoadedRun:
         if asked not in (None, found):
             raise UsageError(f"{flag_of(name)} is {asked}, but {args.run} is of {found}; drop it")
     env_name = loaded.config.env_name
-    if args.workers > 0 and env_name.startswith("__main__:"):
-        raise UsageError(
-            f"--workers is {args.workers}; use 0 with {env_name}, which other processes lack, or "
-            "move it to a module"
-        )
+    if args.workers > 0:
+        check_shared(env_name, "--workers", args.workers)
     if args.env_name is None and ":" in env_name and is_export(args.run):
         raise UsageError(
             f"{args.run} is of {env_name}, an environment that is not of this package; name it "

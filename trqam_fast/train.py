@@ -368,8 +368,8 @@ def train(
         config: What to do, or else flags.
         on_evaluation: Called after each evaluation with its stage, its step and success by seed,
             without those that diverged; step 0 of "pretrain" is what a run starts from. Where it
-            returns False the run stops as at a signal; after
-            the last evaluation it is at its end. What it raises is raised.
+            returns False the run stops as at a signal; after the last evaluation it is at its end.
+            What it raises is raised.
         flags: The command's flags by name, on top of the preset and the task that they name:
             ``train(env_id="Pendulum-v1", dataset="pendulum.npz", seeds=[0, 1])``. With ``resume``
             "yes" or "auto", on top of the configuration of the run that is continued.

@@ -282,11 +282,8 @@ class TrainConfig(TaskConfig, MachineConfig, DataConfig, StageConfig, LogConfig,
         if self.dataset is not None:
             self.require("generated", not self.generated, OFFICIAL_ALONE)
             self.require("sparse", not self.sparse, OFFICIAL_ALONE)
-        alone = self.env_name.startswith("__main__:")
-        self.require(
-            "eval_workers", not alone or self.eval_workers == 0,
-            f"use 0 with {self.env_name}, which other processes lack, or move it to a module",
-        )  # fmt: skip
+        if self.eval_workers > 0:
+            check_shared(self.env_name, "--eval-workers", self.eval_workers)
         _ = self.recipe  # refuses data that cannot be generated
         if not kind.fine_tunes and self.bc_steps == 0:
             raise UsageError(
@@ -364,6 +361,15 @@ class TrainConfig(TaskConfig, MachineConfig, DataConfig, StageConfig, LogConfig,
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         own = {name: values[name] for name in run_flags() if name in values}
         return cls(**own, agent=kind(**select(kind, values)))
+
+
+def check_shared(env_name: str, flag: str, workers: int) -> None:
+    """Raise `UsageError` if worker processes are to make an environment that this one alone has."""
+    if env_name.startswith("__main__:"):
+        raise UsageError(
+            f"{flag} is {workers}; use 0 with {env_name}, which other processes lack, or move it "
+            "to a module"
+        )
 
 
 def flag_hints(algo: str) -> dict[str, Any]:
