@@ -26,6 +26,7 @@ from trqam_fast.errors import RunError, UsageError
 from trqam_fast.evaluation import Evaluator
 from trqam_fast.report import __main__ as report
 from trqam_fast.runs.folder import RunFolder
+from trqam_fast.runs.read import Row
 from trqam_fast.simulator.bounds import scaled, unscaled
 from trqam_fast.simulator.environment import interface_of, make_env
 from trqam_fast.simulator.online import OnlineEnvironment
@@ -34,7 +35,9 @@ from trqam_fast.status import __main__ as status
 from trqam_fast.sweep.plan import make_plan
 from trqam_fast.sweep.spec import parse_spec
 from trqam_fast.training.interface import describe
+from trqam_fast.training.ledger import Ledger
 from trqam_fast.training.presets import make_config
+from trqam_fast.training.summary import summarise
 
 REACH = "tests.own_tasks:Reach"
 SMALL = [
@@ -277,6 +280,21 @@ def test_trains_evaluates_and_reports(flags, tmp_path, capsys):
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "Return: sum of an episode" in page and f"return {summary['final_return']:.6g}" in page
     assert run_command(lambda: status.main([str(tmp_path)])) == 0
+
+
+def test_returns_of_a_summary_are_those_of_each_stage():
+    """The newest of a stage; of a seed that diverged before its end there is none."""
+    ledger, nan = Ledger(), math.nan
+    ledger.success = {"pretrain": [0.0, 1.0], "offline": [1.0, nan]}
+    given = [("pretrain", 8, 3, -5.0), ("pretrain", 8, 4, -6.0), ("offline", 12, 3, -4.0),
+             ("offline", 12, 4, -3.0), ("offline", 16, 3, -2.0)]  # fmt: skip
+    evaluations = [Row(stage, step, str(seed), {"return": r}) for stage, step, seed, r in given]
+    summary = summarise(make_config(seeds=(3, 4)), "cpp", ledger, evaluations)
+    assert summary["pretrained_return_by_seed"] == [-5.0, -6.0]
+    assert summary["pretrained_return"] == -5.5 and summary["online_return"] is None
+    for name in ("offline", "final"):
+        assert summary[f"{name}_return_by_seed"] == [-2.0, None]
+        assert summary[f"{name}_return"] == -2.0
 
 
 def checkpoint_of(folder):

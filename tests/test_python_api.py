@@ -182,20 +182,19 @@ def test_what_looks_at_the_evaluations_is_a_function(flags, cloning, tmp_path):
         tf.train(**cloning, run_dir=tmp_path / "run", on_evaluation=lambda *_: 1 // 0)
     seen = []
     request = StopRequest(lambda *found: seen.append(found))
-    request.evaluated("offline", 3, {4: float("nan"), 7: 0.5}, last=False)
-    request.evaluated("offline", 4, {4: float("nan")}, last=False)
+    request.evaluated("offline", 3, {4: float("nan"), 7: 0.5})
+    request.evaluated("offline", 4, {4: float("nan")})
     assert seen == [("offline", 3, {7: 0.5})] and not request
 
 
 @pytest.mark.parametrize(
-    "answer, last, stops",
-    [(False, False, True), (np.bool_(False), False, True), (False, True, False),
-     (0, False, False), ([], False, False), (None, False, False), (True, False, False)],
-)  # fmt: skip
-def test_false_alone_stops_and_only_before_the_end(answer, last, stops):
+    "answer, stops",
+    [(False, True), (np.bool_(False), True), (0, False), ([], False), (None, False), (True, False)],
+)
+def test_false_alone_stops(answer, stops):
     """The first Ctrl-C after it is the first one all the same."""
     request = StopRequest(lambda *_: answer)
-    request.evaluated("offline", 3, {7: 0.5}, last=last)
+    request.evaluated("offline", 3, {7: 0.5})
     assert bool(request) is stops and request.signal == ""
 
 

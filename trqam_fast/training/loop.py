@@ -331,8 +331,7 @@ class Trainer:
                     continue
                 success[run] = self.logger.evaluation(stage, step, seed, results)
         ledger.success[stage], ledger.evaluated = success, step
-        rates = dict(zip(config.seeds, success, strict=True))
-        self.stop.evaluated(stage, step, rates, last=step == config.end)
+        self.stop.evaluated(stage, step, dict(zip(config.seeds, success, strict=True)))
 
     def save(self, stage: Stage) -> None:
         """Write a checkpoint; a run that diverged keeps the weights of its last good one.

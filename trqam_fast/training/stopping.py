@@ -73,20 +73,19 @@ class StopRequest:
         finally:
             self._at_once = False
 
-    def evaluated(self, stage: str, step: int, success: dict[int, float], *, last: bool) -> None:
+    def evaluated(self, stage: str, step: int, success: dict[int, float]) -> None:
         """Tell the caller's function of an evaluation, which may ask to stop.
 
         Args:
             stage: The stage.
             step: The step.
             success: By seed; those that diverged, NaN, are left out.
-            last: Whether the run ends here anyhow.
         """
         live = {seed: rate for seed, rate in success.items() if math.isfinite(rate)}
         if self.on_evaluation is None or not live:
             return
         answer = self.on_evaluation(stage, step, live)
-        self.ended = isinstance(answer, bool | np.bool_) and not answer and not last
+        self.ended = isinstance(answer, bool | np.bool_) and not answer
 
     def stopped(self, where: str = "") -> Stopped:
         """Return what to raise when everything is saved.
